@@ -1,0 +1,209 @@
+//! What an edge and the core of its region say to each other.
+//!
+//! The region's own edge hands these values over in memory; other edges carry them over an edge link, see
+//! `core/proto/tern/node/v1`. Hot frames are typed, so that an entry is shared rather than copied; the rest
+//! travels as the client's own frames.
+//!
+//! The edge checks tokens, limits, ids and references; the core trusts what comes from an edge of its
+//! region, and keeps nothing for a connection but presence.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codes::Refusal;
+use crate::entry::Entry;
+use crate::ids::{ConvId, Heads, InstallId, Origin, Place, Rev, Seq, UserId};
+use crate::receipt::Receipt;
+use crate::wire::v1;
+
+/// A connection, as its edge numbers it: unique within one start of that edge.
+pub type ConnId = u64;
+
+/// A client's `Send`, with references resolved. `user` and `install` are the connection's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SendRequest {
+    /// Which conversation.
+    pub conversation: ConvId,
+    /// Direct conversations: the other user. May be absent where the region knows the conversation.
+    pub peer: Option<UserId>,
+    /// The install's count in this conversation, from 1.
+    pub n: u64,
+    /// The lowest n that is not acked yet; 1..=n.
+    pub floor: u64,
+    /// The highest hlc that the device holds in the conversation.
+    pub seen_hlc: u64,
+    /// What the body is.
+    pub kind: u32,
+    /// At most `limits::BODY_BYTES`.
+    pub body: Bytes,
+    /// The user's clock.
+    pub wall_ms: u64,
+    /// A re-offer: display key and receipt of the first ack.
+    pub offer: Option<(Place, Bytes)>,
+}
+
+/// One held message in an ack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldAck {
+    /// Which message of the install.
+    pub n: u64,
+    /// Its own place here.
+    pub place: Place,
+    /// Its display key, where it is not its place.
+    pub first: Option<Place>,
+    /// The proof.
+    pub receipt: Receipt,
+}
+
+/// Edge to core.
+#[derive(Clone, Debug)]
+pub enum Up {
+    /// A client said a Hello that the edge accepted. The core answers with `Welcome` or a refusal.
+    Open {
+        /// The connection.
+        conn: ConnId,
+        /// Of the Hello's frame.
+        req: u32,
+        /// By the token.
+        user: UserId,
+        /// By the Hello.
+        install: InstallId,
+        /// Without its token.
+        hello: Box<v1::Hello>,
+        /// As the edge sees it.
+        address: String,
+        /// "quic" or "tcp".
+        transport: &'static str,
+        /// Of the token, wall clock.
+        token_expires_ms: u64,
+    },
+    /// A message.
+    Send {
+        /// The connection.
+        conn: ConnId,
+        /// To be echoed in Ack or Error.
+        req: u32,
+        /// What to sequence.
+        send: SendRequest,
+    },
+    /// Any other frame that the edge does not answer itself: Commit, Ping, PushAck, PullRows, PullEntries,
+    /// Unstable, Network.
+    Frame {
+        /// The connection.
+        conn: ConnId,
+        /// As decoded.
+        frame: v1::Frame,
+    },
+    /// The connection is gone.
+    Close {
+        /// The connection.
+        conn: ConnId,
+    },
+}
+
+impl Up {
+    /// Which connection it is from.
+    pub fn conn(&self) -> ConnId {
+        match self {
+            Up::Open { conn, .. } | Up::Send { conn, .. } | Up::Frame { conn, .. } | Up::Close { conn } => *conn,
+        }
+    }
+}
+
+/// Core to edge, for one connection.
+#[derive(Clone, Debug)]
+pub struct Down {
+    /// The connection.
+    pub conn: ConnId,
+    /// What to write to it.
+    pub body: DownBody,
+}
+
+/// See [`Down`].
+#[derive(Clone, Debug)]
+pub enum DownBody {
+    /// Answers a Send.
+    Ack {
+        /// Of the Send.
+        req: u32,
+        /// What became of it.
+        ack: Ack,
+    },
+    /// May be dropped where the connection's queue is full: `Advance` takes its place.
+    Push(Arc<Push>),
+    /// Part of the answer to a PullEntries.
+    Page {
+        /// Of the PullEntries.
+        req: u32,
+        /// The part.
+        page: Page,
+    },
+    /// Any other frame.
+    Frame(Box<v1::Frame>),
+    /// Write it, then close the connection with this code.
+    Last(Refusal),
+}
+
+/// See [`DownBody::Ack`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The message's own place here.
+    pub place: Place,
+    /// Its display key, where it is not its place.
+    pub first: Option<Place>,
+    /// The proof.
+    pub receipt: Receipt,
+    /// What is held of floor..n-1.
+    pub also: Vec<HeldAck>,
+    /// The offered receipt proved nothing.
+    pub receipt_refused: bool,
+}
+
+/// See [`DownBody::Push`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// Which conversation.
+    pub conversation: ConvId,
+    /// Direct conversations: the other user, as the receiver names him.
+    pub peer: Option<UserId>,
+    /// New entries, ascending within each origin. None: only the row changed.
+    pub entries: Vec<Arc<Entry>>,
+    /// All heads of the row at `rev`.
+    pub heads: Heads,
+    /// The user's rev before.
+    pub prev_rev: Rev,
+    /// The user's rev after.
+    pub rev: Rev,
+}
+
+/// See [`DownBody::Page`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Which conversation.
+    pub conversation: ConvId,
+    /// Which log.
+    pub origin: Origin,
+    /// In the order asked for.
+    pub entries: Vec<Arc<Entry>>,
+    /// (from, to, reason).
+    pub gaps: Vec<(Seq, Seq, v1::gap::Reason)>,
+    /// The answer ends here.
+    pub last: bool,
+}
+
+/// The core of the region as an edge sees it: in memory, or over an edge link.
+pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
+    /// Hands over what connections said, in order. Never blocks; what waits is bounded by
+    /// [`crate::limits::IN_FLIGHT`] per connection.
+    fn submit(&self, ups: Vec<Up>);
+    /// Whether the core is there. After it was not, every connection that was open is unknown to the core.
+    fn reachable(&self) -> bool;
+}
+
+/// An edge as the core of its region sees it: in memory, or over an edge link.
+pub trait EdgePort: Send + Sync + std::fmt::Debug + 'static {
+    /// Hands over what connections are to be told, in order. Never blocks: the edge bounds each
+    /// connection's queue and lets pushes give way to `Advance`.
+    fn deliver(&self, downs: Vec<Down>);
+}

@@ -1,0 +1,36 @@
+//! What tern is made of, without the outside world.
+//!
+//! Everything here is either a value, a format, or a machine: a struct that is handed events and `now`, and
+//! hands back what is to be done. Nothing in this crate opens a socket or a file, reads a clock, starts a
+//! task or draws randomness it was not given; so the same code runs over real sockets and in virtual time,
+//! and a failing history is a list of calls.
+//!
+//! Reading order:
+//!
+//! 1. [`ids`], [`hlc`]: conversations, origins, places, revisions, and the clock that orders messages.
+//! 2. [`entry`]: a message as it lies in a log, with its stored form; [`receipt`]: the proof of its place.
+//! 3. [`wire`]: the frames between clients and edges, and between nodes.
+//! 4. [`identity`], [`sequencer`]: what makes a resend harmless, and what gives a message its place.
+//! 5. [`store`]: what the machines ask of a store, and no more.
+//! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links.
+//! 7. [`ranking`]: which edges a client should try.
+//!
+//! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
+//! wherever an iteration can be seen outside); every queue has a limit in [`limits`].
+
+pub mod clock;
+pub mod codes;
+pub mod edge_api;
+pub mod entry;
+pub mod hlc;
+pub mod ids;
+pub mod identity;
+pub mod limits;
+#[cfg(feature = "node")]
+pub mod node;
+pub mod pacing;
+pub mod ranking;
+pub mod receipt;
+pub mod sequencer;
+pub mod store;
+pub mod wire;

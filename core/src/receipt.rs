@@ -1,0 +1,89 @@
+//! Receipts: the proof, carried by the sender, that a region gave a message its place (R4).
+//!
+//! A message acked by a region that is then lost is offered again elsewhere. It must keep its place, or it
+//! would jump behind the sender's later messages; and a client must not be able to choose a place, or it
+//! could write into the past. So an ack carries a MAC over display key, identity and body hash, under a key
+//! that all regions of a deployment share.
+
+use ring::hmac;
+
+use crate::ids::{ConvId, Identity, Place};
+
+/// Bytes of a receipt: HMAC-SHA-256 cut to 128 bits (RFC 2104, section 5).
+pub const RECEIPT_BYTES: usize = 16;
+
+/// A receipt as it travels.
+pub type Receipt = [u8; RECEIPT_BYTES];
+
+/// The deployment's key for receipts.
+#[derive(Clone)]
+pub struct ReceiptKey(hmac::Key);
+
+impl std::fmt::Debug for ReceiptKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReceiptKey(..)")
+    }
+}
+
+impl ReceiptKey {
+    /// From 32 secret bytes.
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// The receipt for a message that is displayed at `key`.
+    pub fn sign(&self, conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32]) -> Receipt {
+        let tag = hmac::sign(&self.0, &message(conversation, key, by, body_hash));
+        let mut receipt = [0; RECEIPT_BYTES];
+        receipt.copy_from_slice(&tag.as_ref()[..RECEIPT_BYTES]);
+        receipt
+    }
+
+    /// Whether `receipt` was signed for exactly this. Takes the same time for every wrong receipt.
+    pub fn verify(&self, conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32], receipt: &[u8]) -> bool {
+        let expected = self.sign(conversation, key, by, body_hash);
+        receipt.len() == RECEIPT_BYTES
+            && expected.iter().zip(receipt).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+    }
+}
+
+fn message(conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32]) -> Vec<u8> {
+    let mut m = Vec::with_capacity(160);
+    m.extend_from_slice(b"tern receipt 1");
+    m.extend_from_slice(&conversation.0);
+    m.extend_from_slice(&key.hlc.to_be_bytes());
+    m.push(key.origin.region);
+    m.extend_from_slice(&key.origin.era.to_be_bytes());
+    m.extend_from_slice(&key.seq.to_be_bytes());
+    for text in [by.user.as_str(), by.install.as_str()] {
+        m.extend_from_slice(&(text.len() as u64).to_be_bytes());
+        m.extend_from_slice(text.as_bytes());
+    }
+    m.extend_from_slice(&by.n.to_be_bytes());
+    m.extend_from_slice(body_hash);
+    m
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{InstallId, Origin, UserId, body_hash};
+
+    #[test]
+    fn a_receipt_proves_one_place_of_one_message_and_nothing_else() {
+        let key = ReceiptKey::new(&[7; 32]);
+        let conversation = ConvId([1; 16]);
+        let place = Place { hlc: 9, origin: Origin { region: 1, era: 2 }, seq: 3 };
+        let by = Identity { user: UserId::new("a").unwrap(), install: InstallId::new("i").unwrap(), n: 1 };
+        let hash = body_hash(b"x");
+        let receipt = key.sign(conversation, place, &by, &hash);
+        assert!(key.verify(conversation, place, &by, &hash, &receipt));
+        let older = Place { hlc: 8, ..place };
+        assert!(!key.verify(conversation, older, &by, &hash, &receipt), "a client forges an old place");
+        assert!(!key.verify(ConvId([2; 16]), place, &by, &hash, &receipt));
+        assert!(!key.verify(conversation, place, &Identity { n: 2, ..by.clone() }, &hash, &receipt));
+        assert!(!key.verify(conversation, place, &by, &body_hash(b"y"), &receipt));
+        assert!(!key.verify(conversation, place, &by, &hash, &receipt[..15]));
+        assert!(!ReceiptKey::new(&[8; 32]).verify(conversation, place, &by, &hash, &receipt));
+    }
+}
