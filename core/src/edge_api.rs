@@ -15,7 +15,7 @@ use crate::codes::Refusal;
 use crate::entry::Entry;
 use crate::ids::{ConvId, Heads, InstallId, Origin, Place, Rev, Seq, UserId};
 use crate::receipt::Receipt;
-use crate::wire::v1;
+use crate::wire::{node_v1, v1};
 
 /// A connection, as its edge numbers it: unique within one start of that edge.
 pub type ConnId = u64;
@@ -199,6 +199,8 @@ pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
     fn submit(&self, ups: Vec<Up>);
     /// Whether the core is there. After it was not, every connection that was open is unknown to the core.
     fn reachable(&self) -> bool;
+    /// The edge's load, once a second: for dispatch only.
+    fn report(&self, load: node_v1::EdgeLoad);
 }
 
 /// An edge as the core of its region sees it: in memory, or over an edge link.

@@ -8,3 +8,4 @@
 //! clock except through `Env`, so that killing a simulated node ends all it had.
 
 pub mod env;
+pub mod http;

@@ -1,0 +1,1 @@
+//! The pure machines of a client: see `machine`.
