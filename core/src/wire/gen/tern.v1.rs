@@ -244,11 +244,21 @@ pub struct Held {
     pub receipt: ::prost::bytes::Bytes,
 }
 /// Which own messages need a second region: the server answers with Stable frames, at once and as it changes.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Unstable {
-    /// 16 bytes each, at most 200 a frame
-    #[prost(bytes = "bytes", repeated, tag = "1")]
-    pub conversations: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// at most 200 a frame
+    #[prost(message, repeated, tag = "1")]
+    pub logs: ::prost::alloc::vec::Vec<UnstableLog>,
+}
+/// A conversation, and the origins in which the client's unstable messages of it were acked.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UnstableLog {
+    /// 16 bytes
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// at most 16
+    #[prost(message, repeated, tag = "2")]
+    pub origins: ::prost::alloc::vec::Vec<Origin>,
 }
 /// How far entries of one origin are held durably by more than one region.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -372,9 +382,9 @@ pub struct Hello {
     pub network: ::core::option::Option<NetInfo>,
     #[prost(bool, tag = "8")]
     pub foreground: bool,
-    /// as Unstable.conversations
-    #[prost(bytes = "bytes", repeated, tag = "9")]
-    pub unstable: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// as Unstable.logs
+    #[prost(message, repeated, tag = "9")]
+    pub unstable: ::prost::alloc::vec::Vec<UnstableLog>,
     /// sent as 0-RTT data (reserved: nothing is bound by it)
     #[prost(bool, tag = "10")]
     pub early: bool,
