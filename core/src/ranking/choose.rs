@@ -1,0 +1,359 @@
+//! The choice itself: estimates, the band, two random draws, the reserve.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::fleet::{Fleet, Site, Standing};
+use super::position::{Country, Direction, NetworkPrefix, Position};
+use super::rtt::{Known, RttTable};
+use super::{BAND_MS, LIST_MAX};
+use crate::ids::Region;
+
+/// Round trip of a neighbour: access network and hand-overs.
+const NEAR_MS: f64 = 5.0;
+/// Light in glass needs 1 ms for 100 km and back; real paths are 1.5 to 2 times as long.
+const MS_PER_KM: f64 = 1.75 / 100.0;
+/// The band is at least this part of the best estimate.
+const BAND_SHARE: f64 = 0.2;
+/// Weight of what the client itself measured just now.
+const OWN_WEIGHT: f64 = 0.8;
+/// Order of an edge of which nothing is known: as if it were an ocean away.
+const UNKNOWN_MS: f64 = 150.0;
+/// For clients of unknown place, other regions are so much farther than the dispatching one: above the band.
+const NOT_HOME_MS: f64 = 20.0;
+/// The rank, counted from 0, that leaves the region: with the third attempt of a race, a second or so in.
+const RESERVE_AT: usize = 2;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Client<'a> {
+    /// Where it is, as far as its address tells.
+    pub position: Option<Position>,
+    /// Its country, likewise.
+    pub country: Option<Country>,
+    /// Its network; None = what was learned of networks does not apply (loopback, private addresses).
+    pub network: Option<NetworkPrefix>,
+    /// What it measured itself, in milliseconds; the lowest of a region counts.
+    pub measured: &'a [(Region, f64)],
+    /// Names of edges that it does not want. If no other is left, they are listed all the same.
+    pub exclude: &'a [String],
+}
+
+/// How to rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// At most so many edges, 1 to [`LIST_MAX`].
+    pub list_max: usize,
+    /// The dispatching region: first for clients of unknown place.
+    pub home: Region,
+    /// Where that is, if known.
+    pub home_position: Option<Position>,
+    /// Whether the first rank counts as a connection on its way. Not for questions of the kind "what if".
+    pub count: bool,
+}
+
+/// On what an estimate rests for the most part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RttSource {
+    /// Measured by the client or its network.
+    Measured,
+    /// Measured by others of its country.
+    Country,
+    /// Computed from the distance.
+    Distance,
+    /// Nothing: the place of client or edge is not known.
+    Unknown,
+}
+
+impl RttSource {
+    /// As it stands in answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Country => "country",
+            Self::Distance => "distance",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why an edge has its rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// As near as the nearest: drawn by load.
+    Near,
+    /// Farther than those, and next.
+    Farther,
+    /// The nearest outside the region of all before it.
+    OtherRegion,
+    /// The nearest outside the failure domain of all before it.
+    OtherDomain,
+}
+
+/// One rank. Its `Display` is the reason for it: "12 ms by distance, load 0.10".
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Index into [`Fleet::edges`], until the fleet changes.
+    pub edge: usize,
+    /// Estimated round trip in milliseconds; None = nothing is known.
+    pub rtt_ms: Option<f64>,
+    /// On what that rests.
+    pub source: RttSource,
+    /// Connections, including those on their way, over capacity.
+    pub load: f64,
+    /// Why here.
+    pub why: Why,
+    /// The edge is new and does not get its full share yet.
+    pub new: bool,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.rtt_ms, self.source) {
+            (Some(ms), RttSource::Measured) => write!(f, "{ms:.0} ms measured")?,
+            (Some(ms), RttSource::Country) => write!(f, "{ms:.0} ms measured in its country")?,
+            (Some(ms), _) => write!(f, "{ms:.0} ms by distance")?,
+            (None, _) => f.write_str("round trip unknown")?,
+        }
+        write!(f, ", load {:.2}", self.load)?;
+        if self.new {
+            f.write_str(", new")?;
+        }
+        f.write_str(match self.why {
+            Why::Near => "",
+            Why::Farther => ", farther",
+            Why::OtherRegion => ", in case the region fails",
+            Why::OtherDomain => ", in case the failure domain fails",
+        })
+    }
+}
+
+/// The ranked edges, best first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ranking {
+    choices: [Option<Choice>; LIST_MAX],
+    len: usize,
+}
+
+impl Ranking {
+    /// In order of rank.
+    pub fn iter(&self) -> impl Iterator<Item = &Choice> {
+        self.choices.iter().flatten()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no edge could be listed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn push(&mut self, choice: Choice) {
+        if let Some(slot) = self.choices.get_mut(self.len) {
+            *slot = Some(choice);
+            self.len += 1;
+        }
+    }
+}
+
+/// Buffers that a ranking needs, kept so that it allocates nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scratch {
+    estimates: Vec<Estimate>,
+    candidates: Vec<Candidate>,
+    band: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    ms: Option<f64>,
+    source: RttSource,
+    /// By what edges are ordered; = `ms` where that is known.
+    order_ms: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    edge: usize,
+    region: Region,
+    domain: usize,
+    site: usize,
+    order_ms: f64,
+    load: f64,
+    new: bool,
+}
+
+/// Ranks the edges of `fleet` for `client`. `random` gives uniformly distributed numbers; one is drawn per
+/// rank. Equal arguments give equal answers.
+pub fn rank(
+    fleet: &mut Fleet,
+    learned: &RttTable,
+    client: &Client<'_>,
+    policy: &Policy,
+    now: Duration,
+    mut random: impl FnMut() -> u64,
+) -> Ranking {
+    let mut scratch = std::mem::take(&mut fleet.scratch);
+    estimate(fleet.sites(), learned, client, policy, now, &mut scratch.estimates);
+    gather(fleet, &mut scratch, now, client.exclude);
+    if scratch.candidates.is_empty() && !client.exclude.is_empty() {
+        gather(fleet, &mut scratch, now, &[]);
+    }
+    let ranking = draw(&mut scratch, policy.list_max.clamp(1, LIST_MAX), &mut random);
+    fleet.scratch = scratch;
+    if policy.count
+        && let Some(first) = ranking.iter().next()
+    {
+        fleet.assign(first.edge);
+    }
+    ranking
+}
+
+/// Estimates for every site.
+fn estimate(
+    sites: &[Site],
+    learned: &RttTable,
+    client: &Client<'_>,
+    policy: &Policy,
+    now: Duration,
+    out: &mut Vec<Estimate>,
+) {
+    let known = learned.known(now, client.network, client.country);
+    let from = client.position.map(Position::direction);
+    let home = policy.home_position.map(Position::direction);
+    out.clear();
+    out.extend(sites.iter().map(|site| {
+        let (ms, source) = evidence(site, &known, from, client.measured);
+        let order_ms = ms.unwrap_or_else(|| match from {
+            Some(_) => UNKNOWN_MS,
+            None if site.region == policy.home => 0.0,
+            None => NOT_HOME_MS + by_distance(home, site).unwrap_or(UNKNOWN_MS),
+        });
+        Estimate { ms, source, order_ms }
+    }));
+}
+
+fn by_distance(from: Option<Direction>, site: &Site) -> Option<f64> {
+    Some(NEAR_MS + from?.distance_km(site.direction?) * MS_PER_KM)
+}
+
+/// Blends from the least to the most telling.
+fn evidence(
+    site: &Site,
+    known: &Known<'_>,
+    from: Option<Direction>,
+    measured: &[(Region, f64)],
+) -> (Option<f64>, RttSource) {
+    let mut ms = by_distance(from, site);
+    let mut source = if ms.is_some() { RttSource::Distance } else { RttSource::Unknown };
+    let mut blend = |value: f64, weight: f64, of: RttSource| {
+        // Against nothing, the weakest evidence is all there is.
+        if weight > 0.0 {
+            ms = Some(ms.map_or(value, |before| before + (value - before) * weight));
+            if weight >= 0.5 || source == RttSource::Unknown {
+                source = of;
+            }
+        }
+    };
+    if let Some((average, weight)) = known.by_country(site.region) {
+        blend(average, weight, RttSource::Country);
+    }
+    if let Some((average, weight)) = known.by_network(site.region) {
+        blend(average, weight, RttSource::Measured);
+    }
+    let own = measured.iter().filter(|(region, _)| *region == site.region).map(|(_, ms)| *ms);
+    if let Some(lowest) = own.min_by(f64::total_cmp) {
+        blend(lowest, OWN_WEIGHT, RttSource::Measured);
+    }
+    (ms, source)
+}
+
+/// Edges that may be listed.
+fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String]) {
+    scratch.candidates.clear();
+    for (at, edge) in fleet.edges().iter().enumerate() {
+        let report = edge.report();
+        if edge.standing(now) != Standing::Listed || exclude.iter().any(|e| **e == *report.edge) {
+            continue;
+        }
+        scratch.candidates.push(Candidate {
+            edge: at,
+            region: report.region,
+            domain: edge.domain,
+            site: edge.site,
+            order_ms: scratch.estimates[edge.site].order_ms,
+            load: edge.load(now),
+            new: edge.is_new(now),
+        });
+    }
+}
+
+/// Draws rank by rank.
+fn draw(scratch: &mut Scratch, limit: usize, random: &mut impl FnMut() -> u64) -> Ranking {
+    let mut ranking = Ranking::default();
+    let near_up_to = band_of(&scratch.candidates, |_| true);
+    // Region and domain of all ranks so far, while they are one.
+    let (mut region, mut domain) = (None, None);
+    while ranking.len() < limit && !scratch.candidates.is_empty() {
+        let reserve = !ranking.is_empty() && ranking.len() == RESERVE_AT.min(limit - 1);
+        let rest = &scratch.candidates;
+        let pool = if reserve && region.is_some() && rest.iter().any(|c| Some(c.region) != region) {
+            Some(Why::OtherRegion)
+        } else if reserve && domain.is_some() && rest.iter().any(|c| Some(c.domain) != domain) {
+            Some(Why::OtherDomain)
+        } else {
+            None
+        };
+        let (of_region, of_domain) = (region, domain);
+        let in_pool = |c: &Candidate| match pool {
+            Some(Why::OtherRegion) => Some(c.region) != of_region,
+            Some(_) => Some(c.domain) != of_domain,
+            None => true,
+        };
+        let up_to = band_of(rest, in_pool);
+        scratch.band.clear();
+        scratch.band.extend((0..rest.len()).filter(|i| in_pool(&rest[*i]) && rest[*i].order_ms <= up_to));
+        let Some(at) = less_loaded_of_two(rest, &scratch.band, random()) else { break };
+        let chosen = scratch.candidates.swap_remove(at);
+        if ranking.is_empty() {
+            (region, domain) = (Some(chosen.region), Some(chosen.domain));
+        }
+        region = region.filter(|r| *r == chosen.region);
+        domain = domain.filter(|d| *d == chosen.domain);
+        let near = if chosen.order_ms <= near_up_to { Why::Near } else { Why::Farther };
+        let estimate = scratch.estimates[chosen.site];
+        ranking.push(Choice {
+            edge: chosen.edge,
+            rtt_ms: estimate.ms,
+            source: estimate.source,
+            load: chosen.load,
+            why: pool.unwrap_or(near),
+            new: chosen.new,
+        });
+    }
+    ranking
+}
+
+/// The highest estimate that is as good as the best of those in the pool.
+fn band_of(candidates: &[Candidate], in_pool: impl Fn(&Candidate) -> bool) -> f64 {
+    let best = candidates.iter().filter(|c| in_pool(c)).map(|c| c.order_ms).fold(f64::INFINITY, f64::min);
+    best + BAND_MS.max(best * BAND_SHARE)
+}
+
+/// Draws two of the band and returns the index of the one with less load; of equals, the first drawn.
+fn less_loaded_of_two(candidates: &[Candidate], band: &[usize], random: u64) -> Option<usize> {
+    let at = below(random >> 32, band.len());
+    let first = *band.get(at)?;
+    // Another one than the first: so many steps on, round the band.
+    let steps = 1 + below(random & 0xffff_ffff, band.len() - 1);
+    let second = band[(at + steps) % band.len()];
+    Some(if candidates[second].load < candidates[first].load { second } else { first })
+}
+
+/// A 32-bit random number scaled to `0..bound`; 0 where `bound` is 0.
+fn below(random: u64, bound: usize) -> usize {
+    usize::try_from((random * bound as u64) >> 32).unwrap_or(0)
+}
