@@ -1,1 +1,46 @@
-//! tern-netsim
+//! Regions, edges and clients in one process, in virtual time.
+//!
+//! A [`world::World`] holds hosts, the links between them and every packet on its way. Each host is a node
+//! ([`node::SimNode`]) that is handed the same [`tern_net::env::Env`] as a real one: sockets, clock,
+//! randomness and tasks. So the code that runs here is the code that runs in production; only what lies
+//! below `Net` differs. tokio's paused clock jumps from one timer to the next, and a minute of a cluster's
+//! life takes about a second.
+//!
+//! Reading order: [`run`] (a runtime without I/O, on a thread of its own), [`world`] (hosts, the heap of
+//! events and the one task that drives it), [`links`] (who reaches whom, and how late), [`packets`] (what was
+//! sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
+//! [`node`] (tasks, clocks, kill and restart), [`pki`] and [`token`] (certificates and tokens that are the
+//! same in every run), [`random`] (the process's randomness, seeded).
+//!
+//! A run is repeatable: the same seed gives the same packets at the same moments, in every process. The
+//! *shape* of a run is a hash over (time, from, to, protocol, length) of every packet; bytes are not part of
+//! it, because the TLS library draws its own randomness. What keeps shapes equal:
+//!
+//! - nothing here reads a real clock or iterates over a map without order;
+//! - every stream of random numbers is keyed by (seed, host, start), so that a host more or a fault less does
+//!   not reshuffle the others;
+//! - certificates are Ed25519, whose signatures have one length and one value;
+//! - the binary that runs a simulation replaces the C function `getrandom` by [`random::fill`], which also
+//!   makes hash maps of the libraries iterate alike. That function is the process's, so a process runs one
+//!   seed, and the test that compares runs starts processes.
+//!
+//! Time moves in whole milliseconds, because tokio's timers do; links count in nanoseconds, and packets that
+//! fall into the same millisecond are delivered in the order of their nanoseconds.
+//!
+//! Not here yet: rates, queues, loss by chance, NAT, pause and resume, scenario files. [`links::Links::fate`]
+//! is the place where a richer link decides what becomes of a packet.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod limits;
+pub mod links;
+pub mod net;
+pub mod node;
+pub mod packets;
+pub mod pki;
+pub mod random;
+pub mod run;
+pub mod stream;
+pub mod token;
+pub mod udp;
+pub mod world;

@@ -1,0 +1,34 @@
+//! Limits of the simulated network. They resemble those of a Linux host, so that code meets the same walls.
+
+use std::time::Duration;
+
+/// One-way latency between hosts for which none was set: two machines in one data centre, rounded up to the
+/// resolution of the timers.
+pub const LATENCY_DEFAULT: Duration = Duration::from_millis(1);
+/// Largest UDP payload that passes: Ethernet's 1,500 bytes less the headers of IPv4 and UDP. Longer ones are
+/// dropped, as with the don't-fragment bit.
+pub const DATAGRAM_BYTES: usize = 1472;
+/// Datagrams that wait in a socket before further ones are dropped: about what 4 MiB of buffer hold.
+pub const DATAGRAMS_WAITING: usize = 2800;
+/// Bytes of one direction of a stream that are written but not yet read; a writer waits beyond that.
+pub const STREAM_BYTES: usize = 256 * 1024;
+/// A reader's progress is told to the writer in steps of this many bytes: a quarter of the window keeps the
+/// writer going, and does not double the number of packets.
+pub const STREAM_PROGRESS_BYTES: usize = STREAM_BYTES / 4;
+/// Bytes of one packet of a stream. Larger than a real segment, so that runs stay small; streams have no
+/// loss of single segments to model.
+pub const CHUNK_BYTES: usize = 16 * 1024;
+/// Connections that wait to be accepted; the next one's opening packet is lost, and tried again.
+pub const BACKLOG: usize = 1024;
+/// First wait before a lost packet of a stream is sent again; doubles up to [`RETRANSMIT_MAX`].
+pub const RETRANSMIT_MIN: Duration = Duration::from_millis(200);
+/// Longest wait before a lost packet of a stream is sent again.
+pub const RETRANSMIT_MAX: Duration = Duration::from_secs(10);
+/// Opening a stream is given up after this long without an answer: six retries of Linux.
+pub const OPEN_GIVE_UP: Duration = Duration::from_secs(127);
+/// A stream whose packets are lost for this long is given up: fifteen retries of Linux.
+pub const STREAM_GIVE_UP: Duration = Duration::from_secs(924);
+/// First of the ports handed out where 0 was asked for; the last is 65,535.
+pub const PORT_FIRST: u16 = 32_768;
+/// Packets of a run that are kept for looking at; the shape covers all.
+pub const PACKETS_KEPT: usize = 200_000;

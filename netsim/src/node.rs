@@ -1,0 +1,293 @@
+//! A node: its tasks, its clock, its randomness; kill and restart.
+//!
+//! Killing marks the host dead first and drops its tasks then: the other way round their sockets would say
+//! farewell to their peers while being dropped, which no killed process does.
+
+use std::fmt::{self, Debug};
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tern_core::clock::{Clock, Entropy};
+use tern_core::store::BoxFut;
+use tern_net::env::{Env, Spawn, Spawner};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::limits::PORT_FIRST;
+use crate::links::Names;
+use crate::net::SimNet;
+use crate::random::derive;
+use crate::world::World;
+
+/// Milliseconds since 1970 at which every world begins: 2026-01-01T00:00:00Z.
+pub const EPOCH_MS: u64 = 1_767_225_600_000;
+
+/// A host of a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId(pub(crate) usize);
+
+/// Whether a host runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostState {
+    /// Its node runs.
+    Up,
+    /// Its node's process was killed: the kernel has reset its streams and refuses new ones.
+    Killed,
+    /// It is without power: nobody answers.
+    Off,
+}
+
+/// What the world knows of a host.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) names: Names,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) state: HostState,
+    /// Counts the starts; handles of an earlier start do nothing.
+    pub(crate) incarnation: u64,
+    pub(crate) tasks: Arc<NodeTasks>,
+    pub(crate) panics_before: usize,
+    clock: Arc<SimClock>,
+    /// Keyed by (seed, name, start), so that a host more does not reshuffle the others'.
+    rng: Arc<Entropy>,
+    next_port: u16,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, names: Names, ip: Ipv4Addr, start: Instant, seed: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            names,
+            ip,
+            state: HostState::Up,
+            incarnation: 1,
+            tasks: Arc::new(NodeTasks::new()),
+            panics_before: 0,
+            clock: Arc::new(SimClock { start, skew_ms: AtomicI64::new(0) }),
+            rng: Arc::new(Entropy::seeded(derive(seed, name, 1))),
+            next_port: PORT_FIRST,
+        }
+    }
+
+    /// The next port to try where 0 was asked for. Goes on over restarts, as real systems avoid to use a port
+    /// again soon.
+    pub(crate) fn take_port(&mut self) -> u16 {
+        let port = self.next_port;
+        self.next_port = port.checked_add(1).unwrap_or(PORT_FIRST);
+        port
+    }
+}
+
+/// A handle to a host and the node on it. Cheap to clone.
+#[derive(Clone)]
+pub struct SimNode {
+    world: World,
+    host: HostId,
+}
+
+impl Debug for SimNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimNode").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl SimNode {
+    pub(crate) fn new(world: World, host: HostId) -> Self {
+        Self { world, host }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.world.shared.with(|state, _| state.host(self.host).name.clone())
+    }
+
+    /// Its address.
+    pub fn ip(&self) -> IpAddr {
+        self.world.shared.with(|state, _| IpAddr::V4(state.host(self.host).ip))
+    }
+
+    /// Whether it runs.
+    pub fn state(&self) -> HostState {
+        self.world.shared.with(|state, _| state.host(self.host).state)
+    }
+
+    /// The environment of its present start; of no use after a kill.
+    pub fn env(&self) -> Env {
+        let shared = &self.world.shared;
+        shared.with(|state, _| {
+            let host = state.host(self.host);
+            let tasks = Arc::clone(&host.tasks);
+            let name = host.name.clone();
+            Env {
+                net: Arc::new(SimNet::new(Arc::clone(shared), self.host, host.incarnation, Arc::clone(&tasks), name)),
+                clock: Arc::<SimClock>::clone(&host.clock),
+                rng: Arc::clone(&host.rng),
+                tasks: Spawner::new(tasks),
+            }
+        })
+    }
+
+    /// Sets how far its calendar clock is ahead (or behind, if negative). Its monotonic clock does not move.
+    pub fn set_clock_skew_ms(&self, skew_ms: i64) {
+        let clock = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).clock));
+        clock.skew_ms.store(skew_ms, Ordering::SeqCst);
+    }
+
+    /// Kills the node's process: its streams are reset, later ones refused. Returns when no task of it is
+    /// left. Call it from the scenario, never from a task of the node. Of no effect on a node that is down.
+    pub async fn kill(&self) {
+        self.down(HostState::Killed).await;
+    }
+
+    /// Takes the power away: nobody is told. Otherwise like [`SimNode::kill`].
+    pub async fn power_off(&self) {
+        self.down(HostState::Off).await;
+    }
+
+    async fn down(&self, how: HostState) {
+        let tasks = self.world.shared.with(|state, after| {
+            let host = state.host(self.host);
+            if host.state != HostState::Up {
+                return None;
+            }
+            let tasks = Arc::clone(&host.tasks);
+            tasks.dead.store(true, Ordering::SeqCst);
+            state.down(self.host, how, after);
+            Some(tasks)
+        });
+        if let Some(tasks) = tasks {
+            tasks.end().await;
+        }
+    }
+
+    /// Starts the host again, with nothing running: take a new [`SimNode::env`]. Of no effect on a node that
+    /// runs.
+    pub fn restart(&self) {
+        let seed = self.world.seed();
+        let before = self.world.shared.with(|state, _| {
+            let host = &mut state.hosts[self.host.0];
+            if host.state == HostState::Up {
+                return None;
+            }
+            host.state = HostState::Up;
+            host.incarnation += 1;
+            host.panics_before += host.tasks.panics.load(Ordering::SeqCst);
+            host.rng = Arc::new(Entropy::seeded(derive(seed, &host.name, host.incarnation)));
+            Some(std::mem::replace(&mut host.tasks, Arc::new(NodeTasks::new())))
+        });
+        drop(before);
+    }
+
+    /// How many tasks of it run.
+    pub fn tasks(&self) -> usize {
+        self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).tasks)).count()
+    }
+}
+
+/// The tasks of one start of a node.
+pub(crate) struct NodeTasks {
+    dead: Arc<AtomicBool>,
+    panics: AtomicUsize,
+    set: Mutex<JoinSet<()>>,
+    runtime: Handle,
+}
+
+impl Debug for NodeTasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeTasks").field("dead", &self.dead).finish_non_exhaustive()
+    }
+}
+
+impl NodeTasks {
+    fn new() -> Self {
+        Self {
+            dead: Arc::new(AtomicBool::new(false)),
+            panics: AtomicUsize::new(0),
+            set: Mutex::new(JoinSet::new()),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Forgets tasks that have ended; a node would otherwise collect one per connection.
+    fn reap(&self, set: &mut JoinSet<()>) {
+        while let Some(ended) = set.try_join_next() {
+            if ended.is_err_and(|error| error.is_panic()) {
+                self.panics.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reap(&mut set);
+        set.len()
+    }
+
+    pub(crate) fn panics(&self) -> usize {
+        self.count();
+        self.panics.load(Ordering::SeqCst)
+    }
+
+    async fn end(&self) {
+        let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
+        self.reap(&mut set);
+        set.abort_all();
+        while let Some(ended) = set.join_next().await {
+            if ended.is_err_and(|error| error.is_panic()) {
+                self.panics.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Spawn for NodeTasks {
+    fn spawn(&self, task: BoxFut<'static, ()>) {
+        if self.dead.load(Ordering::SeqCst) {
+            return;
+        }
+        let task = NodeTask { dead: Arc::clone(&self.dead), task };
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reap(&mut set);
+        set.spawn_on(task, &self.runtime);
+    }
+}
+
+/// A task that runs no further once its node is dead.
+struct NodeTask {
+    dead: Arc<AtomicBool>,
+    task: BoxFut<'static, ()>,
+}
+
+impl Future for NodeTask {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.dead.load(Ordering::SeqCst) {
+            return Poll::Ready(());
+        }
+        self.task.as_mut().poll(cx)
+    }
+}
+
+/// Virtual time as one host reads it.
+#[derive(Debug)]
+pub struct SimClock {
+    start: Instant,
+    skew_ms: AtomicI64,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        EPOCH_MS.saturating_add(elapsed_ms).saturating_add_signed(self.skew_ms.load(Ordering::SeqCst))
+    }
+}

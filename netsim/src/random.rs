@@ -1,0 +1,80 @@
+//! The process's randomness, seeded.
+//!
+//! Libraries draw keys for their hash maps, and the runtime its own seed, from the C function `getrandom`.
+//! A binary that runs simulations defines that function itself and calls [`fill`], see
+//! `tests/support/getrandom.rs`. The state is the process's because the function is: it is the one thing
+//! that runs in one process share, which is why a process runs one seed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+static STATE: AtomicU64 = AtomicU64::new(0);
+
+/// Starts the process's randomness anew.
+pub fn seed(seed: u64) {
+    STATE.store(mix(seed), Ordering::SeqCst);
+}
+
+/// How often randomness was drawn since it was seeded, in units of 8 bytes; tells whether the hook works.
+pub fn drawn(seed: u64) -> u64 {
+    let distance = STATE.load(Ordering::SeqCst).wrapping_sub(mix(seed));
+    distance.wrapping_mul(STEP_INVERSE)
+}
+
+/// Fills `out` with the next numbers (`SplitMix64`). No cryptography: a simulation has no secrets.
+pub fn fill(out: &mut [u8]) {
+    for chunk in out.chunks_mut(8) {
+        let state = STATE.fetch_add(STEP, Ordering::SeqCst).wrapping_add(STEP);
+        chunk.copy_from_slice(&mix(state).to_le_bytes()[..chunk.len()]);
+    }
+}
+
+/// A seed for a purpose: streams with different names or numbers have nothing in common.
+pub fn derive(seed: u64, name: &str, number: u64) -> u64 {
+    let mut hash = mix(seed ^ STEP);
+    for byte in name.bytes() {
+        hash = mix(hash ^ u64::from(byte));
+    }
+    mix(hash ^ mix(number))
+}
+
+/// STEP * STEP_INVERSE = 1 (mod 2^64), by Newton's iteration: each step doubles the valid bits.
+const STEP_INVERSE: u64 = {
+    let mut inverse = STEP;
+    let mut i = 0;
+    while i < 6 {
+        inverse = inverse.wrapping_mul(2u64.wrapping_sub(STEP.wrapping_mul(inverse)));
+        i += 1;
+    }
+    inverse
+};
+
+const fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_drawn_is_counted_and_seeds_repeat() {
+        seed(7);
+        let (mut a, mut b) = ([0; 20], [0; 20]);
+        fill(&mut a);
+        assert_eq!(drawn(7), 3);
+        seed(7);
+        fill(&mut b);
+        assert_eq!(a, b);
+    }
+
+    #[test]
+    fn derived_seeds_differ_by_seed_name_and_number() {
+        let all = [derive(1, "a", 0), derive(2, "a", 0), derive(1, "b", 0), derive(1, "a", 1), derive(1, "ab", 0)];
+        let distinct: std::collections::BTreeSet<u64> = all.into_iter().collect();
+        assert_eq!(distinct.len(), all.len());
+    }
+}
