@@ -1,11 +1,36 @@
 //! What real and simulated runs share: how a node or a client reaches the outside.
 //!
-//! Reading order: [`env`] (the `Env` every node and client is handed), then [`system`] (the real one),
-//! [`tls`], [`quic`] (endpoints over any [`env::Net`]), [`frames`] (length-prefixed frames over streams),
-//! [`http`] (one request over any `Net`).
+//! Everything above this crate is handed an [`env::Env`] and touches the world through it alone: sockets,
+//! two clocks, randomness, and a place to start tasks. The same edge, core or client therefore runs over the
+//! machine's sockets or over an in-memory network in virtual time, and killing a simulated node ends every
+//! task it had.
 //!
-//! Invariants: nothing here knows what a frame means; nothing above opens a socket, starts a task or reads a
-//! clock except through `Env`, so that killing a simulated node ends all it had.
+//! Reading order:
+//!
+//! 1. [`env`]: the traits, and the `Env` every node and client is handed.
+//! 2. [`system`]: the real one: UDP with large buffers, TCP without delay, a clock that survives suspend.
+//! 3. [`tls`]: identities from PEM, and the four TLS set-ups there are: clients and servers of the public
+//!    side, and of the links between nodes (mutually authenticated).
+//! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
+//! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
+//! 6. [`http`]: HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
+//!
+//! Invariants:
+//!
+//! - Nothing here knows what a frame means.
+//! - Nothing above opens a socket, starts a task, reads a clock or draws a random number except through
+//!   `Env`. What remains outside of it is tokio's timers, which simulation pauses.
+//! - TLS is 1.3 only. Session tickets are off: early data comes with a bounded, stateful cache, not before.
+//! - No pool, no cache of names, no process-wide state: what a caller opened lives as long as he holds it.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod env;
+pub mod frames;
 pub mod http;
+pub mod quic;
+pub mod system;
+pub mod tls;
+
+#[cfg(test)]
+mod testing;
