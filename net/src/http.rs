@@ -97,7 +97,13 @@ pub async fn serve(
     }
 }
 
-async fn connection(stream: Box<dyn Stream>, from: SocketAddr, tls: Option<TlsAcceptor>, limits: HttpLimits, handler: Handler) {
+async fn connection(
+    stream: Box<dyn Stream>,
+    from: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    limits: HttpLimits,
+    handler: Handler,
+) {
     let stream: Box<dyn Stream> = match tls {
         None => stream,
         Some(tls) => match timeout(limits.handshake, tls.accept(stream)).await {
@@ -239,7 +245,12 @@ impl HttpClient {
     }
 
     /// A connection for several requests, one after the other.
-    pub async fn connect(&self, to: SocketAddr, server_name: &str, within: Duration) -> Result<HttpConnection, HttpError> {
+    pub async fn connect(
+        &self,
+        to: SocketAddr,
+        server_name: &str,
+        within: Duration,
+    ) -> Result<HttpConnection, HttpError> {
         timeout(within, self.open(to, server_name)).await.map_err(|_| HttpError::Late { to, after: within })?
     }
 
@@ -297,7 +308,11 @@ impl HttpConnection {
         timeout(within, exchange).await.map_err(|_| HttpError::Late { to, after: within })?
     }
 
-    async fn exchange(&mut self, mut request: Request<Full<Bytes>>, limit: usize) -> Result<Response<Bytes>, HttpError> {
+    async fn exchange(
+        &mut self,
+        mut request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
         let to = self.to;
         let failed = |cause: String| HttpError::Failed { to, cause };
         request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
@@ -341,7 +356,12 @@ mod tests {
         Request::post("/").body(Full::new(Bytes::from(vec![b'x'; bytes]))).unwrap()
     }
 
-    async fn start(env: &Env, tls: Option<Arc<rustls::ServerConfig>>, limits: HttpLimits, handler: Handler) -> (SocketAddr, oneshot::Sender<()>) {
+    async fn start(
+        env: &Env,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        limits: HttpLimits,
+        handler: Handler,
+    ) -> (SocketAddr, oneshot::Sender<()>) {
         let acceptor = env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let at = acceptor.local_addr();
         let (stop, stopped) = oneshot::channel();
@@ -383,7 +403,10 @@ mod tests {
         connection.request(post(1), 10, WITHIN).await.unwrap();
         drop(stop);
         assert!(connection.request(post(1), 10, WITHIN).await.is_err());
-        assert!(matches!(client.request(at, "localhost", post(1), 10, WITHIN).await, Err(HttpError::Connect { .. } | HttpError::Failed { .. })));
+        assert!(matches!(
+            client.request(at, "localhost", post(1), 10, WITHIN).await,
+            Err(HttpError::Connect { .. } | HttpError::Failed { .. })
+        ));
     }
 
     #[tokio::test]

@@ -93,12 +93,7 @@ impl QuicParams {
 
     /// A client towards an edge: opens all streams itself; a wide window, because backlogs come this way.
     pub const fn client() -> Self {
-        Self {
-            bidi_streams: 0,
-            stream_receive_window: 1024 * 1024,
-            receive_window: 2 * 1024 * 1024,
-            ..Self::edge()
-        }
+        Self { bidi_streams: 0, stream_receive_window: 1024 * 1024, receive_window: 2 * 1024 * 1024, ..Self::edge() }
     }
 
     /// Links between nodes: found dead within 5 s, and full over 300 Mbit/s at 200 ms.
@@ -187,7 +182,11 @@ fn open(env: &Env, at: SocketAddr, server: Option<ServerConfig>) -> Result<Endpo
 }
 
 /// What a server answers with; exposed for those that change it while running.
-pub fn server_config(env: &Env, tls: Arc<rustls::ServerConfig>, params: &QuicParams) -> Result<ServerConfig, QuicError> {
+pub fn server_config(
+    env: &Env,
+    tls: Arc<rustls::ServerConfig>,
+    params: &QuicParams,
+) -> Result<ServerConfig, QuicError> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|e| QuicError::Tls(e.to_string()))?;
     let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tern address tokens").extract(&random_key(&env.rng));
     let mut config = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
@@ -222,7 +221,11 @@ pub fn client_endpoint(env: &Env, bind: SocketAddr) -> Result<Endpoint, QuicErro
 }
 
 /// What a connection is opened with, for `Endpoint::connect_with`.
-pub fn client_config(env: &Env, tls: Arc<rustls::ClientConfig>, params: &QuicParams) -> Result<ClientConfig, QuicError> {
+pub fn client_config(
+    env: &Env,
+    tls: Arc<rustls::ClientConfig>,
+    params: &QuicParams,
+) -> Result<ClientConfig, QuicError> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|e| QuicError::Tls(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     let rng = env.rng.clone();

@@ -32,9 +32,9 @@ pub fn system_env() -> io::Result<Env> {
         io::Error::other("the system environment was asked for outside of a tokio runtime; build it inside one")
     })?;
     let mut seed = [0; 32];
-    SystemRandom::new()
-        .fill(&mut seed)
-        .map_err(|_| io::Error::other("the operating system yields no random numbers; nothing can be secured without"))?;
+    SystemRandom::new().fill(&mut seed).map_err(|_| {
+        io::Error::other("the operating system yields no random numbers; nothing can be secured without")
+    })?;
     let tasks = Spawner::new(Arc::new(TokioTasks(handle.clone())));
     Ok(Env {
         net: Arc::new(SystemNet { handle, tasks: tasks.clone(), small_buffers_told: AtomicBool::new(false) }),

@@ -68,7 +68,10 @@ pub struct Identity {
 
 impl Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("from", &self.from).field("certificates", &self.chain.len()).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("from", &self.from)
+            .field("certificates", &self.chain.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,7 +98,8 @@ impl Identity {
     }
 
     fn parse(chain: &[u8], key: &[u8], chain_from: &str, key_from: &str) -> Result<Self, TlsError> {
-        let pem = |what, from: &str, cause: String, expected| TlsError::Pem { what, from: from.to_owned(), cause, expected };
+        let pem =
+            |what, from: &str, cause: String, expected| TlsError::Pem { what, from: from.to_owned(), cause, expected };
         let expected = "-----BEGIN CERTIFICATE-----";
         let chain = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<Vec<_>, _>>()
@@ -179,7 +183,11 @@ pub fn client_tls(roots_pem: &[u8], alpn: &[&[u8]], clock: Arc<dyn Clock>) -> Re
 
 /// The accepting side of links between nodes: the other node must show a certificate signed by a CA in
 /// `ca_pem`. ALPN `tern-node/1`.
-pub fn node_server_tls(identity: &Identity, ca_pem: &[u8], clock: Arc<dyn Clock>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn node_server_tls(
+    identity: &Identity,
+    ca_pem: &[u8],
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_pem)?), provider())
         .build()
         .map_err(|e| TlsError::Roots(e.to_string()))?;
@@ -194,7 +202,11 @@ pub fn node_server_tls(identity: &Identity, ca_pem: &[u8], clock: Arc<dyn Clock>
 
 /// The connecting side of links between nodes: shows its own certificate and trusts the CAs in `ca_pem`
 /// alone. ALPN `tern-node/1`.
-pub fn node_client_tls(identity: &Identity, ca_pem: &[u8], clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn node_client_tls(
+    identity: &Identity,
+    ca_pem: &[u8],
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| TlsError::Setup(e.to_string()))?
