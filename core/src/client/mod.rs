@@ -1,1 +1,47 @@
-//! The pure machines of a client: see `machine`.
+//! The pure machines of a client.
+//!
+//! [`Machine`] decides everything that a client does: what is sent when and where, what is kept, what the
+//! application is told. It is handed what happened and `now`, and hands back [`Step`]s: first the changes of
+//! what is kept, to be applied in one transaction, then effects, which may be carried out only after that.
+//! It never reads a clock, a socket or a file, and draws randomness from the seed it was given alone.
+//!
+//! Reading order:
+//!
+//! 1. `data`: what is kept, and its changes ([`Op`], [`Image`]); [`Intervals`]: what is held of a log.
+//! 2. `machine`: the struct, its inputs and its steps.
+//! 3. `outbox`, `sending`: own messages, from the first transmission until a second region has them.
+//! 4. `receiving`: rows, pushes, pages; cursors and vectors.
+//! 5. `session`: one connection: requests, probes, heartbeat. `engine`: which connection.
+//! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
+//!
+//! Invariants:
+//! - A cursor moves in the transaction that stores the heads it stands for, never before; and a head that is
+//!   told and not held is pulled until it is held or a gap is recorded. So nothing slips under a cursor.
+//! - A message that may have been transmitted never gets a second identity, unless the first is known to
+//!   belong to another message.
+//! - Everything on a connection is forgotten with it; what is kept is enough to do it again.
+
+mod book;
+mod data;
+mod engine;
+mod intervals;
+pub mod limits;
+mod machine;
+mod outbox;
+mod receiving;
+mod sending;
+mod session;
+
+pub use book::Book;
+pub use data::{
+    Change, ConversationImage, ConversationRecord, Image, Message, MessageId, MessageState, Op, OriginState, Outgoing,
+    OutgoingRecord, Placed, choose_install, key_bytes, key_from_bytes, merge_copy,
+};
+pub use engine::{Candidate, ConnNo, Failure, Transport};
+pub use intervals::Intervals;
+pub use machine::{
+    ConnectionState, DiscardRefused, Effect, Event, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,567 @@
-//! node
+//! The messaging core of a region: conversations, users, devices, links, as one machine.
+//!
+//! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
+//! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
+//! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
+//! other regions say), `stable` (R14), [`routes`] (who is where).
+//!
+//! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
+//!
+//! ```text
+//! ups, peer frames, answers of the store, ticks  ->  Node  ->  appends, puts, reads, downs, peer frames
+//! ```
+//!
+//! Invariants: nothing undecided is acked, fanned out, shipped or readable; a user's row becomes durable
+//! before the todo that stands for it goes; every collection is ordered, so equal inputs give equal outputs;
+//! the node never waits: what needs a read is parked and goes on when the answer comes.
+
+pub mod conversation;
+pub mod link;
+mod peers;
+mod rounds;
+pub mod routes;
+mod sessions;
+mod stable;
+#[cfg(test)]
+mod tests;
+pub mod user;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codes::Refusal;
+use crate::edge_api::{ConnId, Down, DownBody};
+use crate::entry::Entry;
+use crate::ids::{ConvId, InstallId, Origin, Region, Rev, UserId};
+use crate::limits::TODO_LINGER;
+use crate::receipt::ReceiptKey;
+use crate::sequencer::LogState;
+use crate::store::{Append, Put, Range, Target, Todo};
+use crate::wire::{node_v1, v1};
+
+use conversation::Conversation;
+use link::Link;
+use routes::Routes;
+use user::User;
+
+/// Rows and todo removals are written this often.
+pub const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// Changes of presence are told to other regions this often.
+pub const ROUTES_EVERY: Duration = Duration::from_millis(20);
+/// Conversations kept in memory; idle ones above it are dropped.
+pub const CONVERSATIONS_IN_MEMORY: usize = 100_000;
+/// Users kept in memory, likewise.
+pub const USERS_IN_MEMORY: usize = 200_000;
+/// A conversation's checkpoint is written after so many entries.
+pub const CHECKPOINT_ENTRIES: usize = 256;
+
+/// Both readings of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic.
+    pub mono: Duration,
+    /// Milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// An edge, as the runtime numbers it: never reused.
+pub type EdgeId = u64;
+
+/// A client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnKey {
+    /// At which edge.
+    pub edge: EdgeId,
+    /// Which one there.
+    pub conn: ConnId,
+}
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its region.
+    pub region: Region,
+    /// The region's name, for clients and operators.
+    pub region_name: String,
+    /// Region and current era.
+    pub origin: Origin,
+    /// This start's epoch: fences older owners and orders revisions.
+    pub epoch: u64,
+    /// Counts the starts of the store; orders the region's eras for its peers.
+    pub start: u64,
+    /// The other regions.
+    pub peers: BTreeSet<Region>,
+    /// What was known of their eras: (start, era).
+    pub known_eras: BTreeMap<Region, (u64, u64)>,
+    /// For ids of direct conversations.
+    pub direct_salt: Vec<u8>,
+    /// Shared by all regions.
+    pub receipt_key: ReceiptKey,
+    /// After so long a silence of a region its clients offer their messages elsewhere.
+    pub reoffer_after: Duration,
+    /// What clients are told.
+    pub heartbeat: v1::Heartbeat,
+}
+
+/// A read that the node waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// A conversation's state: answer with `conversation_loaded`.
+    Conversation(ConvId),
+    /// A user's rows: answer with `user_loaded`.
+    User(UserId),
+    /// Part of a log: answer with `range_read`.
+    Range {
+        /// To be given back.
+        ticket: u64,
+        /// What to read.
+        range: Range,
+    },
+}
+
+/// Something an operator should see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A peer's clock, or one of its conversations, is far ahead.
+    ClockAhead {
+        /// Which region.
+        region: Region,
+        /// By how much.
+        ms: u64,
+    },
+    /// A peer shipped entries of this region's own current era: this store has lost its tail.
+    OwnTailLost {
+        /// Which conversation.
+        conversation: ConvId,
+    },
+    /// A conversation's log is damaged and refused.
+    Damaged {
+        /// Which conversation.
+        conversation: ConvId,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another owner has taken over: this node must stop.
+    Fenced,
+    /// A peer said something that can't be.
+    BadPeer {
+        /// Which region.
+        region: Region,
+        /// What.
+        what: String,
+    },
+}
+
+/// What is to be done, in order within each kind.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// For the store; each is answered by `appended`.
+    pub appends: Vec<Append>,
+    /// For the store, lazily.
+    pub puts: Vec<Put>,
+    /// For the store, synced; answered by `flushed`.
+    pub flush: Option<Vec<Put>>,
+    /// Reads.
+    pub wants: Vec<Want>,
+    /// For connections.
+    pub downs: BTreeMap<EdgeId, Vec<Down>>,
+    /// For peer regions.
+    pub links: BTreeMap<Region, Vec<node_v1::node_frame::Body>>,
+    /// For the operator.
+    pub notices: Vec<Notice>,
+}
+
+impl Outputs {
+    fn down(&mut self, key: ConnKey, body: DownBody) {
+        self.downs.entry(key.edge).or_default().push(Down { conn: key.conn, body });
+    }
+
+    fn frame(&mut self, key: ConnKey, req: u32, body: v1::frame::Body) {
+        self.down(key, DownBody::Frame(Box::new(v1::Frame::new(req, body))));
+    }
+
+    fn refuse(&mut self, key: ConnKey, req: u32, refusal: &Refusal) {
+        self.frame(key, req, v1::frame::Body::Error(refusal.to_wire()));
+    }
+
+    fn link(&mut self, region: Region, body: node_v1::node_frame::Body) {
+        self.links.entry(region).or_default().push(body);
+    }
+}
+
+/// Counters for `/metrics`; monotonic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages sequenced here.
+    pub sequenced: u64,
+    /// Sends answered from what was held.
+    pub resends: u64,
+    /// Sends refused.
+    pub refused: u64,
+    /// Entries taken from other regions.
+    pub copies: u64,
+    /// Of them and of re-offers: identities that were held before.
+    pub duplicates: u64,
+    /// Pushes handed to edges.
+    pub pushes: u64,
+    /// Entries shipped to other regions.
+    pub shipped: u64,
+}
+
+/// A connection's session, as far as the core knows it.
+#[derive(Debug)]
+struct Session {
+    user: UserId,
+    install: InstallId,
+    /// Which of its own messages were acked on this connection, per conversation.
+    acked: BTreeMap<ConvId, (u64, u64)>,
+    /// Conversations whose stability it waits for.
+    watching: BTreeSet<ConvId>,
+}
+
+/// What a parked read is for.
+#[derive(Debug)]
+enum Ticket {
+    Recall { conversation: ConvId },
+    Ship { region: Region, conversation: ConvId, origin: Origin },
+    Pull(sessions::Pull),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    settings: Settings,
+    conversations: BTreeMap<ConvId, Conversation>,
+    users: BTreeMap<UserId, User>,
+    sessions: BTreeMap<ConnKey, Session>,
+    links: BTreeMap<Region, Link>,
+    eras: BTreeMap<Region, (u64, u64)>,
+    routes: Routes,
+    tickets: BTreeMap<u64, Ticket>,
+    next_ticket: u64,
+    /// Conversations that got something to do by the present input.
+    touched: BTreeSet<ConvId>,
+    /// Conversations with todo.
+    active: BTreeSet<ConvId>,
+    /// Users with rows that are not on disk.
+    dirty: BTreeSet<UserId>,
+    /// Devices that owe an ack: (when to remind, whose, which).
+    owing: BTreeSet<(Duration, UserId, ConnKey)>,
+    flush: Flush,
+    routes_at: Option<Duration>,
+    draining: bool,
+    counters: Counters,
+    out: Outputs,
+}
+
+/// Writing rows: at most one flush is in flight.
+#[derive(Debug, Default)]
+struct Flush {
+    /// Counts the flushes that were begun.
+    begun: u64,
+    /// Counts those that ended.
+    done: u64,
+    in_flight: bool,
+    at: Option<Duration>,
+}
+
+impl Node {
+    /// A node that has just opened its store; `todo` is what the store says is left to do.
+    pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
+        let links = settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
+        let mut node = Self {
+            eras: settings.known_eras.clone(),
+            routes: Routes::default(),
+            conversations: BTreeMap::new(),
+            users: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            links,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            touched: BTreeSet::new(),
+            active: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            owing: BTreeSet::new(),
+            flush: Flush::default(),
+            routes_at: None,
+            draining: false,
+            counters: Counters::default(),
+            out: Outputs::default(),
+            settings,
+        };
+        for t in todo {
+            node.resume_todo(t, now);
+        }
+        node
+    }
+
+    /// Takes what is to be done. Call after every input.
+    pub fn take_outputs(&mut self) -> Outputs {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Counters since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Conversations and users in memory, connections, conversations with work left.
+    pub fn sizes(&self) -> (usize, usize, usize, usize) {
+        (self.conversations.len(), self.users.len(), self.sessions.len(), self.active.len())
+    }
+
+    /// The routes table.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The current origin.
+    pub fn origin(&self) -> Origin {
+        self.settings.origin
+    }
+
+    fn resume_todo(&mut self, t: Todo, now: Now) {
+        let conversation = self.conversation(t.conversation, now);
+        conversation.todo.insert(t.target, t.prefix.clone());
+        self.active.insert(t.conversation);
+        if let Target::Peer(region) = t.target
+            && let Some(link) = self.links.get_mut(&region)
+        {
+            for (origin, prefix) in t.prefix {
+                link.note(t.conversation, origin, prefix, origin.region != self.settings.region, now.mono);
+            }
+        }
+    }
+
+    /// The conversation, which starts loading if it is not in memory.
+    fn conversation(&mut self, id: ConvId, now: Now) -> &mut Conversation {
+        let wants = &mut self.out.wants;
+        self.conversations.entry(id).or_insert_with(|| {
+            wants.push(Want::Conversation(id));
+            Conversation::loading(id, now.mono)
+        })
+    }
+
+    /// The user, whose rows start loading if they are not in memory.
+    fn user(&mut self, id: &UserId) -> &mut User {
+        if !self.users.contains_key(id) {
+            self.out.wants.push(Want::User(id.clone()));
+            self.users.insert(id.clone(), User::loading());
+        }
+        let epoch = self.settings.epoch;
+        self.users.entry(id.clone()).or_insert_with(|| User::new(epoch, Vec::new()))
+    }
+
+    /// A conversation that was wanted: its state with all decided entries above its checkpoint applied, and
+    /// the origins that are refused. An `Err` is tried again by the runtime; it never gives up.
+    pub fn conversation_loaded(&mut self, now: Now, state: LogState, damaged: BTreeMap<Origin, String>) {
+        let id = state.conversation();
+        for (origin, what) in &damaged {
+            let what = format!("log of {origin}: {what}");
+            self.out.notices.push(Notice::Damaged { conversation: id, what });
+        }
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        if !conversation.is_loading() {
+            return;
+        }
+        let waiting = conversation.loaded(state, damaged);
+        if conversation.todo.contains_key(&Target::Fanout) {
+            self.fan_out(now, id, &[]);
+        }
+        for (key, req, pull) in waiting.pulls {
+            self.pull(now, key, req, pull);
+        }
+        for (key, origins) in waiting.unstable {
+            self.answer_unstable(now, key, id, &origins);
+        }
+        for (region, heads) in waiting.offers {
+            self.answer_offer(region, id, &heads);
+        }
+        self.pump_all(now);
+        self.start_round(now, id);
+    }
+
+    /// A user's rows that were wanted.
+    pub fn user_loaded(&mut self, now: Now, id: &UserId, rows: Vec<(ConvId, crate::store::RowRecord)>) {
+        let epoch = self.settings.epoch;
+        let Some(slot) = self.users.get_mut(id) else { return };
+        let Some(waiting) = slot.take_waiting() else { return };
+        *slot = User::new(epoch, rows);
+        for conversation in waiting.merges {
+            self.merged_late(conversation);
+            self.merge_row(now, id, conversation, &[]);
+        }
+        for open in waiting.opens {
+            self.welcome(now, open);
+        }
+    }
+
+    /// A range that was wanted.
+    pub fn range_read(&mut self, now: Now, ticket: u64, entries: Result<Vec<Arc<Entry>>, String>) {
+        match self.tickets.remove(&ticket) {
+            Some(Ticket::Recall { conversation }) => self.recalled(now, conversation, entries),
+            Some(Ticket::Ship { region, conversation, origin }) => {
+                self.ship_read(now, region, conversation, origin, entries);
+            }
+            Some(Ticket::Pull(pull)) => self.pull_read(now, pull, entries),
+            None => {}
+        }
+    }
+
+    fn want_range(&mut self, ticket: Ticket, range: Range) {
+        self.next_ticket += 1;
+        self.tickets.insert(self.next_ticket, ticket);
+        self.out.wants.push(Want::Range { ticket: self.next_ticket, range });
+    }
+
+    /// The flush that was asked for ended.
+    pub fn flushed(&mut self, now: Now) {
+        self.flush.in_flight = false;
+        self.flush.done = self.flush.begun;
+        self.settle(now);
+    }
+
+    /// Time has passed: see [`Node::next_deadline`].
+    pub fn tick(&mut self, now: Now) {
+        if self.flush.at.is_some_and(|at| at <= now.mono) && !self.flush.in_flight {
+            self.begin_flush(now);
+        }
+        if self.routes_at.is_some_and(|at| at <= now.mono) {
+            self.routes_at = None;
+            self.tell_routes();
+        }
+        self.remind(now);
+        self.relay(now);
+        self.evict();
+    }
+
+    /// When to tick at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let flush = if self.flush.in_flight { None } else { self.flush.at };
+        let owing = self.owing.first().map(|(at, _, _)| *at);
+        let relay = self.links.values().filter_map(Link::next_deadline).min();
+        [flush, self.routes_at, owing, relay].into_iter().flatten().min()
+    }
+
+    /// No new sessions and sends from now on: the process is about to stop.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether everything is on disk and every connected peer has acked what it was to get.
+    pub fn is_settled(&self) -> bool {
+        let busy = |c: &Conversation| !c.is_idle();
+        self.dirty.is_empty()
+            && !self.flush.in_flight
+            && !self.conversations.values().any(busy)
+            && self.links.values().all(|l| !l.is_connected() || l.is_caught_up())
+    }
+
+    /// What a clean stop writes last: checkpoints of all conversations in memory, so that the next start need
+    /// not read their logs.
+    pub fn last_puts(&self) -> Vec<Put> {
+        let ready = self.conversations.iter().filter(|(_, c)| c.since_checkpoint > 0 && c.is_idle());
+        ready.map(|(id, c)| Put::Checkpoint { conversation: *id, value: c.state.checkpoint() }).collect()
+    }
+
+    fn schedule_flush(&mut self, now: Now) {
+        self.flush.at.get_or_insert(now.mono + FLUSH_EVERY);
+    }
+
+    fn begin_flush(&mut self, now: Now) {
+        let mut puts = Vec::new();
+        for id in std::mem::take(&mut self.dirty) {
+            if let Some(user) = self.users.get_mut(&id) {
+                puts.extend(user.take_dirty().map(|(conversation, row)| Put::Row { user: id.clone(), conversation, row }));
+            }
+        }
+        self.flush.begun += 1;
+        self.flush.at = if self.active.is_empty() { None } else { Some(now.mono + FLUSH_EVERY) };
+        if puts.is_empty() {
+            self.flush.done = self.flush.begun;
+            self.settle(now);
+        } else {
+            self.flush.in_flight = true;
+            self.out.flush = Some(puts);
+        }
+    }
+
+    /// Removes todo whose target has caught up and whose conversation is quiet, and writes checkpoints.
+    fn settle(&mut self, now: Now) {
+        let ids: Vec<ConvId> = self.active.iter().copied().collect();
+        for id in ids {
+            let Some(conversation) = self.conversations.get_mut(&id) else {
+                self.active.remove(&id);
+                continue;
+            };
+            if conversation.since_checkpoint >= CHECKPOINT_ENTRIES && conversation.is_idle() {
+                conversation.since_checkpoint = 0;
+                let value = conversation.state.checkpoint();
+                self.out.puts.push(Put::Checkpoint { conversation: id, value });
+            }
+            if now.mono.saturating_sub(conversation.active_at) < TODO_LINGER || !conversation.is_idle() {
+                continue;
+            }
+            let links = &self.links;
+            let flushed = self.flush.done;
+            let done: Vec<Target> = conversation
+                .todo
+                .keys()
+                .copied()
+                .filter(|target| match target {
+                    Target::Fanout => conversation.fan_pending == 0 && conversation.fan_flush <= flushed,
+                    Target::Peer(region) => links
+                        .get(region)
+                        .is_none_or(|l| l.has_acked(id, &conversation.published)),
+                })
+                .collect();
+            for target in done {
+                conversation.todo.remove(&target);
+                let prefix = crate::ids::Heads::new();
+                self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix }));
+                if let Target::Peer(region) = target
+                    && let Some(link) = self.links.get_mut(&region)
+                {
+                    link.forget(id);
+                }
+            }
+            if conversation.todo.is_empty() {
+                conversation.state.shrink();
+                self.active.remove(&id);
+            }
+        }
+    }
+
+    /// Drops idle conversations and users above the limits. What is dropped is on disk.
+    fn evict(&mut self) {
+        if self.conversations.len() > CONVERSATIONS_IN_MEMORY {
+            let excess = self.conversations.len() - CONVERSATIONS_IN_MEMORY + CONVERSATIONS_IN_MEMORY / 10;
+            let idle = |c: &&Conversation| c.is_idle() && c.todo.is_empty() && c.watchers.is_empty();
+            let mut oldest: Vec<(Duration, ConvId)> =
+                self.conversations.values().filter(idle).map(|c| (c.active_at, c.id())).collect();
+            oldest.sort_unstable();
+            for (_, id) in oldest.into_iter().take(excess) {
+                if let Some(c) = self.conversations.remove(&id)
+                    && c.since_checkpoint > 0
+                {
+                    let value = c.state.checkpoint();
+                    self.out.puts.push(Put::Checkpoint { conversation: id, value });
+                }
+            }
+        }
+        if self.users.len() > USERS_IN_MEMORY {
+            let excess = self.users.len() - USERS_IN_MEMORY + USERS_IN_MEMORY / 10;
+            let idle: Vec<UserId> =
+                self.users.iter().filter(|(_, u)| u.is_idle()).map(|(id, _)| id.clone()).take(excess).collect();
+            for id in idle {
+                self.users.remove(&id);
+            }
+        }
+    }
+
+    /// The newest rev of a user, if he is in memory.
+    pub fn rev_of(&self, user: &UserId) -> Option<Rev> {
+        self.users.get(user).map(User::rev)
+    }
+}

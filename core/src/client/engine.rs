@@ -1,0 +1,647 @@
+//! Where to connect, and when: candidates, attempts, back-off, moving on.
+//!
+//! *Problem.* A list of edges can be stale, an edge can be dead, a region can be gone, a network can swallow
+//! UDP or accept TCP and stay silent; and whoever retries too eagerly brings down what is left.
+//!
+//! *Rule.* One round goes through the candidates in order of their rank, what failed lately last: QUIC first,
+//! TCP+TLS on the same edge a moment later, the next edge when both failed or the time-out is over. Only an
+//! authenticated Welcome counts as success. A round that failed is followed by a random pause below a bound
+//! that doubles, and by asking dispatch for a new list with what failed. Whatever replaces a living
+//! connection is made before that is broken.
+//!
+//! *Why the simpler ways fail.* "Connected" as success: a captive portal answers TCP and nothing else.
+//! Resetting the back-off with each Welcome: two draining edges pass a client to and fro for ever. A pause
+//! without jitter: all clients of a dead edge come back in the same millisecond.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::limits::{
+    ATTEMPTS, BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, DISPATCH_FIRST, DISPATCH_TIMEOUT, EXCLUDES, SETTLED,
+    SUSPECT_KEEP, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS,
+};
+use crate::codes::Code;
+use crate::wire::v1::error::Retry;
+
+/// Numbers connections and attempts of one client, from 1.
+pub type ConnNo = u64;
+
+/// How frames travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// Three streams of one QUIC connection.
+    Quic,
+    /// One TLS stream over TCP.
+    Tcp,
+}
+
+impl Transport {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// An address of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Name of the edge; empty where it is not known.
+    pub edge: String,
+    /// Name of its region; empty where it is not known.
+    pub region: String,
+    /// `host:port`, `v4:port` or `[v6]:port`.
+    pub address: String,
+    /// The name its certificate must have.
+    pub server_name: String,
+    /// Which transports it offers.
+    pub quic: bool,
+    /// See `quic`.
+    pub tcp: bool,
+    /// From the start of an attempt to its Welcome.
+    pub quic_timeout: Duration,
+    /// Likewise.
+    pub tcp_timeout: Duration,
+}
+
+/// Why an attempt or a connection ended, or is to be left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing listens there, no route, TLS failed, the stream broke.
+    Network(String),
+    /// No Welcome in time.
+    TimedOut,
+    /// The other side refused or closed with a code.
+    Refused {
+        /// See [`crate::codes::Code`].
+        code: u32,
+        /// What the other side advises.
+        retry: Retry,
+        /// Not before this time.
+        after: Duration,
+    },
+    /// An answer is awaited and nothing is heard.
+    Silent,
+    /// Requests stay unanswered, or the edge has lost its region.
+    Stuck,
+    /// Another install id is to be used, or the application asks for it.
+    Renew,
+}
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineOut {
+    /// Connect and say Hello.
+    Start {
+        /// The attempt's number, and the connection's if it succeeds.
+        conn: ConnNo,
+        /// Where to.
+        candidate: Candidate,
+        /// By what.
+        transport: Transport,
+        /// Same for all attempts of a round.
+        race: u64,
+        /// Counts them.
+        attempt: u32,
+    },
+    /// Close it; nothing more is to be heard of it.
+    Close(ConnNo),
+    /// Ask this dispatch address.
+    Dispatch {
+        /// Index into the configured addresses.
+        target: usize,
+        /// Edges that failed.
+        exclude: Vec<String>,
+    },
+    /// Get a token; `Engine::token_ready` when it is there.
+    Token,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    candidate: Candidate,
+    transport: Transport,
+    deadline: Duration,
+    started: Duration,
+}
+
+#[derive(Debug)]
+struct Slot {
+    candidate: Candidate,
+    tcp_at: Option<Duration>,
+    next_at: Duration,
+}
+
+#[derive(Debug)]
+struct Round {
+    queue: VecDeque<Candidate>,
+    slot: Option<Slot>,
+    race: u64,
+    attempts: u32,
+}
+
+#[derive(Debug)]
+struct Live {
+    conn: ConnNo,
+    candidate: Candidate,
+    transport: Transport,
+    since: Duration,
+    suspect_since: Option<Duration>,
+    may_recover: bool,
+}
+
+#[derive(Debug, Default)]
+struct Dispatching {
+    running: Option<(usize, Duration)>,
+    next: usize,
+    tried: usize,
+    failures: u32,
+    not_before: Duration,
+    answered: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Engine {
+    fallback: Vec<Candidate>,
+    targets: usize,
+    list: Vec<Candidate>,
+    list_until: Duration,
+    dispatching: Dispatching,
+    demoted: BTreeMap<(bool, String), Duration>,
+    round: Option<Round>,
+    rounds_failed: u32,
+    retry_at: Option<Duration>,
+    hold_until: Option<Duration>,
+    attempts: BTreeMap<ConnNo, Attempt>,
+    live: Option<Live>,
+    leave_at: Option<Duration>,
+    running: bool,
+    has_token: bool,
+    token_asked: bool,
+    round_wants_token: bool,
+    last_conn: ConnNo,
+    rng: StdRng,
+    out: VecDeque<EngineOut>,
+}
+
+impl Engine {
+    /// `fallback`: built-in edges; `targets`: number of dispatch addresses.
+    pub fn new(fallback: Vec<Candidate>, targets: usize, seed: u64) -> Self {
+        Self {
+            fallback,
+            targets,
+            list: Vec::new(),
+            list_until: Duration::ZERO,
+            dispatching: Dispatching::default(),
+            demoted: BTreeMap::new(),
+            round: None,
+            rounds_failed: 0,
+            retry_at: None,
+            hold_until: None,
+            attempts: BTreeMap::new(),
+            live: None,
+            leave_at: None,
+            running: false,
+            has_token: false,
+            token_asked: false,
+            round_wants_token: false,
+            last_conn: 0,
+            rng: StdRng::seed_from_u64(seed),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<EngineOut> {
+        self.out.pop_front()
+    }
+
+    /// Begins to connect, or connects now instead of later: at the start, after a change of the network, and
+    /// when the application asks for it. Ends every back-off.
+    pub fn connect(&mut self, now: Duration) {
+        self.running = true;
+        self.rounds_failed = 0;
+        self.retry_at = None;
+        self.dispatching.not_before = now;
+        self.demoted.clear();
+        if self.live.is_none() {
+            self.abort_round();
+            self.begin_round(now);
+        }
+    }
+
+    /// Closes everything and stays so until [`Self::connect`].
+    pub fn stop(&mut self) {
+        self.running = false;
+        self.retry_at = None;
+        self.hold_until = None;
+        self.leave_at = None;
+        self.abort_round();
+        if let Some(live) = self.live.take() {
+            self.out.push_back(EngineOut::Close(live.conn));
+        }
+    }
+
+    /// The connection in use.
+    pub fn live(&self) -> Option<(ConnNo, &Candidate, Transport)> {
+        self.live.as_ref().map(|l| (l.conn, &l.candidate, l.transport))
+    }
+
+    /// Whether anything is being tried or used.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// When the next round starts, where one is waited for.
+    pub fn retry_at(&self) -> Option<Duration> {
+        self.retry_at
+    }
+
+    /// A token is there.
+    pub fn token_ready(&mut self, now: Duration) {
+        self.has_token = true;
+        self.token_asked = false;
+        if std::mem::take(&mut self.round_wants_token) && self.retry_at.is_none() {
+            self.begin_round(now);
+        }
+    }
+
+    /// No token was to be had, or the one there was is of no use: ask again, after a pause.
+    pub fn token_failed(&mut self, now: Duration) {
+        self.has_token = false;
+        self.token_asked = false;
+        self.abort_round();
+        self.pause(now, Duration::ZERO);
+    }
+
+    /// A dispatch answer; `valid_for` from now. An empty one counts as none.
+    pub fn dispatched(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
+        if candidates.is_empty() {
+            self.dispatch_failed(now);
+            return;
+        }
+        self.dispatching = Dispatching { next: self.dispatching.next, answered: true, ..Dispatching::default() };
+        self.list = candidates;
+        self.list.truncate(CANDIDATES);
+        self.list_until = now + valid_for;
+        if self.hold_until.take().is_some() {
+            self.begin_round(now);
+        }
+    }
+
+    /// The list of an earlier run; `valid_for` may be zero.
+    pub fn cached(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
+        self.list = candidates;
+        self.list_until = now + valid_for;
+    }
+
+    /// The dispatch request failed: ask the next address, or pause when all were asked.
+    pub fn dispatch_failed(&mut self, now: Duration) {
+        let d = &mut self.dispatching;
+        d.running = None;
+        d.tried += 1;
+        if d.tried < self.targets {
+            self.ask_dispatch(now);
+            return;
+        }
+        d.tried = 0;
+        d.failures += 1;
+        let failures = d.failures;
+        self.dispatching.not_before = now + self.jitter(failures);
+        if self.hold_until.take().is_some() {
+            self.begin_round(now);
+        }
+    }
+
+    fn ask_dispatch(&mut self, now: Duration) {
+        if self.targets == 0 || self.dispatching.running.is_some() || now < self.dispatching.not_before {
+            return;
+        }
+        let target = self.dispatching.next % self.targets;
+        self.dispatching.next = (target + 1) % self.targets;
+        self.dispatching.running = Some((target, now + DISPATCH_TIMEOUT));
+        let exclude = self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
+        self.out.push_back(EngineOut::Dispatch { target, exclude });
+    }
+
+    /// The attempt `conn` was welcomed; its predecessor and its rivals are closed. False: it is no attempt.
+    pub fn welcomed(&mut self, now: Duration, conn: ConnNo) -> bool {
+        let Some(attempt) = self.attempts.remove(&conn) else { return false };
+        if let Some(old) = self.live.take() {
+            self.out.push_back(EngineOut::Close(old.conn));
+        }
+        self.demoted.remove(&(false, attempt.candidate.edge.clone()));
+        self.live = Some(Live {
+            conn,
+            candidate: attempt.candidate,
+            transport: attempt.transport,
+            since: now,
+            suspect_since: None,
+            may_recover: false,
+        });
+        self.leave_at = None;
+        self.retry_at = None;
+        self.abort_round();
+        true
+    }
+
+    /// How long the attempt has been under way: a first measure of the round trip.
+    pub fn attempt_age(&self, now: Duration, conn: ConnNo) -> Option<Duration> {
+        self.attempts.get(&conn).map(|a| now.saturating_sub(a.started))
+    }
+
+    /// An attempt or the live connection has ended.
+    pub fn ended(&mut self, now: Duration, conn: ConnNo, failure: &Failure) {
+        if let Some(attempt) = self.attempts.remove(&conn) {
+            self.attempt_failed(now, &attempt, failure);
+        } else if self.live.as_ref().is_some_and(|l| l.conn == conn) {
+            self.lost(now, failure);
+        }
+    }
+
+    fn attempt_failed(&mut self, now: Duration, attempt: &Attempt, failure: &Failure) {
+        if let Failure::Refused { retry, after, .. } = failure {
+            if *retry == Retry::NewToken {
+                self.token_failed(now);
+                return;
+            }
+            // It has answered by one transport: the other would hear the same.
+            if let Some(slot) = self.round.as_mut().and_then(|r| r.slot.as_mut())
+                && slot.candidate == attempt.candidate
+            {
+                slot.tcp_at = None;
+            }
+            if *retry == Retry::Here && !after.is_zero() && self.attempts.is_empty() && self.live.is_none() {
+                self.abort_round();
+                self.pause(now, *after);
+                return;
+            }
+        }
+        let rival = self.attempts.values().any(|a| a.candidate == attempt.candidate);
+        if !rival {
+            self.demote(now, &attempt.candidate, failure);
+        }
+        self.progress(now);
+    }
+
+    fn lost(&mut self, now: Duration, failure: &Failure) {
+        let Some(live) = self.live.take() else { return };
+        self.leave_at = None;
+        match failure {
+            Failure::Refused { retry: Retry::NewToken, .. } => self.has_token = false,
+            Failure::Renew => {}
+            _ => self.demote(now, &live.candidate, failure),
+        }
+        let settled = now.saturating_sub(live.since) >= SETTLED;
+        if settled {
+            self.rounds_failed = 0;
+        }
+        if !self.running || self.round.is_some() || self.retry_at.is_some() {
+            return;
+        }
+        let after = if let Failure::Refused { after, .. } = failure { *after } else { Duration::ZERO };
+        if settled && after.is_zero() {
+            self.begin_round(now);
+        } else {
+            self.pause(now, after);
+        }
+    }
+
+    /// Leave the live connection for another, which is made first. `Failure::Renew` prefers the same edge.
+    pub fn leave(&mut self, now: Duration, failure: &Failure) {
+        let Some(live) = &mut self.live else { return };
+        if matches!(failure, Failure::Silent | Failure::Stuck) {
+            live.suspect_since.get_or_insert(now);
+            live.may_recover = *failure == Failure::Silent;
+        }
+        if self.round.is_some() || self.retry_at.is_some() {
+            return;
+        }
+        let candidate = live.candidate.clone();
+        if *failure != Failure::Renew {
+            self.demote(now, &candidate, failure);
+        }
+        self.begin_round(now);
+    }
+
+    /// The live connection that was left for its silence is heard again: stay.
+    pub fn heard(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        if live.may_recover && live.suspect_since.take().is_some() {
+            self.demoted.remove(&(false, live.candidate.edge.clone()));
+            self.retry_at = None;
+            self.abort_round();
+        }
+    }
+
+    /// The edge is going away: leave at a random moment of `window`.
+    pub fn go_away(&mut self, now: Duration, window: Duration, alternates: &[String]) {
+        let Some(live) = &self.live else { return };
+        let candidate = live.candidate.clone();
+        self.demoted.insert((false, candidate.edge.clone()), now + window + DEMOTED_FOR);
+        let known: Vec<_> = self.list.iter().chain(&self.fallback).map(|c| c.address.clone()).collect();
+        for address in alternates.iter().filter(|a| !known.contains(a)).take(CANDIDATES - CANDIDATES / 2) {
+            // Alternates are edges of the same operator: the name rule of the edge that names them holds.
+            self.list.push(Candidate { edge: String::new(), address: address.clone(), ..candidate.clone() });
+        }
+        let wait = self.rng.random_range(Duration::ZERO..=window);
+        self.leave_at = Some(now + wait);
+    }
+
+    fn demote(&mut self, now: Duration, candidate: &Candidate, failure: &Failure) {
+        let of_region = match failure {
+            Failure::Refused { code, .. } => {
+                matches!(Code::from_u32(*code), Some(Code::CoreUnreachable | Code::StoreFull | Code::Damaged))
+            }
+            Failure::Stuck => true,
+            _ => false,
+        };
+        let name = if of_region { &candidate.region } else { &candidate.edge };
+        if !name.is_empty() {
+            self.demoted.insert((of_region, name.clone()), now + DEMOTED_FOR);
+        }
+    }
+
+    fn abort_round(&mut self) {
+        self.round = None;
+        for conn in std::mem::take(&mut self.attempts).into_keys() {
+            self.out.push_back(EngineOut::Close(conn));
+        }
+    }
+
+    fn jitter(&mut self, failures: u32) -> Duration {
+        let bound = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+        self.rng.random_range(Duration::ZERO..=bound)
+    }
+
+    fn pause(&mut self, now: Duration, at_least: Duration) {
+        let wait = self.jitter(self.rounds_failed).max(at_least.min(BACKOFF_MAX));
+        self.rounds_failed = self.rounds_failed.saturating_add(1);
+        self.retry_at = Some(now + wait);
+    }
+
+    fn candidates(&mut self, now: Duration) -> VecDeque<Candidate> {
+        self.demoted.retain(|_, until| *until > now);
+        let mut all: Vec<Candidate> = self.list.clone();
+        for c in &self.fallback {
+            if !all.iter().any(|o| o.address == c.address) {
+                all.push(c.clone());
+            }
+        }
+        let demoted = |region: bool, name: &str| !name.is_empty() && self.demoted.contains_key(&(region, name.to_owned()));
+        all.sort_by_key(|c| (demoted(true, &c.region), demoted(false, &c.edge)));
+        all.truncate(CANDIDATES);
+        all.into()
+    }
+
+    fn begin_round(&mut self, now: Duration) {
+        self.begin_round_unless_held(now, true);
+    }
+
+    fn begin_round_unless_held(&mut self, now: Duration, may_hold: bool) {
+        if !self.running || self.round.is_some() {
+            return;
+        }
+        self.retry_at = None;
+        if !self.has_token {
+            self.round_wants_token = true;
+            if !std::mem::replace(&mut self.token_asked, true) {
+                self.out.push_back(EngineOut::Token);
+            }
+            return;
+        }
+        if now >= self.list_until {
+            self.ask_dispatch(now);
+            let first = self.dispatching.running.is_some() && !self.dispatching.answered && self.rounds_failed == 0;
+            if may_hold && first && self.live.is_none() {
+                // What is left from an earlier run may be stale: give dispatch a moment.
+                self.hold_until = Some(*self.hold_until.get_or_insert(now + DISPATCH_FIRST));
+                if self.hold_until.is_some_and(|t| now < t) {
+                    return;
+                }
+            }
+        }
+        self.hold_until = None;
+        let queue = self.candidates(now);
+        if queue.is_empty() {
+            self.ask_dispatch(now);
+            if self.dispatching.running.is_some() {
+                self.hold_until = Some(now + DISPATCH_TIMEOUT);
+            } else {
+                self.pause(now, Duration::ZERO);
+            }
+            return;
+        }
+        self.round = Some(Round { queue, slot: None, race: self.rng.random(), attempts: 0 });
+        self.progress(now);
+    }
+
+    fn start(&mut self, now: Duration, candidate: &Candidate, transport: Transport) {
+        let Some(round) = &mut self.round else { return };
+        round.attempts += 1;
+        self.last_conn += 1;
+        let timeout = match transport {
+            Transport::Quic => candidate.quic_timeout,
+            Transport::Tcp => candidate.tcp_timeout,
+        };
+        let deadline = now + timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
+        self.attempts
+            .insert(self.last_conn, Attempt { candidate: candidate.clone(), transport, deadline, started: now });
+        self.out.push_back(EngineOut::Start {
+            conn: self.last_conn,
+            candidate: candidate.clone(),
+            transport,
+            race: round.race,
+            attempt: round.attempts,
+        });
+    }
+
+    fn progress(&mut self, now: Duration) {
+        while let Some(round) = &mut self.round {
+            if let Some(slot) = &mut round.slot {
+                let candidate = slot.candidate.clone();
+                let alive = self.attempts.values().any(|a| a.candidate == candidate);
+                if slot.tcp_at.is_some_and(|at| now >= at || !alive) && self.attempts.len() < ATTEMPTS {
+                    slot.tcp_at = None;
+                    self.start(now, &candidate, Transport::Tcp);
+                } else if (!alive && slot.tcp_at.is_none()) || now >= slot.next_at {
+                    round.slot = None;
+                } else {
+                    return;
+                }
+            } else if round.queue.is_empty() {
+                if self.attempts.is_empty() {
+                    self.round = None;
+                    self.pause(now, Duration::ZERO);
+                    self.ask_dispatch(now);
+                }
+                return;
+            } else if self.attempts.len() >= ATTEMPTS {
+                return;
+            } else if let Some(candidate) = round.queue.pop_front() {
+                let tcp_after = if round.attempts == 0 { TCP_AFTER } else { TCP_AFTER_NEXT };
+                let next_at = now + candidate.quic_timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
+                let tcp_at = candidate.tcp.then(|| if candidate.quic { now + tcp_after } else { now });
+                round.slot = Some(Slot { candidate: candidate.clone(), tcp_at, next_at });
+                if candidate.quic {
+                    self.start(now, &candidate, Transport::Quic);
+                }
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Duration) {
+        if self.dispatching.running.is_some_and(|(_, until)| now >= until) {
+            self.dispatch_failed(now);
+        }
+        let late: Vec<_> = self.attempts.iter().filter(|(_, a)| now >= a.deadline).map(|(c, _)| *c).collect();
+        for conn in late {
+            self.out.push_back(EngineOut::Close(conn));
+            self.ended(now, conn, &Failure::TimedOut);
+        }
+        if !self.running {
+            return;
+        }
+        if self.live.as_ref().and_then(|l| l.suspect_since).is_some_and(|t| now >= t + SUSPECT_KEEP) {
+            if let Some(live) = &self.live {
+                self.out.push_back(EngineOut::Close(live.conn));
+            }
+            self.lost(now, &Failure::Silent);
+        }
+        if self.leave_at.is_some_and(|t| now >= t) {
+            self.leave_at = None;
+            self.begin_round(now);
+        }
+        if self.hold_until.is_some_and(|t| now >= t) {
+            self.hold_until = None;
+            self.begin_round_unless_held(now, false);
+        }
+        if self.retry_at.is_some_and(|t| now >= t) {
+            self.begin_round(now);
+        }
+        if self.live.is_some() && now >= self.list_until {
+            self.ask_dispatch(now);
+        }
+        self.progress(now);
+    }
+
+    /// When [`Self::tick`] has something to do.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let round = self.round.as_ref().and_then(|r| r.slot.as_ref()).map(|s| {
+            if self.attempts.len() < ATTEMPTS { s.tcp_at.unwrap_or(s.next_at).min(s.next_at) } else { s.next_at }
+        });
+        let refresh = self.live.as_ref().filter(|_| self.targets > 0 && self.dispatching.running.is_none());
+        let refresh = refresh.map(|_| self.list_until.max(self.dispatching.not_before));
+        let suspect = self.live.as_ref().and_then(|l| l.suspect_since).map(|t| t + SUSPECT_KEEP);
+        let attempts = self.attempts.values().map(|a| a.deadline).min();
+        let dispatch = self.dispatching.running.map(|(_, until)| until);
+        [round, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,90 @@
+//! The client's own limits, each with the reason for its value.
+
+use std::time::Duration;
+
+/// Sends of one conversation on the way at once: covers 20 sends a second over a round trip of 3 s.
+pub const WINDOW_PER_CONVERSATION: usize = 64;
+/// Sends on the way at once in all; the server's own limit may be lower.
+pub const WINDOW: usize = 256;
+/// Requests kept free of sends, so that pulls and pings are never locked out by a full window.
+pub const WINDOW_RESERVE: usize = 16;
+/// Bytes of bodies on the way at once: bounds what waits for a slow radio.
+pub const WINDOW_BYTES: usize = 1024 * 1024;
+/// Re-offered messages on the way at once: after a region is lost, they must not crowd out new ones.
+pub const OFFERS_IN_FLIGHT: usize = 16;
+/// A message is offered to the same connection again after this time at the earliest.
+pub const OFFER_AGAIN: Duration = Duration::from_secs(10);
+/// Un-acked messages that the outbox takes; more are refused to the application.
+pub const OUTBOX_MESSAGES: usize = 10_000;
+/// Bytes of un-acked bodies, likewise.
+pub const OUTBOX_BYTES: usize = 64 * 1024 * 1024;
+/// Entries pulled below the head when a conversation is seen for the first time: two screens.
+pub const FIRST_SIGHT: u64 = 50;
+/// Pulls of entries on the way at once: fills a long pipe, leaves room for what is more urgent.
+pub const PULLS_IN_FLIGHT: usize = 4;
+/// First pause after entries were not to be had; it doubles up to [`PULL_PAUSE_MAX`].
+pub const PULL_PAUSE: Duration = Duration::from_secs(1);
+/// See [`PULL_PAUSE`].
+pub const PULL_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// First pause of a conversation whose send was refused for now; it doubles up to [`SEND_PAUSE_MAX`].
+pub const SEND_PAUSE: Duration = Duration::from_millis(100);
+/// See [`SEND_PAUSE`].
+pub const SEND_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long a push's acknowledgement may wait for others to join it.
+pub const PUSH_ACK_DELAY: Duration = Duration::from_millis(100);
+/// A Pong that is ahead of the cursor may only be ahead of a push on another lane: wait before pulling.
+pub const BEHIND_GRACE: Duration = Duration::from_millis(200);
+/// While something is unstable its state is asked for this often: a lost hint costs no more.
+pub const UNSTABLE_ASK: Duration = Duration::from_secs(5);
+/// Newly acked conversations are listed after this delay, several in one frame.
+pub const UNSTABLE_ASK_FIRST: Duration = Duration::from_millis(50);
+/// Silence after which probes start while an answer is awaited, and their distance at first.
+pub const PROBE: Duration = Duration::from_millis(250);
+/// Silence after which probes slow down to [`PROBE_SLOW`].
+pub const PROBE_FAST_FOR: Duration = Duration::from_secs(10);
+/// See [`PROBE_FAST_FOR`].
+pub const PROBE_SLOW: Duration = Duration::from_secs(1);
+/// An awaited answer and this silence, or 4 round trips and half a second: the connection counts as dead.
+pub const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// A silent connection is kept beside its successor's attempts for this long: it may only have been slow.
+pub const SUSPECT_KEEP: Duration = Duration::from_secs(10);
+/// A request without an answer on a connection that lives: the server is stuck, go elsewhere.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The edge can't reach the user's owner for this long: go elsewhere.
+pub const REV_UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// Time from the start of a QUIC attempt to its Welcome, where dispatch says nothing.
+pub const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
+/// Likewise over TCP+TLS, which takes two round trips more.
+pub const TCP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time-outs double with each failed round, this often at most: 2G needs eight seconds.
+pub const TIMEOUT_DOUBLINGS: u32 = 3;
+/// TCP+TLS starts this long after QUIC on the first candidate of a round.
+pub const TCP_AFTER: Duration = Duration::from_millis(400);
+/// Likewise on the following candidates: something is wrong already.
+pub const TCP_AFTER_NEXT: Duration = Duration::from_millis(100);
+/// Connection attempts at once.
+pub const ATTEMPTS: usize = 3;
+/// Candidates of one round.
+pub const CANDIDATES: usize = 24;
+/// Back-off between rounds: full jitter below this, doubling with each round.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// See [`BACKOFF_MIN`].
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A connection that lived this long ends the back-off.
+pub const SETTLED: Duration = Duration::from_secs(5);
+/// An edge or region that failed goes to the end of the list for this long.
+pub const DEMOTED_FOR: Duration = Duration::from_secs(60);
+/// A dispatch request without an answer for this long lets the next address be asked.
+pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// A start without a valid list waits this long for dispatch before it tries what it has.
+pub const DISPATCH_FIRST: Duration = Duration::from_secs(1);
+/// Edges named as failed in a dispatch request.
+pub const EXCLUDES: usize = 16;
+/// How long a request for a token may take.
+pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Heartbeat where the server names none.
+pub const HEARTBEAT: Duration = Duration::from_secs(25);
+/// Shortest and longest heartbeat that a server's word is followed for.
+pub const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Pings whose answers are awaited; older ones are forgotten.
+pub const PINGS: usize = 64;

@@ -1,0 +1,293 @@
+//! One connection after its Welcome: requests, round trips, silence, heartbeat.
+//!
+//! *Problem.* A dead path looks like a quiet one, and QUIC's own timers double with each loss: an outage of
+//! ten seconds lasts twenty.
+//!
+//! *Rule.* While an answer is awaited, silence is measured from the later of the last byte heard and the
+//! moment the first answer was awaited. After 250 ms tiny probes start; after four round trips, and a second
+//! at least, the connection counts as dead and another is made. Without anything awaited only the heartbeat
+//! tells; the heartbeat's own Pong is awaited.
+//!
+//! *Why the simpler way fails.* Measuring from the last byte heard alone: a client that was idle for a minute
+//! would call its connection dead with the first message it sends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::engine::{ConnNo, Transport};
+use super::data::MessageId;
+use super::limits::{
+    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, WINDOW, WINDOW_RESERVE,
+};
+use crate::ids::{ConvId, Cursor, InstallId, Origin, Rev, Seq};
+
+/// A request whose answer is awaited.
+#[derive(Clone, Debug)]
+pub(super) enum Request {
+    /// A message, or the re-offer of one.
+    Send { conversation: ConvId, id: MessageId, offer: bool, bytes: usize },
+    /// Rows above a cursor.
+    Rows { asked: Option<Cursor> },
+    /// Entries; what was answered so far.
+    Pull { conversation: ConvId, origin: Origin, from: Seq, to: Seq, came: bool },
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) conn: ConnNo,
+    pub(super) install: InstallId,
+    pub(super) edge: String,
+    pub(super) region: String,
+    pub(super) transport: Transport,
+    /// Whose rows: the cursor's store.
+    pub(super) store: Origin,
+    pub(super) requests: BTreeMap<u32, (Request, Duration)>,
+    pub(super) sends: usize,
+    pub(super) offers: usize,
+    pub(super) bytes: usize,
+    pub(super) pulls: usize,
+    pub(super) rows_in_flight: bool,
+    pub(super) rows_at: Option<Duration>,
+    pub(super) target: Rev,
+    pub(super) push_acked: Rev,
+    pub(super) push_ack_at: Option<Duration>,
+    pub(super) rev_unknown_since: Option<Duration>,
+    pub(super) asked: BTreeSet<(ConvId, Origin)>,
+    pub(super) unstable_at: Option<Duration>,
+    pub(super) caught_up: bool,
+    pub(super) leaving: bool,
+    in_flight_max: usize,
+    next_req: u32,
+    next_echo: u32,
+    pings: BTreeMap<u32, Duration>,
+    last_ping: Duration,
+    last_heard: Duration,
+    last_sent: Duration,
+    last_answer: Duration,
+    awaiting_since: Option<Duration>,
+    srtt: Option<Duration>,
+    heartbeat: Duration,
+    /// Permille of the heartbeat after which the next ping goes out.
+    jitter: u32,
+}
+
+/// What is due on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Send a Ping with this echo.
+    Ping(u32),
+    /// Nothing was heard for too long.
+    Silent,
+    /// Requests stay unanswered although the connection lives.
+    Stuck,
+}
+
+impl Session {
+    #[expect(clippy::too_many_arguments, reason = "one caller, and every value is another thing")]
+    pub(super) fn new(
+        now: Duration,
+        conn: ConnNo,
+        install: InstallId,
+        (edge, region): (String, String),
+        transport: Transport,
+        cursor: Cursor,
+        heartbeat_ms: u32,
+        in_flight: u32,
+    ) -> Self {
+        let heartbeat = if heartbeat_ms == 0 { HEARTBEAT } else { Duration::from_millis(heartbeat_ms.into()) };
+        let in_flight = if in_flight == 0 { WINDOW } else { WINDOW.min(in_flight as usize) };
+        Self {
+            conn,
+            install,
+            edge,
+            region,
+            transport,
+            store: cursor.store,
+            requests: BTreeMap::new(),
+            sends: 0,
+            offers: 0,
+            bytes: 0,
+            pulls: 0,
+            rows_in_flight: false,
+            rows_at: None,
+            target: cursor.rev,
+            push_acked: Rev(0),
+            push_ack_at: None,
+            rev_unknown_since: None,
+            asked: BTreeSet::new(),
+            unstable_at: None,
+            caught_up: false,
+            leaving: false,
+            in_flight_max: in_flight.saturating_sub(WINDOW_RESERVE).max(1),
+            next_req: 1,
+            next_echo: 0,
+            pings: BTreeMap::new(),
+            last_ping: now,
+            last_heard: now,
+            last_sent: now,
+            last_answer: now,
+            awaiting_since: None,
+            srtt: None,
+            heartbeat: heartbeat.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1),
+            jitter: 950,
+        }
+    }
+
+    /// Registers a request and gives its number.
+    pub(super) fn request(&mut self, now: Duration, request: Request) -> u32 {
+        loop {
+            self.next_req = self.next_req.wrapping_add(1).max(2);
+            if !self.requests.contains_key(&self.next_req) {
+                break;
+            }
+        }
+        match &request {
+            Request::Send { offer, bytes, .. } => {
+                self.sends += 1;
+                self.offers += usize::from(*offer);
+                self.bytes += bytes;
+            }
+            Request::Rows { .. } => self.rows_in_flight = true,
+            Request::Pull { .. } => self.pulls += 1,
+        }
+        if self.requests.is_empty() {
+            self.last_answer = now;
+        }
+        self.requests.insert(self.next_req, (request, now));
+        self.sent(now);
+        self.await_from(now);
+        self.next_req
+    }
+
+    /// Takes an answered request out.
+    pub(super) fn answered(&mut self, now: Duration, req: u32) -> Option<Request> {
+        let (request, _) = self.requests.remove(&req)?;
+        self.last_answer = now;
+        match &request {
+            Request::Send { offer, bytes, .. } => {
+                self.sends -= 1;
+                self.offers -= usize::from(*offer);
+                self.bytes -= bytes;
+            }
+            Request::Rows { .. } => self.rows_in_flight = false,
+            Request::Pull { .. } => self.pulls -= 1,
+        }
+        self.settle();
+        Some(request)
+    }
+
+    /// A part of an answer came.
+    pub(super) fn answering(&mut self, now: Duration, req: u32) -> Option<&mut Request> {
+        self.last_answer = now;
+        self.requests.get_mut(&req).map(|(request, at)| {
+            *at = now;
+            request
+        })
+    }
+
+    /// Whether one more send of so many bytes may go out.
+    pub(super) fn room(&self, bytes: usize) -> bool {
+        self.sends < self.in_flight_max && (self.bytes == 0 || self.bytes + bytes <= super::limits::WINDOW_BYTES)
+    }
+
+    fn await_from(&mut self, now: Duration) {
+        self.awaiting_since.get_or_insert(now);
+    }
+
+    fn settle(&mut self) {
+        if self.requests.is_empty() && self.pings.is_empty() {
+            self.awaiting_since = None;
+        }
+    }
+
+    /// Something was written.
+    pub(super) fn sent(&mut self, now: Duration) {
+        self.last_sent = now;
+    }
+
+    /// Something was read.
+    pub(super) fn heard(&mut self, now: Duration) {
+        self.last_heard = now;
+    }
+
+    /// A Pong: measures the round trip, and answers all earlier pings.
+    pub(super) fn pong(&mut self, now: Duration, echo: u32) {
+        if let Some(at) = self.pings.get(&echo) {
+            self.measured(now.saturating_sub(*at));
+        }
+        self.pings.retain(|e, _| e.wrapping_sub(echo).wrapping_sub(1) < u32::MAX / 2);
+        self.settle();
+    }
+
+    /// A round trip took so long (RFC 6298's smoothing).
+    pub(super) fn measured(&mut self, rtt: Duration) {
+        self.srtt = Some(self.srtt.map_or(rtt, |s| s * 7 / 8 + rtt / 8));
+    }
+
+    pub(super) fn srtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    /// Sends a Ping: its echo.
+    pub(super) fn ping(&mut self, now: Duration, jitter: u32) -> u32 {
+        self.next_echo = self.next_echo.wrapping_add(1);
+        if self.pings.len() < PINGS {
+            self.pings.insert(self.next_echo, now);
+        }
+        self.last_ping = now;
+        self.jitter = jitter;
+        self.sent(now);
+        self.await_from(now);
+        self.next_echo
+    }
+
+    fn silence_from(&self) -> Option<Duration> {
+        self.awaiting_since.map(|t| t.max(self.last_heard))
+    }
+
+    fn silence_limit(&self) -> Duration {
+        self.srtt.map_or(SILENCE_MIN, |s| (s * 4 + Duration::from_millis(500)).max(SILENCE_MIN))
+    }
+
+    fn probe_at(&self) -> Option<Duration> {
+        let from = self.silence_from()?;
+        let step = if self.last_ping.saturating_sub(from) < PROBE_FAST_FOR { PROBE } else { PROBE_SLOW };
+        Some((from + PROBE).max(self.last_ping + step))
+    }
+
+    fn heartbeat_at(&self) -> Duration {
+        self.last_heard.max(self.last_sent) + self.heartbeat * self.jitter / 1000
+    }
+
+    fn stuck_at(&self) -> Option<Duration> {
+        let oldest = self.requests.values().map(|(_, at)| *at).min()?;
+        // A slow radio at 2 KB/s is slow, not stuck.
+        let slow = Duration::from_millis(self.bytes as u64 / 2);
+        Some(oldest.max(self.last_answer) + REQUEST_TIMEOUT + slow)
+    }
+
+    /// What is due; asked again until nothing is.
+    pub(super) fn due(&mut self, now: Duration, jitter: u32) -> Option<Due> {
+        if !self.leaving {
+            if self.silence_from().is_some_and(|t| now >= t + self.silence_limit()) {
+                self.leaving = true;
+                return Some(Due::Silent);
+            }
+            if self.stuck_at().is_some_and(|t| now >= t) {
+                self.leaving = true;
+                return Some(Due::Stuck);
+            }
+        }
+        let ping = self.probe_at().is_some_and(|t| now >= t) || now >= self.heartbeat_at();
+        ping.then(|| Due::Ping(self.ping(now, jitter)))
+    }
+
+    /// When something will be due.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let silent = self.silence_from().map(|t| t + self.silence_limit()).filter(|_| !self.leaving);
+        let stuck = self.stuck_at().filter(|_| !self.leaving);
+        let timers = [self.probe_at(), silent, stuck, self.rows_at, self.push_ack_at, self.unstable_at];
+        timers.into_iter().flatten().chain([self.heartbeat_at()]).min()
+    }
+}

@@ -1,0 +1,405 @@
+//! What a peer region lacks (R6, R15).
+//!
+//! Problem: every region must end up with every entry, through crashes of either side, hours without a link,
+//! and regions that never come back; and a sender must be told when a second region holds his message.
+//!
+//! Rule: a position per (conversation, origin) that has todo for this peer: acked (the peer said it holds up
+//! to there durably) and shipped (sent on this connection). A new connection knows nothing of shipped: the
+//! conversation is offered, the peer answers with its heads, and shipping goes on from there. Own entries are
+//! shipped at once. Copies of other regions' entries are offered after a pause, in case their author did not
+//! get to ship them: survivors fill each other's holes.
+//!
+//! Why simpler ways fail: one position per link skips a conversation whose commit overtook another's; a
+//! position of the sender alone ships an hour again after each restart, or skips what a restored peer lost.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::ids::{ConvId, Heads, Origin, Seq};
+use crate::limits::LINK_WINDOW_BYTES;
+
+/// Copies are offered after so long: their author normally ships them long before.
+pub const RELAY_AFTER: Duration = Duration::from_secs(2);
+/// An offer that was not answered is made again.
+pub const OFFER_AGAIN: Duration = Duration::from_secs(5);
+/// Offers that may wait for an answer: bounds what a reconnect with a million active conversations sends.
+pub const OFFERS_IN_FLIGHT: usize = 512;
+
+/// Where one log stands with the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    acked: Seq,
+    /// `None`: not known on this connection; an offer must be answered first.
+    shipped: Option<Seq>,
+    /// The entries of another region: offered after a pause rather than shipped at once.
+    relayed: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Link {
+    connected: bool,
+    heard: Option<Duration>,
+    started: Duration,
+    positions: BTreeMap<ConvId, BTreeMap<Origin, Position>>,
+    /// Conversations that may have something to ship.
+    queue: BTreeSet<ConvId>,
+    /// Conversations to be offered, and when.
+    offers: BTreeSet<(Duration, ConvId)>,
+    offer_at: BTreeMap<ConvId, Duration>,
+    offered: BTreeMap<ConvId, Duration>,
+    window: BTreeMap<(ConvId, Origin), VecDeque<(Seq, usize)>>,
+    window_bytes: usize,
+    /// Logs being read for shipping.
+    reading: BTreeSet<(ConvId, Origin)>,
+    /// Shipments of the peer whose ack is owed although they could not be applied.
+    owed: Vec<(ConvId, Origin)>,
+}
+
+impl Link {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            connected: false,
+            heard: None,
+            started: now,
+            positions: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            offers: BTreeSet::new(),
+            offer_at: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            window: BTreeMap::new(),
+            window_bytes: 0,
+            reading: BTreeSet::new(),
+            owed: Vec::new(),
+        }
+    }
+
+    /// Whether the peer is there.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Whether the peer has acked all that it was to get. Conversations whose todo lingers count as done.
+    pub fn is_caught_up(&self) -> bool {
+        self.window.is_empty() && self.queue.is_empty() && self.reading.is_empty()
+    }
+
+    /// Conversations that have todo for this peer.
+    pub fn backlog(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// How long nothing was heard of the peer; since this node's start, if nothing ever was.
+    pub fn silence(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard.unwrap_or(self.started))
+    }
+
+    pub(super) fn heard_at(&mut self, now: Duration) {
+        self.heard = Some(now);
+    }
+
+    pub(super) fn up(&mut self, now: Duration) {
+        self.down();
+        self.connected = true;
+        self.heard = Some(now);
+        let ids: Vec<ConvId> = self.positions.keys().copied().collect();
+        for id in ids {
+            self.offer_by(id, now);
+        }
+    }
+
+    pub(super) fn down(&mut self) {
+        self.connected = false;
+        self.window.clear();
+        self.window_bytes = 0;
+        self.queue.clear();
+        self.offers.clear();
+        self.offer_at.clear();
+        self.offered.clear();
+        self.owed.clear();
+        for position in self.positions.values_mut().flat_map(BTreeMap::values_mut) {
+            position.shipped = None;
+        }
+    }
+
+    /// There is todo for this log above `prefix`.
+    pub(super) fn note(&mut self, id: ConvId, origin: Origin, prefix: Seq, relayed: bool, now: Duration) {
+        let known = self.positions.get(&id).is_some_and(|p| p.contains_key(&origin));
+        if known {
+            if relayed {
+                self.offer_by(id, now + RELAY_AFTER);
+            }
+            return;
+        }
+        // A log that turns active is in step with the peer up to its prefix as far as this side knows. While
+        // connected the first shipment tells: the peer answers with its head if that was wrong.
+        let shipped = (self.connected && !relayed).then_some(prefix);
+        let position = Position { acked: prefix, shipped, relayed };
+        self.positions.entry(id).or_default().insert(origin, position);
+        if self.connected && relayed {
+            self.offer_by(id, now + RELAY_AFTER);
+        }
+    }
+
+    fn offer_by(&mut self, id: ConvId, at: Duration) {
+        let at = self.offer_at.get(&id).map_or(at, |old| at.min(*old));
+        if let Some(old) = self.offer_at.insert(id, at) {
+            self.offers.remove(&(old, id));
+        }
+        self.offers.insert((at, id));
+    }
+
+    /// Conversations that are due to be offered now.
+    pub(super) fn due_offers(&mut self, now: Duration) -> Vec<ConvId> {
+        if !self.connected {
+            return Vec::new();
+        }
+        let mut due = Vec::new();
+        while self.offered.len() + due.len() < OFFERS_IN_FLIGHT
+            && let Some((at, id)) = self.offers.first().copied()
+            && at <= now
+        {
+            self.offers.remove(&(at, id));
+            self.offer_at.remove(&id);
+            if self.positions.contains_key(&id) {
+                due.push(id);
+            }
+        }
+        for id in &due {
+            self.offered.insert(*id, now);
+        }
+        let late: Vec<ConvId> =
+            self.offered.iter().filter(|(_, at)| **at + OFFER_AGAIN <= now).map(|(id, _)| *id).collect();
+        for id in late {
+            self.offered.remove(&id);
+            self.offer_by(id, now);
+        }
+        due
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        if !self.connected {
+            return None;
+        }
+        let due = if self.offered.len() < OFFERS_IN_FLIGHT { self.offers.first().map(|(at, _)| *at) } else { None };
+        let again = self.offered.values().min().map(|at| *at + OFFER_AGAIN);
+        [due, again].into_iter().flatten().min()
+    }
+
+    /// The peer holds these heads durably; `held` is what this side holds.
+    pub(super) fn acked(&mut self, id: ConvId, theirs: &Heads, held: &Heads) {
+        self.offered.remove(&id);
+        let Some(positions) = self.positions.get_mut(&id) else { return };
+        for (origin, position) in positions.iter_mut() {
+            let Some(head) = theirs.get(origin) else { continue };
+            let head = (*head).min(held.get(origin).copied().unwrap_or(0));
+            position.acked = position.acked.max(head);
+            let shipped = position.shipped.unwrap_or(head);
+            position.shipped = Some(shipped.max(head));
+            if let Some(window) = self.window.get_mut(&(id, *origin)) {
+                while window.front().is_some_and(|(upto, _)| *upto <= head) {
+                    self.window_bytes -= window.pop_front().map_or(0, |(_, bytes)| bytes);
+                }
+                if window.is_empty() {
+                    self.window.remove(&(id, *origin));
+                }
+            }
+        }
+        self.queue.insert(id);
+    }
+
+    /// The peer lacks what was shipped above these heads: ship again from there.
+    pub(super) fn rewind(&mut self, id: ConvId, theirs: &Heads) {
+        let Some(positions) = self.positions.get_mut(&id) else { return };
+        for (origin, position) in positions.iter_mut() {
+            // An origin that the peer does not mention is one that it knows nothing of.
+            let head = theirs.get(origin).copied().unwrap_or(0);
+            position.shipped = Some(head);
+            for (_, bytes) in self.window.remove(&(id, *origin)).unwrap_or_default() {
+                self.window_bytes -= bytes;
+            }
+        }
+        self.queue.insert(id);
+    }
+
+    /// Whether entries from `first` may go out now, straight from memory.
+    pub(super) fn may_ship(&self, id: ConvId, origin: Origin, first: Seq) -> bool {
+        self.connected
+            && self.window_bytes < LINK_WINDOW_BYTES
+            && !self.reading.contains(&(id, origin))
+            && self
+                .positions
+                .get(&id)
+                .and_then(|p| p.get(&origin))
+                .is_some_and(|p| !p.relayed && p.shipped == Some(first - 1))
+    }
+
+    pub(super) fn shipped(&mut self, id: ConvId, origin: Origin, upto: Seq, bytes: usize) {
+        if let Some(position) = self.positions.get_mut(&id).and_then(|p| p.get_mut(&origin)) {
+            position.shipped = Some(upto);
+            self.window.entry((id, origin)).or_default().push_back((upto, bytes));
+            self.window_bytes += bytes;
+        }
+    }
+
+    /// There may be something to ship.
+    pub(super) fn wake(&mut self, id: ConvId) {
+        if self.connected {
+            self.queue.insert(id);
+        }
+    }
+
+    /// The next log to read for shipping: its first missing seq. The caller ends with `read`.
+    pub(super) fn next_read(&mut self, published: impl Fn(ConvId) -> Option<Heads>) -> Option<(ConvId, Origin, Seq, Seq)> {
+        if !self.connected || self.window_bytes >= LINK_WINDOW_BYTES {
+            return None;
+        }
+        while let Some(id) = self.queue.pop_first() {
+            let Some(heads) = published(id) else { continue };
+            let Some(positions) = self.positions.get(&id) else { continue };
+            for (origin, position) in positions {
+                let head = heads.get(origin).copied().unwrap_or(0);
+                if let Some(shipped) = position.shipped
+                    && shipped < head
+                    && !self.reading.contains(&(id, *origin))
+                {
+                    let origin = *origin;
+                    self.reading.insert((id, origin));
+                    self.queue.insert(id);
+                    return Some((id, origin, shipped + 1, head));
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn read(&mut self, id: ConvId, origin: Origin) -> Option<Seq> {
+        self.reading.remove(&(id, origin));
+        self.positions.get(&id).and_then(|p| p.get(&origin)).and_then(|p| p.shipped)
+    }
+
+    /// Reads under way.
+    pub(super) fn reads(&self) -> usize {
+        self.reading.len()
+    }
+
+    /// Reads that were under way will not be told of.
+    pub(super) fn reads_dropped(&mut self) {
+        self.reading.clear();
+    }
+
+    /// Up to where the peer holds a log; `None` where there is no todo: then it holds what this side does.
+    pub fn acked_upto(&self, id: ConvId, origin: Origin) -> Option<Seq> {
+        self.positions.get(&id).and_then(|p| p.get(&origin)).map(|p| p.acked)
+    }
+
+    /// Whether the peer has acked every log of a conversation up to `heads`.
+    pub fn has_acked(&self, id: ConvId, heads: &Heads) -> bool {
+        self.positions
+            .get(&id)
+            .is_none_or(|p| p.iter().all(|(o, p)| p.acked >= heads.get(o).copied().unwrap_or(0)))
+    }
+
+    /// All is acked: the todo is removed.
+    pub(super) fn forget(&mut self, id: ConvId) {
+        self.positions.remove(&id);
+        self.queue.remove(&id);
+        self.offered.remove(&id);
+        if let Some(at) = self.offer_at.remove(&id) {
+            self.offers.remove(&(at, id));
+        }
+    }
+
+    /// A shipment of the peer failed here: it is told where this side stands once that is known again.
+    pub(super) fn owe_ack(&mut self, id: ConvId, origin: Origin) {
+        self.owed.push((id, origin));
+    }
+
+    pub(super) fn take_owed(&mut self) -> Vec<(ConvId, Origin)> {
+        std::mem::take(&mut self.owed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const C: ConvId = ConvId([1; 16]);
+    const EU: Origin = Origin { region: 1, era: 1 };
+    const T: Duration = Duration::from_secs(100);
+
+    fn heads(seq: Seq) -> Heads {
+        [(EU, seq)].into()
+    }
+
+    fn next(link: &mut Link, head: Seq) -> Option<(Seq, Seq)> {
+        link.next_read(|_| Some(heads(head))).map(|(_, _, from, to)| (from, to))
+    }
+
+    #[test]
+    fn a_link_that_was_down_for_an_hour_resumes_where_the_peer_is() {
+        let mut link = Link::new(T);
+        link.up(T);
+        link.note(C, EU, 0, false, T);
+        assert!(link.may_ship(C, EU, 1));
+        link.shipped(C, EU, 10, 1000);
+        link.acked(C, &heads(10), &heads(10));
+        assert!(link.has_acked(C, &heads(10)));
+        link.shipped(C, EU, 12, 200); // on the way when the link goes down
+        link.down();
+        assert!(!link.may_ship(C, EU, 13));
+        link.up(T + Duration::from_secs(3600));
+        assert_eq!(next(&mut link, 500), None, "nothing is shipped before the peer has said where it is");
+        assert_eq!(link.due_offers(T + Duration::from_secs(3600)), [C]);
+        link.acked(C, &heads(12), &heads(500)); // 11 and 12 had arrived
+        assert_eq!(next(&mut link, 500), Some((13, 500)));
+    }
+
+    #[test]
+    fn a_peer_that_was_restored_from_a_backup_gets_again_what_it_lost() {
+        let mut link = Link::new(T);
+        link.note(C, EU, 5, false, T);
+        link.up(T);
+        assert_eq!(link.due_offers(T), [C]);
+        link.rewind(C, &heads(2));
+        assert_eq!(next(&mut link, 9), Some((3, 9)));
+    }
+
+    #[test]
+    fn copies_are_offered_after_a_pause_and_not_shipped_at_once() {
+        let mut link = Link::new(T);
+        link.up(T);
+        link.note(C, EU, 0, true, T);
+        assert!(!link.may_ship(C, EU, 1));
+        assert!(link.due_offers(T).is_empty());
+        assert_eq!(link.next_deadline(), Some(T + RELAY_AFTER));
+        assert_eq!(link.due_offers(T + RELAY_AFTER), [C]);
+        link.acked(C, &heads(3), &heads(3));
+        assert!(link.has_acked(C, &heads(3)));
+        assert_eq!(next(&mut link, 3), None);
+    }
+
+    #[test]
+    fn an_offer_that_is_not_answered_is_made_again() {
+        let mut link = Link::new(T);
+        link.note(C, EU, 0, false, T);
+        link.up(T);
+        assert_eq!(link.due_offers(T), [C]);
+        assert!(link.due_offers(T + OFFER_AGAIN / 2).is_empty());
+        link.due_offers(T + OFFER_AGAIN);
+        assert_eq!(link.due_offers(T + OFFER_AGAIN), [C]);
+    }
+
+    #[test]
+    fn the_window_stops_shipping_until_acks_come() {
+        let mut link = Link::new(T);
+        link.up(T);
+        link.note(C, EU, 0, false, T);
+        link.shipped(C, EU, 1, LINK_WINDOW_BYTES);
+        assert!(!link.may_ship(C, EU, 2));
+        link.wake(C);
+        assert_eq!(next(&mut link, 2), None);
+        link.acked(C, &heads(1), &heads(2));
+        assert_eq!(next(&mut link, 2), Some((2, 2)));
+    }
+}

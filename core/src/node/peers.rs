@@ -1,0 +1,318 @@
+//! What other regions say, and what they are told.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codes::{Code, Refusal};
+use crate::edge_api::DownBody;
+use crate::entry::Entry;
+use crate::hlc;
+use crate::ids::{ConvId, Heads, Origin, Region, Seq};
+use crate::limits::{SHIP_BYTES, SHIP_ENTRIES};
+use crate::store::{Put, Range};
+use crate::wire::node::{entries_from_wire, heads_from_wire, heads_to_wire, origin};
+use crate::wire::node_v1::{self as wire, node_frame::Body};
+
+use super::conversation::Job;
+use super::{ConnKey, Node, Notice, Now, Ticket};
+
+/// Reads for shipping that may be under way per link.
+const SHIP_READS: usize = 4;
+
+impl Node {
+    /// A link to a peer region is up: both sides have said LinkHello.
+    pub fn peer_up(&mut self, now: Now, region: Region, start: u64, era: u64) {
+        if !self.links.contains_key(&region) {
+            return;
+        }
+        if self.eras.get(&region).is_none_or(|(known, _)| start >= *known) {
+            self.eras.insert(region, (start, era));
+            let mut value = start.to_be_bytes().to_vec();
+            value.extend(era.to_be_bytes());
+            self.out.puts.push(Put::Meta { key: format!("peer/{region}"), value: value.into() });
+        }
+        if let Some(link) = self.links.get_mut(&region) {
+            link.up(now.mono);
+        }
+        for snapshot in self.routes.snapshot() {
+            self.out.link(region, Body::Routes(snapshot));
+        }
+        self.relay(now);
+    }
+
+    /// The link is gone.
+    pub fn peer_down(&mut self, region: Region) {
+        if let Some(link) = self.links.get_mut(&region) {
+            link.down();
+        }
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Ship { region: r, .. } if *r == region));
+        if let Some(link) = self.links.get_mut(&region) {
+            link.reads_dropped();
+        }
+    }
+
+    /// A frame of a peer region. Anything it says of a conversation is checked; what can't be is reported and
+    /// left out.
+    pub fn peer_frame(&mut self, now: Now, region: Region, body: Body) {
+        let Some(link) = self.links.get_mut(&region) else { return };
+        link.heard_at(now.mono);
+        let told = match body {
+            Body::Ship(ship) => self.shipment(now, region, ship),
+            Body::ShipAck(ack) => self.ship_acked(now, region, ack),
+            Body::Offer(offer) => self.offered(now, region, offer),
+            Body::Routes(routes) => {
+                self.route_told(region, routes);
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Err(refusal) = told {
+            self.out.notices.push(Notice::BadPeer { region, what: refusal.to_string() });
+        }
+        self.start_rounds(now);
+        self.pump_all(now);
+    }
+
+    fn shipment(&mut self, now: Now, region: Region, ship: wire::Ship) -> Result<(), Refusal> {
+        let bad = |what: &str| Refusal::new(Code::BadFrame, what);
+        let id = ConvId::from_slice(&ship.conversation).ok_or_else(|| bad("a shipment of no conversation"))?;
+        let log = origin(ship.origin)?;
+        let entries = entries_from_wire(ship.entries)?;
+        let contiguous = entries
+            .iter()
+            .zip(ship.first_seq..)
+            .all(|(e, seq)| e.place.origin == log && e.place.seq == seq);
+        if !contiguous || entries.is_empty() || ship.first_seq == 0 || entries.len() > SHIP_ENTRIES {
+            return Err(bad("a shipment that is not one part of one log"));
+        }
+        let conversation = self.conversation(id, now);
+        if conversation.is_full() {
+            return Ok(()); // not acked: the peer offers again
+        }
+        conversation.queue.push_back(Job::Copies { from: region, origin: log, entries, first_seq: ship.first_seq });
+        conversation.active_at = now.mono;
+        self.touched.insert(id);
+        Ok(())
+    }
+
+    /// Tells shippers how far their logs are held here, durably.
+    pub(super) fn ack_shipments(&mut self, id: ConvId, shipments: &[(Region, Origin)]) {
+        let Some(conversation) = self.conversations.get(&id) else { return };
+        let mut told = std::collections::BTreeMap::<Region, Heads>::new();
+        for (region, origin) in shipments {
+            told.entry(*region).or_default().insert(*origin, conversation.head(*origin));
+        }
+        for (region, heads) in told {
+            let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want: false };
+            self.out.link(region, Body::ShipAck(ack));
+        }
+    }
+
+    fn ship_acked(&mut self, now: Now, region: Region, ack: wire::ShipAck) -> Result<(), Refusal> {
+        let id = ConvId::from_slice(&ack.conversation).ok_or_else(|| Refusal::new(Code::BadFrame, "an ack of no conversation"))?;
+        let heads = heads_from_wire(ack.heads)?;
+        let held = self.conversations.get(&id).map(|c| c.published.clone()).unwrap_or_default();
+        let loading = self.conversations.get(&id).is_some_and(super::Conversation::is_loading);
+        let Some(link) = self.links.get_mut(&region) else { return Ok(()) };
+        if loading {
+            return Ok(()); // what is held here is not known yet: the offer is made again
+        }
+        if ack.want {
+            link.rewind(id, &heads);
+        }
+        link.acked(id, &heads, &held);
+        let origins: Vec<Origin> = held.keys().copied().collect();
+        self.tell_watchers(now, id, origins);
+        Ok(())
+    }
+
+    fn offered(&mut self, now: Now, region: Region, offer: wire::Offer) -> Result<(), Refusal> {
+        let id = ConvId::from_slice(&offer.conversation).ok_or_else(|| Refusal::new(Code::BadFrame, "an offer of no conversation"))?;
+        let theirs = heads_from_wire(offer.heads)?;
+        if let Some(waiting) = self.conversation(id, now).waiting() {
+            waiting.offers.push((region, theirs));
+        } else {
+            self.answer_offer(region, id, &theirs);
+        }
+        Ok(())
+    }
+
+    /// Says how far the offered logs are held here. What is decided counts; a round in flight is acked when
+    /// it ends.
+    pub(super) fn answer_offer(&mut self, region: Region, id: ConvId, theirs: &Heads) {
+        let Some(conversation) = self.conversations.get(&id) else { return };
+        let heads: Heads = theirs.keys().map(|o| (*o, conversation.head(*o))).collect();
+        let want = theirs.iter().any(|(o, seq)| {
+            *seq > conversation.state.head(*o) && *o != self.settings.origin && !conversation.damaged.contains_key(o)
+        });
+        let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want };
+        self.out.link(region, Body::ShipAck(ack));
+    }
+
+    /// Ships what was just decided, where the peer is in step; otherwise it is read when its turn comes.
+    pub(super) fn ship_decided(&mut self, now: Now, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
+        let mut logs = std::collections::BTreeMap::<Origin, Vec<&Arc<Entry>>>::new();
+        for (entry, _) in entries {
+            logs.entry(entry.place.origin).or_default().push(entry);
+        }
+        for (region, link) in &mut self.links {
+            for (origin, entries) in &logs {
+                let mut rest = &entries[..];
+                while let Some(first) = rest.first() {
+                    if !link.may_ship(id, *origin, first.place.seq) {
+                        break;
+                    }
+                    let mut bytes = 0;
+                    let fits = |e: &&&Arc<Entry>| {
+                        bytes += e.encoded_len();
+                        bytes <= SHIP_BYTES
+                    };
+                    let count = rest.iter().take(SHIP_ENTRIES).take_while(fits).count().max(1);
+                    let (part, after) = rest.split_at(count);
+                    rest = after;
+                    let ship = ship(id, *origin, part.iter().map(|e| &***e));
+                    let size = ship.entries.iter().map(Bytes::len).sum();
+                    self.counters.shipped += part.len() as u64;
+                    link.shipped(id, *origin, first.place.seq + part.len() as u64 - 1, size);
+                    self.out.link(*region, Body::Ship(ship));
+                }
+                if !rest.is_empty() && origin.region == self.settings.region {
+                    link.wake(id);
+                }
+            }
+        }
+        self.pump_all(now);
+    }
+
+    /// Reads what is to be shipped, as far as windows allow.
+    pub(super) fn pump_all(&mut self, _now: Now) {
+        let regions: Vec<Region> = self.links.keys().copied().collect();
+        for region in regions {
+            loop {
+                let Some(link) = self.links.get_mut(&region) else { break };
+                if link.reads() >= SHIP_READS {
+                    break;
+                }
+                let conversations = &self.conversations;
+                let published = |id: ConvId| {
+                    conversations.get(&id).filter(|c| !c.is_loading()).map(|c| c.published.clone())
+                };
+                let Some((conversation, origin, from, to)) = link.next_read(published) else { break };
+                let range = Range {
+                    conversation,
+                    origin,
+                    from,
+                    to,
+                    max_entries: SHIP_ENTRIES,
+                    max_bytes: SHIP_BYTES,
+                    backwards: false,
+                };
+                self.want_range(Ticket::Ship { region, conversation, origin }, range);
+            }
+        }
+    }
+
+    pub(super) fn ship_read(
+        &mut self,
+        now: Now,
+        region: Region,
+        id: ConvId,
+        origin: Origin,
+        entries: Result<Vec<Arc<Entry>>, String>,
+    ) {
+        let Some(link) = self.links.get_mut(&region) else { return };
+        let shipped = link.read(id, origin);
+        match entries {
+            Err(what) => self.out.notices.push(Notice::Damaged { conversation: id, what }),
+            Ok(entries) => {
+                let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+                // A rewind or a new connection may have happened while this was read.
+                if shipped == Some(first.place.seq - 1) && link.is_connected() {
+                    let ship = ship(id, origin, entries.iter().map(|e| &**e));
+                    let bytes = ship.entries.iter().map(Bytes::len).sum();
+                    link.shipped(id, origin, last.place.seq, bytes);
+                    self.counters.shipped += entries.len() as u64;
+                    self.out.link(region, Body::Ship(ship));
+                }
+                link.wake(id);
+                self.pump_all(now);
+            }
+        }
+    }
+
+    /// Makes offers that are due, and answers shipments that had failed.
+    pub(super) fn relay(&mut self, now: Now) {
+        let regions: Vec<Region> = self.links.keys().copied().collect();
+        for region in regions {
+            let Some(link) = self.links.get_mut(&region) else { continue };
+            for id in link.due_offers(now.mono) {
+                // One that is still being loaded is offered again when the answer stays out.
+                if let Some(c) = self.conversations.get(&id).filter(|c| !c.is_loading()) {
+                    let heads = heads_to_wire(&c.published);
+                    self.out.link(region, Body::Offer(wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads }));
+                }
+            }
+            let owed = link.take_owed();
+            for (id, origin) in owed {
+                match self.conversations.get(&id) {
+                    Some(c) if c.is_idle() => self.ack_shipments(id, &[(region, origin)]),
+                    _ => {
+                        if let Some(link) = self.links.get_mut(&region) {
+                            link.owe_ack(id, origin);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A local route changed: peers are told soon.
+    pub(super) fn route_changed(&mut self, now: Now) {
+        self.routes_at.get_or_insert(now.mono + super::ROUTES_EVERY);
+    }
+
+    pub(super) fn tell_routes(&mut self) {
+        let Some(delta) = self.routes.take_delta() else { return };
+        for (region, link) in &self.links {
+            if link.is_connected() {
+                self.out.link(*region, Body::Routes(delta.clone()));
+            }
+        }
+    }
+
+    /// An install that is bound elsewhere since has left here: its old connection is a ghost.
+    fn route_told(&mut self, region: Region, routes: wire::Routes) {
+        for (user, install, hlc) in self.routes.told(region, routes) {
+            let stale = |h: u64| hlc > h;
+            if self.routes.here(&user).is_none_or(|r| !r.installs.contains_key(&install) || !stale(r.hlc)) {
+                continue;
+            }
+            let keys: Vec<ConnKey> = self.users.get(&user).map_or_else(Vec::new, |u| {
+                u.devices.iter().filter(|(_, d)| d.bound && d.install == install).map(|(k, _)| *k).collect()
+            });
+            for key in keys {
+                let refusal = Refusal::new(Code::Replaced, "this install has connected in another region");
+                self.out.down(key, DownBody::Last(refusal));
+            }
+        }
+    }
+
+    /// The stamp of a bind: orders the binds of an install over regions.
+    pub(super) fn bind_stamp(now: Now) -> u64 {
+        hlc::from_ms(now.wall_ms)
+    }
+}
+
+fn ship<'a>(id: ConvId, origin: Origin, entries: impl Iterator<Item = &'a Entry>) -> wire::Ship {
+    let mut first_seq: Seq = 0;
+    let entries = entries
+        .map(|e| {
+            if first_seq == 0 {
+                first_seq = e.place.seq;
+            }
+            e.to_bytes()
+        })
+        .collect();
+    wire::Ship { conversation: Bytes::copy_from_slice(&id.0), origin: Some(origin.into()), first_seq, entries }
+}

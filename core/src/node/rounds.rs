@@ -1,0 +1,470 @@
+//! From a Send or a shipment to acks, rows, pushes and shipments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::codes::{Code, Refusal};
+use crate::edge_api::{Ack, DownBody, HeldAck, Push, SendRequest};
+use crate::entry::Entry;
+use crate::hlc;
+use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
+use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, PUSH_ACK_TIMEOUT};
+use crate::sequencer::{Court, LogState, Sender, Verdict};
+use crate::store::{Append, Appended, Range, Target, Todo};
+use crate::wire::v1;
+
+use super::conversation::{Job, PendingAck, Round};
+use super::user::RowChange;
+use super::{ConnKey, Node, Notice, Now, Ticket, Want};
+
+/// A shipment is applied as a whole, so a round may hold this much more than a batch.
+const _: () = assert!(crate::limits::SHIP_ENTRIES <= BATCH_ENTRIES);
+
+impl Node {
+    /// A client's message.
+    pub(super) fn send(&mut self, now: Now, key: ConnKey, req: u32, send: SendRequest) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let (user, install) = (session.user.clone(), session.install.clone());
+        if self.draining {
+            return self.refuse_send(key, req, &Refusal::new(Code::Draining, "this region is about to stop"));
+        }
+        let hash = body_hash(&send.body);
+        let id = send.conversation;
+        let conversation = self.conversation(id, now);
+        if conversation.is_full() {
+            let refusal = Refusal::new(Code::Overloaded, "too many messages wait in this conversation").after_ms(500);
+            return self.refuse_send(key, req, &refusal);
+        }
+        conversation.active_at = now.mono;
+        conversation.queue.push_back(Job::Send { key, req, user, install, send: Box::new(send), hash });
+        self.touched.insert(id);
+    }
+
+    fn refuse_send(&mut self, key: ConnKey, req: u32, refusal: &Refusal) {
+        self.counters.refused += 1;
+        self.out.refuse(key, req, refusal);
+    }
+
+    /// Starts rounds of all conversations that got something to do. Called once per input, so that whatever
+    /// arrived together is committed together.
+    pub(super) fn start_rounds(&mut self, now: Now) {
+        while let Some(id) = self.touched.pop_first() {
+            self.start_round(now, id);
+        }
+    }
+
+    pub(super) fn start_round(&mut self, now: Now, id: ConvId) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        if !conversation.is_ready() {
+            return;
+        }
+        let mut round = Round::default();
+        let before = conversation.published.clone();
+        while let Some(job) = conversation.next_job(&round) {
+            match job {
+                Job::Copies { .. } => Self::judge_copies(conversation, &mut round, job, self.settings.origin, &mut self.out),
+                Job::Send { key, req, ref user, ref install, ref send, hash } => {
+                    if let Some(what) = conversation.damaged.get(&self.settings.origin) {
+                        let refusal = Refusal::new(Code::Damaged, format!("the log is damaged here: {what}"));
+                        self.counters.refused += 1;
+                        self.out.refuse(key, req, &refusal);
+                        continue;
+                    }
+                    let by = Identity { user: user.clone(), install: install.clone(), n: send.n };
+                    let receipt_valid = send.offer.as_ref().is_some_and(|(place, receipt)| {
+                        self.settings.receipt_key.verify(id, *place, &by, &hash, receipt)
+                    });
+                    let court = Court {
+                        now_ms: now.wall_ms,
+                        origin: self.settings.origin,
+                        direct_salt: &self.settings.direct_salt,
+                        receipt_valid,
+                    };
+                    let from = Sender { user, install };
+                    // What was acked on this connection is known to the client: frames of a lane arrive in order.
+                    let acked = self.sessions.get(&key).and_then(|s| s.acked.get(&id)).copied();
+                    let also = match acked {
+                        Some((first, last)) if last + 1 >= send.n => send.floor..first.min(send.n),
+                        _ => send.floor..send.n,
+                    };
+                    match conversation.state.judge(court, from, send, &hash, &also) {
+                        Verdict::Append(entry) => {
+                            let entry = Arc::new(entry);
+                            let copy = conversation.state.apply(entry.clone());
+                            let also = conversation.state.also_held(from, &also);
+                            let receipt_refused = send.offer.is_some() && !receipt_valid;
+                            round.entries.push((entry.clone(), copy));
+                            round.acks.push(PendingAck { key, req, n: send.n, entry, also, receipt_refused });
+                            round.jobs.push(job);
+                        }
+                        Verdict::Held(entry) => {
+                            self.counters.resends += 1;
+                            let also = conversation.state.also_held(from, &also);
+                            let receipt_refused = send.offer.is_some() && !receipt_valid;
+                            round.acks.push(PendingAck { key, req, n: send.n, entry, also, receipt_refused });
+                            round.jobs.push(job);
+                        }
+                        Verdict::Recall(runs) => {
+                            conversation.parked.push(job);
+                            for (run, n) in runs {
+                                let (low, high) = run.range_of(n);
+                                let range = Range {
+                                    conversation: id,
+                                    origin: run.origin,
+                                    from: low,
+                                    to: high,
+                                    max_entries: usize::MAX,
+                                    max_bytes: usize::MAX,
+                                    backwards: false,
+                                };
+                                conversation.recalls += 1;
+                                self.next_ticket += 1;
+                                self.tickets.insert(self.next_ticket, Ticket::Recall { conversation: id });
+                                self.out.wants.push(Want::Range { ticket: self.next_ticket, range });
+                            }
+                        }
+                        Verdict::Refuse(refusal) => {
+                            self.counters.refused += 1;
+                            self.out.refuse(key, req, &refusal);
+                        }
+                    }
+                }
+            }
+        }
+        if round.entries.is_empty() {
+            self.finish_round(now, id, round);
+        } else {
+            self.append(now, id, round, &before);
+        }
+    }
+
+    /// Takes those entries of a shipment that follow what is held.
+    fn judge_copies(
+        conversation: &mut super::Conversation,
+        round: &mut Round,
+        job: Job,
+        own: Origin,
+        out: &mut super::Outputs,
+    ) {
+        let Job::Copies { from, origin, ref entries, first_seq } = job else { return };
+        let id = conversation.id();
+        if origin == own && entries.last().is_some_and(|e| e.place.seq > conversation.state.head(own)) {
+            out.notices.push(Notice::OwnTailLost { conversation: id });
+        } else if !conversation.damaged.contains_key(&origin) && first_seq <= conversation.state.head(origin) + 1 {
+            for entry in entries {
+                if entry.place.seq == conversation.state.head(origin) + 1 {
+                    let copy = conversation.state.apply(entry.clone());
+                    round.entries.push((entry.clone(), copy));
+                }
+            }
+        }
+        round.shipments.push((from, origin));
+        round.jobs.push(job);
+    }
+
+    /// Hands a round's batches to the store, with the todo that they need and that is not noted yet.
+    fn append(&mut self, now: Now, id: ConvId, mut round: Round, before: &Heads) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let mut batches = BTreeMap::<Origin, Vec<Arc<Entry>>>::new();
+        for (entry, _) in &round.entries {
+            batches.entry(entry.place.origin).or_default().push(entry.clone());
+        }
+        round.undecided = batches.len();
+        let own = self.settings.origin;
+        for (origin, entries) in batches {
+            let prefix = before.get(&origin).copied().unwrap_or(0);
+            let mut targets = vec![Target::Fanout];
+            let shippers: Vec<Region> =
+                round.shipments.iter().filter(|(_, o)| *o == origin).map(|(region, _)| *region).collect();
+            for (region, link) in &mut self.links {
+                // Its own current log needs no way back, and whoever shipped an entry holds it.
+                let is_author = origin.region == *region && self.eras.get(region).is_none_or(|(_, era)| *era == origin.era);
+                if origin != own && (is_author || shippers.contains(region)) {
+                    continue;
+                }
+                link.note(id, origin, prefix, origin.region != own.region, now.mono);
+                targets.push(Target::Peer(*region));
+            }
+            let mut todo = Vec::new();
+            for target in targets {
+                let noted = conversation.todo.entry(target).or_default();
+                if let std::collections::btree_map::Entry::Vacant(slot) = noted.entry(origin) {
+                    slot.insert(prefix);
+                    todo.push(Todo { target, conversation: id, prefix: noted.clone() });
+                }
+            }
+            let epoch = self.settings.epoch;
+            self.out.appends.push(Append { conversation: id, origin, epoch, entries, todo });
+        }
+        conversation.active_at = now.mono;
+        conversation.round = Some(round);
+        self.active.insert(id);
+        self.schedule_flush(now);
+    }
+
+    /// The store's answers to appends, in any order of conversations.
+    pub fn appended(&mut self, now: Now, answers: Vec<(ConvId, Appended)>) {
+        for (id, answer) in answers {
+            let Some(conversation) = self.conversations.get_mut(&id) else { continue };
+            let Some(round) = conversation.round.as_mut() else { continue };
+            round.undecided -= 1;
+            if answer != Appended::Decided && round.failure.is_none() {
+                round.failure = Some(answer);
+            }
+            if round.undecided == 0
+                && let Some(round) = conversation.round.take()
+            {
+                match &round.failure {
+                    None => self.finish_round(now, id, round),
+                    Some(_) => self.failed_round(now, id, round),
+                }
+            }
+        }
+        self.start_rounds(now);
+        self.pump_all(now);
+    }
+
+    /// Nothing of a failed batch may be acked; what the store really holds decides, so it is read again.
+    fn failed_round(&mut self, now: Now, id: ConvId, round: Round) {
+        let Some(failure) = round.failure else { return };
+        let mut again = Vec::new();
+        for job in round.jobs {
+            let refusal = match (&failure, &job) {
+                (Appended::Full, Job::Send { .. }) => {
+                    Refusal::new(Code::StoreFull, "the disk of this region is nearly full; nothing was stored").after_ms(5_000)
+                }
+                (Appended::Fenced, Job::Send { .. }) => {
+                    Refusal::new(Code::Internal, "this node no longer owns the conversation; nothing was stored")
+                }
+                (Appended::Damaged, Job::Send { .. }) => Refusal::new(Code::Damaged, "the log is damaged here; nothing was stored"),
+                // A peer ships again after its window's time-out; what the answer is unknown of is judged again.
+                (Appended::Full | Appended::Fenced | Appended::Damaged, Job::Copies { .. }) => continue,
+                _ => {
+                    again.push(job);
+                    continue;
+                }
+            };
+            if let Job::Send { key, req, .. } = job {
+                self.refuse_send(key, req, &refusal);
+            }
+        }
+        if failure == Appended::Fenced {
+            self.out.notices.push(Notice::Fenced);
+        }
+        for (region, origin) in round.shipments {
+            if let Some(link) = self.links.get_mut(&region) {
+                link.owe_ack(id, origin);
+            }
+        }
+        if let Some(conversation) = self.conversations.get_mut(&id) {
+            conversation.reload(again);
+            conversation.active_at = now.mono;
+            self.out.wants.push(Want::Conversation(id));
+        }
+    }
+
+    /// Everything of a round is decided.
+    fn finish_round(&mut self, now: Now, id: ConvId, round: Round) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let mut grown = Heads::new();
+        for (entry, _) in &round.entries {
+            conversation.published.insert(entry.place.origin, entry.place.seq);
+            grown.insert(entry.place.origin, entry.place.seq);
+        }
+        conversation.since_checkpoint += round.entries.len();
+        for ack in round.acks {
+            self.ack(id, ack);
+        }
+        for (entry, copy) in &round.entries {
+            if entry.place.origin == self.settings.origin {
+                self.counters.sequenced += 1;
+            } else {
+                self.counters.copies += 1;
+                let ahead = hlc::to_ms(entry.place.hlc).saturating_sub(now.wall_ms);
+                if ahead > CLOCK_AHEAD_MS {
+                    self.out.notices.push(Notice::ClockAhead { region: entry.place.origin.region, ms: ahead });
+                }
+            }
+            self.counters.duplicates += u64::from(*copy);
+        }
+        if !round.entries.is_empty() {
+            self.fan_out(now, id, &round.entries);
+            self.ship_decided(now, id, &round.entries);
+        }
+        self.ack_shipments(id, &round.shipments);
+        if !grown.is_empty() {
+            self.tell_watchers(now, id, grown.keys().copied());
+        }
+        if self.conversations.get(&id).is_some_and(super::Conversation::is_ready) {
+            self.touched.insert(id);
+        }
+    }
+
+    fn ack(&mut self, id: ConvId, ack: PendingAck) {
+        let sign = |e: &Entry| self.settings.receipt_key.sign(id, e.display_key(), &e.by, &e.body_hash);
+        let entry = &ack.entry;
+        let also = ack
+            .also
+            .iter()
+            .map(|e| HeldAck { n: e.by.n, place: e.place, first: e.first, receipt: sign(e) })
+            .collect();
+        let body = Ack {
+            place: entry.place,
+            first: entry.first,
+            receipt: sign(entry),
+            also,
+            receipt_refused: ack.receipt_refused,
+        };
+        if let Some(session) = self.sessions.get_mut(&ack.key) {
+            if session.acked.len() >= crate::limits::REFERENCES as usize {
+                session.acked.clear(); // costs bytes, never correctness: acks tell of more than they need
+            }
+            let acked = session.acked.entry(id).or_insert((ack.n, ack.n));
+            if ack.n == acked.1 + 1 {
+                acked.1 = ack.n;
+            } else if !(acked.0..=acked.1).contains(&ack.n) {
+                *acked = (ack.n, ack.n);
+            }
+        }
+        self.out.down(ack.key, DownBody::Ack { req: ack.req, ack: body });
+        self.watch_acked(ack.key, id, entry.place.origin, entry.place.seq);
+    }
+
+    /// Merges the rows of all members and pushes to their devices.
+    pub(super) fn fan_out(&mut self, now: Now, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
+        let Some(conversation) = self.conversations.get(&id) else { return };
+        let members: Vec<UserId> = conversation.state.members().cloned().collect();
+        for member in members {
+            self.merge_row(now, &member, id, entries);
+        }
+    }
+
+    pub(super) fn merge_row(&mut self, now: Now, member: &UserId, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
+        if let Some(waiting) = self.user(member).waiting() {
+            if waiting.merges.insert(id)
+                && let Some(conversation) = self.conversations.get_mut(&id)
+            {
+                conversation.fan_pending += 1;
+            }
+            return;
+        }
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let change = row_change(&conversation.state, &conversation.published, member);
+        let Some(user) = self.users.get_mut(member) else { return };
+        let merged = user.merge(id, &change);
+        conversation.fan_flush = self.flush.begun + 1;
+        let Some((prev_rev, rev)) = merged else { return };
+        self.dirty.insert(member.clone());
+        self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
+        let heads = user.row(id).map(|r| r.heads.clone()).unwrap_or_default();
+        let base = Push { conversation: id, peer: change.peer, entries: Vec::new(), heads, prev_rev, rev };
+        let fresh: Vec<Arc<Entry>> = entries
+            .iter()
+            .filter(|(e, copy)| !copy && (!e.only_sender || e.by.user == *member))
+            .map(|(e, _)| e.clone())
+            .collect();
+        let whole = Arc::new(Push { entries: fresh.clone(), ..base.clone() });
+        for (key, device) in &mut user.devices {
+            if !device.bound {
+                continue;
+            }
+            // A device has what it sent itself: its own message comes back as an ack.
+            let own = |e: &Arc<Entry>| e.by.user == *member && e.by.install == device.install;
+            let push = if fresh.iter().any(own) {
+                let others = fresh.iter().filter(|e| !own(e)).cloned().collect();
+                Arc::new(Push { entries: others, ..base.clone() })
+            } else {
+                whole.clone()
+            };
+            device.pushed = rev;
+            if device.remind_at.is_none() {
+                let at = now.mono + PUSH_ACK_TIMEOUT;
+                device.remind_at = Some(at);
+                self.owing.insert((at, member.clone(), *key));
+            }
+            self.counters.pushes += 1;
+            self.out.down(*key, DownBody::Push(push));
+        }
+    }
+
+    /// Rows of a member that were waiting for him to be loaded are merged now.
+    pub(super) fn merged_late(&mut self, id: ConvId) {
+        if let Some(conversation) = self.conversations.get_mut(&id) {
+            conversation.fan_pending = conversation.fan_pending.saturating_sub(1);
+        }
+    }
+
+    /// Reminds devices that owe an ack: their pushes may be lost.
+    pub(super) fn remind(&mut self, now: Now) {
+        while let Some((at, user, key)) = self.owing.first().cloned() {
+            if at > now.mono {
+                break;
+            }
+            self.owing.pop_first();
+            let Some(device) = self.users.get_mut(&user).and_then(|u| u.devices.get_mut(&key)) else { continue };
+            device.remind_at = None;
+            if device.acked < device.pushed {
+                let next = now.mono + PUSH_ACK_TIMEOUT;
+                device.remind_at = Some(next);
+                self.owing.insert((next, user, key));
+                self.out.frame(key, 0, v1::frame::Body::Advance(v1::Advance { rev: device.pushed.0 }));
+            }
+        }
+    }
+
+    /// A device has stored everything up to `rev`.
+    pub(super) fn push_acked(&mut self, key: ConnKey, rev: Rev) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let user = session.user.clone();
+        let Some(device) = self.users.get_mut(&user).and_then(|u| u.devices.get_mut(&key)) else { return };
+        device.acked = device.acked.max(rev);
+        if device.acked >= device.pushed
+            && let Some(at) = device.remind_at.take()
+        {
+            self.owing.remove(&(at, user, key));
+        }
+    }
+
+    /// Entries that were read again for a resend.
+    pub(super) fn recalled(&mut self, now: Now, id: ConvId, entries: Result<Vec<Arc<Entry>>, String>) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        conversation.recalls = conversation.recalls.saturating_sub(1);
+        let failed = entries.is_err();
+        // Only those that are asked for: a range of a long run holds others' messages as well.
+        let wanted = |e: &Arc<Entry>| {
+            conversation.parked.iter().any(|job| match job {
+                Job::Send { user, install, send, .. } => {
+                    e.by.user == *user && e.by.install == *install && (send.floor..=send.n).contains(&e.by.n)
+                }
+                Job::Copies { .. } => false,
+            })
+        };
+        let found: Vec<_> = entries.unwrap_or_default().into_iter().filter(wanted).collect();
+        conversation.state.recall(found);
+        let parked = if conversation.recalls == 0 { std::mem::take(&mut conversation.parked) } else { Vec::new() };
+        if failed {
+            for job in parked {
+                if let Job::Send { key, req, .. } = job {
+                    let refusal = Refusal::new(Code::Internal, "an earlier copy could not be read; nothing was stored");
+                    self.refuse_send(key, req, &refusal.after_ms(1_000));
+                }
+            }
+        } else {
+            for job in parked.into_iter().rev() {
+                conversation.queue.push_front(job);
+            }
+        }
+        self.start_round(now, id);
+    }
+}
+
+fn row_change(state: &LogState, published: &Heads, member: &UserId) -> RowChange {
+    RowChange {
+        heads: published.clone(),
+        last_hlc: state.highest_hlc,
+        counted: state.counted,
+        peer: state.peer_of(member).cloned(),
+        generation: 1,
+        state: 0,
+    }
+}

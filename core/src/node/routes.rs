@@ -1,0 +1,197 @@
+//! Who is where: (user -> region, devices, hlc), told between regions.
+//!
+//! Each region is the only writer of its own part, so a snapshot of it is authoritative and nothing needs a
+//! tombstone. Routes are hints: they end stale connections of an install that has moved, and will steer
+//! bodies and signals; no delivery depends on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{InstallId, Region, UserId};
+use crate::wire::node_v1;
+
+/// Routes per frame of a snapshot: bounds the frame.
+const ROUTES_PER_FRAME: usize = 512;
+
+/// A user's presence in one region.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Live installs, with the number of connections of each.
+    pub installs: BTreeMap<InstallId, u32>,
+    /// Of the newest bind.
+    pub hlc: u64,
+}
+
+/// What the region's own part and the copies of others' say.
+#[derive(Debug, Default)]
+pub struct Routes {
+    own: BTreeMap<UserId, Route>,
+    changed: BTreeSet<UserId>,
+    remote: BTreeMap<Region, BTreeMap<UserId, Route>>,
+    /// A snapshot being received: replaces the region's part when its last frame came.
+    incoming: BTreeMap<Region, BTreeMap<UserId, Route>>,
+}
+
+impl Routes {
+    /// An install has bound a connection here.
+    pub(super) fn bind(&mut self, user: &UserId, install: &InstallId, hlc: u64) {
+        let route = self.own.entry(user.clone()).or_default();
+        *route.installs.entry(install.clone()).or_insert(0) += 1;
+        route.hlc = route.hlc.max(hlc);
+        self.changed.insert(user.clone());
+    }
+
+    /// A bound connection has ended.
+    pub(super) fn unbind(&mut self, user: &UserId, install: &InstallId) {
+        let Some(route) = self.own.get_mut(user) else { return };
+        if let Some(count) = route.installs.get_mut(install) {
+            *count -= 1;
+            if *count == 0 {
+                route.installs.remove(install);
+            }
+        }
+        if route.installs.is_empty() {
+            self.own.remove(user);
+        }
+        self.changed.insert(user.clone());
+    }
+
+    /// What changed since it was last taken.
+    pub(super) fn take_delta(&mut self) -> Option<node_v1::Routes> {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.is_empty() {
+            return None;
+        }
+        let mut delta = node_v1::Routes::default();
+        for user in changed {
+            match self.own.get(&user) {
+                Some(route) => delta.set.push(to_wire(&user, route)),
+                None => delta.unset.push(user.as_str().to_owned()),
+            }
+        }
+        Some(delta)
+    }
+
+    /// All of the region's own part.
+    pub(super) fn snapshot(&self) -> Vec<node_v1::Routes> {
+        let all: Vec<_> = self.own.iter().map(|(user, route)| to_wire(user, route)).collect();
+        let mut frames: Vec<node_v1::Routes> = all
+            .chunks(ROUTES_PER_FRAME)
+            .map(|part| node_v1::Routes { snapshot: false, more: true, set: part.to_vec(), unset: Vec::new() })
+            .collect();
+        if frames.is_empty() {
+            frames.push(node_v1::Routes::default());
+        }
+        if let Some(first) = frames.first_mut() {
+            first.snapshot = true;
+        }
+        if let Some(last) = frames.last_mut() {
+            last.more = false;
+        }
+        frames
+    }
+
+    /// What a peer says of its part. Returns the users and installs that are now bound there, with the time
+    /// of their bind. Ids that are none are left out.
+    pub(super) fn told(&mut self, region: Region, routes: node_v1::Routes) -> Vec<(UserId, InstallId, u64)> {
+        if routes.snapshot {
+            self.incoming.insert(region, BTreeMap::new());
+        }
+        let receiving = self.incoming.contains_key(&region);
+        let table = if receiving { self.incoming.entry(region) } else { self.remote.entry(region) }.or_default();
+        let mut bound = Vec::new();
+        for route in routes.set {
+            let Ok(user) = UserId::new(&route.user) else { continue };
+            let installs: BTreeMap<_, _> =
+                route.installs.iter().filter_map(|i| Some((InstallId::new(i).ok()?, 1))).collect();
+            bound.extend(installs.keys().map(|i| (user.clone(), i.clone(), route.hlc)));
+            table.insert(user, Route { installs, hlc: route.hlc });
+        }
+        for user in routes.unset {
+            if let Ok(user) = UserId::new(&user) {
+                table.remove(&user);
+            }
+        }
+        if receiving
+            && !routes.more
+            && let Some(whole) = self.incoming.remove(&region)
+        {
+            self.remote.insert(region, whole);
+        }
+        bound
+    }
+
+    /// Where a user is, own region not included.
+    pub fn elsewhere(&self, user: &UserId) -> impl Iterator<Item = (Region, &Route)> {
+        self.remote.iter().filter_map(move |(region, table)| Some((*region, table.get(user)?)))
+    }
+
+    /// A user's presence here.
+    pub fn here(&self, user: &UserId) -> Option<&Route> {
+        self.own.get(user)
+    }
+
+    /// Users present here, and per other region as far as known.
+    pub fn counts(&self) -> (usize, BTreeMap<Region, usize>) {
+        (self.own.len(), self.remote.iter().map(|(region, table)| (*region, table.len())).collect())
+    }
+}
+
+fn to_wire(user: &UserId, route: &Route) -> node_v1::Route {
+    let devices = u32::try_from(route.installs.len()).unwrap_or(32).min(32);
+    node_v1::Route {
+        user: user.as_str().to_owned(),
+        devices: u32::MAX.checked_shr(32 - devices).unwrap_or(0),
+        hlc: route.hlc,
+        installs: route.installs.keys().map(|i| i.as_str().to_owned()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(i: u32) -> UserId {
+        UserId::new(&format!("user{i}")).unwrap()
+    }
+
+    fn phone() -> InstallId {
+        InstallId::new("phone").unwrap()
+    }
+
+    #[test]
+    fn a_peer_follows_by_snapshot_and_deltas() {
+        let (mut here, mut there) = (Routes::default(), Routes::default());
+        for i in 0..1200 {
+            here.bind(&user(i), &phone(), 1);
+        }
+        there.told(1, node_v1::Routes { set: vec![to_wire(&user(9999), &Route::default())], ..Default::default() });
+        let frames = here.snapshot();
+        assert_eq!(frames.len(), 3);
+        for frame in frames {
+            there.told(1, frame);
+        }
+        assert_eq!(there.counts().1, [(1, 1200)].into(), "a snapshot replaces what was told before");
+        here.take_delta();
+        here.unbind(&user(3), &phone());
+        here.bind(&user(5000), &phone(), 2);
+        let bound = there.told(1, here.take_delta().unwrap());
+        assert_eq!(bound, [(user(5000), phone(), 2)]);
+        assert_eq!(there.counts().1, [(1, 1200)].into());
+        assert!(there.elsewhere(&user(3)).next().is_none());
+        assert!(here.take_delta().is_none());
+    }
+
+    #[test]
+    fn two_connections_of_an_install_count_once_and_end_with_the_last() {
+        let mut routes = Routes::default();
+        routes.bind(&user(1), &phone(), 1);
+        routes.bind(&user(1), &phone(), 2);
+        assert_eq!(to_wire(&user(1), routes.here(&user(1)).unwrap()).devices, 1);
+        routes.unbind(&user(1), &phone());
+        assert!(routes.here(&user(1)).is_some());
+        routes.unbind(&user(1), &phone());
+        assert!(routes.here(&user(1)).is_none());
+        let delta = routes.take_delta().unwrap();
+        assert_eq!((delta.set.len(), delta.unset.len()), (0, 1));
+    }
+}

@@ -1,0 +1,269 @@
+//! A user's rows in one region (R7).
+//!
+//! Problem: a client that comes back, after seconds or weeks, must be told exactly which conversations
+//! changed, whatever arrived late and for whatever reason.
+//!
+//! Rule: each change of a row takes the user's next revision *in this region*; a cursor is a revision; what
+//! is above it is what changed. Rows merge by maximum, so fan-out may repeat; a merge that changes nothing
+//! takes no revision. Revisions carry the owner's epoch, so one that was issued and then lost in a crash is
+//! never issued again for something else.
+//!
+//! Why simpler ways fail: time as a cursor lets a late copy slip under it; a counter that continues from
+//! disk reissues what a client was told and the disk was not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::ids::{ConvId, Heads, InstallId, Rev, UserId};
+use crate::store::RowRecord;
+use crate::wire::v1;
+
+use super::ConnKey;
+
+/// A Hello that waits for the user's rows.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    pub key: ConnKey,
+    pub req: u32,
+    pub user: UserId,
+    pub hello: Box<v1::Hello>,
+    pub address: String,
+    pub token_expires_ms: u64,
+}
+
+/// What waits for a user to be loaded.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pub opens: Vec<Open>,
+    pub merges: BTreeSet<ConvId>,
+}
+
+/// A live connection of the user.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub install: InstallId,
+    /// Whether the client has said that this connection is the one it uses.
+    pub bound: bool,
+    /// The rev that its Welcome showed.
+    pub welcomed: Rev,
+    /// The newest rev that was pushed, and the newest that was acked.
+    pub pushed: Rev,
+    pub acked: Rev,
+    /// When it will be reminded, while it owes an ack.
+    pub remind_at: Option<Duration>,
+}
+
+/// How a row is to change.
+#[derive(Clone, Debug, Default)]
+pub struct RowChange {
+    /// Heads held here, clipped to what the user may read.
+    pub heads: Heads,
+    /// Of the newest entry.
+    pub last_hlc: u64,
+    /// Countable messages held.
+    pub counted: u64,
+    /// Direct conversations: the other user.
+    pub peer: Option<UserId>,
+    /// Of the membership.
+    pub generation: u64,
+    /// See `RowRecord::state`.
+    pub state: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct User {
+    epoch: u64,
+    rows: BTreeMap<ConvId, RowRecord>,
+    by_rev: BTreeMap<Rev, ConvId>,
+    rev: Rev,
+    dirty: BTreeSet<ConvId>,
+    pub(super) devices: BTreeMap<ConnKey, Device>,
+    loading: Option<Waiting>,
+}
+
+impl User {
+    pub(super) fn loading() -> Self {
+        let mut user = Self::new(0, Vec::new());
+        user.loading = Some(Waiting::default());
+        user
+    }
+
+    /// A user whose rows were read.
+    pub fn new(epoch: u64, rows: Vec<(ConvId, RowRecord)>) -> Self {
+        let by_rev: BTreeMap<Rev, ConvId> = rows.iter().map(|(id, row)| (row.rev, *id)).collect();
+        let rev = by_rev.last_key_value().map_or(Rev::default(), |(rev, _)| *rev);
+        Self {
+            epoch,
+            rows: rows.into_iter().collect(),
+            by_rev,
+            rev,
+            dirty: BTreeSet::new(),
+            devices: BTreeMap::new(),
+            loading: None,
+        }
+    }
+
+    pub(super) fn waiting(&mut self) -> Option<&mut Waiting> {
+        self.loading.as_mut()
+    }
+
+    pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
+        self.loading.take()
+    }
+
+    /// Nothing waits, nobody is connected, all is on disk.
+    pub fn is_idle(&self) -> bool {
+        self.loading.is_none() && self.dirty.is_empty() && self.devices.is_empty()
+    }
+
+    /// The newest revision.
+    pub fn rev(&self) -> Rev {
+        self.rev
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// A row.
+    pub fn row(&self, conversation: ConvId) -> Option<&RowRecord> {
+        self.rows.get(&conversation)
+    }
+
+    /// Merges by maximum. Returns the revisions before and after, or `None` if nothing changed.
+    pub fn merge(&mut self, conversation: ConvId, change: &RowChange) -> Option<(Rev, Rev)> {
+        let old = self.rows.get(&conversation);
+        let mut row = old.cloned().unwrap_or_default();
+        for (origin, seq) in &change.heads {
+            let head = row.heads.entry(*origin).or_insert(0);
+            *head = (*head).max(*seq);
+        }
+        if change.generation >= row.generation {
+            row.generation = change.generation;
+            row.state = change.state;
+        }
+        if row.peer.is_none() {
+            row.peer.clone_from(&change.peer);
+        }
+        let seen = |r: &RowRecord| (r.heads.clone(), r.generation, r.state, r.peer.clone());
+        if old.is_some_and(|old| seen(old) == seen(&row)) {
+            return None;
+        }
+        row.last_hlc = row.last_hlc.max(change.last_hlc);
+        row.counted = row.counted.max(change.counted);
+        let before = self.rev;
+        let first_of_epoch = Rev::start_of(self.epoch).next();
+        self.rev = before.next().max(first_of_epoch);
+        self.by_rev.remove(&row.rev);
+        row.rev = self.rev;
+        self.by_rev.insert(self.rev, conversation);
+        self.rows.insert(conversation, row);
+        self.dirty.insert(conversation);
+        Some((before, self.rev))
+    }
+
+    /// Rows above `rev`, ascending, at most `limit`; whether these are all.
+    pub fn above(&self, rev: Rev, limit: usize) -> (Vec<(ConvId, &RowRecord)>, bool) {
+        let mut rows = self.by_rev.range(rev.next()..).filter_map(|(_, id)| Some((*id, self.rows.get(id)?)));
+        let page: Vec<_> = rows.by_ref().take(limit).collect();
+        let all = rows.next().is_none();
+        (page, all)
+    }
+
+    /// The rows of the newest entries, newest first.
+    pub fn preview(&self, limit: usize) -> Vec<(ConvId, &RowRecord)> {
+        let mut rows: Vec<_> = self.rows.iter().map(|(id, row)| (*id, row)).collect();
+        rows.sort_unstable_by_key(|(id, row)| (std::cmp::Reverse(row.last_hlc), *id));
+        rows.truncate(limit);
+        rows
+    }
+
+    /// Whether this owner can have issued `rev`, in this start or an earlier one.
+    pub fn may_have_issued(&self, rev: Rev) -> bool {
+        rev.epoch() < self.epoch || rev <= self.rev
+    }
+
+    /// Rows that changed since they were last taken.
+    pub fn take_dirty(&mut self) -> impl Iterator<Item = (ConvId, RowRecord)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().filter_map(|id| Some((id, self.rows.get(&id)?.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Origin;
+
+    const EU: Origin = Origin { region: 1, era: 1 };
+    const US: Origin = Origin { region: 2, era: 1 };
+
+    fn change(heads: &[(Origin, u64)]) -> RowChange {
+        RowChange { heads: heads.iter().copied().collect(), generation: 1, ..RowChange::default() }
+    }
+
+    #[test]
+    fn a_late_copy_takes_a_higher_rev_and_slips_under_no_cursor() {
+        let mut user = User::new(1, Vec::new());
+        let c = ConvId([1; 16]);
+        let (_, cursor) = user.merge(c, &change(&[(EU, 5)])).unwrap();
+        user.merge(c, &change(&[(US, 1)])).unwrap();
+        let (rows, all) = user.above(cursor, 10);
+        assert_eq!((rows[0].1.heads.clone(), all), ([(EU, 5), (US, 1)].into(), true));
+    }
+
+    #[test]
+    fn a_merge_that_changes_nothing_takes_no_rev() {
+        let mut user = User::new(1, Vec::new());
+        let c = ConvId([1; 16]);
+        user.merge(c, &change(&[(EU, 5)])).unwrap();
+        let rev = user.rev();
+        assert_eq!(user.merge(c, &change(&[(EU, 4)])), None);
+        assert_eq!(user.rev(), rev);
+    }
+
+    #[test]
+    fn a_rev_that_was_issued_and_lost_in_a_crash_is_not_reissued() {
+        let (a, b) = (ConvId([1; 16]), ConvId([2; 16]));
+        let mut user = User::new(1, Vec::new());
+        let (_, on_disk) = user.merge(a, &change(&[(EU, 1)])).unwrap();
+        let durable: Vec<_> = user.take_dirty().collect();
+        let (_, told_only) = user.merge(a, &change(&[(EU, 2)])).unwrap(); // pushed, then the crash
+        let mut user = User::new(2, durable);
+        assert_eq!(user.rev(), on_disk);
+        assert!(user.may_have_issued(told_only));
+        user.merge(b, &change(&[(EU, 1)])).unwrap();
+        user.merge(a, &change(&[(EU, 2)])).unwrap(); // fan-out again
+        let (rows, _) = user.above(told_only, 10);
+        assert_eq!(rows.iter().map(|(c, _)| *c).collect::<Vec<_>>(), [b, a], "both are above the client's cursor");
+    }
+
+    #[test]
+    fn a_cursor_from_the_future_is_told_from_one_of_a_lost_start() {
+        let mut user = User::new(3, Vec::new());
+        user.merge(ConvId([1; 16]), &change(&[(EU, 1)])).unwrap();
+        assert!(user.may_have_issued(Rev(Rev::start_of(2).0 + 77)));
+        assert!(user.may_have_issued(user.rev()));
+        assert!(!user.may_have_issued(user.rev().next()));
+        assert!(!user.may_have_issued(Rev::start_of(4)));
+    }
+
+    #[test]
+    fn pages_ascend_and_the_preview_shows_the_newest_first() {
+        let mut user = User::new(1, Vec::new());
+        for i in 0..10u8 {
+            let newest_first = u64::from(10 - i);
+            user.merge(ConvId([i; 16]), &RowChange { last_hlc: newest_first, ..change(&[(EU, 1)]) }).unwrap();
+        }
+        let (page, all) = user.above(Rev::default(), 4);
+        assert!(!all && page.len() == 4 && page.windows(2).all(|w| w[0].1.rev < w[1].1.rev));
+        assert_eq!(user.preview(3).iter().map(|(c, _)| c.0[0]).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+}
