@@ -18,6 +18,7 @@
 //! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
 //! wherever an iteration can be seen outside); every queue has a limit in [`limits`].
 
+#[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
 pub mod codes;
