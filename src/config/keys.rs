@@ -1,0 +1,206 @@
+//! Every configuration key: its type, its default, and what it means. The documentation comments are what
+//! `tern config default` prints, so that a key and its description can't part.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::source::{Found, Layers, Source};
+use super::value::{ByteSize, HostPort, Peer, Position, Prefix, Raw, Secret, Value};
+
+/// A key as `config default` and `config check` show it.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Dotted name.
+    pub name: &'static str,
+    /// Default as TOML; empty: unset.
+    pub default: &'static str,
+    /// Lines of description.
+    pub doc: &'static [&'static str],
+    /// Type and unit in words.
+    pub shape: &'static str,
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal, $default:literal;)+) => {
+        /// The configuration of one process, every value with its type.
+        #[derive(Clone, Debug)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ pub $field: $type,)+
+            sources: BTreeMap<&'static str, Source>,
+        }
+
+        /// All keys, in the order in which they are documented.
+        pub const KEYS: &[Key] = &[$(Key {
+            name: $name,
+            default: $default,
+            doc: &[$($doc),+],
+            shape: <$type as Value>::SHAPE,
+        }),+];
+
+        impl Settings {
+            /// Types the values found; None where a problem was added.
+            pub(super) fn build(layers: &Layers, problems: &mut Vec<String>) -> Option<Self> {
+                let before = problems.len();
+                let mut sources = BTreeMap::new();
+                $(let $field: Option<$type> = typed($name, $default, layers, &mut sources, problems);)+
+                if problems.len() != before {
+                    return None;
+                }
+                Some(Self { $($field: $field?,)+ sources })
+            }
+
+            /// (key, value as TOML or None for unset, where it came from), in order of the keys' names.
+            pub fn show(&self) -> Vec<(&'static str, Option<String>, &Source)> {
+                let mut shown = vec![$(($name, self.$field.show(), self.source($name)),)+];
+                shown.sort_by_key(|(name, ..)| *name);
+                shown
+            }
+        }
+    };
+}
+
+settings! {
+    /// Directory of everything this process keeps: store, keys, certificates.
+    data: PathBuf = "data", "\"tern-data\"";
+    /// Name of the deployment: the audience of its tokens. All regions of a deployment have the same.
+    deployment: String = "deployment", "\"tern\"";
+    /// Name of this node, unique in its region: in logs, in certificates, and as the name of its edge.
+    /// Unset: "<region.name>-e1".
+    name: Option<String> = "name", "";
+
+    /// This region's number, 1 to 255, never used twice in a deployment.
+    region_id: Option<u8> = "region.id", "";
+    /// This region's short name: a-z, 0-9 and "-", at most 16 bytes.
+    region_name: Option<String> = "region.name", "";
+    /// Where this region is, for ranking by distance.
+    region_at: Option<Position> = "region.at", "";
+    /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
+    region_init: bool = "region.init", "false";
+    /// The other regions. Each link is dialled by both sides; one of the two connections remains.
+    peers: Vec<Peer> = "peers", "[]";
+    /// Edges only: node ports of the cores of the region, tried in turn.
+    core: Vec<HostPort> = "core", "[]";
+
+    /// Address that clients and nodes are served on.
+    listen_ip: IpAddr = "listen.ip", "\"0.0.0.0\"";
+    /// Port for clients, QUIC and TCP. Unset: 7400 + 10 x region.
+    listen_client: Option<u16> = "listen.client", "";
+    /// Port for dispatch (HTTPS). Unset: the client port + 1.
+    listen_dispatch: Option<u16> = "listen.dispatch", "";
+    /// Port for other nodes (QUIC, UDP). Unset: the client port + 2.
+    listen_node: Option<u16> = "listen.node", "";
+    /// Address and port of /metrics, /livez and /readyz: plain HTTP without a login, so keep it private.
+    /// Unset: loopback, the client port + 3.
+    listen_admin: Option<SocketAddr> = "listen.admin", "";
+    /// Addresses that clients are told to reach this edge by. Unset: listen.ip with the client port, which
+    /// must then be a real address.
+    advertise: Vec<SocketAddr> = "advertise", "[]";
+    /// What fails together with this edge, a rack or a zone: dispatch spreads its answers over at least two.
+    /// Unset: the region's name.
+    failure_domain: Option<String> = "failure_domain", "";
+
+    /// Certificate chain shown to clients (PEM). Unset: <data>/pki/<name>.public.pem.
+    tls_public_cert: Option<PathBuf> = "tls.public_cert", "";
+    /// Its key (PEM). Unset: <data>/pki/<name>.public.key.
+    tls_public_key: Option<PathBuf> = "tls.public_key", "";
+    /// Certificate chain shown to other nodes (PEM). Unset: <data>/pki/<name>.node.pem.
+    tls_node_cert: Option<PathBuf> = "tls.node_cert", "";
+    /// Its key (PEM). Unset: <data>/pki/<name>.node.key.
+    tls_node_key: Option<PathBuf> = "tls.node_key", "";
+    /// The authority that nodes trust each other by (PEM). Unset: <data>/pki/node-ca.pem.
+    tls_node_ca: Option<PathBuf> = "tls.node_ca", "";
+    /// Keys that tokens are checked with: a JWK set of Ed25519 (OKP) or HS256 (oct) keys, each with a kid.
+    /// Unset: <data>/tokens.jwk.
+    tokens_file: Option<PathBuf> = "tokens.file", "";
+    /// The deployment's receipt key, 64 hex digits; instead of the file. Best given by TERN_RECEIPT_KEY.
+    receipt_key: Option<Secret> = "receipt.key", "";
+    /// File with the receipt key as 64 hex digits, the same in every region. Unset: <data>/receipt.key.
+    receipt_key_file: Option<PathBuf> = "receipt.key_file", "";
+    /// File with the salt of direct conversations' ids as 64 hex digits, the same in every region, never
+    /// changed. Unset: <data>/direct.salt.
+    direct_salt_file: Option<PathBuf> = "direct.salt_file", "";
+
+    /// Connections that this edge takes.
+    edge_capacity: u32 = "edge.capacity", "100000";
+    /// How long a stopping edge takes to send its clients away.
+    edge_drain_window: Duration = "edge.drain_window", "\"5s\"";
+    /// Interval of a client's heartbeats while it is in the foreground.
+    heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"";
+    /// Shortest interval of heartbeats in the background.
+    heartbeat_background_min: Duration = "heartbeat.background_min", "\"60s\"";
+    /// Longest interval of heartbeats in the background; connections end after 2.5 times as long a silence.
+    heartbeat_background_max: Duration = "heartbeat.background_max", "\"300s\"";
+
+    /// Messages a second that a user may send in the long run.
+    limit_sends_per_second: u32 = "limits.sends_per_second", "20";
+    /// Messages that a user may send at once.
+    limit_sends_burst: u32 = "limits.sends_burst", "60";
+    /// Failed handshakes a second from one address block (IPv4 /24, IPv6 /56).
+    limit_failed_handshakes: u32 = "limits.failed_handshakes_per_second", "20";
+    /// A connection that has not said hello by then is closed.
+    limit_hello_timeout: Duration = "limits.hello_timeout", "\"5s\"";
+
+    /// Free disk below which messages are refused with store_full.
+    store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"";
+    /// Memory for the store's block cache.
+    store_cache: ByteSize = "store.cache", "\"64MiB\"";
+    /// A region that was silent for this long: clients offer their unconfirmed messages elsewhere.
+    reoffer_after: Duration = "reoffer_after", "\"30s\"";
+
+    /// GeoIP database in MMDB format, by country or city. Unset: the built-in DB-IP Lite country file.
+    dispatch_geoip: Option<PathBuf> = "dispatch.geoip", "";
+    /// Proxies whose X-Forwarded-For is believed.
+    dispatch_trusted_proxies: Vec<Prefix> = "dispatch.trusted_proxies", "[]";
+    /// Who may ask dispatch as another address, besides loopback.
+    dispatch_operators: Vec<Prefix> = "dispatch.operators", "[]";
+
+    /// What is logged: a level (error, warn, info, debug, trace) or a filter such as "info,tern_edge=debug".
+    log_level: String = "log.level", "\"info\"";
+    /// Log as JSON, one object a line.
+    log_json: bool = "log.json", "false";
+}
+
+impl Settings {
+    /// Where the value of a key came from.
+    pub fn source(&self, key: &str) -> &Source {
+        self.sources.get(key).unwrap_or(&Source::Default)
+    }
+}
+
+/// The value of one key; None where a problem was added.
+fn typed<T: Value>(
+    name: &'static str,
+    default: &str,
+    layers: &Layers,
+    sources: &mut BTreeMap<&'static str, Source>,
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    let Some(found) = layers.get(name) else { return from_default(default) };
+    sources.insert(name, found.source.clone());
+    match read(found) {
+        Ok(value) => Some(value),
+        Err(what) => {
+            problems.push(format!("{}: {name} {what}", found.source));
+            None
+        }
+    }
+}
+
+fn read<T: Value>(found: &Found) -> Result<T, String> {
+    match &found.raw {
+        Raw::Text(text) if found.is_text => T::from_text(text),
+        raw => T::from_raw(raw),
+    }
+}
+
+/// From the table's literal. None only where the literal is wrong, which a test rules out.
+fn from_default<T: Value>(literal: &str) -> Option<T> {
+    if literal.is_empty() {
+        return T::unset();
+    }
+    let mut layers = Layers::new();
+    super::source::file("default".as_ref(), &format!("x = {literal}"), &["x"], &mut layers, &mut Vec::new());
+    T::from_raw(&layers.get("x")?.raw).ok()
+}

@@ -1,0 +1,97 @@
+//! The `tern` binary: one subcommand per role, and what they share. It wires the other crates together and
+//! holds no logic of messaging.
+//!
+//! Reading order:
+//!
+//! 1. [`cli`], [`config`], [`exit`]: what a process is asked to be, and how it ends.
+//! 2. [`node`]: what every role builds first: environment, certificates, keys.
+//! 3. [`region`], [`edge`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
+//! 4. [`admin`], [`logging`], [`stop`]: what operators see and do.
+//! 5. [`pki`], [`token`]: keys for development and for small deployments.
+//! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
+//! 7. [`chat`]: a client in a terminal.
+//!
+//! Invariants: a role reads its configuration once and touches the outside through its `Env`; standard
+//! output belongs to the command, standard error to the log; no child process outlives its parent; nothing
+//! here prints a secret.
+//!
+//! It is a library with a thin `main`, so that tests in `tests/` can run a fleet of real processes with the
+//! same code that `demo` uses.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod admin;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod exit;
+pub mod fleet;
+pub mod logging;
+pub mod pki;
+pub mod stop;
+pub mod token;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use cli::{Cli, Command, Global};
+use config::{Settings, Sources};
+use exit::Failure;
+
+/// Parses the command line, runs the command, and returns the exit code: 0 fine, 1 a property failed,
+/// 2 usage or configuration, 3 can't start.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Token(args) => token::run(global, args),
+        Command::Pki(args) => pki::run(global, args),
+        Command::Config { action } => config::show::run(global, *action),
+        Command::Demo(_) | Command::Dev(_) | Command::Region(_) | Command::Edge(_) | Command::Chat(_) => {
+            Err(Failure::Usage("not built yet".into()))
+        }
+    }
+}
+
+/// Reads the configuration of a command: its file, the environment, its flags.
+pub fn settings(global: &Global, own: &[(&str, &str, String)]) -> Result<Settings, Failure> {
+    let mut flags: Vec<(String, String, String)> = Vec::new();
+    if let Some(data) = &global.data {
+        flags.push(("--data".into(), "data".into(), data.display().to_string()));
+    }
+    if let Some(log) = &global.log {
+        flags.push(("--log".into(), "log.level".into(), log.clone()));
+    }
+    if global.json {
+        flags.push(("--json".into(), "log.json".into(), "true".into()));
+    }
+    flags.extend(own.iter().map(|(flag, key, value)| ((*flag).to_owned(), (*key).to_owned(), value.clone())));
+    for setting in &global.set {
+        let (key, value) = setting
+            .split_once('=')
+            .ok_or_else(|| Failure::Usage(format!("--set {setting}: expected KEY=VALUE, such as region.name=eu")))?;
+        flags.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
+    }
+    let sources = Sources { file: global.config.clone(), flags, environment: std::env::vars().collect() };
+    Ok(sources.load()?)
+}
+
+/// Runs a command's future on a runtime of its own, and ends what the future left behind.
+pub fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("tern")
+        .build()
+        .context("can't start the runtime")?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_background();
+    result
+}
