@@ -128,6 +128,7 @@ struct Attempt {
     transport: Transport,
     deadline: Duration,
     started: Duration,
+    race: (u64, u32),
 }
 
 #[derive(Debug)]
@@ -150,6 +151,7 @@ struct Live {
     conn: ConnNo,
     candidate: Candidate,
     transport: Transport,
+    race: (u64, u32),
     since: Duration,
     suspect_since: Option<Duration>,
     may_recover: bool,
@@ -253,6 +255,11 @@ impl Engine {
         self.live.as_ref().map(|l| (l.conn, &l.candidate, l.transport))
     }
 
+    /// Race and attempt of the connection in use: what its Commit says.
+    pub fn live_race(&self) -> Option<(u64, u32)> {
+        self.live.as_ref().map(|l| l.race)
+    }
+
     /// Whether anything is being tried or used.
     pub fn is_running(&self) -> bool {
         self.running
@@ -341,6 +348,7 @@ impl Engine {
             conn,
             candidate: attempt.candidate,
             transport: attempt.transport,
+            race: attempt.race,
             since: now,
             suspect_since: None,
             may_recover: false,
@@ -551,14 +559,15 @@ impl Engine {
             Transport::Tcp => candidate.tcp_timeout,
         };
         let deadline = now + timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
-        self.attempts
-            .insert(self.last_conn, Attempt { candidate: candidate.clone(), transport, deadline, started: now });
+        let race = (round.race, round.attempts);
+        let attempt = Attempt { candidate: candidate.clone(), transport, deadline, started: now, race };
+        self.attempts.insert(self.last_conn, attempt);
         self.out.push_back(EngineOut::Start {
             conn: self.last_conn,
             candidate: candidate.clone(),
             transport,
-            race: round.race,
-            attempt: round.attempts,
+            race: race.0,
+            attempt: race.1,
         });
     }
 

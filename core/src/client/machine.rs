@@ -274,6 +274,8 @@ pub struct Machine {
     /// Conversations of which something is to be pulled.
     pub(super) wanting: BTreeSet<ConvId>,
     pub(super) last_served: ConvId,
+    /// The region that offers were asked by.
+    offers_to: Option<Region>,
     pub(super) queued: (usize, usize),
     pub(super) kept: (usize, usize),
     pub(super) engine: Engine,
@@ -305,6 +307,7 @@ impl Machine {
             unstable: BTreeSet::new(),
             wanting: BTreeSet::new(),
             last_served: ConvId([0; 16]),
+            offers_to: None,
             queued: (0, 0),
             kept: (0, 0),
             engine,
@@ -458,8 +461,12 @@ impl Machine {
 
     /// A connection or an attempt ended by itself.
     pub fn ended(&mut self, now: Duration, conn: ConnNo, failure: &Failure) {
+        let of_session = self.session.as_ref().is_some_and(|s| s.conn == conn);
+        if self.installs.remove(&conn).is_none() && !of_session {
+            // One that was replaced or given up: nothing of it counts any more.
+            return;
+        }
         self.end_session(conn);
-        self.installs.remove(&conn);
         if let Failure::Refused { retry: Retry::NewToken, .. } = failure {
             self.token = None;
             self.token_refused = true;
@@ -479,8 +486,8 @@ impl Machine {
         self.after(now);
     }
 
-    /// A frame was read.
-    pub fn frame(&mut self, now: Duration, conn: ConnNo, read: Read) {
+    /// A frame was read; `req` is the frame's.
+    pub fn frame(&mut self, now: Duration, conn: ConnNo, req: u32, read: Read) {
         let of_session = self.session.as_ref().is_some_and(|s| s.conn == conn);
         if of_session {
             if let Some(session) = &mut self.session {
@@ -490,7 +497,7 @@ impl Machine {
                     self.engine.heard();
                 }
             }
-            if let Err(what) = self.session_frame(now, read) {
+            if let Err(what) = self.session_frame(now, req, read) {
                 self.broken(now, conn, &what);
             }
         } else if self.installs.contains_key(&conn) {
@@ -548,6 +555,12 @@ impl Machine {
             session.measured(age / if transport == Transport::Quic { 2 } else { 3 });
         }
         session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);
+        let listed = self.unstable.iter().take(UNSTABLE_PER_FRAME);
+        session.asked = listed.flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
+        if self.offers_to != Some(cursor.store.region) {
+            self.offers_to = Some(cursor.store.region);
+            self.convs.values_mut().for_each(|c| c.outbox.offers.clear());
+        }
         self.session = Some(session);
         self.learn_salt(welcome.direct_salt);
         self.commit();
@@ -559,7 +572,7 @@ impl Machine {
             self.broken(now, conn, &what);
             return;
         }
-        self.want_rows(now, now);
+        self.want_rows(now);
         self.mark_wanting();
     }
 
@@ -649,7 +662,8 @@ impl Machine {
         let jitter = self.rng.random_range(900..=1000);
         if let Some(session) = &mut self.session {
             let echo = session.ping(now, jitter);
-            self.write_frame(1, Body::Ping(v1::Ping { echo, foreground: true }));
+            let req = session.fresh_req();
+            self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: true }));
         }
     }
 
@@ -659,10 +673,10 @@ impl Machine {
         self.run_engine(now);
         for _ in 0..4 {
             let jitter = self.rng.random_range(900..=1000);
-            match self.session.as_mut().and_then(|s| s.due(now, jitter)) {
-                Some(Due::Ping(echo)) => self.write_frame(1, Body::Ping(v1::Ping { echo, foreground: true })),
-                Some(Due::Silent) => self.engine.leave(now, &Failure::Silent),
-                Some(Due::Stuck) => self.engine.leave(now, &Failure::Stuck),
+            match self.session.as_mut().and_then(|s| s.due(now, jitter).map(|due| (due, s.fresh_req()))) {
+                Some((Due::Ping(echo), req)) => self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: true })),
+                Some((Due::Silent, _)) => self.engine.leave(now, &Failure::Silent),
+                Some((Due::Stuck, _)) => self.engine.leave(now, &Failure::Stuck),
                 None => break,
             }
         }

@@ -43,5 +43,3 @@ pub use machine::{
     ConnectionState, DiscardRefused, Effect, Event, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
 };
 
-#[cfg(test)]
-mod tests;

@@ -71,13 +71,13 @@ pub(super) struct AckOf {
 }
 
 impl Outbox {
-    /// The connection is gone: what was on the way is to be sent again.
+    /// The connection is gone: what was on the way is to be sent again. Offers stay: the next connection may
+    /// be made for their sake, under another install id.
     pub(super) fn disconnected(&mut self) {
         for own in self.queue.values_mut().chain(self.unstable.values_mut()) {
             own.in_flight = None;
             own.offered_at = None;
         }
-        self.offers.clear();
         self.pause_until = Duration::ZERO;
         self.errors = 0;
         self.known_in_session = false;
@@ -85,8 +85,9 @@ impl Outbox {
 
     /// The lowest un-acked n of an install.
     pub(super) fn floor(&self, install: &InstallId) -> Option<u64> {
-        let un_acked = self.queue.values().filter(|o| !o.is_failed() && o.out.record.install == *install);
-        un_acked.map(|o| o.out.record.n).min()
+        // Numbers ascend with ids within an install.
+        let open = |o: &&Own| !o.is_failed() && o.out.record.n > 0 && o.out.record.install == *install;
+        self.queue.values().find(open).map(|o| o.out.record.n)
     }
 
     /// The next messages to transmit, in order: stops at what failed, at what belongs to another install, and
@@ -177,6 +178,11 @@ impl Outbox {
     pub(super) fn pause(&mut self, now: Duration, at_least: Duration, growing: bool) {
         let grown = SEND_PAUSE.saturating_mul(1 << self.errors.min(6)).min(SEND_PAUSE_MAX);
         let wait = if growing || self.errors > 2 { grown.max(at_least) } else { at_least };
+        if self.pause_until > now {
+            // One cause refuses a whole window: it counts once.
+            self.pause_until = self.pause_until.max(now + at_least);
+            return;
+        }
         self.errors = self.errors.saturating_add(1);
         self.pause_until = self.pause_until.max(now + wait);
     }

@@ -136,12 +136,7 @@ impl Session {
 
     /// Registers a request and gives its number.
     pub(super) fn request(&mut self, now: Duration, request: Request) -> u32 {
-        loop {
-            self.next_req = self.next_req.wrapping_add(1).max(2);
-            if !self.requests.contains_key(&self.next_req) {
-                break;
-            }
-        }
+        let req = self.fresh_req();
         match &request {
             Request::Send { offer, bytes, .. } => {
                 self.sends += 1;
@@ -154,10 +149,20 @@ impl Session {
         if self.requests.is_empty() {
             self.last_answer = now;
         }
-        self.requests.insert(self.next_req, (request, now));
+        self.requests.insert(req, (request, now));
         self.sent(now);
         self.await_from(now);
-        self.next_req
+        req
+    }
+
+    /// A request number that is not in use; 1 was the Hello's.
+    pub(super) fn fresh_req(&mut self) -> u32 {
+        loop {
+            self.next_req = self.next_req.wrapping_add(1).max(2);
+            if !self.requests.contains_key(&self.next_req) {
+                return self.next_req;
+            }
+        }
     }
 
     /// Takes an answered request out.

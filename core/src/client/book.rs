@@ -1,0 +1,257 @@
+//! What a local store does with ops, in memory.
+//!
+//! The reference that SQLite is compared with, the memory store of simulated clients, and the store of the
+//! machine's own tests. Applying is atomic here by nature.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::data::{
+    Change, ConversationImage, ConversationRecord, Image, Message, MessageId, MessageState, Op, Outgoing,
+    OutgoingRecord, Placed, merge_copy,
+};
+use crate::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Region, Seq, UserId, body_hash};
+
+/// A message's identity, and the hash of its body: copies with another body are other messages (R3).
+type Key = (ConvId, Identity, [u8; 32]);
+
+/// All that a client keeps, as plain maps.
+#[derive(Clone, Debug)]
+pub struct Book {
+    user: UserId,
+    install: InstallId,
+    salt: Option<Bytes>,
+    next_id: u64,
+    cursors: BTreeMap<Region, Cursor>,
+    conversations: BTreeMap<ConvId, ConversationImage>,
+    messages: BTreeMap<MessageId, (Message, [u8; 32])>,
+    by_key: BTreeMap<Key, MessageId>,
+    shown: BTreeMap<ConvId, BTreeMap<Place, MessageId>>,
+    copies: BTreeSet<(ConvId, Origin, Seq)>,
+    outgoing: BTreeMap<MessageId, OutgoingRecord>,
+    dispatch: Option<(Bytes, u64)>,
+}
+
+impl Book {
+    /// An empty one for `user`.
+    pub fn new(user: UserId, install: InstallId) -> Self {
+        Self {
+            user,
+            install,
+            salt: None,
+            next_id: 1,
+            cursors: BTreeMap::new(),
+            conversations: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            copies: BTreeSet::new(),
+            outgoing: BTreeMap::new(),
+            dispatch: None,
+        }
+    }
+
+    /// What a machine is built from.
+    pub fn image(&self) -> Image {
+        let outgoing = self.outgoing.values().filter_map(|record| {
+            let (m, _) = self.messages.get(&record.id)?;
+            let record = record.clone();
+            Some(Outgoing { record, kind: m.kind, wall_ms: m.wall_ms, body: m.body.clone() })
+        });
+        Image {
+            install: self.install.clone(),
+            salt: self.salt.clone(),
+            next_id: self.next_id,
+            cursors: self.cursors.clone(),
+            conversations: self.conversations.clone(),
+            outgoing: outgoing.collect(),
+            dispatch: self.dispatch.clone(),
+        }
+    }
+
+    /// The install id of new messages, as drawn at a start.
+    pub fn set_install(&mut self, install: InstallId, fresh: bool) {
+        self.apply_one(&Op::Install { install, fresh }, &mut Vec::new());
+    }
+
+    /// Applies a step's ops; what changed in timelines, in order.
+    pub fn apply(&mut self, ops: &[Op]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for op in ops {
+            self.apply_one(op, &mut changes);
+        }
+        changes
+    }
+
+    fn apply_one(&mut self, op: &Op, changes: &mut Vec<Change>) {
+        match op {
+            Op::Install { install, fresh } => {
+                self.install = install.clone();
+                if *fresh {
+                    self.conversations.values_mut().for_each(|c| c.record.next_n = 1);
+                }
+            }
+            Op::Salt(salt) => self.salt = Some(salt.clone()),
+            Op::Rename { from, to } => self.rename(*from, *to),
+            Op::Conversation(record) => self.conversation(record.id).record = record.clone(),
+            Op::Vector { conversation, origin, state } => {
+                self.conversation(*conversation).origins.insert(*origin, state.clone());
+            }
+            Op::Entry { id, conversation, entry, unread } => {
+                self.next_id = self.next_id.max(id.0 + 1);
+                self.copies.insert((*conversation, entry.place.origin, entry.place.seq));
+                let message = Message {
+                    id: *id,
+                    conversation: *conversation,
+                    by: entry.by.clone(),
+                    kind: entry.kind,
+                    wall_ms: entry.wall_ms,
+                    body: entry.body.clone(),
+                    key: None,
+                    state: MessageState::Received,
+                    unread: *unread,
+                };
+                changes.extend(self.copy(message, entry.body_hash, entry.display_key(), *unread));
+            }
+            Op::Queue(out) => {
+                let record = &out.record;
+                self.next_id = self.next_id.max(record.id.0 + 1);
+                let by = Identity { user: self.user.clone(), install: record.install.clone(), n: record.n };
+                let hash = body_hash(&out.body);
+                let message = Message {
+                    id: record.id,
+                    conversation: record.conversation,
+                    by: by.clone(),
+                    kind: out.kind,
+                    wall_ms: out.wall_ms,
+                    body: out.body.clone(),
+                    key: None,
+                    state: record.state,
+                    unread: false,
+                };
+                self.messages.insert(record.id, (message, hash));
+                if record.n > 0 {
+                    self.by_key.insert((record.conversation, by, hash), record.id);
+                }
+                self.outgoing.insert(record.id, record.clone());
+            }
+            Op::Outgoing(record) => self.outgoing(record),
+            Op::Release { id, state } => {
+                self.outgoing.remove(id);
+                if let Some((m, _)) = self.messages.get_mut(id) {
+                    m.state = *state;
+                }
+            }
+            Op::Discard(id) => {
+                self.outgoing.remove(id);
+                if let Some((m, hash)) = self.messages.remove(id) {
+                    self.by_key.remove(&(m.conversation, m.by, hash));
+                    if let (Some(key), Some(shown)) = (m.key, self.shown.get_mut(&m.conversation)) {
+                        shown.remove(&key);
+                    }
+                }
+            }
+            Op::Read(conversation) => {
+                let all = self.messages.values_mut().filter(|(m, _)| m.conversation == *conversation);
+                all.for_each(|(m, _)| m.unread = false);
+            }
+            Op::Cursor(cursor) => {
+                self.cursors.insert(cursor.store.region, *cursor);
+            }
+            Op::Dispatch { answer, wall_ms } => self.dispatch = Some((answer.clone(), *wall_ms)),
+        }
+    }
+
+    fn conversation(&mut self, id: ConvId) -> &mut ConversationImage {
+        self.conversations.entry(id).or_insert_with(|| ConversationImage {
+            record: ConversationRecord::new(id, None),
+            origins: BTreeMap::new(),
+        })
+    }
+
+    fn rename(&mut self, from: ConvId, to: ConvId) {
+        if let Some(mut c) = self.conversations.remove(&from) {
+            c.record.id = to;
+            self.conversations.insert(to, c);
+        }
+        for (m, hash) in self.messages.values_mut().filter(|(m, _)| m.conversation == from) {
+            m.conversation = to;
+            if let Some(id) = self.by_key.remove(&(from, m.by.clone(), *hash)) {
+                self.by_key.insert((to, m.by.clone(), *hash), id);
+            }
+        }
+        self.outgoing.values_mut().filter(|o| o.conversation == from).for_each(|o| o.conversation = to);
+        if let Some(shown) = self.shown.remove(&from) {
+            self.shown.insert(to, shown);
+        }
+    }
+
+    fn outgoing(&mut self, record: &OutgoingRecord) {
+        self.outgoing.insert(record.id, record.clone());
+        let Some((m, hash)) = self.messages.get_mut(&record.id) else { return };
+        m.state = record.state;
+        if (&m.by.install, m.by.n) != (&record.install, record.n) {
+            self.by_key.remove(&(m.conversation, m.by.clone(), *hash));
+            m.by.install = record.install.clone();
+            m.by.n = record.n;
+        }
+        if record.n > 0 {
+            self.by_key.insert((m.conversation, m.by.clone(), *hash), record.id);
+        }
+    }
+
+    fn copy(&mut self, new: Message, hash: [u8; 32], key: Place, unread: bool) -> Option<Change> {
+        let conversation = new.conversation;
+        let known = self.by_key.get(&(conversation, new.by.clone(), hash)).copied();
+        let id = known.unwrap_or(new.id);
+        let (m, _) = self.messages.entry(id).or_insert_with(|| (new, hash));
+        let (lowest, unread) = merge_copy((m.key, m.unread), key, unread);
+        m.unread = unread;
+        self.by_key.insert((conversation, m.by.clone(), hash), id);
+        if m.key == Some(lowest) {
+            return None;
+        }
+        let shown = self.shown.entry(conversation).or_default();
+        if let Some(old) = m.key.replace(lowest) {
+            shown.remove(&old);
+        }
+        shown.insert(lowest, id);
+        let after = shown.range(..lowest).next_back().map(|(_, id)| *id);
+        let last = shown.last_key_value().is_some_and(|(k, _)| *k == lowest);
+        let what = match known {
+            Some(_) => Placed::Moved { after },
+            None if last => Placed::Appended,
+            None => Placed::Inserted { after },
+        };
+        Some(Change { conversation, id, what })
+    }
+
+    /// The newest `limit` placed messages at or above `horizon`, in order; then the own ones that are not
+    /// acked.
+    pub fn timeline(&self, conversation: ConvId, horizon: u64, limit: usize) -> Vec<Message> {
+        let message = |id: &MessageId| self.messages.get(id).map(|(m, _)| m.clone());
+        let shown = self.shown.get(&conversation).into_iter().flatten();
+        let mut placed: Vec<_> =
+            shown.rev().take_while(|(k, _)| k.hlc >= horizon).take(limit).filter_map(|(_, id)| message(id)).collect();
+        placed.reverse();
+        let pending = self.outgoing.values().filter(|o| o.conversation == conversation).filter_map(|o| message(&o.id));
+        placed.extend(pending.filter(|m| m.key.is_none()));
+        placed
+    }
+
+    /// One message.
+    pub fn message(&self, id: MessageId) -> Option<Message> {
+        self.messages.get(&id).map(|(m, _)| m.clone())
+    }
+
+    /// Messages not read.
+    pub fn unread(&self, conversation: ConvId) -> u64 {
+        self.messages.values().filter(|(m, _)| m.conversation == conversation && m.unread).count() as u64
+    }
+
+    /// Copies held: (conversation, origin, seq).
+    pub fn copies(&self) -> &BTreeSet<(ConvId, Origin, Seq)> {
+        &self.copies
+    }
+}

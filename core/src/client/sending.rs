@@ -1,0 +1,524 @@
+//! Own messages: into the outbox, onto the wire, through acks, refusals and re-offers, out when stable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::data::{MessageId, MessageState, Op, Outgoing, OutgoingRecord};
+use super::engine::Failure;
+use super::limits::{
+    OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, UNSTABLE_ASK, UNSTABLE_ASK_FIRST, WINDOW_PER_CONVERSATION,
+};
+use super::machine::{
+    DiscardRefused, Effect, Event, Machine, Outbound, SendRefused, UnknownMessage, failure_of,
+};
+use super::outbox::{AckOf, Own};
+use super::session::Request;
+use crate::codes::{Code, Refusal};
+use crate::edge_api::{Ack, SendRequest};
+use crate::entry::Entry;
+use crate::ids::{ConvId, Identity, InstallId, Origin, UserId, body_hash};
+use crate::limits::{BODY_BYTES, UNSTABLE_BYTES, UNSTABLE_MESSAGES, UNSTABLE_PER_FRAME};
+use crate::wire::convert;
+use crate::wire::v1::{self, error::Retry, frame::Body};
+
+/// Origins named per conversation in an `UnstableLog`.
+const ORIGINS_PER_LOG: usize = 16;
+
+impl Machine {
+    /// The id of the direct conversation with `peer`: made without the deployment's salt until that is known.
+    pub fn direct_id(&self, peer: &UserId) -> ConvId {
+        ConvId::direct(self.salt.as_deref().unwrap_or_default(), &self.setup.user, peer)
+    }
+
+    /// The direct conversation with `peer`; made if it is not known.
+    pub fn direct(&mut self, peer: &UserId) -> ConvId {
+        let id = self.direct_id(peer);
+        let conv = self.conv(id);
+        if conv.record.peer.is_none() {
+            conv.record.peer = Some(peer.clone());
+            self.dirty_convs.insert(id);
+        }
+        id
+    }
+
+    /// Puts a message into the outbox. It is safe once the step that follows is stored.
+    pub fn send(
+        &mut self,
+        now: Duration,
+        conversation: ConvId,
+        kind: u32,
+        body: Bytes,
+        wall_ms: u64,
+    ) -> Result<MessageId, SendRefused> {
+        if body.len() > BODY_BYTES {
+            return Err(SendRefused::TooLarge(body.len()));
+        }
+        if self.queued.0 >= OUTBOX_MESSAGES || self.queued.1 + body.len() > OUTBOX_BYTES {
+            return Err(SendRefused::OutboxFull { messages: self.queued.0, bytes: self.queued.1 });
+        }
+        if !self.convs.contains_key(&conversation) {
+            return Err(SendRefused::UnknownConversation(conversation));
+        }
+        let id = self.fresh_id();
+        let record = OutgoingRecord {
+            id,
+            conversation,
+            install: self.install.clone(),
+            n: 0,
+            state: MessageState::Queued,
+            acked: None,
+            places: std::collections::BTreeMap::new(),
+        };
+        self.queued = (self.queued.0 + 1, self.queued.1 + body.len());
+        self.sending.insert(conversation);
+        let mut out = Outgoing { record, kind, wall_ms, body };
+        if self.may_number(conversation) {
+            out.record.n = self.next_n(conversation);
+        }
+        self.ops.push(Op::Queue(out.clone()));
+        self.conv(conversation).outbox.queue.insert(id, Own::new(out, false));
+        self.tick(now);
+        Ok(id)
+    }
+
+    /// Tries a failed message again, under the same identity.
+    pub fn retry(&mut self, now: Duration, id: MessageId) -> Result<(), UnknownMessage> {
+        let (_, own) = self.queued_mut(id).ok_or(UnknownMessage(id))?;
+        if own.is_failed() {
+            own.out.record.state = MessageState::Queued;
+            let record = own.out.record.clone();
+            self.ops.push(Op::Outgoing(record));
+        }
+        self.tick(now);
+        Ok(())
+    }
+
+    /// Drops a message that failed, or that was never handed to a connection; what it held back goes on.
+    pub fn discard(&mut self, now: Duration, id: MessageId) -> Result<(), DiscardRefused> {
+        let (conversation, own) = self.queued_mut(id).ok_or(UnknownMessage(id))?;
+        if own.in_flight.is_some() || (own.transmitted && !own.is_failed() && own.out.record.n > 0) {
+            return Err(DiscardRefused::MayBeSent(id));
+        }
+        let size = own.out.body.len();
+        let conv = self.conv(conversation);
+        conv.outbox.queue.remove(&id);
+        if conv.outbox.queue.is_empty() {
+            self.sending.remove(&conversation);
+        }
+        self.queued = (self.queued.0 - 1, self.queued.1 - size);
+        self.ops.push(Op::Discard(id));
+        self.tick(now);
+        Ok(())
+    }
+
+    fn queued_mut(&mut self, id: MessageId) -> Option<(ConvId, &mut Own)> {
+        let conversation = self
+            .sending
+            .iter()
+            .find(|c| self.convs.get(c).is_some_and(|conv| conv.outbox.queue.contains_key(&id)))
+            .copied()?;
+        let own = self.convs.get_mut(&conversation)?.outbox.queue.get_mut(&id)?;
+        Some((conversation, own))
+    }
+
+    /// Whether new messages of the conversation can be counted: its id is final, and nothing before them
+    /// waits for its own number.
+    fn may_number(&self, id: ConvId) -> bool {
+        let Some(conv) = self.convs.get(&id) else { return false };
+        (self.salt.is_some() || conv.record.peer.is_none())
+            && conv.outbox.queue.values().all(|o| {
+                o.is_failed() || (o.out.record.n > 0 && o.out.record.install == self.install && !o.conflicted)
+            })
+    }
+
+    fn next_n(&mut self, id: ConvId) -> u64 {
+        let conv = self.conv(id);
+        let n = conv.record.next_n;
+        conv.record.next_n += 1;
+        self.dirty_convs.insert(id);
+        n
+    }
+
+    /// Gives numbers to what has none, in order, once nothing before it is open under another install id.
+    fn number(&mut self, id: ConvId) {
+        let Some(conv) = self.convs.get(&id) else { return };
+        let anew = conv.outbox.to_identify_anew();
+        let ready = |o: &Own| o.is_failed() || (o.out.record.install == self.install && !o.conflicted);
+        let queue = &conv.outbox.queue;
+        let unnumbered = queue.values().any(|o| o.out.record.n == 0);
+        if (self.salt.is_none() && conv.record.peer.is_some()) || (anew.is_empty() && !unnumbered) {
+            return;
+        }
+        let open = |(id, o): (&MessageId, &Own)| o.out.record.n > 0 && !anew.contains(id) && !ready(o);
+        if queue.iter().take_while(|(_, o)| o.out.record.n > 0).any(open) {
+            return;
+        }
+        let all: Vec<_> =
+            queue.iter().filter(|(id, o)| o.out.record.n == 0 || anew.contains(id)).map(|(id, _)| *id).collect();
+        for message in all {
+            let n = self.next_n(id);
+            let install = self.install.clone();
+            if let Some(own) = self.conv(id).outbox.queue.get_mut(&message) {
+                own.out.record.install = install;
+                own.out.record.n = n;
+                own.transmitted = false;
+                own.conflicted = false;
+                let record = own.out.record.clone();
+                self.ops.push(Op::Outgoing(record));
+            }
+        }
+    }
+
+    /// The deployment's salt came with a Welcome: conversations get their ids, and messages their numbers.
+    pub(super) fn learn_salt(&mut self, salt: Bytes) {
+        if salt.is_empty() || self.salt.as_ref() == Some(&salt) {
+            return;
+        }
+        if self.salt.is_some() {
+            tracing::warn!("the deployment's salt has changed: direct conversations of before keep their old ids");
+        }
+        let without = self.salt.is_none();
+        self.ops.push(Op::Salt(salt.clone()));
+        self.salt = Some(salt);
+        if !without {
+            return;
+        }
+        let provisional: Vec<_> =
+            self.convs.values().filter_map(|c| c.record.peer.clone().map(|p| (c.record.id, p))).collect();
+        for (from, peer) in provisional {
+            let to = self.direct_id(&peer);
+            if from == to {
+                continue;
+            }
+            let Some(mut conv) = self.convs.remove(&from) else { continue };
+            conv.record.id = to;
+            for own in conv.outbox.queue.values_mut() {
+                own.out.record.conversation = to;
+            }
+            self.convs.insert(to, conv);
+            self.dirty_convs.remove(&from);
+            self.dirty_convs.insert(to);
+            if self.sending.remove(&from) {
+                self.sending.insert(to);
+            }
+            self.ops.push(Op::Rename { from, to });
+            self.event(Event::Renamed { from, to });
+        }
+    }
+
+    /// The install id that the next connection says Hello with: messages can be sent only under the id of
+    /// their connection, so those of an earlier id go first.
+    pub(super) fn wanted_install(&self) -> InstallId {
+        let older = |id: &InstallId| *id != self.install;
+        let un_acked = self.sending.iter().filter_map(|c| self.convs.get(c)).flat_map(|c| c.outbox.queue.values());
+        let un_acked =
+            un_acked.filter(|o| !o.is_failed() && !o.conflicted && o.out.record.n > 0).map(|o| &o.out.record.install);
+        let offers = self.unstable.iter().filter_map(|c| self.convs.get(c)).flat_map(|c| {
+            c.outbox.offers.iter().filter_map(|id| c.outbox.unstable.get(id)).map(|o| &o.out.record.install)
+        });
+        un_acked.chain(offers).find(|i| older(i)).unwrap_or(&self.install).clone()
+    }
+
+    /// Sends what may be sent.
+    pub(super) fn pump(&mut self, now: Duration) {
+        let mut turn: Vec<_> = self.sending.range(self.last_served..).copied().collect();
+        turn.extend(self.sending.range(..self.last_served).copied());
+        for id in turn.iter().copied() {
+            self.number(id);
+        }
+        for id in self.sending.union(&self.unstable) {
+            if let Some(conv) = self.convs.get_mut(id).filter(|c| c.outbox.pause_until <= now) {
+                conv.outbox.pause_until = Duration::ZERO;
+            }
+        }
+        let Some(session) = &self.session else { return };
+        let install = session.install.clone();
+        for id in turn {
+            let Some(conv) = self.convs.get(&id) else { continue };
+            if now < conv.outbox.pause_until {
+                continue;
+            }
+            let ready: Vec<_> = conv.outbox.sendable(&install, WINDOW_PER_CONVERSATION).collect();
+            for message in ready {
+                if !self.transmit(now, id, message, false) {
+                    // The window is full: begin here the next time.
+                    self.last_served = id;
+                    return;
+                }
+            }
+        }
+        self.pump_offers(now, &install);
+        self.renew_for_install(now, &install);
+    }
+
+    fn pump_offers(&mut self, now: Duration, install: &InstallId) {
+        for id in self.unstable.clone() {
+            let Some(conv) = self.convs.get(&id).filter(|c| !c.outbox.offers.is_empty()) else { continue };
+            if now < conv.outbox.pause_until {
+                continue;
+            }
+            let mine = |m: &&MessageId| {
+                let own = conv.outbox.unstable.get(m);
+                own.is_some_and(|o| o.out.record.install == *install && o.in_flight.is_none())
+            };
+            for message in conv.outbox.offers.iter().filter(mine).copied().collect::<Vec<_>>() {
+                if self.session.as_ref().is_none_or(|s| s.offers >= OFFERS_IN_FLIGHT) || !self.transmit(now, id, message, true) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn renew_for_install(&mut self, now: Duration, install: &InstallId) {
+        let idle = self.session.as_ref().is_some_and(|s| s.sends == 0);
+        if idle && self.wanted_install() != *install {
+            self.engine.leave(now, &Failure::Renew);
+        }
+    }
+
+    fn transmit(&mut self, now: Duration, conversation: ConvId, id: MessageId, offer: bool) -> bool {
+        let (Some(session), Some(conv)) = (&mut self.session, self.convs.get_mut(&conversation)) else { return false };
+        let install = session.install.clone();
+        let floor = conv.outbox.floor(&install);
+        let peer = if conv.outbox.known_in_session { None } else { conv.record.peer.clone() };
+        let messages = if offer { &mut conv.outbox.unstable } else { &mut conv.outbox.queue };
+        let Some(own) = messages.get_mut(&id) else { return true };
+        let bytes = own.out.body.len();
+        if !session.room(bytes) {
+            return false;
+        }
+        let req = session.request(now, Request::Send { conversation, id, offer, bytes });
+        own.in_flight = Some(req);
+        own.transmitted = true;
+        let record = &own.out.record;
+        let send = SendRequest {
+            conversation,
+            peer,
+            n: record.n,
+            floor: floor.unwrap_or(record.n).clamp(1, record.n.max(1)),
+            seen_hlc: conv.record.seen_hlc,
+            kind: own.out.kind,
+            body: own.out.body.clone(),
+            wall_ms: own.out.wall_ms,
+            offer: record
+                .acked
+                .filter(|_| offer)
+                .map(|(key, receipt)| (key, Bytes::copy_from_slice(&receipt))),
+        };
+        if offer {
+            own.offered_at = Some(now);
+            conv.outbox.offers.remove(&id);
+        }
+        self.write(Outbound::Send(req, send));
+        true
+    }
+
+    /// A message's answer: it is durable.
+    pub(super) fn on_ack(&mut self, now: Duration, conversation: ConvId, id: MessageId, ack: &Ack) {
+        let Some(conv) = self.convs.get(&conversation) else { return };
+        let find = |id| conv.outbox.queue.get(&id).or_else(|| conv.outbox.unstable.get(&id));
+        if let Some(install) = find(id).map(|o| o.out.record.install.clone()) {
+            for held in &ack.also {
+                let Some(conv) = self.convs.get(&conversation) else { return };
+                if let Some(other) = conv.outbox.find(&install, held.n).filter(|other| *other != id) {
+                    let of = AckOf { place: held.place, first: held.first, receipt: held.receipt, refused: false };
+                    self.apply_ack(now, conversation, other, of);
+                }
+            }
+        }
+        let of = AckOf { place: ack.place, first: ack.first, receipt: ack.receipt, refused: ack.receipt_refused };
+        self.apply_ack(now, conversation, id, of);
+    }
+
+    fn apply_ack(&mut self, now: Duration, conversation: ConvId, id: MessageId, ack: AckOf) {
+        let Some(conv) = self.convs.get_mut(&conversation) else { return };
+        let Some(was_queued) = conv.outbox.acked(id, ack) else { return };
+        let empty = conv.outbox.queue.is_empty();
+        let Some(own) = conv.outbox.unstable.get(&id) else { return };
+        let (record, body) = (own.out.record.clone(), own.out.body.clone());
+        let entry = Entry {
+            place: ack.place,
+            by: Identity { user: self.setup.user.clone(), install: record.install.clone(), n: record.n },
+            peer: conv.record.peer.clone(),
+            kind: own.out.kind,
+            wall_ms: own.out.wall_ms,
+            first: ack.first,
+            only_sender: false,
+            body_hash: body_hash(&body),
+            body: body.clone(),
+            erased: false,
+        };
+        self.ops.push(Op::Outgoing(record));
+        self.hold(conversation, Arc::new(entry));
+        if was_queued {
+            if empty {
+                self.sending.remove(&conversation);
+            }
+            self.unstable.insert(conversation);
+            self.queued = (self.queued.0 - 1, self.queued.1 - body.len());
+            self.kept = (self.kept.0 + 1, self.kept.1 + body.len());
+            self.event(Event::Sent { conversation, id });
+            self.release_beyond_bounds();
+        }
+        self.ask_stability(now, conversation, ack.place.origin);
+    }
+
+    fn release_beyond_bounds(&mut self) {
+        while self.kept.0 > UNSTABLE_MESSAGES || self.kept.1 > UNSTABLE_BYTES {
+            let oldest = self.unstable.iter().filter_map(|c| {
+                self.convs.get(c).and_then(|conv| conv.outbox.unstable.first_key_value()).map(|(id, _)| (*id, *c))
+            });
+            let Some((id, conversation)) = oldest.min() else { return };
+            self.release(conversation, id, MessageState::AtRisk);
+            self.event(Event::AtRisk { conversation, id });
+        }
+    }
+
+    fn release(&mut self, conversation: ConvId, id: MessageId, state: MessageState) {
+        let Some(conv) = self.convs.get_mut(&conversation) else { return };
+        let Some(own) = conv.outbox.unstable.remove(&id) else { return };
+        conv.outbox.offers.remove(&id);
+        if conv.outbox.unstable.is_empty() {
+            self.unstable.remove(&conversation);
+        }
+        self.kept = (self.kept.0 - 1, self.kept.1 - own.out.body.len());
+        self.ops.push(Op::Release { id, state });
+    }
+
+    /// A send was refused.
+    pub(super) fn on_refused(
+        &mut self,
+        now: Duration,
+        conversation: ConvId,
+        id: MessageId,
+        offer: bool,
+        error: &v1::Error,
+    ) {
+        let Failure::Refused { code, retry, after } = failure_of(error) else { return };
+        let Some(conv) = self.convs.get_mut(&conversation) else { return };
+        let outbox = &mut conv.outbox;
+        let own = if offer { outbox.unstable.get_mut(&id) } else { outbox.queue.get_mut(&id) };
+        let Some(own) = own else { return };
+        own.in_flight = None;
+        let code_known = Code::from_u32(code);
+        match (code_known, retry) {
+            (Some(Code::IdentityConflict), _) if !offer => {
+                own.conflicted = true;
+                let of_current = own.out.record.install == self.install;
+                if of_current {
+                    self.draw_install();
+                }
+            }
+            (Some(Code::OutOfOrder), _) => outbox.pause(now, after, false),
+            (_, Retry::Here) => outbox.pause(now, after, true),
+            (_, Retry::Elsewhere) => {
+                outbox.pause(now, after, true);
+                if code_known != Some(Code::Damaged) || !offer {
+                    self.engine.leave(now, &failure_of(error));
+                }
+            }
+            (_, Retry::NewToken) => {
+                outbox.pause(now, after, true);
+                self.effects.push(Effect::Token { refused: true });
+            }
+            (_, Retry::Behind) => {
+                outbox.known_in_session = false;
+                outbox.offer_all();
+                outbox.pause(now, after, true);
+            }
+            (_, Retry::Never) if offer => {}
+            (_, Retry::Never) => {
+                own.out.record.state = MessageState::Failed(code);
+                let record = own.out.record.clone();
+                self.ops.push(Op::Outgoing(record));
+                let message = error.message.clone();
+                self.event(Event::Failed { conversation, id, code, message });
+            }
+        }
+        if offer && retry != Retry::Never
+            && let Some(conv) = self.convs.get_mut(&conversation)
+        {
+            conv.outbox.offers.insert(id);
+        }
+    }
+
+    /// New messages are counted under a new id from here on.
+    fn draw_install(&mut self) {
+        use rand::Rng;
+        let text = format!("{:016x}{:016x}", self.rng.random::<u64>(), self.rng.random::<u64>());
+        // 32 hexadecimal digits are an id; keep the old one rather than fail if that ever changed.
+        let Ok(install) = InstallId::new(&text) else { return };
+        self.install = install.clone();
+        for (id, conv) in &mut self.convs {
+            if conv.record.next_n != 1 {
+                conv.record.next_n = 1;
+                self.dirty_convs.insert(*id);
+            }
+        }
+        self.ops.push(Op::Install { install, fresh: true });
+    }
+
+    /// A server says what is stable.
+    pub(super) fn on_stable(&mut self, now: Duration, stable: &v1::Stable) -> Result<(), Refusal> {
+        let conversation = convert::conversation(&stable.conversation)?;
+        let origin = convert::origin(stable.origin)?;
+        let Some(conv) = self.convs.get_mut(&conversation) else { return Ok(()) };
+        let (released, count) = conv.outbox.stable(now, origin, stable.upto, stable.offer);
+        for id in released {
+            self.release(conversation, id, MessageState::Stable);
+            self.event(Event::Stable { conversation, id, regions: stable.regions });
+        }
+        if count > 0 {
+            self.event(Event::ReOffered { conversation, count });
+        }
+        Ok(())
+    }
+
+    /// Origins in which unstable messages of a conversation are known to be held.
+    pub(super) fn unstable_origins(&self, id: ConvId) -> std::collections::BTreeSet<Origin> {
+        let own = self.convs.get(&id).into_iter().flat_map(|c| c.outbox.unstable.values());
+        own.flat_map(|o| o.out.record.places.keys().copied()).collect()
+    }
+
+    /// What is said of it in a Hello or an Unstable.
+    pub(super) fn unstable_log(&self, id: ConvId) -> Option<v1::UnstableLog> {
+        let origins = self.unstable_origins(id);
+        let origins: Vec<_> = origins.into_iter().take(ORIGINS_PER_LOG).map(Into::into).collect();
+        (!origins.is_empty()).then(|| v1::UnstableLog { conversation: Bytes::copy_from_slice(&id.0), origins })
+    }
+
+    /// Something is unstable: ask soon if it was not asked for on this connection, and again now and then.
+    fn ask_stability(&mut self, now: Duration, id: ConvId, origin: Origin) {
+        let Some(session) = &mut self.session else { return };
+        let asked = session.asked.contains(&(id, origin));
+        let at = now + if asked { UNSTABLE_ASK } else { UNSTABLE_ASK_FIRST };
+        session.unstable_at = Some(session.unstable_at.map_or(at, |t| t.min(at)));
+    }
+
+    /// Asks for what is unstable, if that is due.
+    pub(super) fn ask_unstable(&mut self, now: Duration) {
+        if self.session.as_ref().and_then(|s| s.unstable_at).is_none_or(|t| now < t) {
+            return;
+        }
+        let logs: Vec<_> = self.unstable.iter().filter_map(|id| self.unstable_log(*id)).collect();
+        let asked = self.unstable.iter().flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
+        if let Some(session) = &mut self.session {
+            session.unstable_at = (!logs.is_empty()).then_some(now + UNSTABLE_ASK);
+            session.asked = asked;
+        }
+        for part in logs.chunks(UNSTABLE_PER_FRAME) {
+            self.write_frame(0, Body::Unstable(v1::Unstable { logs: part.to_vec() }));
+        }
+    }
+
+    /// When a paused conversation may send again.
+    pub(super) fn send_deadline(&self) -> Option<Duration> {
+        let now_or_later = self.sending.iter().chain(&self.unstable).filter_map(|id| self.convs.get(id));
+        now_or_later
+            .filter(|c| !c.outbox.pause_until.is_zero() && (c.outbox.is_waiting() || !c.outbox.offers.is_empty()))
+            .map(|c| c.outbox.pause_until)
+            .min()
+    }
+}
