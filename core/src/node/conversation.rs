@@ -44,7 +44,6 @@ pub(super) enum Job {
 pub(super) struct PendingAck {
     pub key: ConnKey,
     pub req: u32,
-    pub n: u64,
     pub entry: Arc<Entry>,
     pub also: Vec<Arc<Entry>>,
     pub receipt_refused: bool,

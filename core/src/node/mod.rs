@@ -214,10 +214,25 @@ pub struct Counters {
 struct Session {
     user: UserId,
     install: InstallId,
-    /// Which of its own messages were acked on this connection, per conversation.
+    /// Which of its own messages are acked on this connection, per conversation: first and last.
     acked: BTreeMap<ConvId, (u64, u64)>,
     /// Conversations whose stability it waits for.
     watching: BTreeSet<ConvId>,
+}
+
+impl Session {
+    /// Message `n` will be acked on this connection, after those that were judged before it.
+    fn will_ack(&mut self, conversation: ConvId, n: u64) {
+        if self.acked.len() >= crate::limits::REFERENCES as usize {
+            self.acked.clear(); // costs bytes, never correctness: acks then tell of more than they need
+        }
+        let acked = self.acked.entry(conversation).or_insert((n, n));
+        if n == acked.1 + 1 {
+            acked.1 = n;
+        } else if !(acked.0..=acked.1).contains(&n) {
+            *acked = (n, n);
+        }
+    }
 }
 
 /// What a parked read is for.
@@ -314,6 +329,11 @@ impl Node {
     /// The routes table.
     pub fn routes(&self) -> &Routes {
         &self.routes
+    }
+
+    /// The link of a peer region.
+    pub fn link(&self, region: Region) -> Option<&Link> {
+        self.links.get(&region)
     }
 
     /// The current origin.

@@ -81,27 +81,33 @@ impl Node {
                         receipt_valid,
                     };
                     let from = Sender { user, install };
-                    // What was acked on this connection is known to the client: frames of a lane arrive in order.
+                    // What is acked before on this connection is known to the client: a lane keeps its order.
                     let acked = self.sessions.get(&key).and_then(|s| s.acked.get(&id)).copied();
                     let also = match acked {
                         Some((first, last)) if last + 1 >= send.n => send.floor..first.min(send.n),
                         _ => send.floor..send.n,
                     };
-                    match conversation.state.judge(court, from, send, &hash, &also) {
+                    let verdict = conversation.state.judge(court, from, send, &hash, &also);
+                    if matches!(verdict, Verdict::Append(_) | Verdict::Held(_))
+                        && let Some(session) = self.sessions.get_mut(&key)
+                    {
+                        session.will_ack(id, send.n);
+                    }
+                    match verdict {
                         Verdict::Append(entry) => {
                             let entry = Arc::new(entry);
                             let copy = conversation.state.apply(entry.clone());
                             let also = conversation.state.also_held(from, &also);
                             let receipt_refused = send.offer.is_some() && !receipt_valid;
                             round.entries.push((entry.clone(), copy));
-                            round.acks.push(PendingAck { key, req, n: send.n, entry, also, receipt_refused });
+                            round.acks.push(PendingAck { key, req, entry, also, receipt_refused });
                             round.jobs.push(job);
                         }
                         Verdict::Held(entry) => {
                             self.counters.resends += 1;
                             let also = conversation.state.also_held(from, &also);
                             let receipt_refused = send.offer.is_some() && !receipt_valid;
-                            round.acks.push(PendingAck { key, req, n: send.n, entry, also, receipt_refused });
+                            round.acks.push(PendingAck { key, req, entry, also, receipt_refused });
                             round.jobs.push(job);
                         }
                         Verdict::Recall(runs) => {
@@ -315,17 +321,6 @@ impl Node {
             also,
             receipt_refused: ack.receipt_refused,
         };
-        if let Some(session) = self.sessions.get_mut(&ack.key) {
-            if session.acked.len() >= crate::limits::REFERENCES as usize {
-                session.acked.clear(); // costs bytes, never correctness: acks tell of more than they need
-            }
-            let acked = session.acked.entry(id).or_insert((ack.n, ack.n));
-            if ack.n == acked.1 + 1 {
-                acked.1 = ack.n;
-            } else if !(acked.0..=acked.1).contains(&ack.n) {
-                *acked = (ack.n, ack.n);
-            }
-        }
         self.out.down(ack.key, DownBody::Ack { req: ack.req, ack: body });
         self.watch_acked(ack.key, id, entry.place.origin, entry.place.seq);
     }

@@ -4,10 +4,11 @@
 //! has acked; for another region's current log it is what is held here; for a log whose era is over, its
 //! author's copy no longer counts: two living holders are needed, this region and one that has acked it.
 
-use crate::ids::{ConvId, Origin, Seq};
+use crate::ids::{ConvId, Origin, Region, Seq};
+use crate::store::{Put, Target, Todo};
 use crate::wire::v1;
 
-use super::{ConnKey, Node, Now};
+use super::{ConnKey, Link, Node, Now};
 
 /// Conversations whose stability one connection may wait for.
 const WATCHES_PER_CONVERSATION: usize = 64;
@@ -39,20 +40,40 @@ impl Node {
         if self.links.is_empty() {
             return (head, 1);
         }
-        let acked = |region| {
-            let link: Option<&super::Link> = self.links.get(region);
-            link.and_then(|l| l.acked_upto(id, origin)).map_or(head, |a: Seq| a.min(head))
+        let over = self.is_over(origin);
+        // A peer without todo for a log holds what is held here: its todo went when it had acked. Only the
+        // author of a log that is over is not known to hold it unless it says so.
+        let acked = |(region, link): (&Region, &Link)| {
+            let unknown = if over && *region == origin.region { 0 } else { head };
+            link.acked_upto(id, origin).map_or(unknown, |a| a.min(head))
         };
-        let by_peers = self.links.keys().filter(|r| **r != origin.region || self.is_over(origin)).map(acked);
-        let own_current = origin == self.settings.origin;
-        let upto = if own_current || self.is_over(origin) {
-            by_peers.max().unwrap_or(0)
-        } else {
-            head
-        };
-        let author = u32::from(!own_current && !self.is_over(origin));
-        let holders = self.links.keys().filter(|r| **r != origin.region && acked(r) >= upto).count();
+        let own = origin == self.settings.origin;
+        let upto = if own || over { self.links.iter().map(acked).max().unwrap_or(0) } else { head };
+        let author = u32::from(!own && !over);
+        let holders = self.links.iter().filter(|(r, _)| over || **r != origin.region).filter(|l| acked(*l) >= upto.max(1)).count();
         (upto, 1 + author + u32::try_from(holders).unwrap_or(0))
+    }
+
+    /// The author of a log that is over may have come back with it, or without: it is offered what is held
+    /// here, and its answer tells.
+    fn ask_author(&mut self, now: Now, id: ConvId, origin: Origin) {
+        if !self.is_over(origin) || origin.region == self.settings.region {
+            return;
+        }
+        let (Some(link), Some(conversation)) = (self.links.get_mut(&origin.region), self.conversations.get_mut(&id)) else {
+            return;
+        };
+        if conversation.head(origin) == 0 || link.acked_upto(id, origin).is_some() {
+            return;
+        }
+        link.note(id, origin, 0, true, now.mono);
+        let target = Target::Peer(origin.region);
+        let noted = conversation.todo.entry(target).or_default();
+        noted.insert(origin, 0);
+        self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix: noted.clone() }));
+        conversation.active_at = now.mono;
+        self.active.insert(id);
+        self.schedule_flush(now);
     }
 
     /// A connection waits for the stability of some logs of a conversation: it is told as that changes.
@@ -97,6 +118,7 @@ impl Node {
 
     pub(super) fn answer_unstable(&mut self, now: Now, key: ConnKey, id: ConvId, origins: &[Origin]) {
         for origin in origins {
+            self.ask_author(now, id, *origin);
             let (upto, regions) = self.stable_upto(id, *origin);
             let offer = self.is_silent(now, *origin);
             self.out.frame(key, 0, frame(id, *origin, upto, regions, offer));

@@ -1,0 +1,318 @@
+//! The task that owns the machine.
+//!
+//! It takes whatever waits, hands it over, and does what the machine says. With the store it keeps one group
+//! of appends and one of puts under way: the next group starts when the previous one ended, so a slow disk
+//! makes groups larger, not queues longer.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use tern_core::edge_api::{EdgePort, Up};
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, Origin, Region, UserId};
+use tern_core::node::{EdgeId, Node, Notice, Outputs};
+use tern_core::sequencer::LogState;
+use tern_core::store::{Append, Appended, Durability, Put, RowRecord, Store, StoreError};
+use tern_core::wire::node_v1::node_frame::Body;
+use tokio::sync::oneshot;
+
+use super::link::LinkSender;
+use super::{PeerStats, Puts, Shared, Stats, Task, reads};
+
+/// How often the figures for operators are taken.
+const STATS_EVERY: Duration = Duration::from_secs(1);
+/// How often a stopping core looks whether everything is settled.
+const STOP_POLL: Duration = Duration::from_millis(20);
+
+/// Something happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    EdgeUp(EdgeId, Arc<dyn EdgePort>),
+    EdgeDown(EdgeId),
+    Ups(EdgeId, Vec<Up>),
+    /// A link of a peer: its start and era, and the way to it. The number tells links of one peer apart.
+    PeerUp { region: Region, link: u64, start: u64, era: u64, sender: Arc<LinkSender> },
+    PeerDown { region: Region, link: u64 },
+    PeerFrames { region: Region, link: u64, frames: Vec<Body> },
+    ConversationLoaded(Box<LogState>, BTreeMap<Origin, String>),
+    UserLoaded(UserId, Vec<(ConvId, RowRecord)>),
+    RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
+    Stop { until: Duration, tell: oneshot::Sender<(bool, Puts)> },
+}
+
+/// Figures that others read.
+#[derive(Debug, Default)]
+pub(crate) struct SharedStats(Mutex<Stats>);
+
+impl SharedStats {
+    pub fn get(&self) -> Stats {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, stats: Stats) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}
+
+type Appending = Task<Vec<(ConvId, Appended)>>;
+type Putting = Task<Result<(), StoreError>>;
+
+struct Core {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    node: Node,
+    edges: BTreeMap<EdgeId, Arc<dyn EdgePort>>,
+    peers: BTreeMap<Region, (u64, Arc<LinkSender>)>,
+    appends: Vec<Append>,
+    appending: Option<Appending>,
+    puts: Vec<Put>,
+    /// A flush that the machine waits for is among `puts`, or under way.
+    flush: Flush,
+    putting: Option<Putting>,
+    stop: Option<(Duration, oneshot::Sender<(bool, Puts)>)>,
+    stats_at: Duration,
+    store_ok: bool,
+    groups: (u64, u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    None,
+    Waiting,
+    UnderWay,
+}
+
+/// Ends with its environment, or after a stop.
+pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) {
+    let mut core = Core {
+        shared: shared.clone(),
+        store,
+        node,
+        edges: BTreeMap::new(),
+        peers: BTreeMap::new(),
+        appends: Vec::new(),
+        appending: None,
+        puts: Vec::new(),
+        flush: Flush::None,
+        putting: None,
+        stop: None,
+        stats_at: Duration::ZERO,
+        store_ok: true,
+        groups: (0, 0),
+    };
+    core.carry_out(); // what the machine wants at its start
+    loop {
+        let wait = core.wait();
+        tokio::select! {
+            biased;
+            done = poll_fn(|cx| match core.appending.as_mut() {
+                Some(f) => f.as_mut().poll(cx),
+                None => Poll::Pending,
+            }) => core.appended(done),
+            done = poll_fn(|cx| match core.putting.as_mut() {
+                Some(f) => f.as_mut().poll(cx),
+                None => Poll::Pending,
+            }) => core.put(done),
+            () = shared.inbox.wait() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        for input in shared.inbox.take() {
+            core.handle(input);
+        }
+        if core.turn() {
+            return;
+        }
+    }
+}
+
+impl Core {
+    /// How long there is nothing to do by the clock.
+    fn wait(&self) -> Duration {
+        let now = self.shared.env.clock.now();
+        let machine = self.node.next_deadline().map_or(STATS_EVERY, |at| at.saturating_sub(now));
+        let stop = if self.stop.is_some() { STOP_POLL } else { STATS_EVERY };
+        machine.min(stop).min(self.stats_at.saturating_sub(now).max(Duration::from_millis(1)))
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = self.shared.now();
+        match input {
+            Input::EdgeUp(edge, port) => {
+                self.edges.insert(edge, port);
+            }
+            Input::EdgeDown(edge) => {
+                self.edges.remove(&edge);
+                self.node.edge_down(now, edge);
+            }
+            Input::Ups(edge, ups) => {
+                if self.edges.contains_key(&edge) {
+                    self.node.ups(now, edge, ups);
+                }
+            }
+            Input::PeerUp { region, link, start, era, sender } => {
+                if let Some((_, old)) = self.peers.insert(region, (link, sender)) {
+                    old.close("a newer link of this peer took over");
+                    self.node.peer_down(region);
+                }
+                self.node.peer_up(now, region, start, era);
+            }
+            Input::PeerDown { region, link } => {
+                if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
+                    self.peers.remove(&region);
+                    self.node.peer_down(region);
+                }
+            }
+            Input::PeerFrames { region, link, frames } => {
+                if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
+                    for frame in frames {
+                        self.node.peer_frame(now, region, frame);
+                    }
+                }
+            }
+            Input::ConversationLoaded(state, damaged) => self.node.conversation_loaded(now, *state, damaged),
+            Input::UserLoaded(user, rows) => self.node.user_loaded(now, &user, rows),
+            Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
+            Input::Stop { until, tell } => {
+                self.node.drain();
+                self.stop = Some((until, tell));
+            }
+        }
+    }
+
+    fn appended(&mut self, answers: Vec<(ConvId, Appended)>) {
+        self.appending = None;
+        self.store_ok = !answers.iter().any(|(_, a)| matches!(a, Appended::Unknown(_) | Appended::Fenced));
+        self.node.appended(self.shared.now(), answers);
+    }
+
+    fn put(&mut self, done: Result<(), StoreError>) {
+        self.putting = None;
+        match done {
+            Ok(()) if self.flush == Flush::UnderWay => {
+                self.flush = Flush::None;
+                self.node.flushed(self.shared.now());
+            }
+            Ok(()) => {}
+            Err(error) => {
+                // Rows that are not on disk keep their todo, so a restart makes them again; but the machine
+                // must not believe them durable: it never hears of this flush's end.
+                self.store_ok = false;
+                tracing::error!(%error, "rows could not be written; they are derived again at the next start");
+            }
+        }
+    }
+
+    /// Timers, then everything the machine says. Whether the core has stopped.
+    fn turn(&mut self) -> bool {
+        let now = self.shared.now();
+        self.node.tick(now);
+        self.carry_out();
+        if self.stats_at <= now.mono {
+            self.stats_at = now.mono + STATS_EVERY;
+            self.publish(now.mono);
+        }
+        let settled = self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.putting.is_none();
+        match self.stop.take_if(|(until, _)| settled || *until <= now.mono) {
+            Some((_, tell)) => {
+                let _the_caller_gave_up = tell.send((settled, self.node.last_puts()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let Outputs { appends, puts, flush, wants, downs, links, notices } = self.node.take_outputs();
+        for (edge, downs) in downs {
+            if let Some(port) = self.edges.get(&edge) {
+                port.deliver(downs);
+            }
+        }
+        for (region, frames) in links {
+            if let Some((_, sender)) = self.peers.get(&region) {
+                sender.send(frames);
+            }
+        }
+        for want in wants {
+            self.shared.env.tasks.spawn(reads::read(self.shared.clone(), self.store.clone(), want));
+        }
+        self.appends.extend(appends);
+        if let Some(rows) = flush {
+            self.puts.extend(rows);
+            self.flush = Flush::Waiting;
+        }
+        self.puts.extend(puts);
+        self.begin_append();
+        self.begin_put();
+        for notice in notices {
+            report(&notice);
+        }
+    }
+
+    fn begin_append(&mut self) {
+        if self.appending.is_some() || self.appends.is_empty() {
+            return;
+        }
+        let batches = std::mem::take(&mut self.appends);
+        self.groups = (self.groups.0 + 1, self.groups.1 + batches.len() as u64);
+        let store = self.store.clone();
+        self.appending = Some(Box::pin(async move {
+            let ids: Vec<ConvId> = batches.iter().map(|b| b.conversation).collect();
+            ids.into_iter().zip(store.append(batches).await).collect()
+        }));
+    }
+
+    fn begin_put(&mut self) {
+        if self.putting.is_some() || self.puts.is_empty() {
+            return;
+        }
+        let puts = std::mem::take(&mut self.puts);
+        let durability = match self.flush {
+            Flush::Waiting => {
+                self.flush = Flush::UnderWay;
+                Durability::Synced
+            }
+            Flush::None | Flush::UnderWay => Durability::Lazy,
+        };
+        let store = self.store.clone();
+        self.putting = Some(Box::pin(async move { store.put(puts, durability).await }));
+    }
+
+    fn publish(&self, now: Duration) {
+        let peers = self.shared.config.peers.iter().map(|p| {
+            let link = self.node.link(p.region);
+            let stats = PeerStats {
+                connected: link.is_some_and(tern_core::node::link::Link::is_connected),
+                backlog: link.map_or(0, tern_core::node::link::Link::backlog),
+                silence: link.map_or(Duration::ZERO, |l| l.silence(now)),
+            };
+            (p.region, stats)
+        });
+        let (here, elsewhere) = self.node.routes().counts();
+        self.shared.stats.set(Stats {
+            store_ok: self.store_ok,
+            peers: peers.collect(),
+            sizes: self.node.sizes(),
+            counters: self.node.counters(),
+            routes: (here, elsewhere.values().sum()),
+            groups: self.groups,
+        });
+    }
+}
+
+fn report(notice: &Notice) {
+    match notice {
+        Notice::ClockAhead { region, ms } => {
+            tracing::warn!(region, ms, "a peer region's clock is far ahead: check its time synchronization");
+        }
+        Notice::OwnTailLost { conversation } => {
+            tracing::error!(%conversation, "a peer holds entries of this region's current era that this store lacks: its disk lost a tail. Stop this region and start it again; it takes a new era");
+        }
+        Notice::Damaged { conversation, what } => tracing::error!(%conversation, what, "a log is damaged and refused"),
+        Notice::Fenced => tracing::error!("another process has taken over this store; this one serves no more sends"),
+        Notice::BadPeer { region, what } => tracing::warn!(region, what, "a peer region sent what can't be; it was left out"),
+    }
+}

@@ -1,0 +1,151 @@
+//! Nodes that connect: edges of this region, and peer regions with a lower number.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
+use tern_core::wire::node::{down_to_wire, up_from_wire};
+use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::NODE_VERSION;
+use tern_net::frames::{QuicFrames, write_one};
+use tern_net::quic::{self, QuicError};
+
+use super::core_task::Input;
+use super::link::{LinkSender, next_frames, reader};
+use super::{Shared, dial};
+
+/// A node that has not said what it is by then is dropped.
+const HELLO_WITHIN: Duration = Duration::from_secs(3);
+/// A node that was refused has so long to read why.
+const REFUSED_FOR: Duration = Duration::from_millis(500);
+
+/// Listens. The port is known when this returns.
+pub(super) fn start(shared: &Arc<Shared>, at: SocketAddr, tls: Arc<rustls::ServerConfig>) -> Result<SocketAddr, QuicError> {
+    let endpoint = quic::server_endpoint(&shared.env, at, tls, &quic::QuicParams::node())?;
+    let addr = endpoint.local_addr().map_err(|cause| QuicError::Bind { at, cause })?;
+    let shared = shared.clone();
+    shared.clone().env.tasks.spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let Ok(connecting) = incoming.accept() else { continue };
+            let shared = shared.clone();
+            shared.clone().env.tasks.spawn(async move {
+                if let Ok(connection) = connecting.await {
+                    node(shared, connection).await;
+                }
+            });
+        }
+    });
+    Ok(addr)
+}
+
+async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
+    let first = async {
+        let (send, recv) = connection.accept_bi().await.ok()?;
+        let mut frames = reader(recv);
+        let body = frames.next::<NodeFrame>().await.ok()??.body?;
+        Some((send, frames, body))
+    };
+    let Ok(Some((mut send, frames, body))) = tokio::time::timeout(HELLO_WITHIN, first).await else {
+        connection.close(1u8.into(), b"no hello");
+        return;
+    };
+    let refused = match body {
+        Body::LinkHello(theirs) => match dial::check(&shared, &theirs) {
+            Ok(_) => {
+                let frame = NodeFrame { body: Some(Body::LinkHello(dial::hello(&shared))) };
+                if write_one(&mut send, &frame).await.is_ok() {
+                    dial::serve(&shared, connection, send, frames, &theirs).await;
+                }
+                return;
+            }
+            Err(refused) => refused,
+        },
+        Body::EdgeHello(hello) if hello.version == NODE_VERSION => {
+            return edge(shared, connection, send, frames, hello).await;
+        }
+        Body::EdgeHello(hello) => Refused {
+            code: 1,
+            message: format!("node wire version {}; this core speaks {NODE_VERSION}", hello.version),
+        },
+        _ => Refused { code: 1, message: "a node begins with EdgeHello or LinkHello".to_owned() },
+    };
+    tracing::warn!(from = %connection.remote_address(), why = %refused.message, "a node was refused");
+    let frame = NodeFrame { body: Some(Body::Refused(refused)) };
+    if write_one(&mut send, &frame).await.is_ok() {
+        let _either_is_fine = tokio::time::timeout(REFUSED_FOR, connection.closed()).await;
+    }
+    connection.close(1u8.into(), b"refused");
+}
+
+/// An edge in another process, as the core sees it.
+#[derive(Debug)]
+struct RemoteEdge(Arc<LinkSender>);
+
+impl EdgePort for RemoteEdge {
+    fn deliver(&self, downs: Vec<Down>) {
+        self.0.send(downs.into_iter().map(|d| Body::Down(down_to_wire(d))));
+    }
+}
+
+async fn edge(shared: Arc<Shared>, connection: quinn::Connection, mut send: quinn::SendStream, mut frames: QuicFrames, hello: EdgeHello) {
+    let welcome = EdgeWelcome {
+        region: u32::from(shared.config.region),
+        region_name: shared.config.name.clone(),
+        era: shared.era,
+        direct_salt: shared.config.direct_salt.clone().into(),
+    };
+    let frame = NodeFrame { body: Some(Body::EdgeWelcome(welcome)) };
+    if write_one(&mut send, &frame).await.is_err() {
+        return;
+    }
+    tracing::info!(edge = %hello.edge, "an edge has linked");
+    let sender = Arc::new(LinkSender::new(connection.clone()));
+    let core = shared.attach(Arc::new(RemoteEdge(sender.clone())));
+    let writer = sender.clone();
+    shared.env.tasks.spawn(async move { writer.write(send).await });
+    loop {
+        let received = tokio::select! {
+            biased;
+            received = next_frames(&mut frames) => received,
+            _reason = connection.closed() => break,
+        };
+        let Ok(received) = received else { break };
+        if received.is_empty() || !take(&shared, &core, &sender, &hello, received) {
+            break;
+        }
+    }
+    sender.close("link ended");
+    shared.inbox.push(Input::EdgeDown(core.edge));
+    tracing::info!(edge = %hello.edge, "an edge's link is down");
+}
+
+/// Hands over what an edge sent. Whether the link may go on.
+fn take(shared: &Arc<Shared>, core: &Arc<super::LocalCore>, sender: &LinkSender, hello: &EdgeHello, received: Vec<Body>) -> bool {
+    let mut ups: Vec<Up> = Vec::with_capacity(received.len());
+    for body in received {
+        match body {
+            Body::Up(up) => match up_from_wire(up) {
+                Ok(up) => ups.push(up),
+                Err(error) => {
+                    tracing::warn!(edge = %hello.edge, %error, "an edge sent what can't be; its link is closed");
+                    return false;
+                }
+            },
+            Body::Load(report) => {
+                for load in report.edges {
+                    core.report(load);
+                }
+            }
+            Body::Beat(beat) => {
+                let wall_ms = shared.env.clock.wall_ms();
+                sender.send([Body::Beat(Beat { wall_ms, echo_ms: 0, echo: beat.echo, reply: true })]);
+            }
+            _ => {}
+        }
+    }
+    if !ups.is_empty() {
+        core.submit(ups);
+    }
+    true
+}

@@ -1,0 +1,63 @@
+//! Figures of a region's core for Prometheus.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::Shared;
+
+/// Reads the core's figures when it is asked.
+pub(super) struct Collector(pub Arc<Shared>);
+
+impl fmt::Debug for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Collector")
+    }
+}
+
+impl collector::Collector for Collector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.stats.get();
+        let c = stats.counters;
+        for (name, help, value) in [
+            ("tern_core_messages_sequenced", "Messages sequenced in this region", c.sequenced),
+            ("tern_core_sends_resent", "Sends answered from what was held", c.resends),
+            ("tern_core_sends_refused", "Sends refused", c.refused),
+            ("tern_core_entries_copied", "Entries taken from other regions", c.copies),
+            ("tern_core_entries_duplicate", "Entries whose identity was held before", c.duplicates),
+            ("tern_core_pushes", "Pushes handed to edges", c.pushes),
+            ("tern_core_entries_shipped", "Entries shipped to other regions", c.shipped),
+            ("tern_core_groups", "Groups of appends given to the store", stats.groups.0),
+            ("tern_core_appends", "Appends in those groups", stats.groups.1),
+        ] {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        let (conversations, users, connections, active) = stats.sizes;
+        let links_up = stats.peers.values().filter(|p| p.connected).count();
+        let backlog = stats.peers.values().map(|p| p.backlog).sum();
+        for (name, help, value) in [
+            ("tern_core_conversations_in_memory_count", "Conversations in memory", conversations),
+            ("tern_core_users_in_memory_count", "Users in memory", users),
+            ("tern_core_connections_count", "Client connections that the core knows", connections),
+            ("tern_core_conversations_active_count", "Conversations with work left", active),
+            ("tern_core_users_present_count", "Users present in this region", stats.routes.0),
+            ("tern_core_users_elsewhere_count", "Users present in other regions", stats.routes.1),
+            ("tern_link_peers_connected_count", "Peer regions that are linked", links_up),
+            ("tern_link_backlog_conversations_count", "Conversations that a peer region has not acked", backlog),
+        ] {
+            gauge(&mut encoder, name, help, value)?;
+        }
+        let silence = stats.peers.values().map(|p| p.silence.as_millis()).max().unwrap_or(0);
+        gauge(&mut encoder, "tern_link_silence_milliseconds", "Longest silence of a peer region", usize::try_from(silence).unwrap_or(usize::MAX))
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: usize) -> fmt::Result {
+    let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}

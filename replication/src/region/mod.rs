@@ -1,0 +1,317 @@
+//! A region's core at work: the machine of [`tern_core::node`], a store, edges and peer regions.
+//!
+//! Reading order: [`start`] (what a store is asked and told before it serves), `core_task` (the one task that
+//! owns the machine), `reads` (what the machine wants read), [`listen`] (nodes that connect: edges of this
+//! region, and peers), `dial` (peers that this region connects to), `link` (frames of one connection),
+//! `metrics`.
+//!
+//! Invariants: one task owns the machine, everything else hands it inputs; one group of appends is with the
+//! store at a time, and what arrives meanwhile is the next group; a task per connection reads, another
+//! writes, and neither knows what a frame does.
+
+mod core_task;
+mod dial;
+mod link;
+mod listen;
+mod metrics;
+mod reads;
+pub mod start;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tern_core::edge_api::{CorePort, EdgePort, Up};
+use tern_core::ids::Region as RegionId;
+use tern_core::node::{Node, Now, Settings};
+use tern_core::receipt::ReceiptKey;
+use tern_core::store::{BoxFut, Durability, Put, Store};
+use tern_core::wire::{node_v1, v1};
+use tern_net::env::Env;
+use tern_net::quic::QuicError;
+use tokio::sync::{Notify, oneshot};
+
+use core_task::{Input, SharedStats};
+use start::StartError;
+
+/// A peer region.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its number.
+    pub region: RegionId,
+    /// Its name, for operators.
+    pub name: String,
+    /// Where its core listens for nodes.
+    pub addr: SocketAddr,
+    /// The name in its certificate.
+    pub server_name: String,
+}
+
+/// Edges' loads: what arrives here, and what peers are told.
+pub trait LoadExchange: Send + Sync + fmt::Debug + 'static {
+    /// An edge of this region, or of a peer that forwards it, has this load; `age_ms` is filled in.
+    fn report(&self, load: &node_v1::EdgeLoad, now: Duration);
+    /// The loads of this region's own edges, with their ages.
+    fn own_loads(&self, region: RegionId, now: Duration) -> Vec<node_v1::EdgeLoad>;
+}
+
+/// What a region is told at its start.
+#[derive(Clone, Debug)]
+pub struct RegionConfig {
+    /// Its number, 1-255.
+    pub region: RegionId,
+    /// Its name.
+    pub name: String,
+    /// This node's name.
+    pub node: String,
+    /// The other regions.
+    pub peers: Vec<Peer>,
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// For ids of direct conversations; the same in all regions.
+    pub direct_salt: Vec<u8>,
+    /// For receipts; the same in all regions.
+    pub receipt_key: ReceiptKey,
+    /// Tells deployments apart: nodes of another one are refused.
+    pub deployment: [u8; 32],
+    /// After so long a silence of a region, clients offer their messages elsewhere.
+    pub reoffer_after: Duration,
+    /// What clients are told.
+    pub heartbeat: v1::Heartbeat,
+}
+
+/// TLS of both directions of node links.
+#[derive(Clone)]
+pub struct NodeTls {
+    /// For nodes that connect here.
+    pub server: Arc<rustls::ServerConfig>,
+    /// For nodes that are connected to.
+    pub client: Arc<rustls::ClientConfig>,
+}
+
+impl fmt::Debug for NodeTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeTls(..)")
+    }
+}
+
+/// Why a region's core does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The store.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The node port.
+    #[error(transparent)]
+    Listen(#[from] QuicError),
+}
+
+/// A running core. Ends when it is stopped, or when its environment's tasks are.
+#[derive(Debug)]
+pub struct Region {
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+    node_addr: SocketAddr,
+}
+
+/// What the tasks of a region share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub env: Env,
+    pub config: RegionConfig,
+    pub inbox: Inbox,
+    pub loads: Arc<dyn LoadExchange>,
+    pub stats: SharedStats,
+    /// This region's era and start, for peers.
+    pub era: u64,
+    pub start: u64,
+    edges: AtomicU64,
+    stopped: AtomicBool,
+}
+
+/// Inputs for the core task. Bounded by what its sources may have under way: requests per connection,
+/// windows per link.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    queue: Mutex<Vec<Input>>,
+    notify: Notify,
+}
+
+impl Inbox {
+    pub fn push(&self, input: Input) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(input);
+        self.notify.notify_one();
+    }
+
+    pub fn take(&self) -> Vec<Input> {
+        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub async fn wait(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Shared {
+    pub fn now(&self) -> Now {
+        Now { mono: self.env.clock.now(), wall_ms: self.env.clock.wall_ms() }
+    }
+
+    pub fn attach(self: &Arc<Self>, port: Arc<dyn EdgePort>) -> Arc<LocalCore> {
+        let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inbox.push(Input::EdgeUp(edge, port));
+        Arc::new(LocalCore { edge, shared: self.clone() })
+    }
+}
+
+impl Region {
+    /// Opens for business: the store gets a new epoch (and a new era, if it was not stopped cleanly), what was
+    /// left to do is taken up, links are dialled, and nodes may connect.
+    pub async fn start(
+        env: Env,
+        config: RegionConfig,
+        store: Arc<dyn Store>,
+        tls: NodeTls,
+        loads: Arc<dyn LoadExchange>,
+    ) -> Result<Arc<Self>, RegionError> {
+        let begun = start::begin(&*store, config.region, &env.rng).await?;
+        tracing::info!(
+            region = %config.name, era = %begun.origin, start = begun.start, epoch = begun.epoch,
+            unclean = begun.unclean, todo = begun.todo.len(), "store is open"
+        );
+        let settings = Settings {
+            region: config.region,
+            region_name: config.name.clone(),
+            origin: begun.origin,
+            epoch: begun.epoch,
+            start: begun.start,
+            peers: config.peers.iter().map(|p| p.region).collect(),
+            known_eras: begun.known_eras,
+            direct_salt: config.direct_salt.clone(),
+            receipt_key: config.receipt_key.clone(),
+            reoffer_after: config.reoffer_after,
+            heartbeat: config.heartbeat,
+        };
+        let peers = config.peers.clone();
+        let listen_at = config.listen;
+        let shared = Arc::new(Shared {
+            era: begun.origin.era,
+            start: begun.start,
+            env: env.clone(),
+            config,
+            inbox: Inbox::default(),
+            loads,
+            stats: SharedStats::default(),
+            edges: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        let node = Node::new(settings, begun.todo, shared.now());
+        let node_addr = listen::start(&shared, listen_at, tls.server)?;
+        env.tasks.spawn(core_task::run(shared.clone(), store.clone(), node));
+        for peer in peers {
+            // One connection per pair: the lower number dials.
+            if shared.config.region < peer.region {
+                env.tasks.spawn(dial::run(shared.clone(), peer, tls.client.clone()));
+            }
+        }
+        Ok(Arc::new(Self { shared, store, node_addr }))
+    }
+
+    /// An edge of this process.
+    pub fn attach_edge(&self, port: Arc<dyn EdgePort>) -> Arc<dyn CorePort> {
+        self.shared.attach(port)
+    }
+
+    /// Where nodes connect; the port is known even if 0 was asked for.
+    pub fn node_addr(&self) -> SocketAddr {
+        self.node_addr
+    }
+
+    /// Whether the store answers and every configured peer was reached, for readiness: (store, peers up,
+    /// peers configured).
+    pub fn health(&self) -> (bool, usize, usize) {
+        let stats = self.shared.stats.get();
+        (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.config.peers.len())
+    }
+
+    /// Adds the core's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
+    }
+
+    /// A clean stop: takes no more sends, waits until peers have acked what they were sent, at most `within`,
+    /// then writes what makes the next start short and marks the store clean. Whether everything was acked.
+    pub async fn stop(&self, within: Duration) -> bool {
+        let (tell, told) = oneshot::channel();
+        self.shared.inbox.push(Input::Stop { until: self.shared.env.clock.now() + within, tell });
+        let Ok((settled, mut puts)) = told.await else { return false };
+        self.shared.stopped.store(true, Ordering::Release);
+        puts.push(start::clean_mark());
+        match self.store.put(puts, Durability::Synced).await {
+            Ok(()) => settled,
+            Err(error) => {
+                tracing::error!(%error, "the store could not be marked clean; the next start takes a new era");
+                false
+            }
+        }
+    }
+}
+
+/// The core as its edges see it.
+#[derive(Debug)]
+pub(crate) struct LocalCore {
+    pub edge: u64,
+    shared: Arc<Shared>,
+}
+
+impl CorePort for LocalCore {
+    fn submit(&self, ups: Vec<Up>) {
+        self.shared.inbox.push(Input::Ups(self.edge, ups));
+    }
+
+    fn reachable(&self) -> bool {
+        !self.shared.stopped.load(Ordering::Acquire)
+    }
+
+    fn report(&self, load: node_v1::EdgeLoad) {
+        self.shared.loads.report(&load, self.shared.env.clock.now());
+    }
+}
+
+/// Where peers stand, for metrics and operators.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Whether the last commit succeeded.
+    pub store_ok: bool,
+    /// Per peer region.
+    pub peers: BTreeMap<RegionId, PeerStats>,
+    /// See `Node::sizes`.
+    pub sizes: (usize, usize, usize, usize),
+    /// See `Node::counters`.
+    pub counters: tern_core::node::Counters,
+    /// Users present here, and elsewhere as far as known.
+    pub routes: (usize, usize),
+    /// Groups given to the store, and appends in them.
+    pub groups: (u64, u64),
+}
+
+/// See [`Stats`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerStats {
+    /// Whether the link is up.
+    pub connected: bool,
+    /// Conversations that it has not acked.
+    pub backlog: usize,
+    /// Since it was heard.
+    pub silence: Duration,
+}
+
+/// A boxed future without borrow.
+pub(crate) type Task<T> = BoxFut<'static, T>;
+
+/// So that `Put` need not be imported where only the mark is written.
+pub(crate) type Puts = Vec<Put>;

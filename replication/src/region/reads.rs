@@ -1,0 +1,82 @@
+//! What the machine wants read.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, Origin};
+use tern_core::limits::{BATCH_ENTRIES, SHIP_BYTES};
+use tern_core::node::Want;
+use tern_core::sequencer::LogState;
+use tern_core::store::{Range, Store, StoreError};
+
+use super::Shared;
+use super::core_task::Input;
+
+/// A failed read of a conversation or user is tried again after so long: what waits for it waits.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Reads and tells the core. Never gives up on a conversation or a user: the machine waits for it.
+pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want) {
+    match want {
+        Want::Conversation(id) => loop {
+            match conversation(&*store, id).await {
+                Ok((state, damaged)) => break shared.inbox.push(Input::ConversationLoaded(Box::new(state), damaged)),
+                Err(error) => tracing::error!(conversation = %id, %error, "a conversation can't be read; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        },
+        Want::User(user) => loop {
+            match store.rows(user.clone()).await {
+                Ok(rows) => break shared.inbox.push(Input::UserLoaded(user, rows)),
+                Err(error) => tracing::error!(%error, "a user's rows can't be read; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        },
+        Want::Range { ticket, range } => {
+            let entries = store.range(range).await.map_err(|e| e.to_string());
+            shared.inbox.push(Input::RangeRead(ticket, entries));
+        }
+    }
+}
+
+/// A conversation's state: its checkpoint, and what its logs hold above it.
+async fn conversation(store: &dyn Store, id: ConvId) -> Result<(LogState, BTreeMap<Origin, String>), StoreError> {
+    let image = store.conversation(id).await?;
+    let mut state = image
+        .checkpoint
+        .and_then(|bytes| LogState::from_checkpoint(id, bytes))
+        .filter(|s| s.heads.iter().all(|(o, seq)| image.heads.get(o).is_some_and(|head| head >= seq)))
+        .unwrap_or_else(|| LogState::new(id));
+    for (origin, head) in &image.heads {
+        if image.damaged.contains_key(origin) {
+            continue;
+        }
+        while state.head(*origin) < *head {
+            for entry in above(store, id, *origin, state.head(*origin), *head).await? {
+                state.apply(entry);
+            }
+        }
+    }
+    state.highest_hlc = state.highest_hlc.max(image.highest_hlc);
+    Ok((state, image.damaged))
+}
+
+async fn above(store: &dyn Store, conversation: ConvId, origin: Origin, from: u64, to: u64) -> Result<Vec<Arc<Entry>>, StoreError> {
+    let range = Range {
+        conversation,
+        origin,
+        from: from + 1,
+        to,
+        max_entries: BATCH_ENTRIES,
+        max_bytes: SHIP_BYTES,
+        backwards: false,
+    };
+    let entries = store.range(range).await?;
+    let contiguous = entries.iter().zip(from + 1..).all(|(e, seq)| e.place.seq == seq);
+    if entries.is_empty() || !contiguous {
+        return Err(StoreError::Backend(format!("log {conversation} of {origin} has a hole above {from}")));
+    }
+    Ok(entries)
+}
