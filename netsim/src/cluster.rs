@@ -135,6 +135,16 @@ impl Cluster {
         self.seats.get(name)?.core.as_ref()
     }
 
+    /// A region's disk, as the running node or, between a kill and a restart, the next one sees it.
+    pub fn store(&self, name: &str) -> Result<&MemoryStore, ClusterError> {
+        Ok(&self.seat(name)?.store)
+    }
+
+    /// What ids of direct conversations are made with.
+    pub fn direct_salt(&self) -> Vec<u8> {
+        key_bytes(derive(self.seed, "direct salt", 0)).to_vec()
+    }
+
     /// A region's host.
     pub fn host(&self, name: &str) -> Result<&SimNode, ClusterError> {
         Ok(&self.seat(name)?.host)
@@ -162,7 +172,7 @@ impl Cluster {
             node: format!("{}-1", seat.site.name),
             peers: peers.collect(),
             listen: SocketAddr::new(IpAddr::V4(seat.site.ip), NODE_PORT),
-            direct_salt: key_bytes(derive(self.seed, "direct salt", 0)).to_vec(),
+            direct_salt: self.direct_salt(),
             receipt_key: ReceiptKey::new(&key_bytes(derive(self.seed, "receipts", 0))),
             deployment: key_bytes(derive(self.seed, "deployment", 0)),
             reoffer_after: self.options.reoffer_after,
