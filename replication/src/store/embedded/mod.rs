@@ -1,0 +1,264 @@
+//! A store on one disk, over fjall.
+//!
+//! One thread writes ([`writer`]), one runs long reads ([`scan`]), and short reads run on the task that asks.
+//! Calls are queued when they are made, not when their futures are polled, so writes happen in the order of
+//! the calls, and a write whose future was dropped still happens. Only while [`WRITE_QUEUE_BYTES`] wait do calls
+//! queue up when polled.
+//!
+//! Dropping the store without [`EmbeddedStore::close`] is, to the next start, a crash: nothing that was answered
+//! `Decided` or put `Synced` is lost, but the region takes a new era (R13).
+
+mod heads;
+mod metrics;
+pub(crate) mod open;
+mod scan;
+mod tables;
+mod verify;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, UserId};
+use tern_core::store::{
+    Append, Appended, BoxFut, ConversationImage, Durability, Put, Range, RowRecord, Store, StoreError, Todo,
+};
+use tokio::sync::{Semaphore, oneshot};
+
+pub use metrics::StoreMetrics;
+pub use open::{OpenError, OpenReport, Options, Verify};
+pub use verify::{CutTail, DamagedLog, Findings, Span};
+pub use writer::FailedSync;
+
+use super::conditions;
+use super::limits::{COMMAND_BYTES, WRITE_QUEUE_BYTES};
+use scan::Scans;
+use tables::Tables;
+use writer::{Command, Queue, Writer};
+
+const STOPPED: &str = "the store was closed before it answered; what became of the write is not known";
+
+/// An open store. One per directory; share it in an [`Arc`].
+pub struct EmbeddedStore {
+    queue: Arc<Queue>,
+    scans: Arc<Scans>,
+    room: Arc<Semaphore>,
+    metrics: StoreMetrics,
+    threads: Vec<JoinHandle<()>>,
+    // In this order: the directory may be opened again only when the database is closed.
+    tables: Arc<Tables>,
+    claimed: open::Claimed,
+}
+
+impl fmt::Debug for EmbeddedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedStore").field("dir", &self.claimed.dir).finish_non_exhaustive()
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `dir`, or makes it if the options say so. Blocks while the journal is replayed and the
+    /// logs are verified: call it before serving.
+    pub fn open(dir: &Path, options: Options) -> Result<(Self, OpenReport), OpenError> {
+        let (tables, claimed, report) = open::open(dir, &options)?;
+        let failed = options.on_failed_sync.clone().unwrap_or_else(|| Arc::new(abort));
+        let tables = Arc::new(tables);
+        let queue = Arc::<Queue>::default();
+        let scans = Arc::<Scans>::default();
+        let metrics = StoreMetrics::default();
+        metrics.disk_free_bytes.set(report.disk_free_bytes);
+        let writer = Writer::new(
+            Arc::clone(&queue),
+            Arc::clone(&tables),
+            metrics.clone(),
+            failed,
+            dir.to_owned(),
+            options.disk_reserve_bytes,
+        )
+        .map_err(|e| OpenError::Unusable { dir: dir.to_owned(), what: e.to_string() })?;
+        let mut store = Self {
+            queue,
+            scans,
+            room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES as usize)),
+            metrics,
+            threads: Vec::new(),
+            tables,
+            claimed,
+        };
+        store.count_damage();
+        store.thread("tern-store-write", move || writer.run())?;
+        let (scans, tables) = (Arc::clone(&store.scans), Arc::clone(&store.tables));
+        store.thread("tern-store-scan", move || scans.work(&tables))?;
+        Ok((store, report))
+    }
+
+    fn thread(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        self.threads.push(thread.map_err(|what| OpenError::Io { path: self.claimed.dir.clone(), what })?);
+        Ok(())
+    }
+
+    /// Commits what waits, forces everything to the disk and leaves the mark of a clean stop. Writes that come
+    /// later are refused; reads go on until the store is dropped, which is what frees the directory.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.push(Command::Close { answer });
+        answered.await.unwrap_or_else(|_| Err(StoreError::Backend("the store is closed already".to_owned())))
+    }
+
+    /// Verifies every log as it is now; what is found damaged is refused from then on. Nothing is cut: a tail
+    /// that does not verify while the store is in use is damage. Takes about a second per million small entries,
+    /// beside the work of the store.
+    pub async fn verify(&self) -> Result<Findings, StoreError> {
+        let scans = Arc::clone(&self.scans);
+        let found = self
+            .scans
+            .run(move |tables| {
+                let mut findings = verify::verify(tables, || scans.is_stopped())
+                    .ok_or_else(|| StoreError::Backend("the store is being closed".to_owned()))?;
+                findings.damaged.extend(findings.torn.iter().map(|tail| DamagedLog {
+                    conversation: tail.conversation,
+                    origin: tail.origin,
+                    seq: tail.from,
+                    what: tail.what.clone(),
+                }));
+                tables.damage.write().unwrap_or_else(PoisonError::into_inner).add(&findings);
+                Ok(findings)
+            })
+            .await?;
+        self.count_damage();
+        Ok(found)
+    }
+
+    fn count_damage(&self) {
+        let damage = self.tables.damage.read().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.damaged_logs.set(damage.count());
+    }
+
+    /// What the store counts.
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.metrics
+    }
+
+    /// Free bytes on the store's disk, asked for now.
+    pub fn disk_free_bytes(&self) -> std::io::Result<u64> {
+        open::free_bytes(&self.claimed.dir)
+    }
+
+    /// Bytes that tables and journals take. A journal counts from the start with its full size, most of which is
+    /// a hole in the file.
+    pub fn disk_used_bytes(&self) -> Result<u64, StoreError> {
+        self.tables.db.disk_space().map_err(tables::backend)
+    }
+
+    /// Queues a command of so many bytes, now if there is room, else when there is. The future ends with the
+    /// command's answer, or `None` if the store was closed first.
+    fn submit<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        command: impl FnOnce(oneshot::Sender<T>, tokio::sync::OwnedSemaphorePermit) -> Command + Send + 'static,
+    ) -> BoxFut<'_, Option<T>> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(WRITE_QUEUE_BYTES);
+        let (answer, answered) = oneshot::channel();
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            self.queue.push(command(answer, room));
+            return Box::pin(async move { answered.await.ok() });
+        }
+        Box::pin(async move {
+            let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()?;
+            self.queue.push(command(answer, room));
+            answered.await.ok()
+        })
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.queue.stop();
+        self.scans.stop();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+        let count = batches.len();
+        if count == 0 {
+            return Box::pin(std::future::ready(Vec::new()));
+        }
+        let bytes = batches.iter().map(append_bytes).sum();
+        let answer = self.submit(bytes, move |answer, room| Command::Append { batches, answer, room });
+        Box::pin(async move { answer.await.unwrap_or_else(|| vec![Appended::Unknown(STOPPED.to_owned()); count]) })
+    }
+
+    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+        if let Err(refused) = conditions::acceptable(&puts) {
+            return Box::pin(std::future::ready(Err(refused)));
+        }
+        let bytes = puts.iter().map(put_bytes).sum();
+        let synced = durability == Durability::Synced;
+        let answer = self.submit(bytes, move |answer, room| Command::Put { puts, synced, answer, room });
+        Box::pin(async move { answer.await.unwrap_or_else(|| Err(StoreError::Backend(STOPPED.to_owned()))) })
+    }
+
+    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
+        Box::pin(async move { self.tables.conversation(conversation) })
+    }
+
+    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
+        Box::pin(async move { self.tables.range(&range) })
+    }
+
+    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
+        Box::pin(async move { self.tables.rows(&user) })
+    }
+
+    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+        Box::pin(self.scans.run(Tables::todo))
+    }
+
+    fn conversations(&self, after: Option<ConvId>, limit: usize) -> BoxFut<'_, Result<Vec<ConvId>, StoreError>> {
+        Box::pin(self.scans.run(move |tables| tables.conversations(after, limit)))
+    }
+
+    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
+        let value = self.tables.meta(key);
+        Box::pin(std::future::ready(value))
+    }
+}
+
+fn append_bytes(append: &Append) -> usize {
+    let todo: usize = append.todo.iter().map(todo_bytes).sum();
+    COMMAND_BYTES + todo + append.entries.iter().map(|entry| entry.encoded_len()).sum::<usize>()
+}
+
+fn put_bytes(put: &Put) -> usize {
+    match put {
+        Put::Row { row, .. } => COMMAND_BYTES + 32 * (row.heads.len() + row.read.len()),
+        Put::Todo(todo) => todo_bytes(todo),
+        Put::Checkpoint { value, .. } => COMMAND_BYTES + value.len(),
+        Put::Meta { key, value } => COMMAND_BYTES + key.len() + value.len(),
+    }
+}
+
+fn todo_bytes(todo: &Todo) -> usize {
+    COMMAND_BYTES + 32 * todo.prefix.len()
+}
+
+fn abort(what: &str) {
+    tracing::error!(
+        "{what}; nothing is known of what is durable, so the process ends and reads its disk again at the next start"
+    );
+    std::process::abort();
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,379 @@
+//! Opening a store: the directory, its lock, its marker, and what the operator is told.
+//!
+//! ```text
+//! <dir>/LOCK    locked while a process has the store open; holds its process id
+//! <dir>/STORE   written last when the store is made: format and region
+//! <dir>/db/     fjall
+//! ```
+//! A directory without `STORE` is not a store, and is made one only if that was asked for: an unmounted disk
+//! must not become a new, empty region.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fjall::OwnedWriteBatch;
+use tern_core::ids::Region;
+use tern_core::limits::DISK_RESERVE_BYTES;
+
+use super::super::format::CLEAN_KEY;
+use super::super::limits::{CACHE_BYTES, DISK_FLOOR_BYTES, INIT_BYTES};
+use super::tables::{Tables, describe};
+use super::verify::{self, CutTail, DamagedLog, Findings, Span};
+use super::writer::{FailedSync, monotonic};
+
+/// Of the directory's layout and of everything in it; raised when an older version could not read it.
+const FORMAT: u32 = 1;
+
+/// How much is read when the store is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Every entry of every log: about a million small entries a second and core. The default.
+    #[default]
+    Full,
+    /// The newest entry of every log. For stores so large that reading them takes too long; damage elsewhere is
+    /// found by [`super::EmbeddedStore::verify`], or when it is read.
+    Heads,
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct Options {
+    /// Whose store it is, 1-255. A store made for another region is refused.
+    pub region: Region,
+    /// Make a store where there is none. Nothing changes where there is one.
+    pub init: bool,
+    /// Below this much free disk appends are refused.
+    pub disk_reserve_bytes: u64,
+    /// How much is verified.
+    pub verify: Verify,
+    /// Of the block cache.
+    pub cache_bytes: u64,
+    /// Called when a commit failed; `None` logs it and aborts the process, see [`FailedSync`].
+    pub on_failed_sync: Option<FailedSync>,
+}
+
+impl Options {
+    /// The defaults, without `init`.
+    pub fn new(region: Region) -> Self {
+        Self {
+            region,
+            init: false,
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+            verify: Verify::Full,
+            cache_bytes: CACHE_BYTES,
+            on_failed_sync: None,
+        }
+    }
+
+    /// With `init`.
+    #[must_use]
+    pub fn init(mut self) -> Self {
+        self.init = true;
+        self
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("region", &self.region)
+            .field("init", &self.init)
+            .field("disk_reserve_bytes", &self.disk_reserve_bytes)
+            .field("verify", &self.verify)
+            .field("cache_bytes", &self.cache_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was found when a store was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// The store was made now.
+    pub created: bool,
+    /// The store was closed in order when it was last used. False too for a new store.
+    pub clean_stop: bool,
+    /// Logs found.
+    pub logs: u64,
+    /// Entries found that verified.
+    pub entries: u64,
+    /// Tails of logs that did not verify and were removed.
+    pub cut: Vec<CutTail>,
+    /// Logs that are refused.
+    pub damaged: Vec<DamagedLog>,
+    /// Stretches that can't be read, and are refused.
+    pub unreadable: Vec<Span>,
+    /// Free bytes on the disk.
+    pub disk_free_bytes: u64,
+    /// How long opening took.
+    pub duration: Duration,
+}
+
+impl OpenReport {
+    /// Whether this store may still speak for its era: it was stopped in order, and nothing of it is missing. A
+    /// store of which this is false, and a new one, takes a new era before it accepts writes (R13). Peers may
+    /// still know more than it does.
+    pub fn may_keep_era(&self) -> bool {
+        self.clean_stop && self.cut.is_empty() && self.damaged.is_empty() && self.unreadable.is_empty()
+    }
+}
+
+/// Why a store can't be opened. Nothing was changed, except where it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the store in {dir} is in use by process {pid}: stop that process, or use another directory", dir = .dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The other process, as far as it said.
+        pid: String,
+    },
+    /// There is no store.
+    #[error(
+        "there is no store in {dir}: if its disk is not mounted, mount it; to make a new, empty region there, run with --init",
+        dir = .dir.display()
+    )]
+    NotInitialised {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There are entries, but nothing that says whose.
+    #[error(
+        "{dir} holds a database with entries but no file STORE that says whose: it was copied in part, or STORE was deleted; restore the whole directory, or use another one",
+        dir = .dir.display()
+    )]
+    MarkerMissing {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The marker is not one.
+    #[error("{path} does not say whose store this is ({what}): restore it from a backup of this directory", path = .path.display())]
+    MarkerUnreadable {
+        /// The marker.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// It is another region's.
+    #[error(
+        "the store in {dir} belongs to region {found}, and this is region {expected}: give each region a directory of its own",
+        dir = .dir.display()
+    )]
+    OtherRegion {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: Region,
+        /// Who asked.
+        expected: Region,
+    },
+    /// Another version wrote it.
+    #[error("the store in {dir} has format {found}, and this version knows format {FORMAT}: run the version that wrote it", dir = .dir.display())]
+    OtherFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Not allowed.
+    #[error("{path} can't be read and written: {what}; give the user that runs this process access", path = .path.display())]
+    NoPermission {
+        /// What was to be opened.
+        path: PathBuf,
+        /// What the system says.
+        what: io::Error,
+    },
+    /// No room.
+    #[error(
+        "{free_bytes} bytes are free on the disk of {dir}, and at least {needed_bytes} are needed: free some, or use another disk",
+        dir = .dir.display()
+    )]
+    NearlyFull {
+        /// The directory.
+        dir: PathBuf,
+        /// Free bytes.
+        free_bytes: u64,
+        /// Needed bytes.
+        needed_bytes: u64,
+    },
+    /// The database under it can't be opened.
+    #[error(
+        "the database in {dir} can't be opened ({what}): its files are damaged as a whole; move the directory away and start this region anew with --init, and its peers send what they hold",
+        dir = .dir.display()
+    )]
+    Unusable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the database says.
+        what: String,
+    },
+    /// The system failed.
+    #[error("{path}: {what}", path = .path.display())]
+    Io {
+        /// What was being read or written.
+        path: PathBuf,
+        /// What the system says.
+        what: io::Error,
+    },
+}
+
+fn io_error(path: &Path, what: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match what.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpenError::NoPermission { path, what },
+        _ => OpenError::Io { path, what },
+    }
+}
+
+/// A directory that is ours: locked until this is dropped.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub dir: PathBuf,
+    _lock: File,
+}
+
+pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, OpenReport), OpenError> {
+    let started = monotonic();
+    let marker = dir.join("STORE");
+    let exists = marker.try_exists().map_err(|e| io_error(&marker, e))?;
+    if !exists {
+        if !options.init {
+            return Err(OpenError::NotInitialised { dir: dir.to_owned() });
+        }
+        fs::create_dir_all(dir).map_err(|e| io_error(dir, e))?;
+    }
+    let claimed = claim(dir)?;
+    // Read again under the lock: another process may have made the store meanwhile.
+    let exists = marker.try_exists().map_err(|e| io_error(&marker, e))?;
+    if exists {
+        check_marker(dir, &marker, options.region)?;
+    }
+    let disk_free_bytes = free_bytes(dir).map_err(|e| io_error(dir, e))?;
+    let needed_bytes = if exists {
+        DISK_FLOOR_BYTES.min(options.disk_reserve_bytes)
+    } else {
+        options.disk_reserve_bytes.saturating_add(INIT_BYTES)
+    };
+    if disk_free_bytes < needed_bytes {
+        return Err(OpenError::NearlyFull { dir: dir.to_owned(), free_bytes: disk_free_bytes, needed_bytes });
+    }
+
+    let tables = Tables::open(&dir.join("db"), options.cache_bytes).map_err(|e| match e {
+        fjall::Error::Io(what) => io_error(&dir.join("db"), what),
+        other => unusable(dir, &other),
+    })?;
+    if !exists {
+        // An earlier attempt to make a store may have come this far; entries come only after the marker.
+        if tables.entries.first_key_value().is_some() {
+            return Err(OpenError::MarkerMissing { dir: dir.to_owned() });
+        }
+        write_marker(dir, &marker, options.region).map_err(|e| io_error(&marker, e))?;
+    }
+
+    let findings = match options.verify {
+        Verify::Full => verify::verify(&tables, || false).unwrap_or_default(),
+        Verify::Heads => verify::verify_heads(&tables),
+    };
+    let clean_stop = settle(&tables, &findings).map_err(|e| unusable(dir, &e))?;
+    let report = OpenReport {
+        created: !exists,
+        clean_stop,
+        logs: findings.logs,
+        entries: findings.entries,
+        cut: findings.torn,
+        damaged: findings.damaged,
+        unreadable: findings.unreadable,
+        disk_free_bytes,
+        duration: monotonic() - started,
+    };
+    Ok((tables, claimed, report))
+}
+
+/// Acts on what was found, durably, before anything is served: torn tails go, refused logs are noted, and the
+/// mark of a clean stop is taken away. Returns whether it was there.
+fn settle(tables: &Tables, findings: &Findings) -> fjall::Result<bool> {
+    let clean_stop = tables.state.contains_key(CLEAN_KEY)?;
+    let mut batch = OwnedWriteBatch::with_capacity(tables.db.clone(), 1);
+    verify::cut(tables, &mut batch, &findings.torn)?;
+    if clean_stop {
+        batch.remove(&tables.state, CLEAN_KEY);
+    }
+    if !batch.is_empty() {
+        tables.commit(batch, true)?;
+    }
+    tables.damage.write().unwrap_or_else(std::sync::PoisonError::into_inner).add(findings);
+    Ok(clean_stop)
+}
+
+fn unusable(dir: &Path, error: &fjall::Error) -> OpenError {
+    OpenError::Unusable { dir: dir.to_owned(), what: describe(error) }
+}
+
+fn claim(dir: &Path) -> Result<Claimed, OpenError> {
+    let path = dir.join("LOCK");
+    let failed = |e| io_error(&path, e);
+    let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            // What it says is only shown; without it the message is still true.
+            let _unreadable = lock.read_to_string(&mut pid);
+            let pid = if pid.trim().is_empty() { "(unknown)".to_owned() } else { pid.trim().to_owned() };
+            return Err(OpenError::InUse { dir: dir.to_owned(), pid });
+        }
+        Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
+    }
+    lock.set_len(0).map_err(failed)?;
+    lock.rewind().map_err(failed)?;
+    writeln!(lock, "{}", std::process::id()).map_err(failed)?;
+    Ok(Claimed { dir: dir.to_owned(), _lock: lock })
+}
+
+fn write_marker(dir: &Path, marker: &Path, region: Region) -> io::Result<()> {
+    let draft = dir.join("STORE.new");
+    let mut file = File::create(&draft)?;
+    file.write_all(marker_text(region).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, marker)?;
+    File::open(dir)?.sync_all()
+}
+
+fn marker_text(region: Region) -> String {
+    format!("tern store\nformat {FORMAT}\nregion {region}\n")
+}
+
+fn check_marker(dir: &Path, marker: &Path, expected: Region) -> Result<(), OpenError> {
+    let text = fs::read_to_string(marker).map_err(|e| io_error(marker, e))?;
+    let unreadable = |what: &str| OpenError::MarkerUnreadable { path: marker.to_owned(), what: what.to_owned() };
+    let mut lines = text.lines();
+    if lines.next() != Some("tern store") {
+        return Err(unreadable("its first line is not \"tern store\""));
+    }
+    let mut field = |name: &str| -> Option<u32> { lines.next()?.strip_prefix(name)?.strip_prefix(' ')?.parse().ok() };
+    let found = field("format").ok_or_else(|| unreadable("it names no format"))?;
+    if found != FORMAT {
+        return Err(OpenError::OtherFormat { dir: dir.to_owned(), found });
+    }
+    let found = field("region").and_then(|region| Region::try_from(region).ok()).filter(|region| *region != 0);
+    let found = found.ok_or_else(|| unreadable("it names no region"))?;
+    if found == expected { Ok(()) } else { Err(OpenError::OtherRegion { dir: dir.to_owned(), found, expected }) }
+}
+
+/// Bytes that an ordinary process may still write on the disk of `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_marker_is_pinned() {
+        assert_eq!(marker_text(7), "tern store\nformat 1\nregion 7\n");
+    }
+}

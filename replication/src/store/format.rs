@@ -1,0 +1,295 @@
+//! Every key and value that the embedded store writes.
+//!
+//! | Keyspace | Key | Value |
+//! |---|---|---|
+//! | `entries` | conversation(16) region(1) era(8) seq(8) | 1, chain(16), the entry's stored form |
+//! | `rows` | u8+user conversation(16) | 1, row, see [`encode_row`] |
+//! | `todo` | target(1: 0 fan-out, else the peer region) conversation(16) | 1, vector |
+//! | `state` | `c` conversation(16) | 1, checkpoint |
+//! | `state` | `m` name | 1, value |
+//! | `state` | `x` `clean` | 1; present only after a clean stop |
+//!
+//! Integers are big-endian, so that the order of keys is the order of ids and numbers. A vector is a u16 count
+//! and per origin region(1) era(8) seq(8). The first byte of every value is its format.
+//!
+//! **Chain.** `chain(n)` is the first 16 bytes of SHA-256 over `chain(n-1)` (zeros before the first) and the
+//! entry's header: its stored form up to and including the body's hash, with the flag `erased` cleared. The body
+//! is not in it, only its hash, so a body can be erased later and the chain still verifies (R16); what covers the
+//! body is that hash. The chain shows an entry that was changed, lost, doubled or moved; it is not a signature.
+
+use bytes::{Buf, BufMut, Bytes};
+use ring::digest::{SHA256, digest};
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, Heads, Origin, Rev, Seq, UserId};
+use tern_core::store::{RowRecord, Target};
+
+/// Of every value.
+const FORMAT: u8 = 1;
+/// The bit of an entry's second byte that says its body was erased, see `tern_core::entry`.
+const ERASED: u8 = 8;
+/// Longest vector that a value can hold.
+pub const VECTOR_ENTRIES: usize = u16::MAX as usize;
+/// Bytes of a log's prefix of entry keys.
+pub const LOG_BYTES: usize = 25;
+/// Bytes of an entry's key.
+pub const ENTRY_KEY_BYTES: usize = LOG_BYTES + 8;
+/// Key in `state` of the mark of a clean stop.
+pub const CLEAN_KEY: &[u8] = b"xclean";
+
+/// One log: a conversation and whose entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogId {
+    /// Which conversation.
+    pub conversation: ConvId,
+    /// Whose log.
+    pub origin: Origin,
+}
+
+/// A link of the checksum chain.
+pub type Chain = [u8; 16];
+
+/// Why a value is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// It ends too early, goes on too long, or holds an id that is none.
+    #[error("a stored value that is no {0}")]
+    Malformed(&'static str),
+    /// Written by a version that this one does not know.
+    #[error("a stored {0} of format {1}, which this version does not know")]
+    Unknown(&'static str, u8),
+}
+
+/// The prefix of all entry keys of a log.
+pub fn log_prefix(log: LogId) -> [u8; LOG_BYTES] {
+    let mut key = [0; LOG_BYTES];
+    key[..16].copy_from_slice(&log.conversation.0);
+    key[16] = log.origin.region;
+    key[17..].copy_from_slice(&log.origin.era.to_be_bytes());
+    key
+}
+
+/// The key of an entry.
+pub fn entry_key(log: LogId, seq: Seq) -> [u8; ENTRY_KEY_BYTES] {
+    let mut key = [0; ENTRY_KEY_BYTES];
+    key[..LOG_BYTES].copy_from_slice(&log_prefix(log));
+    key[LOG_BYTES..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// Reads an entry's key.
+pub fn parse_entry_key(key: &[u8]) -> Option<(LogId, Seq)> {
+    if key.len() != ENTRY_KEY_BYTES {
+        return None;
+    }
+    let conversation = ConvId::from_slice(&key[..16])?;
+    let era = u64::from_be_bytes(key[17..25].try_into().ok()?);
+    let seq = u64::from_be_bytes(key[25..].try_into().ok()?);
+    Some((LogId { conversation, origin: Origin { region: key[16], era } }, seq))
+}
+
+/// Writes the value of an entry that follows `previous` into `out`, which is emptied first, and returns its own
+/// link of the chain. Nothing is allocated once `out` is large enough.
+pub fn encode_entry(out: &mut Vec<u8>, previous: &Chain, entry: &Entry) -> Chain {
+    out.clear();
+    out.put_u8(FORMAT);
+    // The previous link stands in the place of the own one while that is computed: both inputs of the hash then
+    // lie next to each other.
+    out.put_slice(previous);
+    entry.encode(out);
+    let header_end = out.len() - 4 - entry.body.len();
+    let flags = out[18];
+    out[18] = flags & !ERASED;
+    let link = shorten(digest(&SHA256, &out[1..header_end]).as_ref());
+    out[18] = flags;
+    out[1..17].copy_from_slice(&link);
+    link
+}
+
+/// Splits an entry's value into its link and the entry's stored form.
+pub fn split_entry(value: &[u8]) -> Result<(Chain, &[u8]), FormatError> {
+    match value {
+        [FORMAT, rest @ ..] if rest.len() > 16 => {
+            let mut link = [0; 16];
+            link.copy_from_slice(&rest[..16]);
+            Ok((link, &rest[16..]))
+        }
+        [format, ..] if *format != FORMAT => Err(FormatError::Unknown("entry", *format)),
+        _ => Err(FormatError::Malformed("entry")),
+    }
+}
+
+/// The link that belongs to an entry with this stored form and so long a body, if it follows `previous`: over the
+/// bytes as they are stored, so that no bit of the header can change unseen. `None` if there is no room for a
+/// header. `scratch` is overwritten.
+pub fn link_of(scratch: &mut Vec<u8>, previous: &Chain, stored: &[u8], body_bytes: usize) -> Option<Chain> {
+    let header = stored.get(..stored.len().checked_sub(4 + body_bytes)?)?;
+    scratch.clear();
+    scratch.put_slice(previous);
+    scratch.put_slice(header);
+    *scratch.get_mut(17)? &= !ERASED;
+    Some(shorten(digest(&SHA256, scratch).as_ref()))
+}
+
+fn shorten(hash: &[u8]) -> Chain {
+    let mut link = [0; 16];
+    link.copy_from_slice(&hash[..16]);
+    link
+}
+
+/// The prefix of all row keys of a user. The length stands first, so no user's keys begin with another's.
+pub fn rows_prefix(user: &UserId) -> Vec<u8> {
+    let text = user.as_str().as_bytes();
+    let mut key = Vec::with_capacity(1 + text.len() + 16);
+    #[expect(clippy::cast_possible_truncation, reason = "ids are at most 64 bytes")]
+    key.push(text.len() as u8);
+    key.extend_from_slice(text);
+    key
+}
+
+/// The key of a row.
+pub fn row_key(user: &UserId, conversation: ConvId) -> Vec<u8> {
+    let mut key = rows_prefix(user);
+    key.extend_from_slice(&conversation.0);
+    key
+}
+
+/// Reads the conversation of a row's key.
+pub fn parse_row_key(key: &[u8]) -> Option<ConvId> {
+    ConvId::from_slice(key.get(key.len().checked_sub(16)?..)?)
+}
+
+/// `1, u64 rev, u32 state, u64 generation, u64 last_hlc, u64 counted, u8+peer (0 = none), heads, read`.
+pub fn encode_row(out: &mut Vec<u8>, row: &RowRecord) {
+    out.clear();
+    out.put_u8(FORMAT);
+    out.put_u64(row.rev.0);
+    out.put_u32(row.state);
+    out.put_u64(row.generation);
+    out.put_u64(row.last_hlc);
+    out.put_u64(row.counted);
+    let peer = row.peer.as_ref().map_or("", UserId::as_str);
+    #[expect(clippy::cast_possible_truncation, reason = "ids are at most 64 bytes")]
+    out.put_u8(peer.len() as u8);
+    out.put_slice(peer.as_bytes());
+    put_vector(out, &row.heads);
+    put_vector(out, &row.read);
+}
+
+/// Reads a row.
+pub fn decode_row(value: &[u8]) -> Result<RowRecord, FormatError> {
+    let mut b = open(value, "row")?;
+    let bad = || FormatError::Malformed("row");
+    if b.len() < 37 {
+        return Err(bad());
+    }
+    let mut row = RowRecord {
+        rev: Rev(b.get_u64()),
+        state: b.get_u32(),
+        generation: b.get_u64(),
+        last_hlc: b.get_u64(),
+        counted: b.get_u64(),
+        ..RowRecord::default()
+    };
+    let length = usize::from(b.get_u8());
+    let (peer, rest) = b.split_at_checked(length).ok_or_else(bad)?;
+    if length > 0 {
+        row.peer = Some(UserId::from_bytes(peer).map_err(|_| bad())?);
+    }
+    b = rest;
+    row.heads = get_vector(&mut b).ok_or_else(bad)?;
+    row.read = get_vector(&mut b).ok_or_else(bad)?;
+    if b.is_empty() { Ok(row) } else { Err(bad()) }
+}
+
+/// The revision of a stored row, without reading the rest.
+pub fn row_rev(value: &[u8]) -> Result<Rev, FormatError> {
+    open(value, "row")?.try_get_u64().map(Rev).map_err(|_| FormatError::Malformed("row"))
+}
+
+/// The key of a todo row: fan-out first, then the peers.
+pub fn todo_key(target: Target, conversation: ConvId) -> [u8; 17] {
+    let mut key = [0; 17];
+    key[0] = match target {
+        Target::Fanout => 0,
+        Target::Peer(region) => region,
+    };
+    key[1..].copy_from_slice(&conversation.0);
+    key
+}
+
+/// Reads a todo row's key.
+pub fn parse_todo_key(key: &[u8]) -> Option<(Target, ConvId)> {
+    let (first, rest) = key.split_first()?;
+    let target = if *first == 0 { Target::Fanout } else { Target::Peer(*first) };
+    Some((target, ConvId::from_slice(rest)?))
+}
+
+/// Writes a todo row's value.
+pub fn encode_todo(out: &mut Vec<u8>, prefix: &Heads) {
+    out.clear();
+    out.put_u8(FORMAT);
+    put_vector(out, prefix);
+}
+
+/// Reads a todo row's value.
+pub fn decode_todo(value: &[u8]) -> Result<Heads, FormatError> {
+    let mut b = open(value, "todo row")?;
+    match get_vector(&mut b) {
+        Some(prefix) if b.is_empty() => Ok(prefix),
+        _ => Err(FormatError::Malformed("todo row")),
+    }
+}
+
+/// The key of a conversation's checkpoint.
+pub fn checkpoint_key(conversation: ConvId) -> [u8; 17] {
+    let mut key = [b'c'; 17];
+    key[1..].copy_from_slice(&conversation.0);
+    key
+}
+
+/// The key of a named value.
+pub fn meta_key(name: &str) -> Vec<u8> {
+    [b"m", name.as_bytes()].concat()
+}
+
+/// Writes an opaque value.
+pub fn encode_opaque(out: &mut Vec<u8>, value: &[u8]) {
+    out.clear();
+    out.put_u8(FORMAT);
+    out.put_slice(value);
+}
+
+/// Reads an opaque value.
+pub fn decode_opaque(value: &[u8]) -> Result<Bytes, FormatError> {
+    open(value, "value").map(Bytes::copy_from_slice)
+}
+
+fn open<'a>(value: &'a [u8], what: &'static str) -> Result<&'a [u8], FormatError> {
+    match value.split_first() {
+        Some((&FORMAT, rest)) => Ok(rest),
+        Some((format, _)) => Err(FormatError::Unknown(what, *format)),
+        None => Err(FormatError::Malformed(what)),
+    }
+}
+
+fn put_vector(out: &mut Vec<u8>, vector: &Heads) {
+    #[expect(clippy::cast_possible_truncation, reason = "puts with more than 65,535 origins are refused before")]
+    out.put_u16(vector.len() as u16);
+    for (origin, seq) in vector {
+        out.put_u8(origin.region);
+        out.put_u64(origin.era);
+        out.put_u64(*seq);
+    }
+}
+
+fn get_vector(b: &mut &[u8]) -> Option<Heads> {
+    let count = usize::from(b.try_get_u16().ok()?);
+    if b.len() < count * 17 {
+        return None;
+    }
+    Some((0..count).map(|_| (Origin { region: b.get_u8(), era: b.get_u64() }, b.get_u64())).collect())
+}
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -1,0 +1,38 @@
+//! Limits of the stores. Together they bound what an embedded store holds in memory: the block cache
+//! ([`CACHE_BYTES`]), memtables (each up to twice its limit, one active and one on its way to disk: 92 MiB in
+//! all), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
+
+/// Block cache of the embedded store, in bytes, unless the options say otherwise. Recent entries are in
+/// memtables and the rest in the page cache, so a larger one gains little.
+pub const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// Memtable of entries: the larger, the fewer files per second of full load; 32 MiB hold about 80,000 small
+/// messages.
+pub const ENTRIES_MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+/// Memtable of rows, which are overwritten in place while they stay in memory.
+pub const ROWS_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+/// Memtable of todo rows. Small, so that their tombstones are compacted away soon: every scan reads them.
+pub const TODO_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
+/// Memtable of checkpoints and named values.
+pub const STATE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+/// All journal files together; above it the oldest data is flushed. Bounds the replay after a crash to about
+/// two seconds.
+pub const JOURNAL_BYTES: u64 = 192 * 1024 * 1024;
+/// Background threads of fjall: one may flush while the other compacts.
+pub const BACKGROUND_THREADS: usize = 2;
+/// Bytes of writes that wait or are being committed; callers beyond it wait their turn. Bounds a group too:
+/// at 16 MiB it takes some 100 ms on a slow disk.
+pub const WRITE_QUEUE_BYTES: u32 = 16 * 1024 * 1024;
+/// What a command counts for in the queue beside its content.
+pub const COMMAND_BYTES: usize = 128;
+/// Scans (todo, conversations, verify) that may wait; a node has at most a handful at once, so more is a
+/// fault of the caller and is answered with an error.
+pub const SCAN_QUEUE: usize = 64;
+/// Heads of active logs that the writer remembers, in two halves; others are read again from the table.
+pub const HEAD_CACHE: usize = 65_536;
+/// Free disk is asked for at most this often, in milliseconds.
+pub const DISK_CHECK_MS: u64 = 1_000;
+/// Below this much free disk rows and todo are refused as well: a journal write that fails for want of space
+/// would stop the process, while a refused put does not.
+pub const DISK_FLOOR_BYTES: u64 = 32 * 1024 * 1024;
+/// What a new store takes at once beside its reserve: the journal's first file.
+pub const INIT_BYTES: u64 = 64 * 1024 * 1024;
