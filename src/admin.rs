@@ -1,5 +1,8 @@
 //! The admin listener: `/metrics` for Prometheus, `/livez` and `/readyz` for whatever restarts and routes.
 //!
+//! A region also has `/loads` there: what its edges report, as a `tern.node.v1.LoadReport`, for a
+//! `tern ipconf` of its own.
+//!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise. Nothing here names a user.
 
 use std::fs;
@@ -22,6 +25,9 @@ use tern_net::http::{Handler, HttpLimits, serve};
 
 /// What `/readyz` asks: a name, and whether that part can do its work now.
 pub type Check = (&'static str, Box<dyn Fn() -> bool + Send + Sync>);
+
+/// What `/loads` answers: an encoded `LoadReport`.
+pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// Whether this process wants to be sent work. Cheap to clone.
 #[derive(Clone)]
@@ -55,25 +61,38 @@ impl Readiness {
 }
 
 /// Starts the listener and returns where it listens. It ends with the node's tasks.
-pub async fn start(env: &Env, at: SocketAddr, registry: Registry, readiness: Readiness) -> Result<SocketAddr> {
+pub async fn start(
+    env: &Env,
+    at: SocketAddr,
+    registry: Registry,
+    readiness: Readiness,
+    loads: Option<Loads>,
+) -> Result<SocketAddr> {
     let acceptor = env.net.listen(at).await.with_context(|| {
         format!("can't serve metrics on {at}; is another process using the port? Set listen.admin to another one")
     })?;
     let local = acceptor.local_addr();
-    env.tasks.spawn(serve(env.clone(), acceptor, None, HttpLimits::default(), handler(registry, readiness)));
+    env.tasks.spawn(serve(env.clone(), acceptor, None, HttpLimits::default(), handler(registry, readiness, loads)));
     Ok(local)
 }
 
-/// Answers the three paths.
-pub fn handler(registry: Registry, readiness: Readiness) -> Handler {
-    let registry = Arc::new(registry);
+/// Answers the paths.
+fn handler(registry: Registry, readiness: Readiness, loads: Option<Loads>) -> Handler {
+    let shared = Arc::new((registry, readiness, loads));
     Arc::new(move |_, request: Request<hyper::body::Incoming>| {
-        let answer = answer(request.method(), request.uri().path(), &registry, &readiness);
+        let (registry, readiness, loads) = &*shared;
+        let answer = answer(request.method(), request.uri().path(), registry, readiness, loads.as_ref());
         Box::pin(std::future::ready(answer))
     })
 }
 
-fn answer(method: &Method, path: &str, registry: &Registry, readiness: &Readiness) -> Response<Full<Bytes>> {
+fn answer(
+    method: &Method,
+    path: &str,
+    registry: &Registry,
+    readiness: &Readiness,
+    loads: Option<&Loads>,
+) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n".into());
     }
@@ -94,6 +113,11 @@ fn answer(method: &Method, path: &str, registry: &Registry, readiness: &Readines
                 }
                 Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n".into()),
             }
+        }
+        "/loads" if loads.is_some() => {
+            let mut response = Response::new(Full::new(Bytes::from(loads.map_or_else(Vec::new, |loads| loads()))));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+            response
         }
         _ => text(StatusCode::NOT_FOUND, "here are /metrics, /livez and /readyz\n".into()),
     }
@@ -154,7 +178,7 @@ mod tests {
     fn get(path: &str, readiness: &Readiness) -> (StatusCode, String) {
         let mut registry = Registry::default();
         register_process(&mut registry);
-        let response = answer(&Method::GET, path, &registry, readiness);
+        let response = answer(&Method::GET, path, &registry, readiness, None);
         let status = response.status();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let body = runtime
@@ -190,7 +214,7 @@ mod tests {
     fn other_paths_and_methods_are_refused_politely() {
         let readiness = Readiness::new(Vec::new());
         assert_eq!(get("/", &readiness).0, StatusCode::NOT_FOUND);
-        let response = answer(&Method::POST, "/metrics", &Registry::default(), &readiness);
+        let response = answer(&Method::POST, "/metrics", &Registry::default(), &readiness, None);
         assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
     }
 }

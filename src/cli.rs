@@ -51,6 +51,8 @@ pub enum Command {
     Region(RegionArgs),
     /// Run a further edge of a region
     Edge(RoleArgs),
+    /// Run dispatch beside regions: which edges a client should connect to
+    Ipconf(IpconfArgs),
     /// Chat in this terminal
     Chat(ChatArgs),
     /// Print a token for a user, signed with the deployment's development key
@@ -110,6 +112,17 @@ pub struct RegionArgs {
     /// Make a new store where there is none
     #[arg(long)]
     pub init: bool,
+    /// GeoIP database (MMDB) instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub geoip: Option<PathBuf>,
+}
+
+/// Options of `ipconf`.
+#[derive(Clone, Debug, Args)]
+pub struct IpconfArgs {
+    /// For all roles.
+    #[command(flatten)]
+    pub role: RoleArgs,
     /// GeoIP database (MMDB) instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub geoip: Option<PathBuf>,

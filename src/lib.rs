@@ -5,7 +5,7 @@
 //!
 //! 1. [`cli`], [`config`], [`exit`]: what a process is asked to be, and how it ends.
 //! 2. [`node`]: what every role builds first: environment, certificates, keys.
-//! 3. [`region`], [`edge`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
+//! 3. [`region`], [`edge`], [`ipconf`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
 //! 4. [`admin`], [`logging`], [`stop`]: what operators see and do.
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
@@ -23,15 +23,21 @@ pub mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod demo;
+pub mod dev;
 pub mod exit;
 pub mod fleet;
+pub mod ipconf;
 pub mod logging;
+pub mod node;
 pub mod pki;
 pub mod stop;
 pub mod token;
 
 use std::future::Future;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -55,7 +61,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(args) => token::run(global, args),
         Command::Pki(args) => pki::run(global, args),
         Command::Config { action } => config::show::run(global, *action),
-        Command::Demo(_) | Command::Dev(_) | Command::Region(_) | Command::Edge(_) | Command::Chat(_) => {
+        Command::Dev(args) => dev::run(global, args),
+        Command::Ipconf(args) => ipconf::run(global, args),
+        Command::Demo(_) | Command::Region(_) | Command::Edge(_) | Command::Chat(_) => {
             Err(Failure::Usage("not built yet".into()))
         }
     }
@@ -82,6 +90,16 @@ pub fn settings(global: &Global, own: &[(&str, &str, String)]) -> Result<Setting
     }
     let sources = Sources { file: global.config.clone(), flags, environment: std::env::vars().collect() };
     Ok(sources.load()?)
+}
+
+/// The flag of an own GeoIP file as a setting.
+pub fn geoip_flag(file: Option<&Path>) -> Vec<(&'static str, &'static str, String)> {
+    file.map(|file| ("--geoip", "dispatch.geoip", file.display().to_string())).into_iter().collect()
+}
+
+/// A configured duration as the wire has it; what does not fit is the longest there is.
+pub fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Runs a command's future on a runtime of its own, and ends what the future left behind.

@@ -2,7 +2,7 @@
 //! `tern pki` makes for a deployment by hand.
 //!
 //! There are two authorities. Nodes trust each other by one; clients pin the other, `public-ca.pem`. A leaf
-//! carries its node's internal name and the loopback addresses, and whatever addresses it is asked to.
+//! carries the internal names of its node and region, the loopback addresses, and whatever it is asked to.
 //!
 //! Everything is made once: what is there is used, never overwritten. A key is written before its
 //! certificate, so a crash in between leaves a key that gets its certificate on the next start.
@@ -133,7 +133,9 @@ impl Pki {
         extra: &[String],
     ) -> Result<Certificate> {
         let internal = format!("{name}.{region}.tern.internal");
-        let names = [&internal, "localhost", "127.0.0.1", "::1"].into_iter().map(str::to_owned);
+        // Nodes that know only the region look for the second name.
+        let of_region = region_server_name(region);
+        let names = [&internal, &of_region, "localhost", "127.0.0.1", "::1"].into_iter().map(str::to_owned);
         let mut params = CertificateParams::new(names.chain(extra.iter().cloned()).collect::<Vec<_>>())
             .context("a name or address of the certificate is not one")?;
         params.distinguished_name = DistinguishedName::new();
@@ -154,6 +156,11 @@ impl Pki {
     fn files(&self, stem: &str) -> (PathBuf, PathBuf) {
         (self.dir.join(format!("{stem}.pem")), self.dir.join(format!("{stem}.key")))
     }
+}
+
+/// The name in the certificates of all nodes of a region.
+pub fn region_server_name(region: &str) -> String {
+    format!("{region}.tern.internal")
 }
 
 /// Where the files of node `name` are in the directory `pki`.

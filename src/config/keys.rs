@@ -6,8 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tern_ipconf::IpPrefix;
+
 use super::source::{Found, Layers, Source};
-use super::value::{ByteSize, HostPort, Peer, Position, Prefix, Raw, Secret, Value};
+use super::value::{ByteSize, HostPort, Peer, Position, Raw, Secret, Value};
 
 /// A key as `config default` and `config check` show it.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +80,7 @@ settings! {
     region_at: Option<Position> = "region.at", "";
     /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
     region_init: bool = "region.init", "false";
-    /// The other regions. Each link is dialled by both sides; one of the two connections remains.
+    /// The other regions, by their node ports; each region must list all others.
     peers: Vec<Peer> = "peers", "[]";
     /// Edges only: node ports of the cores of the region, tried in turn.
     core: Vec<HostPort> = "core", "[]";
@@ -152,9 +154,11 @@ settings! {
     /// GeoIP database in MMDB format, by country or city. Unset: the built-in DB-IP Lite country file.
     dispatch_geoip: Option<PathBuf> = "dispatch.geoip", "";
     /// Proxies whose X-Forwarded-For is believed.
-    dispatch_trusted_proxies: Vec<Prefix> = "dispatch.trusted_proxies", "[]";
+    dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]";
     /// Who may ask dispatch as another address, besides loopback.
-    dispatch_operators: Vec<Prefix> = "dispatch.operators", "[]";
+    dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]";
+    /// `tern ipconf` only: admin addresses of the regions whose edges it lists, asked once a second.
+    dispatch_sources: Vec<HostPort> = "dispatch.sources", "[]";
 
     /// What is logged: a level (error, warn, info, debug, trace) or a filter such as "info,tern_edge=debug".
     log_level: String = "log.level", "\"info\"";

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tern_ipconf::IpPrefix;
+
 /// A value as it was written, before its key's type is known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Raw {
@@ -386,35 +388,13 @@ impl Value for Peer {
     }
 }
 
-/// A block of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prefix {
-    /// Its first address.
-    pub address: IpAddr,
-    /// How many leading bits are fixed.
-    pub bits: u8,
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.bits)
-    }
-}
-
-impl Value for Prefix {
+impl Value for IpPrefix {
     const SHAPE: &'static str = "an address block, such as \"10.0.0.0/8\" or \"2001:db8::/32\"";
     fn from_raw(raw: &Raw) -> Result<Self, String> {
-        let Raw::Text(text) = raw else { return Err(wrong::<Self>(raw)) };
-        let parse = || {
-            let (address, bits) = match text.split_once('/') {
-                Some((address, bits)) => (address.parse().ok()?, Some(bits.parse().ok()?)),
-                None => (text.parse::<IpAddr>().ok()?, None),
-            };
-            let width = if address.is_ipv4() { 32 } else { 128 };
-            let bits = bits.unwrap_or(width);
-            (bits <= width).then_some(Self { address, bits })
-        };
-        parse().ok_or_else(|| format!("is {text:?}, expected {}", Self::SHAPE))
+        match raw {
+            Raw::Text(text) => text.parse().map_err(|e| format!("holds {e}")),
+            _ => Err(wrong::<Self>(raw)),
+        }
     }
     fn show(&self) -> Option<String> {
         Some(quoted(&self.to_string()))
@@ -498,9 +478,8 @@ mod tests {
         assert_eq!(read::<Position>("50.11,8.68"), Ok(Position { latitude: 50.11, longitude: 8.68 }));
         assert!(read::<Position>("91,0").is_err());
         assert!(read::<Position>("north").is_err());
-        assert_eq!(read::<Prefix>("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
-        assert_eq!(read::<Prefix>("::1").unwrap().bits, 128);
-        assert!(read::<Prefix>("10.0.0.0/33").is_err());
+        assert_eq!(read::<IpPrefix>("10.0.0.0/8").unwrap().to_string(), "10.0.0.0/8");
+        assert!(read::<IpPrefix>("10.0.0.0/33").is_err());
     }
 
     #[test]

@@ -1,0 +1,128 @@
+//! `tern ipconf`: dispatch as a process of its own, beside regions; and dispatch as part of a region.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use prometheus_client::registry::Registry;
+use prost::Message;
+use tern_core::ranking::Position;
+use tern_core::wire::node_v1::LoadReport;
+use tern_ipconf::api::HeartbeatView;
+use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
+use tern_net::http::{HttpClient, HttpLimits, serve};
+
+use crate::admin::{self, Readiness};
+use crate::cli::{Global, IpconfArgs};
+use crate::config::value::HostPort;
+use crate::exit::Failure;
+use crate::fleet::Ready;
+use crate::logging;
+use crate::node::Node;
+use crate::stop::Stop;
+
+/// How often a region is asked for its edges' loads.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// A region that has not answered by then is asked again later.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// Bytes of a region's answer: some thousand edges.
+const LOADS_BYTES: usize = 1024 * 1024;
+
+/// Serves dispatch until told to stop.
+pub fn run(global: &Global, args: &IpconfArgs) -> Result<(), Failure> {
+    let settings = crate::settings(global, &crate::geoip_flag(args.geoip.as_deref()))?;
+    logging::start(&settings.log_level, settings.log_json)?;
+    if settings.dispatch_sources.is_empty() {
+        let message = "dispatch.sources is empty: give the admin addresses of the regions whose edges are to be listed";
+        return Err(Failure::Usage(message.into()));
+    }
+    crate::block_on(async {
+        let mut stop = Stop::watch(args.role.stop_with_stdin)?;
+        let node = Node::new(settings)?;
+        let mut registry = Registry::default();
+        admin::register_process(&mut registry);
+        let loads = LoadTable::new();
+        let dispatch = start(&node, &loads, &mut registry).await?;
+        for source in &node.settings.dispatch_sources {
+            let at = node.resolve(source).await?;
+            node.env.tasks.spawn(follow(node.env.clone(), source.clone(), at, loads.clone()));
+        }
+        let readiness = Readiness::new(Vec::new());
+        readiness.set_serving(true);
+        let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness, None).await?;
+        let ready = Ready { ready: node.name, dispatch: Some(dispatch), admin: Some(admin), ..Ready::default() };
+        ready.print(global.json);
+        let reason = stop.requested().await;
+        tracing::info!(reason, "stopping");
+        Ok(())
+    })
+}
+
+/// Starts dispatch on its listener.
+pub async fn start(node: &Node, loads: &Arc<LoadTable>, registry: &mut Registry) -> Result<SocketAddr> {
+    let settings = &node.settings;
+    let geo = match &settings.dispatch_geoip {
+        Some(path) => Geo::open(path)?,
+        None => Geo::shipped()?,
+    };
+    let config = DispatchConfig {
+        region_position: settings.region_at.and_then(|at| Position::new(at.latitude, at.longitude)),
+        trusted_proxies: settings.dispatch_trusted_proxies.clone(),
+        operators: settings.dispatch_operators.clone(),
+        heartbeat: HeartbeatView {
+            foreground_ms: crate::millis(settings.heartbeat_foreground),
+            background_ms_min: crate::millis(settings.heartbeat_background_min),
+            background_ms_max: crate::millis(settings.heartbeat_background_max),
+        },
+        ..DispatchConfig::new(node.region, node.region_name.clone())
+    };
+    let metrics = DispatchMetrics::register(registry);
+    let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
+    let tls = node.public_tls(&[b"http/1.1"])?;
+    let at = settings.dispatch_listen();
+    let acceptor = node.env.net.listen(at).await.with_context(|| {
+        format!("can't serve dispatch on {at}; is another process using the port? Set listen.dispatch to another one")
+    })?;
+    let local = acceptor.local_addr();
+    let limits = HttpLimits::default();
+    node.env.tasks.spawn(serve(node.env.clone(), acceptor, Some(tls), limits, dispatch.handler()));
+    Ok(local)
+}
+
+/// Asks one region for its edges' loads for as long as this process lives.
+async fn follow(env: tern_net::env::Env, source: HostPort, at: SocketAddr, loads: Arc<LoadTable>) {
+    let client = HttpClient::new(env.clone(), None);
+    let mut told = false;
+    loop {
+        match ask(&client, &source, at).await {
+            Ok(report) => {
+                told = false;
+                for load in &report.edges {
+                    if let Err(error) = loads.report(load, env.clock.now()) {
+                        tracing::debug!(%error, "a load report was left out");
+                    }
+                }
+            }
+            Err(error) => {
+                // Once an outage, not once a second.
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%source, %error, "a region does not tell its edges' loads; they are no longer listed");
+                }
+            }
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+async fn ask(client: &HttpClient, source: &HostPort, at: SocketAddr) -> Result<LoadReport> {
+    let request = Request::get("/loads").body(Full::<Bytes>::default())?;
+    let answer = client.request(at, &source.host, request, LOADS_BYTES, ASK_WITHIN).await?;
+    if answer.status() != StatusCode::OK {
+        return Err(anyhow!("{} answered {}", source, answer.status()));
+    }
+    Ok(LoadReport::decode(answer.into_body())?)
+}

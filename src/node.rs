@@ -1,0 +1,111 @@
+//! What every role builds first: the environment, and the secrets its configuration names.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ring::hmac;
+use rustls::{ClientConfig, ServerConfig};
+use tern_core::receipt::ReceiptKey;
+use tern_core::store::BoxFut;
+use tern_net::env::{Env, Spawn, Spawner};
+use tern_net::system::system_env;
+use tern_net::tls::{Identity, node_client_tls, node_server_tls, server_tls};
+use tracing::{Instrument, Span};
+
+use crate::config::Settings;
+use crate::config::value::HostPort;
+use crate::pki::{leaf_files, parse_hex, read_hex_file};
+
+/// A node of a deployment, before it does anything.
+#[derive(Debug)]
+pub struct Node {
+    /// Its environment. Everything it starts logs with its region and name.
+    pub env: Env,
+    /// Its name.
+    pub name: String,
+    /// Its region's name.
+    pub region_name: String,
+    /// Its region's id.
+    pub region: u8,
+    /// Its configuration.
+    pub settings: Settings,
+}
+
+/// Starts tasks within a span, so that every line they log names the node.
+#[derive(Debug)]
+struct InSpan {
+    inner: Spawner,
+    span: Span,
+}
+
+impl Spawn for InSpan {
+    fn spawn(&self, task: BoxFut<'static, ()>) {
+        self.inner.spawn(task.instrument(self.span.clone()));
+    }
+}
+
+impl Node {
+    /// Reads what names the node. Must run inside a tokio runtime.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let name = settings.node_name()?;
+        let region_name = settings.region_name()?.to_owned();
+        let region = settings.region_id()?;
+        let mut env = system_env().context("the system gives no randomness or clock")?;
+        let span = tracing::info_span!("node", region = %region_name, node = %name);
+        env.tasks = Spawner::new(Arc::new(InSpan { inner: env.tasks, span }));
+        Ok(Self { env, name, region_name, region, settings })
+    }
+
+    /// TLS towards clients; `alpn`: what is spoken.
+    pub fn public_tls(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>> {
+        let leaf = leaf_files(&self.settings.data.join("pki"), &self.name);
+        let cert = self.settings.tls_public_cert.as_ref().unwrap_or(&leaf.public_cert);
+        let key = self.settings.tls_public_key.as_ref().unwrap_or(&leaf.public_key);
+        let identity =
+            Identity::from_files(cert, key).context("set tls.public_cert and tls.public_key, or run `tern pki`")?;
+        Ok(server_tls(&identity, alpn, self.env.clock.clone())?)
+    }
+
+    /// TLS towards other nodes: as the one that is dialled, and as the one that dials.
+    pub fn node_tls(&self) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
+        let pki = self.settings.data.join("pki");
+        let leaf = leaf_files(&pki, &self.name);
+        let cert = self.settings.tls_node_cert.as_ref().unwrap_or(&leaf.node_cert);
+        let key = self.settings.tls_node_key.as_ref().unwrap_or(&leaf.node_key);
+        let ca = self.settings.tls_node_ca.clone().unwrap_or_else(|| pki.join("node-ca.pem"));
+        let identity =
+            Identity::from_files(cert, key).context("set tls.node_cert and tls.node_key, or run `tern pki`")?;
+        let ca = fs::read(&ca)
+            .with_context(|| format!("can't read {}; set tls.node_ca, or run `tern pki`", ca.display()))?;
+        let clock = || self.env.clock.clone();
+        Ok((node_server_tls(&identity, &ca, clock())?, node_client_tls(&identity, &ca, clock())?))
+    }
+
+    /// The deployment's receipt key, and what tells this deployment from others: a MAC of its name under that
+    /// key, so that neither a test region nor one with another key can link itself to production.
+    pub fn receipt_key(&self) -> Result<(ReceiptKey, [u8; 32])> {
+        let secret = match &self.settings.receipt_key {
+            Some(text) => parse_hex(text.reveal().trim()).context("receipt.key must be 64 hex digits")?,
+            None => read_hex_file(&self.settings.path(&self.settings.receipt_key_file, "receipt.key"), "receipt key")?,
+        };
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        let mut deployment = [0; 32];
+        deployment.copy_from_slice(hmac::sign(&key, self.settings.deployment.as_bytes()).as_ref());
+        Ok((ReceiptKey::new(&secret), deployment))
+    }
+
+    /// The salt of direct conversations' ids.
+    pub fn direct_salt(&self) -> Result<Vec<u8>> {
+        let path = self.settings.path(&self.settings.direct_salt_file, "direct.salt");
+        Ok(read_hex_file(&path, "salt of direct conversations")?.to_vec())
+    }
+
+    /// The first address of a host.
+    pub async fn resolve(&self, host: &HostPort) -> Result<SocketAddr> {
+        let addresses = self.env.net.resolve(&host.host).await;
+        let address = addresses.with_context(|| format!("can't find the address of {host}"))?.into_iter().next();
+        Ok(SocketAddr::new(address.with_context(|| format!("{host} has no address"))?, host.port))
+    }
+}

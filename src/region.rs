@@ -1,0 +1,192 @@
+//! `tern region`: one process with all roles of a region: store, core, links to other regions, dispatch, and
+//! an edge of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
+use prost::Message;
+use tern_core::ids::Region as RegionId;
+use tern_core::wire::node_v1::{EdgeLoad, LoadReport};
+use tern_core::wire::v1;
+use tern_ipconf::LoadTable;
+use tern_net::env::Env;
+use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig};
+use tern_replication::store::embedded::{EmbeddedStore, Options};
+
+use crate::admin::{self, Readiness};
+use crate::cli::{Global, RegionArgs};
+use crate::edge::OwnEdge;
+use crate::exit::Failure;
+use crate::fleet::Ready;
+use crate::logging;
+use crate::node::Node;
+use crate::pki::region_server_name;
+use crate::stop::Stop;
+use crate::ipconf;
+
+/// How long a stopping region waits until its peers hold what it has acked. A peer that is down would make
+/// it wait for ever; what is missing is shipped after the next start.
+const LINK_ACKS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs a region until told to stop.
+pub fn run(global: &Global, args: &RegionArgs) -> Result<(), Failure> {
+    let mut flags = crate::geoip_flag(args.geoip.as_deref());
+    if args.init {
+        flags.push(("--init", "region.init", "true".to_owned()));
+    }
+    let settings = crate::settings(global, &flags)?;
+    logging::start(&settings.log_level, settings.log_json)?;
+    crate::block_on(async {
+        let mut stop = Stop::watch(args.role.stop_with_stdin)?;
+        let node = Node::new(settings)?;
+        let region = Serving::start(&node).await?;
+        region.ready.print(global.json);
+        let reason = stop.requested().await;
+        tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+        tokio::select! {
+            biased;
+            _ = stop.requested() => {
+                tracing::warn!("stopped without draining; the next start takes a new era");
+                Ok(())
+            }
+            stopped = region.stop(&node) => stopped.map_err(Failure::from),
+        }
+    })
+}
+
+/// A region at work.
+struct Serving {
+    store: Arc<EmbeddedStore>,
+    region: Arc<Region>,
+    edge: OwnEdge,
+    readiness: Readiness,
+    ready: Ready,
+}
+
+impl Serving {
+    async fn start(node: &Node) -> Result<Self> {
+        let settings = &node.settings;
+        let mut registry = Registry::default();
+        admin::register_process(&mut registry);
+
+        // Everything that can be wrong with files comes before the first socket.
+        let (server, client) = node.node_tls()?;
+        let config = config(node).await?;
+        let edge = OwnEdge::new(node, &mut registry)?;
+        let store = open_store(node)?;
+        store.metrics().register(&mut registry);
+
+        let loads = LoadTable::new();
+        let exchange = Arc::new(Loads(loads.clone()));
+        let region = Region::start(node.env.clone(), config, store.clone(), NodeTls { server, client }, exchange)
+            .await
+            .context("the region's core can't start")?;
+        region.register_metrics(&mut registry);
+        let client = edge.serve(node, region.attach_edge(edge.port())).await?;
+        let dispatch = ipconf::start(node, &loads, &mut registry).await?;
+
+        let checked = region.clone();
+        let readiness = Readiness::new(vec![("store", Box::new(move || checked.health().0))]);
+        let told = own_loads(loads, node.region, node.env.clone());
+        let admin =
+            admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), Some(told)).await?;
+        readiness.set_serving(true);
+        let ready = Ready {
+            ready: node.name.clone(),
+            client: Some(client),
+            dispatch: Some(dispatch),
+            node: Some(region.node_addr()),
+            admin: Some(admin),
+        };
+        Ok(Self { store, region, edge, readiness, ready })
+    }
+
+    /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
+    async fn stop(self, node: &Node) -> Result<()> {
+        self.readiness.set_serving(false);
+        self.edge.drain(node.settings.edge_drain_window).await;
+        if !self.region.stop(LINK_ACKS_WITHIN).await {
+            tracing::warn!("some messages are not yet held by every other region; they are shipped after the next start");
+        }
+        self.store.close().await.context("the store could not be closed in order; the next start takes a new era")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the store, or makes it.
+fn open_store(node: &Node) -> Result<Arc<EmbeddedStore>> {
+    let settings = &node.settings;
+    let mut options = Options::new(node.region);
+    options.init = settings.region_init;
+    options.disk_reserve_bytes = settings.store_disk_reserve.0;
+    options.cache_bytes = settings.store_cache.0;
+    let (store, report) = EmbeddedStore::open(&settings.data.join("store"), options)?;
+    for cut in &report.cut {
+        tracing::warn!(?cut, "the end of a log was torn and has been cut: nothing in it had been acked");
+    }
+    for damaged in &report.damaged {
+        tracing::error!(?damaged, "a log is damaged and refused; other regions may hold it");
+    }
+    for unreadable in &report.unreadable {
+        tracing::error!(?unreadable, "part of the store can't be read; what lies in it is refused");
+    }
+    tracing::info!(
+        created = report.created, logs = report.logs, entries = report.entries,
+        ms = report.duration.as_millis(), "store is open"
+    );
+    Ok(Arc::new(store))
+}
+
+async fn config(node: &Node) -> Result<RegionConfig> {
+    let settings = &node.settings;
+    let (receipt_key, deployment) = node.receipt_key()?;
+    let mut peers = Vec::new();
+    for peer in &settings.peers {
+        peers.push(Peer {
+            region: peer.region,
+            name: peer.name.clone(),
+            addr: node.resolve(&peer.addr).await?,
+            server_name: region_server_name(&peer.name),
+        });
+    }
+    Ok(RegionConfig {
+        region: node.region,
+        name: node.region_name.clone(),
+        node: node.name.clone(),
+        peers,
+        listen: settings.node_listen(),
+        direct_salt: node.direct_salt()?,
+        receipt_key,
+        deployment,
+        reoffer_after: settings.reoffer_after,
+        heartbeat: v1::Heartbeat {
+            foreground_ms: crate::millis(settings.heartbeat_foreground),
+            background_ms_min: crate::millis(settings.heartbeat_background_min),
+            background_ms_max: crate::millis(settings.heartbeat_background_max),
+        },
+    })
+}
+
+/// What edges report goes to dispatch and to the other regions.
+#[derive(Debug)]
+struct Loads(Arc<LoadTable>);
+
+impl LoadExchange for Loads {
+    fn report(&self, load: &EdgeLoad, now: Duration) {
+        if let Err(error) = self.0.report(load, now) {
+            tracing::debug!(%error, "a load report was left out");
+        }
+    }
+
+    fn own_loads(&self, region: RegionId, now: Duration) -> Vec<EdgeLoad> {
+        self.0.own_loads(region, now)
+    }
+}
+
+fn own_loads(loads: Arc<LoadTable>, region: RegionId, env: Env) -> admin::Loads {
+    Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()) }.encode_to_vec())
+}
+
