@@ -15,12 +15,12 @@ const NEAR_MS: f64 = 5.0;
 const MS_PER_KM: f64 = 1.75 / 100.0;
 /// The band is at least this part of the best estimate.
 const BAND_SHARE: f64 = 0.2;
-/// Weight of what the client itself measured just now.
-const OWN_WEIGHT: f64 = 0.8;
 /// Order of an edge of which nothing is known: as if it were an ocean away.
 const UNKNOWN_MS: f64 = 150.0;
-/// For clients of unknown place, other regions are so much farther than the dispatching one: above the band.
-const NOT_HOME_MS: f64 = 20.0;
+/// For clients of unknown place, order of the dispatching region: only what was measured to be near is nearer.
+const HOME_MS: f64 = 20.0;
+/// For them, other regions are so much farther than by their distance from the dispatching one: above the band.
+const AWAY_MS: f64 = 40.0;
 /// The rank, counted from 0, that leaves the region: with the third attempt of a race, a second or so in.
 const RESERVE_AT: usize = 2;
 
@@ -183,6 +183,7 @@ struct Candidate {
     site: usize,
     order_ms: f64,
     load: f64,
+    weighed_load: f64,
     new: bool,
 }
 
@@ -229,8 +230,8 @@ fn estimate(
         let (ms, source) = evidence(site, &known, from, client.measured);
         let order_ms = ms.unwrap_or_else(|| match from {
             Some(_) => UNKNOWN_MS,
-            None if site.region == policy.home => 0.0,
-            None => NOT_HOME_MS + by_distance(home, site).unwrap_or(UNKNOWN_MS),
+            None if site.region == policy.home => HOME_MS,
+            None => AWAY_MS + by_distance(home, site).unwrap_or(UNKNOWN_MS),
         });
         Estimate { ms, source, order_ms }
     }));
@@ -265,10 +266,11 @@ fn evidence(
         blend(average, weight, RttSource::Measured);
     }
     let own = measured.iter().filter(|(region, _)| *region == site.region).map(|(_, ms)| *ms);
-    if let Some(lowest) = own.min_by(f64::total_cmp) {
-        blend(lowest, OWN_WEIGHT, RttSource::Measured);
+    // What the client itself measured needs no company.
+    match own.min_by(f64::total_cmp) {
+        Some(lowest) => (Some(lowest), RttSource::Measured),
+        None => (ms, source),
     }
-    (ms, source)
 }
 
 /// Edges that may be listed.
@@ -285,7 +287,8 @@ fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String
             domain: edge.domain,
             site: edge.site,
             order_ms: scratch.estimates[edge.site].order_ms,
-            load: edge.load(now),
+            load: edge.load(),
+            weighed_load: edge.weighed_load(now),
             new: edge.is_new(now),
         });
     }
@@ -350,7 +353,7 @@ fn less_loaded_of_two(candidates: &[Candidate], band: &[usize], random: u64) -> 
     // Another one than the first: so many steps on, round the band.
     let steps = 1 + below(random & 0xffff_ffff, band.len() - 1);
     let second = band[(at + steps) % band.len()];
-    Some(if candidates[second].load < candidates[first].load { second } else { first })
+    Some(if candidates[second].weighed_load < candidates[first].weighed_load { second } else { first })
 }
 
 /// A 32-bit random number scaled to `0..bound`; 0 where `bound` is 0.

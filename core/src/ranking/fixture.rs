@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Client, Country, EdgeReport, Fleet, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, SLOW_START,
-    rank,
+    Client, Country, EdgeReport, Fleet, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, rank,
 };
 use crate::ids::Region;
 
@@ -54,7 +53,7 @@ pub struct BenchInput {
 /// A deployment of so many edges in up to ten regions, each region with two failure domains, and clients of
 /// eight countries in 4,096 networks, half of which have measured a region.
 pub fn bench_input(edges: usize) -> BenchInput {
-    let now = SLOW_START;
+    let now = Duration::from_secs(100);
     let reports: Vec<EdgeReport> = (0..edges).map(report).collect();
     let mut fleet = Fleet::new();
     for report in &reports {

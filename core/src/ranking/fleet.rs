@@ -14,6 +14,9 @@ use crate::ids::Region;
 const CPU_COUNTS_FROM: u32 = 700;
 /// What is to be forgotten is looked for this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Edges that are first seen this long after the first of all were there before this dispatcher: they report
+/// once a second, and links need some time to come up. They are not new.
+const SETTLES_IN: Duration = Duration::from_secs(5);
 /// Share of its capacity with which a new edge starts.
 const SLOW_START_FROM: f64 = 0.1;
 
@@ -99,7 +102,7 @@ pub enum Standing {
 pub struct Edge {
     report: EdgeReport,
     heard_at: Duration,
-    first_seen: Duration,
+    new_since: Option<Duration>,
     replaced: Option<u64>,
     assigned: u32,
     gone: bool,
@@ -119,9 +122,14 @@ impl Edge {
         self.report.age.saturating_add(now.saturating_sub(self.heard_at))
     }
 
+    /// Whether it was silent for [`SILENT_AFTER`], or its link was closed.
+    pub fn is_silent(&self, now: Duration) -> bool {
+        self.gone || self.age(now) >= SILENT_AFTER
+    }
+
     /// Whether it may be listed.
     pub fn standing(&self, now: Duration) -> Standing {
-        if self.gone || self.age(now) >= SILENT_AFTER {
+        if self.is_silent(now) {
             Standing::Silent
         } else if self.report.draining {
             Standing::Draining
@@ -136,17 +144,23 @@ impl Edge {
 
     /// Whether its capacity still counts for less than the whole.
     pub fn is_new(&self, now: Duration) -> bool {
-        now.saturating_sub(self.first_seen) < SLOW_START
+        self.new_since.is_some_and(|at| now.saturating_sub(at) < SLOW_START)
     }
 
-    /// Reported connections and those sent there since, over what counts of its capacity; or the busy
-    /// processor, if that is more. 1 = full; a new edge may exceed 1.
-    pub fn load(&self, now: Duration) -> f64 {
-        let seen_for = now.saturating_sub(self.first_seen).as_secs_f64() / SLOW_START.as_secs_f64();
-        let counts = (SLOW_START_FROM + (1.0 - SLOW_START_FROM) * seen_for).min(1.0);
-        let load = f64::from(self.connections()) / (f64::from(self.report.capacity.max(1)) * counts);
+    /// Reported connections and those sent there since, over its capacity; or the busy processor, if that is
+    /// more. 1 = full.
+    pub fn load(&self) -> f64 {
+        let load = f64::from(self.connections()) / f64::from(self.report.capacity.max(1));
         let cpu = self.report.cpu_permille.min(1000);
         if cpu < CPU_COUNTS_FROM { load } else { load.max(f64::from(cpu) / 1000.0) }
+    }
+
+    /// What its load counts for against others: that of a new edge is over the part of its capacity that
+    /// counts so far, and may exceed 1.
+    pub(super) fn weighed_load(&self, now: Duration) -> f64 {
+        let Some(since) = self.new_since.filter(|_| self.is_new(now)) else { return self.load() };
+        let part = now.saturating_sub(since).as_secs_f64() / SLOW_START.as_secs_f64();
+        self.load() / (SLOW_START_FROM + (1.0 - SLOW_START_FROM) * part)
     }
 
     fn connections(&self) -> u32 {
@@ -162,7 +176,7 @@ impl Edge {
         self.assigned = u32::try_from(rest).unwrap_or(u32::MAX);
         if report.generation != self.report.generation {
             self.replaced = Some(self.report.generation);
-            self.first_seen = now;
+            self.new_since = Some(now);
             self.assigned = 0;
         }
         self.report = report;
@@ -186,6 +200,7 @@ pub struct Fleet {
     /// Sites and domains are to be numbered again before the next ranking.
     renumber: bool,
     swept_at: Duration,
+    first_report_at: Option<Duration>,
     pub(super) scratch: super::choose::Scratch,
 }
 
@@ -233,10 +248,11 @@ impl Fleet {
             }
             at = self.find(report.region, &report.edge).unwrap_or_else(|at| at);
         }
+        let first_report = *self.first_report_at.get_or_insert(now);
         let edge = Edge {
             report,
             heard_at: now,
-            first_seen: now,
+            new_since: (now.saturating_sub(first_report) >= SETTLES_IN).then_some(now),
             replaced: None,
             assigned: 0,
             gone: false,

@@ -268,11 +268,11 @@ fn a_name_used_in_two_regions_tells_no_region() {
 #[test]
 fn a_busy_processor_is_load_and_an_idle_one_is_not() {
     let mut fleet = fleet(vec![edge(1, "a", FRANKFURT, 100, 1000)]);
-    assert!((fleet.edges()[0].load(NOW) - 0.1).abs() < 1e-9);
+    assert!((fleet.edges()[0].load() - 0.1).abs() < 1e-9);
     fleet.report(NOW, EdgeReport { cpu_permille: 950, ..edge(1, "a", FRANKFURT, 100, 1000) }).unwrap();
-    assert!((fleet.edges()[0].load(NOW) - 0.95).abs() < 1e-9);
+    assert!((fleet.edges()[0].load() - 0.95).abs() < 1e-9);
     fleet.report(NOW, EdgeReport { cpu_permille: 600, ..edge(1, "a", FRANKFURT, 100, 1000) }).unwrap();
-    assert!((fleet.edges()[0].load(NOW) - 0.1).abs() < 1e-9);
+    assert!((fleet.edges()[0].load() - 0.1).abs() < 1e-9);
 }
 
 /// How many of `n` clients get each edge as their first.
@@ -324,6 +324,7 @@ fn a_stale_report_attracts_no_herd() {
 fn a_new_edge_takes_its_share_slowly() {
     let mut fleet = fleet(vec![edge(1, "a", FRANKFURT, 5_000, 10_000), edge(1, "b", FRANKFURT, 5_000, 10_000)]);
     fleet.report(NOW, edge(1, "c", FRANKFURT, 0, 10_000)).unwrap();
+    assert!(fleet.edges()[2].is_new(NOW) && !fleet.edges()[2].is_new(NOW + SLOW_START));
     let mut rng = StdRng::seed_from_u64(3);
     let first_second = firsts(&mut fleet, 3_000, NOW, &mut rng)["c"];
     assert!((400..=700).contains(&first_second), "a tenth of half of its capacity, not 2,000: {first_second}");

@@ -1,0 +1,154 @@
+//! The dispatch API over HTTP: paths, methods, limits, errors.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Body;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tern_net::http::Handler;
+
+use crate::api::{DispatchRequest, ErrorBody, ErrorView};
+use crate::dispatch::{Dispatch, DispatchError};
+use crate::forwarded::Caller;
+use crate::limits::{BODY_BYTES, BODY_TIMEOUT};
+use crate::metrics::Outcome;
+
+const DISPATCH: &str = "/v1/dispatch";
+const HEALTH: &str = "/v1/health";
+
+/// A request without a list.
+#[derive(Debug, thiserror::Error)]
+enum HttpError {
+    #[error(transparent)]
+    Dispatch(#[from] DispatchError),
+    #[error("the body is no dispatch request: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the body has more than {BODY_BYTES} bytes")]
+    TooLarge,
+    #[error("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("the body was cut short: {0}")]
+    Cut(String),
+    #[error("there is nothing at this path; there are POST {DISPATCH} and GET {HEALTH}")]
+    NotFound,
+    #[error("this path has only {0}")]
+    MethodNotAllowed(&'static str),
+}
+
+impl HttpError {
+    fn parts(&self) -> (StatusCode, &'static str, Outcome) {
+        match self {
+            Self::Json(_) | Self::Cut(_) | Self::Dispatch(DispatchError::BadRequest(_)) => {
+                (StatusCode::BAD_REQUEST, "bad_request", Outcome::BadRequest)
+            }
+            Self::Dispatch(DispatchError::WhatIfForbidden(_)) => {
+                (StatusCode::FORBIDDEN, "what_if_forbidden", Outcome::Forbidden)
+            }
+            Self::Dispatch(DispatchError::NoEdges { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no_edges", Outcome::NoEdges)
+            }
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", Outcome::TooLarge),
+            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout", Outcome::Timeout),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", Outcome::NotFound),
+            Self::MethodNotAllowed(_) => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", Outcome::MethodNotAllowed)
+            }
+        }
+    }
+
+    fn response(&self) -> (Response<Full<Bytes>>, Outcome) {
+        let (status, code, outcome) = self.parts();
+        let error = ErrorView { code: code.to_owned(), message: self.to_string() };
+        let mut response = json(status, &ErrorBody { error });
+        match self {
+            Self::Dispatch(DispatchError::NoEdges { retry_after_s, .. }) => {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(*retry_after_s));
+            }
+            Self::MethodNotAllowed(allowed) => {
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+            }
+            _ => {}
+        }
+        (response, outcome)
+    }
+}
+
+impl Dispatch {
+    /// For [`tern_net::http::serve`]: `POST /v1/dispatch` and `GET /v1/health`.
+    pub fn handler(self: &Arc<Self>) -> Handler {
+        let dispatch = self.clone();
+        Arc::new(move |connection: SocketAddr, request| {
+            let dispatch = dispatch.clone();
+            Box::pin(async move { dispatch.respond(connection, request).await })
+        })
+    }
+
+    /// Answers one request.
+    pub async fn respond<B>(&self, connection: SocketAddr, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let answered = match request.uri().path() {
+            DISPATCH if request.method() == Method::POST => self.dispatch(connection, request).await,
+            DISPATCH => Err(HttpError::MethodNotAllowed("POST")),
+            HEALTH if [Method::GET, Method::HEAD].contains(request.method()) => Ok(self.health_response()),
+            HEALTH => Err(HttpError::MethodNotAllowed("GET, HEAD")),
+            _ => Err(HttpError::NotFound),
+        };
+        let (response, outcome) = answered.unwrap_or_else(|e| e.response());
+        self.metrics.ended(outcome);
+        response
+    }
+
+    async fn dispatch<B>(
+        &self,
+        connection: SocketAddr,
+        request: Request<B>,
+    ) -> Result<(Response<Full<Bytes>>, Outcome), HttpError>
+    where
+        B: Body,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let (head, body) = request.into_parts();
+        // A body that says that it is too large is not read at all.
+        if body.size_hint().lower() > BODY_BYTES as u64 {
+            return Err(HttpError::TooLarge);
+        }
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES).collect()).await;
+        let body = match body {
+            Err(_) => return Err(HttpError::Timeout),
+            Ok(Err(e)) if e.is::<LengthLimitError>() => return Err(HttpError::TooLarge),
+            Ok(Err(e)) => return Err(HttpError::Cut(e.to_string())),
+            Ok(Ok(body)) => body.to_bytes(),
+        };
+        // All fields are optional, and so is the whole.
+        let request: DispatchRequest =
+            if body.trim_ascii().is_empty() { DispatchRequest::default() } else { serde_json::from_slice(&body)? };
+        let caller = Caller::of(connection.ip(), &head.headers, &self.config.trusted_proxies);
+        let answer = self.decide_for(&request, caller)?;
+        Ok((json(StatusCode::OK, &answer), Outcome::Ok))
+    }
+
+    fn health_response(&self) -> (Response<Full<Bytes>>, Outcome) {
+        self.refresh_metrics();
+        let health = self.health();
+        let status = if health.edges_listed > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (json(status, &health), Outcome::Health)
+    }
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response<Full<Bytes>> {
+    // Fails only for maps with keys that are no text, of which the API has none.
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(bytes)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
