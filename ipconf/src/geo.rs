@@ -159,7 +159,11 @@ impl Geo {
     pub fn open(path: &Path) -> Result<Self, GeoError> {
         let owned = || path.to_owned();
         let read = |cause| GeoError::Read { path: owned(), cause };
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
+        let metadata = std::fs::metadata(path).map_err(read)?;
+        if !metadata.is_file() {
+            return Err(read(io::Error::other("it is not a file")));
+        }
+        let bytes = metadata.len();
         if bytes > GEOIP_FILE_BYTES {
             return Err(GeoError::TooLarge { path: owned(), bytes });
         }

@@ -171,6 +171,7 @@ pub(super) struct Scratch {
 struct Estimate {
     ms: Option<f64>,
     source: RttSource,
+    by_distance: Option<f64>,
     /// By what edges are ordered; = `ms` where that is known.
     order_ms: f64,
 }
@@ -182,9 +183,7 @@ struct Candidate {
     domain: usize,
     site: usize,
     order_ms: f64,
-    load: f64,
     weighed_load: f64,
-    new: bool,
 }
 
 /// Ranks the edges of `fleet` for `client`. `random` gives uniformly distributed numbers; one is drawn per
@@ -203,7 +202,7 @@ pub fn rank(
     if scratch.candidates.is_empty() && !client.exclude.is_empty() {
         gather(fleet, &mut scratch, now, &[]);
     }
-    let ranking = draw(&mut scratch, policy.list_max.clamp(1, LIST_MAX), &mut random);
+    let ranking = draw(fleet, &mut scratch, policy.list_max.clamp(1, LIST_MAX), now, &mut random);
     fleet.scratch = scratch;
     if policy.count
         && let Some(first) = ranking.iter().next()
@@ -227,17 +226,35 @@ fn estimate(
     let home = policy.home_position.map(Position::direction);
     out.clear();
     out.extend(sites.iter().map(|site| {
-        let (ms, source) = evidence(site, &known, from, client.measured);
+        let by_distance = distance_ms(from, site);
+        let (ms, source) = evidence(site, &known, by_distance, client.measured);
         let order_ms = ms.unwrap_or_else(|| match from {
             Some(_) => UNKNOWN_MS,
             None if site.region == policy.home => HOME_MS,
-            None => AWAY_MS + by_distance(home, site).unwrap_or(UNKNOWN_MS),
+            None => AWAY_MS + distance_ms(home, site).unwrap_or(UNKNOWN_MS),
         });
-        Estimate { ms, source, order_ms }
+        Estimate { ms, source, by_distance, order_ms }
     }));
+    add_access(out);
 }
 
-fn by_distance(from: Option<Direction>, site: &Site) -> Option<f64> {
+/// What was measured holds the client's own access network too, which distances do not. Where measurements
+/// exceed their distances, the least excess is that of the access network, and belongs to every estimate by
+/// distance: or a client on a bad network would be sent to whatever region it has not measured yet.
+fn add_access(estimates: &mut [Estimate]) {
+    let measured = |e: &&Estimate| matches!(e.source, RttSource::Measured | RttSource::Country);
+    let excess = estimates.iter().filter(measured).filter_map(|e| Some(e.ms? - e.by_distance?));
+    let access_ms = excess.fold(f64::INFINITY, f64::min);
+    if access_ms <= 0.0 || access_ms.is_infinite() {
+        return;
+    }
+    for estimate in estimates.iter_mut().filter(|e| e.source == RttSource::Distance) {
+        estimate.ms = estimate.ms.map(|ms| ms + access_ms);
+        estimate.order_ms += access_ms;
+    }
+}
+
+fn distance_ms(from: Option<Direction>, site: &Site) -> Option<f64> {
     Some(NEAR_MS + from?.distance_km(site.direction?) * MS_PER_KM)
 }
 
@@ -245,10 +262,10 @@ fn by_distance(from: Option<Direction>, site: &Site) -> Option<f64> {
 fn evidence(
     site: &Site,
     known: &Known<'_>,
-    from: Option<Direction>,
+    by_distance: Option<f64>,
     measured: &[(Region, f64)],
 ) -> (Option<f64>, RttSource) {
-    let mut ms = by_distance(from, site);
+    let mut ms = by_distance;
     let mut source = if ms.is_some() { RttSource::Distance } else { RttSource::Unknown };
     let mut blend = |value: f64, weight: f64, of: RttSource| {
         // Against nothing, the weakest evidence is all there is.
@@ -287,15 +304,19 @@ fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String
             domain: edge.domain,
             site: edge.site,
             order_ms: scratch.estimates[edge.site].order_ms,
-            load: edge.load(),
             weighed_load: edge.weighed_load(now),
-            new: edge.is_new(now),
         });
     }
 }
 
 /// Draws rank by rank.
-fn draw(scratch: &mut Scratch, limit: usize, random: &mut impl FnMut() -> u64) -> Ranking {
+fn draw(
+    fleet: &Fleet,
+    scratch: &mut Scratch,
+    limit: usize,
+    now: Duration,
+    random: &mut impl FnMut() -> u64,
+) -> Ranking {
     let mut ranking = Ranking::default();
     let near_up_to = band_of(&scratch.candidates, |_| true);
     // Region and domain of all ranks so far, while they are one.
@@ -328,13 +349,14 @@ fn draw(scratch: &mut Scratch, limit: usize, random: &mut impl FnMut() -> u64) -
         domain = domain.filter(|d| *d == chosen.domain);
         let near = if chosen.order_ms <= near_up_to { Why::Near } else { Why::Farther };
         let estimate = scratch.estimates[chosen.site];
+        let edge = &fleet.edges()[chosen.edge];
         ranking.push(Choice {
             edge: chosen.edge,
             rtt_ms: estimate.ms,
             source: estimate.source,
-            load: chosen.load,
+            load: edge.load(),
             why: pool.unwrap_or(near),
-            new: chosen.new,
+            new: edge.is_new(now),
         });
     }
     ranking

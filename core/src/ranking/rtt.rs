@@ -17,7 +17,7 @@ const NETWORK_SHARE: f64 = 0.2;
 /// Share of a new sample in a country's average, likewise.
 const COUNTRY_SHARE: f64 = 0.02;
 /// A network speaks for its country once in so many seconds.
-const COUNTRY_EVERY_S: u64 = 10;
+const COUNTRY_EVERY_S: u32 = 10;
 /// Regions remembered per network: a client measures the few edges it was given.
 const REGIONS_PER_NETWORK: usize = 4;
 /// So many samples of a network weigh as much as all that was known before.
@@ -25,18 +25,20 @@ const NETWORK_HALF: f64 = 2.0;
 /// So many samples of a country weigh as much as the distance.
 const COUNTRY_HALF: f64 = 8.0;
 /// What is known loses half of its weight in a day of silence.
-const HALF_LIFE_S: u64 = 86_400;
+const HALF_LIFE_S: u32 = 86_400;
 
 /// A moving average.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Average {
     ms: f64,
+    at_s: u32,
     samples: u16,
-    at_s: u64,
+    /// To which; 0 = to none yet.
+    region: Region,
 }
 
 impl Average {
-    fn take(&mut self, now_s: u64, ms: f64, share: f64) {
+    fn take(&mut self, now_s: u32, ms: f64, share: f64) {
         // The first few are simply averaged.
         let share = share.max(1.0 / (f64::from(self.samples) + 1.0));
         self.ms += (ms - self.ms) * share;
@@ -45,8 +47,8 @@ impl Average {
     }
 
     /// The average and its weight against what was known before, 0 to 1.
-    fn weighed(&self, now_s: u64, half: f64) -> (f64, f64) {
-        let days = u32::try_from(now_s.saturating_sub(self.at_s) / HALF_LIFE_S).unwrap_or(u32::MAX);
+    fn weighed(&self, now_s: u32, half: f64) -> (f64, f64) {
+        let days = now_s.saturating_sub(self.at_s) / HALF_LIFE_S;
         let samples = f64::from(self.samples.checked_shr(days).unwrap_or(0));
         (self.ms, samples / (samples + half))
     }
@@ -56,8 +58,8 @@ impl Average {
 struct Network {
     /// Least recently learned first is what eviction wants: the key of this record in `by_age`.
     tick: u64,
-    country_at_s: Option<u64>,
-    regions: [(Region, Average); REGIONS_PER_NETWORK],
+    country_at_s: Option<u32>,
+    regions: [Average; REGIONS_PER_NETWORK],
 }
 
 /// What clients measured, for at most a fixed number of networks; the one that was silent for the longest
@@ -77,7 +79,7 @@ pub(super) struct Known<'a> {
     table: &'a RttTable,
     network: Option<&'a Network>,
     country: Option<Country>,
-    now_s: u64,
+    now_s: u32,
 }
 
 impl RttTable {
@@ -115,7 +117,7 @@ impl RttTable {
         if !(ms > 0.0 && ms <= SAMPLE_MS_MAX) || region == 0 {
             return false;
         }
-        let now_s = now.as_secs();
+        let now_s = seconds(now);
         self.tick += 1;
         if !self.networks.contains_key(&network)
             && self.networks.len() >= self.networks_max
@@ -139,27 +141,32 @@ impl RttTable {
 
     pub(super) fn known(&self, now: Duration, network: Option<NetworkPrefix>, country: Option<Country>) -> Known<'_> {
         let network = network.and_then(|n| self.networks.get(&n));
-        Known { table: self, network, country, now_s: now.as_secs() }
+        Known { table: self, network, country, now_s: seconds(now) }
     }
+}
+
+/// Good for 136 years of one clock.
+fn seconds(now: Duration) -> u32 {
+    u32::try_from(now.as_secs()).unwrap_or(u32::MAX)
 }
 
 impl Network {
     /// The average of a region; a new one takes the place of an unused one, or of the one silent longest.
     fn average_of(&mut self, region: Region) -> &mut Average {
-        let at = self.regions.iter().position(|(r, _)| *r == region).unwrap_or_else(|| {
-            let at = (0..REGIONS_PER_NETWORK).min_by_key(|i| (self.regions[*i].0 != 0, self.regions[*i].1.at_s));
+        let at = self.regions.iter().position(|a| a.region == region).unwrap_or_else(|| {
+            let at = (0..REGIONS_PER_NETWORK).min_by_key(|i| (self.regions[*i].region != 0, self.regions[*i].at_s));
             let at = at.unwrap_or(0);
-            self.regions[at] = (region, Average::default());
+            self.regions[at] = Average { region, ..Average::default() };
             at
         });
-        &mut self.regions[at].1
+        &mut self.regions[at]
     }
 }
 
 impl Known<'_> {
     /// Average and weight of the network's samples to a region.
     pub(super) fn by_network(&self, region: Region) -> Option<(f64, f64)> {
-        let (_, average) = self.network?.regions.iter().find(|(r, _)| *r == region)?;
+        let average = self.network?.regions.iter().find(|a| a.region == region)?;
         Some(average.weighed(self.now_s, NETWORK_HALF))
     }
 
@@ -220,7 +227,7 @@ mod tests {
     fn more_samples_weigh_more_and_silence_less() {
         let mut table = RttTable::new(10);
         let weight = |t: &RttTable, day: u64| {
-            t.known(Duration::from_secs(day * HALF_LIFE_S), Some(network(1)), None).by_network(1).unwrap().1
+            t.known(Duration::from_secs(day * u64::from(HALF_LIFE_S)), Some(network(1)), None).by_network(1).unwrap().1
         };
         table.learn(Duration::ZERO, network(1), None, 1, 20.0);
         let one = weight(&table, 0);

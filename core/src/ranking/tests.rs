@@ -251,6 +251,17 @@ fn the_clients_own_measurement_counts_at_once_by_its_lowest_sample() {
 }
 
 #[test]
+fn a_bad_access_network_does_not_make_far_regions_look_near() {
+    let mut fleet = fleet(three_regions());
+    let measured = [(1, 200.0)];
+    let client = Client { measured: &measured, ..german() };
+    let ranking = rank(&mut fleet, &RttTable::new(10), &client, &policy(), NOW, || 7);
+    assert_eq!(names(&fleet, &ranking)[..2], ["eu-e1", "eu-e2"]);
+    let far: Vec<_> = ranking.iter().skip(2).collect();
+    assert!(far.iter().all(|c| c.rtt_ms.unwrap() > 300.0 && c.source == RttSource::Distance), "{far:?}");
+}
+
+#[test]
 fn excluded_edges_are_listed_only_if_nothing_else_is_left() {
     let mut fleet = fleet(three_regions());
     let some = ["eu-e1".to_owned(), "us-e1".to_owned()];
