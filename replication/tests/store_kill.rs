@@ -54,31 +54,28 @@ async fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let (store, _) = EmbeddedStore::open(Path::new(&dir), Options::new(1).init()).unwrap();
     let store = Arc::new(store);
-    let logs: Vec<_> = (0..LOGS)
-        .map(|log| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move {
-                let image = store.conversation(conv(log)).await.unwrap();
-                let mut seq = image.heads.get(&ORIGIN).copied().unwrap_or(0);
-                loop {
-                    let count = 1 + seq % 3;
-                    let entries = (seq + 1..=seq + count).map(|seq| entry(log, seq)).collect();
-                    let todo = if seq.is_multiple_of(10) { vec![todo(log)] } else { Vec::new() };
-                    let append = Append { conversation: conv(log), origin: ORIGIN, epoch: 1, entries, todo };
-                    assert_eq!(store.append(vec![append]).await, [Appended::Decided]);
-                    seq += count;
-                    let mut out = std::io::stdout();
-                    writeln!(out, "decided {log} {seq}").unwrap();
-                    out.flush().unwrap();
-                    let done = Put::Meta { key: format!("done {log}"), value: Bytes::from(seq.to_string()) };
-                    store.put(vec![done], Durability::Lazy).await.unwrap();
-                }
-            })
-        })
-        .collect();
-    for log in logs {
-        log.await.unwrap();
+    let mut logs = tokio::task::JoinSet::new();
+    for log in 0..LOGS {
+        let store = Arc::clone(&store);
+        logs.spawn(async move {
+            let image = store.conversation(conv(log)).await.unwrap();
+            let mut seq = image.heads.get(&ORIGIN).copied().unwrap_or(0);
+            loop {
+                let count = 1 + seq % 3;
+                let entries = (seq + 1..=seq + count).map(|seq| entry(log, seq)).collect();
+                let todo = if seq.is_multiple_of(10) { vec![todo(log)] } else { Vec::new() };
+                let append = Append { conversation: conv(log), origin: ORIGIN, epoch: 1, entries, todo };
+                assert_eq!(store.append(vec![append]).await, [Appended::Decided]);
+                seq += count;
+                let mut out = std::io::stdout();
+                writeln!(out, "decided {log} {seq}").unwrap();
+                out.flush().unwrap();
+                let done = Put::Meta { key: format!("done {log}"), value: Bytes::from(seq.to_string()) };
+                store.put(vec![done], Durability::Lazy).await.unwrap();
+            }
+        });
     }
+    panic!("a log's task ended: {:?}", logs.join_next().await);
 }
 
 /// Kills the child when it is dropped, so that a failed assertion leaves none behind.

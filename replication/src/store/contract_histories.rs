@@ -99,10 +99,10 @@ impl Model {
             Put::Meta { key, value } => (Key::Meta(key.clone()), Some(Value::Bytes(value.clone()))),
         };
         let slot = self.slots.entry(key).or_default();
-        if let (Some(Value::Row(old)), Some(Value::Row(new))) = (slot.now(), &value) {
-            if old.rev >= new.rev {
-                return;
-            }
+        if let (Some(Value::Row(old)), Some(Value::Row(new))) = (slot.now(), &value)
+            && old.rev >= new.rev
+        {
+            return;
         }
         slot.later.push(value);
     }

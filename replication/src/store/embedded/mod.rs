@@ -9,6 +9,7 @@
 //! `Decided` or put `Synced` is lost, but the region takes a new era (R13).
 
 mod heads;
+mod journal;
 mod metrics;
 pub(crate) mod open;
 mod scan;
@@ -29,6 +30,7 @@ use tern_core::store::{
 };
 use tokio::sync::{Semaphore, oneshot};
 
+pub use journal::JournalDamage;
 pub use metrics::StoreMetrics;
 pub use open::{OpenError, OpenReport, Options, Verify};
 pub use verify::{CutTail, DamagedLog, Findings, Span};

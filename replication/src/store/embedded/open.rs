@@ -19,6 +19,7 @@ use tern_core::limits::DISK_RESERVE_BYTES;
 
 use super::super::format::CLEAN_KEY;
 use super::super::limits::{CACHE_BYTES, DISK_FLOOR_BYTES, INIT_BYTES};
+use super::journal::{self, JournalDamage};
 use super::tables::{Tables, describe};
 use super::verify::{self, CutTail, DamagedLog, Findings, Span};
 use super::writer::{FailedSync, monotonic};
@@ -104,6 +105,10 @@ pub struct OpenReport {
     pub damaged: Vec<DamagedLog>,
     /// Stretches that can't be read, and are refused.
     pub unreadable: Vec<Span>,
+    /// Bytes of a group that the last stop interrupted; it was never acked.
+    pub torn_journal_bytes: u64,
+    /// Parts of the journal that were damaged and taken out. Acked writes were in them.
+    pub journal_damage: Vec<JournalDamage>,
     /// Free bytes on the disk.
     pub disk_free_bytes: u64,
     /// How long opening took.
@@ -115,7 +120,15 @@ impl OpenReport {
     /// store of which this is false, and a new one, takes a new era before it accepts writes (R13). Peers may
     /// still know more than it does.
     pub fn may_keep_era(&self) -> bool {
-        self.clean_stop && self.cut.is_empty() && self.damaged.is_empty() && self.unreadable.is_empty()
+        self.clean_stop && !self.is_damaged()
+    }
+
+    /// Whether something is missing or refused that was once acked: worth an alarm.
+    pub fn is_damaged(&self) -> bool {
+        !(self.cut.is_empty()
+            && self.damaged.is_empty()
+            && self.unreadable.is_empty()
+            && self.journal_damage.is_empty())
     }
 }
 
@@ -260,6 +273,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, Op
         return Err(OpenError::NearlyFull { dir: dir.to_owned(), free_bytes: disk_free_bytes, needed_bytes });
     }
 
+    let journal = journal::check(&dir.join("db"), dir).map_err(|e| io_error(&dir.join("db"), e))?;
     let tables = Tables::open(&dir.join("db"), options.cache_bytes).map_err(|e| match e {
         fjall::Error::Io(what) => io_error(&dir.join("db"), what),
         other => unusable(dir, &other),
@@ -285,6 +299,8 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, Op
         cut: findings.torn,
         damaged: findings.damaged,
         unreadable: findings.unreadable,
+        torn_journal_bytes: journal.torn_bytes,
+        journal_damage: journal.damage,
         disk_free_bytes,
         duration: monotonic() - started,
     };
@@ -371,6 +387,14 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_system_forbids_is_told_as_a_matter_of_access() {
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+            let error = io_error(Path::new("/data/LOCK"), kind.into()).to_string();
+            assert!(error.starts_with("/data/LOCK can't be read and written") && error.contains("access"), "{error}");
+        }
+    }
 
     #[test]
     fn the_marker_is_pinned() {

@@ -259,14 +259,17 @@ impl Writer {
         let broken = self.broken.as_deref();
         for answer in group.answers {
             match answer {
-                Answer::Append(answer, mut results, _room) => {
+                Answer::Append(answer, mut results, room) => {
+                    // Before the answer: who is answered finds room for the next.
+                    drop(room);
                     if let Some(what) = broken {
                         results.fill(Appended::Unknown(what.to_owned()));
                     }
                     // Whoever asked may be gone. What was decided stays decided.
                     let _gone = answer.send(results);
                 }
-                Answer::Put(answer, result, _room) => {
+                Answer::Put(answer, result, room) => {
+                    drop(room);
                     let result = broken.map_or(result, |what| Err(StoreError::Backend(what.to_owned())));
                     let _gone = answer.send(result);
                 }
