@@ -105,6 +105,12 @@ fn random_histories_on_the_memory_store() {
 }
 
 #[test]
+fn random_histories_on_a_memory_store_with_latency() {
+    let latency = Latency { sync: Duration::from_millis(5), read: Duration::from_millis(1) };
+    contract::random_histories(256, || Memory(MemoryStore::with_latency(latency)));
+}
+
+#[test]
 fn random_histories_on_the_embedded_store() {
     contract::random_histories(8, Embedded::new);
 }

@@ -8,7 +8,7 @@
 //!   commits whatever waits in one group with `fdatasync`, a checksum chain per log that is verified when the
 //!   store is opened.
 //!
-//! Reading order: [`conditions`] (what an append must satisfy, the same for every backend), [`format`] (every
+//! Reading order: `conditions` (what an append must satisfy, the same for every backend), [`mod@format`] (every
 //! key and value on disk, pinned by golden bytes), [`memory`], then [`embedded`]: `open` (directory, lock,
 //! marker file, report), `tables` (keyspaces and reads), `writer` (group commit), `verify` (chains),
 //! `heads` (the cache of active logs), `scan` (long reads), `metrics`.

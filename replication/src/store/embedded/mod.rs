@@ -1,6 +1,6 @@
 //! A store on one disk, over fjall.
 //!
-//! One thread writes ([`writer`]), one runs long reads ([`scan`]), and short reads run on the task that asks.
+//! One thread writes (`writer`), one runs long reads (`scan`), and short reads run on the task that asks.
 //! Calls are queued when they are made, not when their futures are polled, so writes happen in the order of
 //! the calls, and a write whose future was dropped still happens. Only while [`WRITE_QUEUE_BYTES`] wait do calls
 //! queue up when polled.
@@ -11,7 +11,7 @@
 mod heads;
 mod journal;
 mod metrics;
-pub(crate) mod open;
+mod open;
 mod scan;
 mod tables;
 mod verify;
@@ -67,6 +67,10 @@ impl EmbeddedStore {
     /// logs are verified: call it before serving.
     pub fn open(dir: &Path, options: Options) -> Result<(Self, OpenReport), OpenError> {
         let (tables, claimed, report) = open::open(dir, &options)?;
+        for damage in &report.journal_damage {
+            tracing::error!(file = damage.file, at = damage.at, bytes = damage.bytes, kept_as = %damage.kept_as.display(),
+                "part of the store's journal was damaged and has been taken out; peers may still hold what was in it");
+        }
         let failed = options.on_failed_sync.clone().unwrap_or_else(|| Arc::new(abort));
         let tables = Arc::new(tables);
         let queue = Arc::<Queue>::default();
