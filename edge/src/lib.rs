@@ -1,1 +1,49 @@
-//! tern-edge
+//! Edges: where clients connect.
+//!
+//! An edge terminates QUIC and TCP+TLS on one port number, checks tokens and limits, and passes frames
+//! between its connections and the core of its region. It holds nothing that a client needs: when an edge
+//! dies its clients go to another one and miss nothing.
+//!
+//! Reading order:
+//!
+//! 1. [`config`]: what an operator sets, with all limits.
+//! 2. [`tokens`]: the keys of a deployment, and what a token says; `guard`: address blocks whose handshakes
+//!    keep failing; `pace`: sends per user.
+//! 3. `session`: the machine of one connection, from its Hello on: which frame may come when and on which
+//!    lane, what the edge answers itself, what it counts. No I/O; both transports drive it.
+//! 4. `mailbox`: what waits to be written to one connection. Pushes give way to `Advance`, answers never do.
+//! 5. `lanes`: the three lanes over QUIC streams and over one byte stream; `driver`: the task of a connection,
+//!    which owns all of this and nothing else.
+//! 6. [`edge`]: the table of connections, listeners, the once-a-second tick, drain; [`metrics`].
+//! 7. [`link`]: the way to the core where the edge is a process of its own.
+//!
+//! Invariants:
+//!
+//! - One task per connection and no channel: frames for it lie in its mailbox, and an idle connection owns no
+//!   buffer.
+//! - A request that was passed to the core is counted until its last answer is being written; nothing more is
+//!   read while too many are open. So answers need no limit of their own.
+//! - Nobody waits for a client: what its mailbox can't take gives way, and a client that reads nothing for
+//!   half a minute is closed.
+//! - Bodies are never looked into.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod config;
+mod driver;
+pub mod edge;
+mod guard;
+mod lanes;
+pub mod link;
+mod listen;
+mod mailbox;
+pub mod metrics;
+mod pace;
+mod session;
+pub mod tokens;
+
+pub use config::{EdgeConfig, EdgeLimits};
+pub use edge::{BoundEdge, Edge, EdgeError};
+pub use link::EdgeLink;
+pub use metrics::EdgeMetrics;
+pub use tokens::TokenKeys;

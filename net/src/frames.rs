@@ -18,8 +18,6 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 pub const READ_BYTES: usize = 16 * 1024;
 /// Bytes taken from a QUIC stream by one read: one buffered stretch of packets.
 pub const CHUNK_BYTES: usize = 64 * 1024;
-/// A write buffer that grew beyond this is given back once it is written.
-pub const KEEP_BYTES: usize = 4 * 1024;
 
 /// Why no more frames come from a stream.
 #[derive(Debug, thiserror::Error)]
@@ -174,9 +172,8 @@ impl FrameWriter {
                 n => self.out.advance(n),
             }
         }
-        if self.out.capacity() > KEEP_BYTES {
-            self.out = BytesMut::new();
-        }
+        // An idle stream keeps no buffer.
+        self.out = BytesMut::new();
         Pin::new(io).poll_flush(cx)
     }
 
@@ -249,8 +246,8 @@ mod tests {
         let (mut near, _far) = duplex(1 << 20);
         let mut writer = FrameWriter::new();
         (0..10_000).for_each(|i| writer.put(&ping(i)));
-        assert!(writer.buffer().capacity() > KEEP_BYTES);
+        assert!(writer.buffer().capacity() > 10_000);
         writer.write(&mut near).await.unwrap();
-        assert!(writer.is_empty() && writer.buffer().capacity() <= KEEP_BYTES);
+        assert!(writer.is_empty() && writer.buffer().capacity() == 0);
     }
 }

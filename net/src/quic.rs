@@ -76,14 +76,14 @@ pub struct QuicParams {
 }
 
 impl QuicParams {
-    /// An edge towards its clients: three lanes and one to spare, no heartbeat of its own (the client's serve,
+    /// An edge towards its clients: three lanes and no more, no heartbeat of its own (the client's serve,
     /// at most every 5 minutes: 13 minutes are over 2.5 of them), windows that carry the largest frame.
     pub const fn edge() -> Self {
         Self {
             initial_rtt: Duration::from_millis(150),
             idle_timeout: Duration::from_secs(13 * 60),
             keep_alive: None,
-            bidi_streams: 4,
+            bidi_streams: 3,
             stream_receive_window: 160 * 1024,
             receive_window: 320 * 1024,
             send_window: 512 * 1024,

@@ -1,0 +1,319 @@
+//! The task of one connection: its session, its lanes, its mailbox, and one timer.
+//!
+//! All of it is one hand-written poll rather than a `select!` over futures: an idle connection is then a few
+//! hundred bytes, and one wake-up reads all that came, hands it to the core as one batch, and writes all that
+//! waits with one write per lane.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tern_core::codes::{Code, Refusal};
+use tern_core::edge_api::{DownBody, Page, Up};
+use tern_core::wire::codec::{self, CodecError};
+use tern_core::wire::compact::{Table, Writer};
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{Lane, v1};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::edge::Edge;
+use crate::lanes::Lanes;
+use crate::mailbox::Conn;
+use crate::session::{self, Outcome, Phase, Session};
+
+/// Bytes encoded ahead of what the transport takes, per carrier: enough for a full congestion window of most
+/// links. What waits beyond them can still give way.
+const WRITE_AHEAD: usize = 32 * 1024;
+/// Nothing more is read while so many encoded bytes wait: a client that asks must also listen.
+const READ_PAUSE: usize = 64 * 1024;
+/// Bytes read by one wake-up, so that no connection keeps a thread for itself.
+const READ_BUDGET: usize = 256 * 1024;
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// By the client, or by the network.
+    Gone,
+    /// By this side, for this reason.
+    Refused(Refusal),
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        // Which error it was helps nobody: the client is gone.
+        End::Gone
+    }
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        End::Refused(refusal)
+    }
+}
+
+/// See the module.
+pub(crate) struct Driver<L> {
+    edge: Arc<Edge>,
+    conn: Arc<Conn>,
+    pub(crate) lanes: L,
+    session: Session,
+    writers: [Writer; 3],
+    /// Since when something waits and nothing moves.
+    stalled: Option<Duration>,
+    /// What the timer is set to.
+    armed: Option<Duration>,
+}
+
+impl<L: Lanes> Driver<L> {
+    pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L) -> Self {
+        let session = Session::new(edge.env.clock.now(), &edge.config);
+        Self { edge, conn, lanes, session, writers: Default::default(), stalled: None, armed: None }
+    }
+
+    /// Runs until the connection ends, and tells the core.
+    pub(crate) async fn run(&mut self) -> End {
+        let mut timer = pin!(sleep(Duration::ZERO));
+        let end = poll_fn(|cx| self.poll(cx, timer.as_mut())).await;
+        self.conn.mailbox().close(&self.edge.metrics);
+        if self.session.is_open() {
+            self.edge.submit(vec![Up::Close { conn: self.conn.id }]);
+        } else if let End::Refused(refusal) = &end {
+            self.edge.handshake_failed(self.lanes.peer().ip(), refusal.code);
+        }
+        if let Some(pace) = self.session.take_pace() {
+            self.edge.paces.leave(pace, self.edge.env.clock.now());
+        }
+        end
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
+        self.conn.mailbox().listen(cx.waker());
+        let mut budget = READ_BUDGET;
+        loop {
+            let (now, wall_ms) = (self.edge.env.clock.now(), self.edge.env.clock.wall_ms());
+            let mut out = Outcome::default();
+            let turned = self.turn(cx, now, wall_ms, &mut budget, &mut out);
+            let moved = !out.ups.is_empty() || !out.answers.is_empty();
+            self.settle(out);
+            if let Err(end) = turned {
+                return Poll::Ready(end);
+            }
+            if moved {
+                // Answers may have come already, and reading may go on.
+                continue;
+            }
+            let due = self.due(now, wall_ms);
+            if self.armed.is_none_or(|armed| due < armed) {
+                // tokio's timers count whole milliseconds; one more makes sure that the time has come.
+                timer.as_mut().reset(Instant::now() + due.saturating_sub(now) + Duration::from_millis(1));
+                self.armed = Some(due);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.armed = None;
+        }
+    }
+
+    fn due(&self, now: Duration, wall_ms: u64) -> Duration {
+        let session = self.session.next_deadline(now, wall_ms);
+        match self.stalled {
+            Some(since) => session.min(since + self.edge.config.limits.too_slow),
+            None => session,
+        }
+    }
+
+    /// Hands over what the session wants done.
+    fn settle(&mut self, out: Outcome) {
+        if !out.answers.is_empty() {
+            let mut mailbox = self.conn.mailbox();
+            for (lane, frame) in out.answers {
+                mailbox.answer(lane, DownBody::Frame(Box::new(frame)), &self.edge.metrics);
+            }
+        }
+        if !out.ups.is_empty() {
+            self.edge.submit(out.ups);
+        }
+    }
+
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Duration,
+        wall_ms: u64,
+        budget: &mut usize,
+        out: &mut Outcome,
+    ) -> Result<(), End> {
+        if self.session.phase() != Phase::AwaitHello && self.session.core_generation() < self.edge.doomed() {
+            let text = "this edge lost the core of its region, which knows nothing of this session any more";
+            return Err(Refusal::new(Code::CoreUnreachable, text).into());
+        }
+        let edge = self.edge.clone();
+        let keys = edge.keys();
+        let scene = edge.scene(&keys, self.conn.id, self.lanes.peer(), L::TRANSPORT, now, wall_ms);
+        self.session.tick(&scene, out)?;
+        self.send(cx, &scene)?;
+        self.receive(cx, &scene, budget, out)
+    }
+
+    /// Encodes and writes what waits, as far as there is room.
+    fn send(&mut self, cx: &mut Context<'_>, scene: &session::Context<'_>) -> Result<(), End> {
+        let before = self.lanes.waiting();
+        let (mut encoded, mut frames) = (0, 0);
+        let mut bodies = Vec::new();
+        loop {
+            let mut any = false;
+            for lane in Lane::ALL {
+                let carrier = self.lanes.carrier(lane);
+                let room = WRITE_AHEAD.saturating_sub(self.lanes.writer(carrier).len());
+                self.conn.mailbox().take(lane, room, &mut bodies, &self.edge.metrics);
+                any |= !bodies.is_empty();
+                frames += bodies.len() as u64;
+                for mut body in bodies.drain(..) {
+                    let lane = self.session.down(&mut body, scene).unwrap_or(lane);
+                    let carrier = self.lanes.carrier(lane);
+                    encoded += encode(&body, self.lanes.writer(carrier), &mut self.writers[carrier.index()]);
+                }
+            }
+            if self.lanes.poll_write(cx)?.is_pending() || !any {
+                break;
+            }
+        }
+        let waiting = self.lanes.waiting();
+        let mailbox = self.conn.mailbox();
+        if mailbox.overfull() {
+            return Err(too_slow().into());
+        }
+        if waiting == 0
+            && let Some(last) = mailbox.last()
+        {
+            return Err(last.clone().into());
+        }
+        if frames > 0 {
+            self.edge.metrics.frames_out.inc_by(frames);
+            self.edge.metrics.bytes_out.inc_by(encoded as u64);
+        }
+        if waiting == 0 && mailbox.is_empty() {
+            self.stalled = None;
+        } else if before + encoded > waiting || self.stalled.is_none() {
+            self.stalled = Some(scene.now);
+        } else if self.stalled.is_some_and(|since| scene.now >= since + self.edge.config.limits.too_slow) {
+            return Err(too_slow().into());
+        }
+        Ok(())
+    }
+
+    /// Reads what came, as far as the session allows.
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        scene: &session::Context<'_>,
+        budget: &mut usize,
+        out: &mut Outcome,
+    ) -> Result<(), End> {
+        let mut frames = 0;
+        let mut result = Ok(());
+        'lanes: for (index, lane) in L::readers().iter().enumerate() {
+            loop {
+                let bulk_full = self.conn.mailbox().bulk_bytes() > self.edge.config.limits.queue_bytes;
+                // Answers made here wait in `out` until the turn ends.
+                while out.answers.len() < self.edge.config.limits.queue_frames
+                    && self.lanes.waiting() < READ_PAUSE
+                    && self.session.may_read(*lane, &self.edge.config, bulk_full)
+                {
+                    let Some(reader) = self.lanes.reader(index) else { break };
+                    let bytes = match reader.next_bytes() {
+                        Ok(Some(bytes)) => bytes,
+                        Ok(None) => break,
+                        Err(e) => {
+                            result = Err(unreadable(&e).into());
+                            break 'lanes;
+                        }
+                    };
+                    frames += 1;
+                    if let Err(refusal) = self.session.frame(*lane, bytes, scene, out) {
+                        result = Err(refusal.into());
+                        break 'lanes;
+                    }
+                }
+                if self.lanes.waiting() >= READ_PAUSE
+                    || out.answers.len() >= self.edge.config.limits.queue_frames
+                    || !self.session.may_read(*lane, &self.edge.config, bulk_full)
+                {
+                    break;
+                }
+                if *budget == 0 {
+                    // The others first; this task comes again.
+                    cx.waker().wake_by_ref();
+                    break 'lanes;
+                }
+                match self.lanes.poll_fill(index, cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                        result = Err(End::Gone);
+                        break 'lanes;
+                    }
+                    Poll::Ready(Ok(bytes)) => {
+                        *budget = budget.saturating_sub(bytes);
+                        self.edge.metrics.bytes_in.inc_by(bytes as u64);
+                    }
+                }
+            }
+        }
+        if frames > 0 {
+            self.edge.metrics.frames_in.inc_by(frames);
+        }
+        result
+    }
+}
+
+fn too_slow() -> Refusal {
+    Refusal::new(Code::TooSlow, "nothing was read for too long while something waited")
+}
+
+fn unreadable(e: &CodecError) -> Refusal {
+    let code = match e {
+        CodecError::TooLarge { .. } => Code::FrameTooLarge,
+        CodecError::Length | CodecError::Message(_) => Code::BadFrame,
+    };
+    Refusal::new(code, e.to_string())
+}
+
+/// Bytes appended.
+fn encode(body: &DownBody, writer: &mut tern_net::frames::FrameWriter, refs: &mut Writer) -> usize {
+    let out = writer.buffer();
+    let before = out.len();
+    match body {
+        DownBody::Ack { req, ack } => refs.ack(*req, ack, out),
+        DownBody::Push(push) => refs.push(push, out),
+        DownBody::Page { req, page } => codec::put(&v1::Frame::new(*req, Body::Page(page_to_wire(page))), out),
+        DownBody::Frame(frame) => codec::put(&**frame, out),
+        DownBody::Last(_) => {}
+    }
+    out.len() - before
+}
+
+fn page_to_wire(page: &Page) -> v1::Page {
+    let mut table = Table::default();
+    let entries = page.entries.iter().map(|e| table.entry(e)).collect();
+    v1::Page {
+        conversation: bytes::Bytes::copy_from_slice(&page.conversation.0),
+        origin: Some(page.origin.into()),
+        origins: table.wire_origins,
+        senders: table.wire_senders,
+        entries,
+        gaps: page
+            .gaps
+            .iter()
+            .map(|(from, to, reason)| v1::Gap { from: *from, to: *to, reason: *reason as i32 })
+            .collect(),
+        last: page.last,
+    }
+}
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -1,0 +1,216 @@
+//! The three lanes of a connection: QUIC streams, or one byte stream for all.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use tern_core::limits::FRAME_BYTES;
+use tern_core::store::BoxFut;
+use tern_core::wire::Lane;
+use tern_core::wire::codec::FrameReader;
+use tern_net::frames::{CHUNK_BYTES, FrameWriter, poll_fill};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A transport as the driver sees it.
+pub(crate) trait Lanes: Send {
+    /// "quic" or "tcp".
+    const TRANSPORT: &'static str;
+
+    /// Which lane each reader carries; `None` carries all.
+    fn readers() -> &'static [Option<Lane>];
+
+    /// Frames of this reader that came and were not taken; `None` while the lane is not open.
+    fn reader(&mut self, index: usize) -> Option<&mut FrameReader>;
+
+    /// Reads once: bytes read, 0 at the end. Pending where the lane is not open yet.
+    fn poll_fill(&mut self, index: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>>;
+
+    /// The lane that really carries what belongs on `lane`: a lane can't be written to before its client has
+    /// used it, and until then control serves.
+    fn carrier(&self, lane: Lane) -> Lane;
+
+    /// What waits on a carrier.
+    fn writer(&mut self, carrier: Lane) -> &mut FrameWriter;
+
+    /// Writes as much as the transport takes. Ready when nothing waits.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Bytes that wait on all carriers.
+    fn waiting(&self) -> usize;
+
+    /// Where the client is now.
+    fn peer(&self) -> SocketAddr;
+}
+
+/// Streams 0, 4 and 8 of a QUIC connection.
+pub(crate) struct QuicLanes {
+    connection: quinn::Connection,
+    lanes: [Option<QuicLane>; 3],
+    /// The next stream; dropped once all are there.
+    accepting: Option<BoxFut<'static, Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>>>,
+    /// Before the control lane is open nothing is ever written; this stands for it.
+    unused: FrameWriter,
+}
+
+struct QuicLane {
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    reader: FrameReader,
+    writer: FrameWriter,
+}
+
+impl QuicLanes {
+    pub(crate) fn new(connection: quinn::Connection) -> Self {
+        let accepting = Some(accept(connection.clone()));
+        Self { connection, lanes: [None, None, None], accepting, unused: FrameWriter::new() }
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while let Some(accepting) = &mut self.accepting {
+            let Poll::Ready(accepted) = accepting.as_mut().poll(cx) else { break };
+            let (send, recv) = accepted?;
+            let index = usize::try_from(recv.id().index()).unwrap_or(usize::MAX);
+            let Some(slot) = self.lanes.get_mut(index) else { continue };
+            // Control before messages before history. It fails only on a stream that is closed already, of
+            // which the next write tells.
+            let _ = send.set_priority(2 - i32::try_from(index).unwrap_or(2));
+            let (reader, writer) = (FrameReader::new(FRAME_BYTES), FrameWriter::new());
+            *slot = Some(QuicLane { send, recv, reader, writer });
+            let all = self.lanes.iter().all(Option::is_some);
+            self.accepting = (!all).then(|| accept(self.connection.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn accept(
+    connection: quinn::Connection,
+) -> BoxFut<'static, Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>> {
+    Box::pin(async move { connection.accept_bi().await })
+}
+
+impl Lanes for QuicLanes {
+    const TRANSPORT: &'static str = "quic";
+
+    fn readers() -> &'static [Option<Lane>] {
+        &[Some(Lane::Control), Some(Lane::Message), Some(Lane::Bulk)]
+    }
+
+    fn reader(&mut self, index: usize) -> Option<&mut FrameReader> {
+        self.lanes.get_mut(index)?.as_mut().map(|lane| &mut lane.reader)
+    }
+
+    fn poll_fill(&mut self, index: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.accepting.is_some() {
+            self.poll_accept(cx)?;
+        }
+        let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else { return Poll::Pending };
+        // Made anew for each poll: quinn keeps the waker with the stream, so nothing is lost with the future.
+        match pin!(lane.recv.read_chunk(CHUNK_BYTES, true)).poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e.into())),
+            Poll::Ready(Ok(None)) => Poll::Ready(Ok(0)),
+            Poll::Ready(Ok(Some(chunk))) => {
+                lane.reader.extend(&chunk.bytes);
+                Poll::Ready(Ok(chunk.bytes.len()))
+            }
+        }
+    }
+
+    fn carrier(&self, lane: Lane) -> Lane {
+        if self.lanes[lane.index()].is_some() { lane } else { Lane::Control }
+    }
+
+    fn writer(&mut self, carrier: Lane) -> &mut FrameWriter {
+        match &mut self.lanes[carrier.index()] {
+            Some(lane) => &mut lane.writer,
+            None => &mut self.unused,
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut all = Poll::Ready(Ok(()));
+        for lane in self.lanes.iter_mut().flatten().filter(|lane| !lane.writer.is_empty()) {
+            match lane.writer.poll_write(&mut lane.send, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => all = Poll::Pending,
+            }
+        }
+        all
+    }
+
+    fn waiting(&self) -> usize {
+        self.lanes.iter().flatten().map(|lane| lane.writer.len()).sum()
+    }
+
+    fn peer(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+}
+
+/// All lanes on one byte stream.
+pub(crate) struct StreamLanes<S> {
+    stream: S,
+    peer: SocketAddr,
+    reader: FrameReader,
+    writer: FrameWriter,
+    /// Written, but not yet flushed to the network.
+    unflushed: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> StreamLanes<S> {
+    pub(crate) fn new(stream: S, peer: SocketAddr) -> Self {
+        Self { stream, peer, reader: FrameReader::new(FRAME_BYTES), writer: FrameWriter::new(), unflushed: false }
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Lanes for StreamLanes<S> {
+    const TRANSPORT: &'static str = "tcp";
+
+    fn readers() -> &'static [Option<Lane>] {
+        &[None]
+    }
+
+    fn reader(&mut self, _: usize) -> Option<&mut FrameReader> {
+        Some(&mut self.reader)
+    }
+
+    fn poll_fill(&mut self, _: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        poll_fill(&mut self.stream, &mut self.reader, cx)
+    }
+
+    fn carrier(&self, lane: Lane) -> Lane {
+        lane
+    }
+
+    fn writer(&mut self, _: Lane) -> &mut FrameWriter {
+        &mut self.writer
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.writer.is_empty() && !self.unflushed {
+            return Poll::Ready(Ok(()));
+        }
+        self.unflushed = true;
+        let written = self.writer.poll_write(&mut self.stream, cx);
+        if written.is_ready() {
+            self.unflushed = false;
+        }
+        written
+    }
+
+    fn waiting(&self) -> usize {
+        // What TLS holds back counts as one byte: it is something that waits.
+        self.writer.len() + usize::from(self.unflushed)
+    }
+
+    fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}

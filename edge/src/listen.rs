@@ -1,0 +1,185 @@
+//! Listeners: QUIC and TCP+TLS on one port number, and what happens before a connection is driven.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tern_core::codes::{Code, Refusal};
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{ALPN_CLIENT, codec, v1};
+use tern_net::env::{Acceptor, Stream};
+use tern_net::quic::{QuicParams, server_endpoint};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::driver::{Driver, End};
+use crate::edge::{Edge, EdgeError};
+use crate::lanes::{Lanes, QuicLanes, StreamLanes};
+use crate::mailbox::Conn;
+
+/// Where port 0 is asked for, TCP takes one that may be in use for UDP; so many are tried.
+const PORT_TRIES: usize = 16;
+/// After a failed accept (no file descriptors left, say) the listener waits this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A closing TCP connection's last frame is written by then or not at all.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Both sockets of one address.
+pub(crate) struct Sockets {
+    pub(crate) local_addr: SocketAddr,
+    tcp: Box<dyn Acceptor>,
+    quic: quinn::Endpoint,
+}
+
+/// Opens both sockets of an address.
+pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerConfig>) -> Result<Sockets, EdgeError> {
+    let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let tcp = edge.env.net.listen(at).await.map_err(|cause| EdgeError::Listen { at, cause })?;
+        let local_addr = tcp.local_addr();
+        match server_endpoint(&edge.env, local_addr, tls.clone(), &QuicParams::edge()) {
+            Ok(quic) => return Ok(Sockets { local_addr, tcp, quic }),
+            Err(e) if tries == 0 => return Err(e.into()),
+            Err(_) => {}
+        }
+    }
+}
+
+impl Sockets {
+    pub(crate) fn close(&mut self) {
+        self.quic.close(0u32.into(), b"");
+    }
+
+    /// Accepts until the edge stops.
+    pub(crate) fn serve(self, edge: &Arc<Edge>, tls: &Arc<rustls::ServerConfig>) {
+        let Sockets { tcp, quic, .. } = self;
+        edge.env.tasks.spawn(accept_quic(edge.clone(), quic));
+        edge.env.tasks.spawn(accept_tcp(edge.clone(), tcp, TlsAcceptor::from(tls.clone())));
+    }
+}
+
+async fn accept_quic(edge: Arc<Edge>, endpoint: quinn::Endpoint) {
+    let mut stopped = edge.stopped();
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            _ = stopped.changed() => {
+                endpoint.close((Code::Draining as u32).into(), b"this edge stops");
+                return;
+            }
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        if edge.blocked(incoming.remote_address().ip()).is_some() {
+            edge.metrics.handshake_failed(Code::TooManyFailures.name());
+            incoming.refuse();
+            continue;
+        }
+        let Some(conn) = edge.enter(QuicLanes::TRANSPORT) else {
+            edge.metrics.handshake_failed(Code::Overloaded.name());
+            incoming.refuse();
+            continue;
+        };
+        edge.env.tasks.spawn(serve_quic(edge.clone(), conn, incoming));
+    }
+}
+
+async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming) {
+    let accepted = match incoming.accept() {
+        Ok(connecting) => timeout(edge.config.limits.hello_timeout, connecting).await,
+        Err(e) => Ok(Err(e)),
+    };
+    match accepted {
+        Ok(Ok(connection)) => drive_quic(&edge, &conn, connection).await,
+        // The address is not proven: counting the failure against its block would let anyone lock out others.
+        Ok(Err(_)) | Err(_) => edge.metrics.handshake_failed("quic"),
+    }
+    edge.leave(&conn, QuicLanes::TRANSPORT);
+}
+
+async fn drive_quic(edge: &Arc<Edge>, conn: &Arc<Conn>, connection: quinn::Connection) {
+    let mut driver = Driver::new(edge.clone(), conn.clone(), QuicLanes::new(connection.clone()));
+    let (code, reason) = match driver.run().await {
+        End::Gone => (Code::Closed, String::new()),
+        End::Refused(refusal) => {
+            edge.metrics.closed(refusal.code);
+            (refusal.code, refusal.message)
+        }
+    };
+    connection.close((code as u32).into(), reason.as_bytes());
+}
+
+async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAcceptor) {
+    let mut stopped = edge.stopped();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stopped.changed() => return,
+            accepted = acceptor.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::warn!(error = %e, "a TCP connection could not be accepted; connections wait meanwhile");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if edge.blocked(from.ip()).is_some() {
+            edge.metrics.handshake_failed(Code::TooManyFailures.name());
+            continue;
+        }
+        let Some(conn) = edge.enter(StreamLanes::<Box<dyn Stream>>::TRANSPORT) else {
+            edge.metrics.handshake_failed(Code::Overloaded.name());
+            continue;
+        };
+        edge.env.tasks.spawn(serve_tcp(edge.clone(), conn, stream, from, tls.clone()));
+    }
+}
+
+async fn serve_tcp(edge: Arc<Edge>, conn: Arc<Conn>, stream: Box<dyn Stream>, from: SocketAddr, tls: TlsAcceptor) {
+    match timeout(edge.config.limits.hello_timeout, tls.accept(stream)).await {
+        Ok(Ok(mut stream)) => {
+            if stream.get_ref().1.alpn_protocol() == Some(ALPN_CLIENT) {
+                drive_stream(&edge, &conn, stream, from).await;
+            } else {
+                edge.handshake_failed(from.ip(), Code::WrongProtocol);
+                let text = "offer the application protocol tern/1 by ALPN";
+                last_words(&mut stream, &Refusal::new(Code::WrongProtocol, text)).await;
+            }
+        }
+        Ok(Err(_)) => edge.handshake_failed(from.ip(), Code::WrongProtocol),
+        Err(_) => edge.handshake_failed(from.ip(), Code::HelloTimeout),
+    }
+    edge.leave(&conn, StreamLanes::<Box<dyn Stream>>::TRANSPORT);
+}
+
+pub(crate) async fn drive_stream<S: AsyncRead + AsyncWrite + Send + Unpin>(
+    edge: &Arc<Edge>,
+    conn: &Arc<Conn>,
+    stream: S,
+    from: SocketAddr,
+) {
+    let mut driver = Driver::new(edge.clone(), conn.clone(), StreamLanes::new(stream, from));
+    if let End::Refused(refusal) = driver.run().await {
+        edge.metrics.closed(refusal.code);
+        // A half-written frame before it would make this one unreadable; then the close says it all.
+        if driver.lanes.waiting() == 0 {
+            last_words(driver.lanes.stream(), &refusal).await;
+        }
+    }
+}
+
+/// Tells why, then closes. Whatever goes wrong meanwhile changes nothing.
+async fn last_words<S: AsyncWrite + Unpin>(stream: &mut S, refusal: &Refusal) {
+    let mut out = BytesMut::new();
+    codec::put(&v1::Frame::new(0, Body::Error(refusal.to_wire())), &mut out);
+    let _ = timeout(LAST_WORDS, async {
+        stream.write_all(&out).await?;
+        stream.shutdown().await
+    })
+    .await;
+}

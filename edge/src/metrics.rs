@@ -1,0 +1,100 @@
+//! What an edge counts. No label names a user or an address.
+
+use std::fmt::{self, Debug};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tern_core::codes::Code;
+
+type Label = [(&'static str, &'static str); 1];
+
+/// Handles to an edge's metrics. Cheap to clone; clones count together.
+#[derive(Clone, Default)]
+pub struct EdgeMetrics {
+    pub(crate) quic: Gauge,
+    pub(crate) tcp: Gauge,
+    pub(crate) frames_in: Counter,
+    pub(crate) frames_out: Counter,
+    pub(crate) bytes_in: Counter,
+    pub(crate) bytes_out: Counter,
+    pub(crate) pushes_given_up: Counter,
+    pub(crate) queue_bytes: Gauge,
+    sends_refused: Family<Label, Counter>,
+    handshakes_failed: Family<Label, Counter>,
+    closed: Family<Label, Counter>,
+}
+
+impl Debug for EdgeMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EdgeMetrics")
+    }
+}
+
+impl EdgeMetrics {
+    /// Makes the metrics and registers them as `tern_edge_*`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        let connections = Family::<Label, Gauge>::default();
+        let quic = connections.get_or_create(&[("transport", "quic")]).clone();
+        let tcp = connections.get_or_create(&[("transport", "tcp")]).clone();
+        registry.register("tern_edge_open_connections", "Connections that are open, handshakes included", connections);
+        registry.register("tern_edge_received_frames", "Frames read from clients", m.frames_in.clone());
+        registry.register("tern_edge_sent_frames", "Frames written to clients", m.frames_out.clone());
+        registry.register("tern_edge_received_bytes", "Bytes of frames read from clients", m.bytes_in.clone());
+        registry.register("tern_edge_sent_bytes", "Bytes of frames written to clients", m.bytes_out.clone());
+        registry.register(
+            "tern_edge_given_up_pushes",
+            "Pushes for which an Advance was sent",
+            m.pushes_given_up.clone(),
+        );
+        registry.register("tern_edge_queue_bytes", "Bytes that wait to be written to clients", m.queue_bytes.clone());
+        registry.register("tern_edge_refused_sends", "Sends that the edge refused, by code", m.sends_refused.clone());
+        registry.register(
+            "tern_edge_failed_handshakes",
+            "Connections that ended before an accepted Hello, by code",
+            m.handshakes_failed.clone(),
+        );
+        registry.register(
+            "tern_edge_closed_connections",
+            "Connections that the edge closed, by code",
+            m.closed.clone(),
+        );
+        Self { quic, tcp, ..m }
+    }
+
+    pub(crate) fn connections(&self, transport: &str) -> &Gauge {
+        if transport == "quic" { &self.quic } else { &self.tcp }
+    }
+
+    pub(crate) fn send_refused(&self, code: Code) {
+        self.sends_refused.get_or_create(&[("code", code.name())]).inc();
+    }
+
+    pub(crate) fn handshake_failed(&self, reason: &'static str) {
+        self.handshakes_failed.get_or_create(&[("code", reason)]).inc();
+    }
+
+    pub(crate) fn closed(&self, code: Code) {
+        self.closed.get_or_create(&[("code", code.name())]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_appears_under_its_name() {
+        let mut registry = Registry::default();
+        let metrics = EdgeMetrics::register(&mut registry);
+        metrics.connections("quic").inc();
+        metrics.send_refused(Code::RateLimited);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("tern_edge_open_connections{transport=\"quic\"} 1"), "{text}");
+        assert!(text.contains("tern_edge_refused_sends_total{code=\"rate_limited\"} 1"), "{text}");
+        assert!(text.contains("tern_edge_queue_bytes 0"), "{text}");
+    }
+}

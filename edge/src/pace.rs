@@ -1,0 +1,109 @@
+//! Sends per user, over all of the user's connections to this edge.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tern_core::ids::UserId;
+use tern_core::pacing::{Bucket, Rate};
+
+/// One user's allowance, shared by his connections.
+#[derive(Debug)]
+pub(crate) struct UserPace {
+    pub(crate) id: UserId,
+    bucket: Mutex<Bucket>,
+}
+
+/// All users that are connected, or were a moment ago.
+#[derive(Debug)]
+pub(crate) struct Paces {
+    rate: Rate,
+    /// By when an empty allowance is whole again: forgetting it earlier would make reconnecting pay.
+    refill: Duration,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    users: BTreeMap<UserId, Arc<UserPace>>,
+    leaving: VecDeque<(Duration, UserId)>,
+}
+
+impl Paces {
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
+        let refill = Duration::from_secs(1) * burst.max(1) / per_second.max(1) + Duration::from_secs(1);
+        Self { rate: Rate::new(per_second, burst), refill, table: Mutex::default() }
+    }
+
+    /// The allowance of a user who connects.
+    pub(crate) fn enter(&self, id: &UserId) -> Arc<UserPace> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || Arc::new(UserPace { id: id.clone(), bucket: Mutex::default() });
+        table.users.entry(id.clone()).or_insert_with(fresh).clone()
+    }
+
+    /// One connection of the user ended.
+    pub(crate) fn leave(&self, pace: Arc<UserPace>, now: Duration) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        // This handle and the table's.
+        if Arc::strong_count(&pace) > 2 {
+            return;
+        }
+        let whole = pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).is_whole(now);
+        if whole {
+            table.users.remove(&pace.id);
+        } else {
+            table.leaving.push_back((now + self.refill, pace.id.clone()));
+        }
+    }
+
+    /// Takes one send, or says how long to wait.
+    pub(crate) fn take(&self, pace: &UserPace, now: Duration) -> Result<(), Duration> {
+        pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.rate, now)
+    }
+
+    /// Forgets those who left long enough ago.
+    pub(crate) fn forget(&self, now: Duration) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((due, id)) = table.leaving.front().cloned() {
+            if due > now {
+                return;
+            }
+            table.leaving.pop_front();
+            if table.users.get(&id).is_some_and(|pace| Arc::strong_count(pace) == 1) {
+                table.users.remove(&id);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.table.lock().unwrap().users.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reconnecting_does_not_refill_the_allowance_and_nobody_is_remembered_for_ever() {
+        let paces = Paces::new(20, 60);
+        let (id, now) = (UserId::new("u").unwrap(), Duration::from_secs(9));
+        let one = paces.enter(&id);
+        let two = paces.enter(&id);
+        assert!((0..60).all(|i| paces.take(if i % 2 == 0 { &one } else { &two }, now).is_ok()));
+        paces.leave(one, now);
+        paces.leave(two, now);
+        let again = paces.enter(&id);
+        assert_eq!(paces.take(&again, now), Err(Duration::from_millis(50)));
+        paces.leave(again, now);
+        paces.forget(now + Duration::from_secs(3));
+        assert_eq!(paces.len(), 1);
+        paces.forget(now + Duration::from_secs(4));
+        assert_eq!(paces.len(), 0);
+        let calm = paces.enter(&id);
+        paces.leave(calm, now);
+        assert_eq!(paces.len(), 0);
+    }
+}

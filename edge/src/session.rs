@@ -1,0 +1,497 @@
+//! The machine of one connection: which frame may come when, and on which lane.
+//!
+//! ```text
+//! AwaitHello --Hello accepted, Open goes to the core--> Opening --Welcome from the core--> Live
+//!      any of them --a refusal--> the connection is closed with its code
+//! ```
+//! Nothing is read while Opening: what a client sends with its Hello waits in the transport, so the core sees
+//! no frame of a connection that it has not welcomed.
+//!
+//! Two kinds of trouble: what makes the rest of the stream unreadable, or what no client of ours would do,
+//! closes the connection; what concerns one request is answered with an Error on that request. Frames of
+//! kinds that are not known here come from newer clients and are no reason to close.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tern_core::codes::{Code, Refusal};
+use tern_core::edge_api::{ConnId, DownBody, Up};
+use tern_core::ids::{Cursor, Origin};
+use tern_core::limits::{CURSORS, UNSTABLE_PER_FRAME};
+use tern_core::wire::compact::{Read, Reader};
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{Lane, VERSION, convert, v1};
+
+use crate::config::EdgeConfig;
+use crate::metrics::EdgeMetrics;
+use crate::pace::{Paces, UserPace};
+use crate::tokens::TokenKeys;
+
+/// Before its token expires a client is told so, this long ahead: time to fetch a new one over a bad link.
+pub(crate) const TOKEN_NOTICE_MS: u64 = 60_000;
+/// Fresh tokens that a session may offer in vain before it is closed: each costs a signature check.
+pub(crate) const BAD_TOKENS: u8 = 5;
+/// Bytes of the client's name and version.
+pub(crate) const AGENT_BYTES: usize = 64;
+/// Origins per conversation in `Unstable`.
+pub(crate) const UNSTABLE_ORIGINS: usize = 16;
+/// A session looks at the calendar at least this often, since that may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    AwaitHello,
+    Opening,
+    Live,
+}
+
+/// What the machine needs to know of its surroundings.
+pub(crate) struct Context<'a> {
+    pub(crate) conn: ConnId,
+    pub(crate) peer: SocketAddr,
+    pub(crate) transport: &'static str,
+    pub(crate) now: Duration,
+    pub(crate) wall_ms: u64,
+    pub(crate) core_reachable: bool,
+    /// Of the core: a session opened in an earlier one is unknown to it.
+    pub(crate) core_generation: u64,
+    pub(crate) draining: bool,
+    pub(crate) keys: &'a TokenKeys,
+    pub(crate) config: &'a EdgeConfig,
+    pub(crate) paces: &'a Paces,
+    pub(crate) metrics: &'a EdgeMetrics,
+}
+
+/// What the machine wants done.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// For the core, in order.
+    pub(crate) ups: Vec<Up>,
+    /// For the client, with the lane of the request.
+    pub(crate) answers: Vec<(Lane, v1::Frame)>,
+}
+
+impl Outcome {
+    fn refuse(&mut self, lane: Lane, req: u32, refusal: &Refusal) {
+        self.answers.push((lane, v1::Frame::new(req, Body::Error(refusal.to_wire()))));
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Session {
+    phase: Phase,
+    /// For the Hello, then for the core's answer.
+    deadline: Duration,
+    pace: Option<Arc<UserPace>>,
+    expires_ms: u64,
+    noticed: bool,
+    bad_tokens: u8,
+    /// Requests other than pulls that wait for their answer.
+    open: u32,
+    /// Pulls that wait for their last page.
+    pulls: Vec<u32>,
+    reader: Reader,
+    told_address: Option<SocketAddr>,
+    core_generation: u64,
+}
+
+fn wrong(what: impl Into<String>) -> Refusal {
+    Refusal::new(Code::WrongMoment, what)
+}
+
+fn bad(what: impl Into<String>) -> Refusal {
+    Refusal::new(Code::BadFrame, what)
+}
+
+impl Session {
+    pub(crate) fn new(now: Duration, config: &EdgeConfig) -> Self {
+        Self {
+            phase: Phase::AwaitHello,
+            deadline: now + config.limits.hello_timeout,
+            pace: None,
+            expires_ms: 0,
+            noticed: false,
+            bad_tokens: 0,
+            open: 0,
+            pulls: Vec::new(),
+            reader: Reader::default(),
+            told_address: None,
+            core_generation: 0,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether the core was told of this session.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase != Phase::AwaitHello
+    }
+
+    /// The core that knows this session.
+    pub(crate) fn core_generation(&self) -> u64 {
+        self.core_generation
+    }
+
+    /// The user's allowance, to be given back at the end.
+    pub(crate) fn take_pace(&mut self) -> Option<Arc<UserPace>> {
+        self.pace.take()
+    }
+
+    /// Whether frames of this lane may be read now; `None` is a stream that carries all lanes. `bulk_full`:
+    /// enough answers to pulls wait to be written.
+    pub(crate) fn may_read(&self, lane: Option<Lane>, config: &EdgeConfig, bulk_full: bool) -> bool {
+        match self.phase {
+            Phase::AwaitHello => matches!(lane, None | Some(Lane::Control)),
+            Phase::Opening => false,
+            Phase::Live => {
+                let pulls = self.pulls.len() < config.limits.pulls_in_flight && !bulk_full;
+                self.open < config.limits.in_flight && (pulls || matches!(lane, Some(Lane::Control | Lane::Message)))
+            }
+        }
+    }
+
+    /// One frame from the client. An error closes the connection.
+    pub(crate) fn frame(
+        &mut self,
+        lane: Option<Lane>,
+        bytes: Bytes,
+        cx: &Context<'_>,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        let frame = v1::Frame::decode(bytes).map_err(|e| bad(format!("a frame that is not valid protobuf: {e}")))?;
+        if self.phase == Phase::AwaitHello {
+            return match frame.body {
+                Some(Body::Hello(hello)) if lane.is_none_or(|l| l == Lane::Control) => {
+                    self.hello(frame.req, hello, cx, out)
+                }
+                _ => Err(wrong("the first frame of a connection is Hello, on the control lane")),
+            };
+        }
+        self.live(lane, frame, cx, out)
+    }
+
+    fn hello(&mut self, req: u32, mut hello: v1::Hello, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
+        if cx.draining {
+            return Err(Refusal::new(Code::Draining, "this edge is about to stop; connect to another one"));
+        }
+        if !hello.versions.contains(&VERSION) {
+            let text = format!("this edge speaks version {VERSION}; the client offers {:?}", first(&hello.versions));
+            return Err(Refusal::new(Code::UnsupportedVersion, text));
+        }
+        let install = convert::install(&hello.install)?;
+        if hello.cursors.len() > CURSORS {
+            return Err(bad(format!("{} cursors; at most {CURSORS} are allowed", hello.cursors.len())));
+        }
+        for cursor in &hello.cursors {
+            Cursor::try_from(*cursor)?;
+        }
+        check_unstable(&hello.unstable)?;
+        if hello.agent.len() > AGENT_BYTES {
+            return Err(bad(format!("an agent of {} bytes; at most {AGENT_BYTES} are allowed", hello.agent.len())));
+        }
+        let token = std::mem::take(&mut hello.token);
+        let claims = cx.keys.verify(&token, cx.wall_ms, &cx.config.audience).map_err(|e| e.refusal())?;
+        if !cx.core_reachable {
+            return Err(unreachable_core());
+        }
+        self.phase = Phase::Opening;
+        self.deadline = cx.now + cx.config.limits.open_timeout;
+        self.expires_ms = claims.exp_ms;
+        self.pace = Some(cx.paces.enter(&claims.sub));
+        self.told_address = Some(cx.peer);
+        self.core_generation = cx.core_generation;
+        out.ups.push(Up::Open {
+            conn: cx.conn,
+            req,
+            user: claims.sub,
+            install,
+            hello: Box::new(hello),
+            address: cx.peer.to_string(),
+            transport: cx.transport,
+            token_expires_ms: claims.exp_ms,
+        });
+        Ok(())
+    }
+
+    fn live(
+        &mut self,
+        lane: Option<Lane>,
+        frame: v1::Frame,
+        cx: &Context<'_>,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        let own = frame.lane();
+        if let (Some(on), Some(own)) = (lane, own)
+            && on != own
+        {
+            return Err(wrong(format!("a frame of the {own:?} lane came on the {on:?} lane")));
+        }
+        let at = own.or(lane).unwrap_or(Lane::Control);
+        let req = frame.req;
+        match &frame.body {
+            Some(Body::Send(_) | Body::Define(_)) => return self.compact(frame, cx, out),
+            Some(Body::Ping(ping)) if !cx.core_reachable => {
+                let pong = v1::Pong { echo: ping.echo, rev_unknown: true, ..v1::Pong::default() };
+                out.answers.push((at, v1::Frame::new(req, Body::Pong(pong))));
+                return Ok(());
+            }
+            Some(Body::Ping(_)) => self.open += 1,
+            Some(Body::PushAck(_) | Body::Commit(_) | Body::Network(_)) => {}
+            Some(Body::Unstable(unstable)) => {
+                if let Err(refusal) = check_unstable(&unstable.logs) {
+                    return self.one(req, at, refusal, out);
+                }
+            }
+            Some(Body::PullRows(pull)) => {
+                let check = pull.above.map(Cursor::try_from).transpose().map(|_| ());
+                return self.pull(check, frame, cx, out);
+            }
+            Some(Body::Pull(pull)) => {
+                let check = check_pull(pull);
+                return self.pull(check, frame, cx, out);
+            }
+            Some(Body::Token(token)) => {
+                let token = token.token.clone();
+                return self.token(req, &token, cx, out);
+            }
+            Some(Body::Hello(_)) => return Err(wrong("a second Hello")),
+            None | Some(Body::Signal(_) | Body::Mark(_) | Body::RowHashes(_) | Body::PullCells(_)) => {
+                if req != 0 {
+                    out.refuse(at, req, &bad("this version does not know such a frame; nothing was done"));
+                }
+                return Ok(());
+            }
+            Some(
+                Body::Ack(_)
+                | Body::Push(_)
+                | Body::Pong(_)
+                | Body::Advance(_)
+                | Body::Stable(_)
+                | Body::Welcome(_)
+                | Body::GoAway(_)
+                | Body::Kick(_)
+                | Body::Error(_)
+                | Body::Rows(_)
+                | Body::Page(_),
+            ) => return Err(wrong("a frame that only servers send")),
+        }
+        if cx.core_reachable {
+            out.ups.push(Up::Frame { conn: cx.conn, frame });
+        }
+        Ok(())
+    }
+
+    /// Refuses one request, or closes where nothing was asked.
+    fn one(&mut self, req: u32, at: Lane, refusal: Refusal, out: &mut Outcome) -> Result<(), Refusal> {
+        if req == 0 {
+            return Err(refusal);
+        }
+        out.refuse(at, req, &refusal);
+        Ok(())
+    }
+
+    fn compact(&mut self, frame: v1::Frame, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
+        let req = frame.req;
+        let send = match self.reader.read(frame) {
+            Ok(Read::Send(send)) => send,
+            Ok(_) => return Ok(()),
+            Err(refusal) if matches!(refusal.code, Code::BadReference | Code::BadFrame) => return Err(refusal),
+            Err(refusal) => {
+                cx.metrics.send_refused(refusal.code);
+                return self.one(req, Lane::Message, refusal, out);
+            }
+        };
+        if req == 0 {
+            return Err(bad("a Send without req can't be answered"));
+        }
+        let refusal = if !cx.core_reachable {
+            unreachable_core()
+        } else {
+            match self.pace.as_ref().map_or(Ok(()), |pace| cx.paces.take(pace, cx.now)) {
+                Ok(()) => {
+                    self.open += 1;
+                    out.ups.push(Up::Send { conn: cx.conn, req, send });
+                    return Ok(());
+                }
+                Err(wait) => {
+                    let ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).saturating_add(1);
+                    let text = "more sends than a user may make; this one was not stored";
+                    Refusal::new(Code::RateLimited, text).after_ms(ms)
+                }
+            }
+        };
+        cx.metrics.send_refused(refusal.code);
+        out.refuse(Lane::Message, req, &refusal);
+        Ok(())
+    }
+
+    fn pull(
+        &mut self,
+        check: Result<(), Refusal>,
+        frame: v1::Frame,
+        cx: &Context<'_>,
+        out: &mut Outcome,
+    ) -> Result<(), Refusal> {
+        let req = frame.req;
+        if req == 0 {
+            return Err(bad("a pull without req can't be answered"));
+        }
+        if let Err(refusal) = check {
+            out.refuse(Lane::Bulk, req, &refusal);
+        } else if cx.core_reachable {
+            self.pulls.push(req);
+            out.ups.push(Up::Frame { conn: cx.conn, frame });
+        } else {
+            out.refuse(Lane::Bulk, req, &unreachable_core());
+        }
+        Ok(())
+    }
+
+    /// A fresh token for the living session. There is no answer when it is good.
+    fn token(&mut self, req: u32, token: &str, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
+        let refusal = match cx.keys.verify(token, cx.wall_ms, &cx.config.audience) {
+            Ok(claims) if self.pace.as_ref().is_some_and(|pace| pace.id == claims.sub) => {
+                if claims.exp_ms > self.expires_ms {
+                    self.expires_ms = claims.exp_ms;
+                    self.noticed = false;
+                }
+                return Ok(());
+            }
+            Ok(_) => Refusal::new(Code::TokenInvalid, "the token is another user's; the old one still counts"),
+            Err(e) => e.refusal(),
+        };
+        self.bad_tokens += 1;
+        if self.bad_tokens >= BAD_TOKENS {
+            return Err(refusal);
+        }
+        out.refuse(Lane::Control, req, &refusal);
+        Ok(())
+    }
+
+    /// Something for the client is about to be written: counts answers, and completes what only the edge
+    /// knows. The lane to write it on, where the frame alone does not tell.
+    pub(crate) fn down(&mut self, body: &mut DownBody, cx: &Context<'_>) -> Option<Lane> {
+        match body {
+            DownBody::Ack { .. } => self.open = self.open.saturating_sub(1),
+            DownBody::Page { req, page } if page.last => self.pulls.retain(|r| r != req),
+            DownBody::Frame(frame) => {
+                let req = frame.req;
+                match &mut frame.body {
+                    Some(Body::Welcome(welcome)) if self.phase == Phase::Opening => {
+                        self.phase = Phase::Live;
+                        complete(welcome, cx);
+                    }
+                    Some(Body::Pong(pong)) => {
+                        self.open = self.open.saturating_sub(1);
+                        if self.told_address != Some(cx.peer) {
+                            self.told_address = Some(cx.peer);
+                            pong.seen_address = cx.peer.to_string();
+                        }
+                    }
+                    Some(Body::Rows(_)) => self.pulls.retain(|r| *r != req),
+                    Some(Body::Error(_)) if req != 0 => {
+                        let before = self.pulls.len();
+                        self.pulls.retain(|r| *r != req);
+                        if self.pulls.len() < before {
+                            return Some(Lane::Bulk);
+                        }
+                        self.open = self.open.saturating_sub(1);
+                    }
+                    _ => {}
+                }
+            }
+            DownBody::Page { .. } | DownBody::Push(_) | DownBody::Last(_) => {}
+        }
+        None
+    }
+
+    /// Time passes. An error closes the connection.
+    pub(crate) fn tick(&mut self, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::AwaitHello if cx.now >= self.deadline => {
+                Err(Refusal::new(Code::HelloTimeout, "no Hello came in time"))
+            }
+            Phase::Opening if cx.now >= self.deadline => {
+                Err(Refusal::new(Code::CoreUnreachable, "the core of this region does not answer"))
+            }
+            Phase::Live if cx.wall_ms >= self.expires_ms => {
+                Err(Refusal::new(Code::TokenExpired, "the token of this session has expired"))
+            }
+            Phase::Live if !self.noticed && cx.wall_ms + TOKEN_NOTICE_MS >= self.expires_ms => {
+                self.noticed = true;
+                let text = "the token of this session expires within a minute; send a fresh one";
+                out.refuse(Lane::Control, 0, &Refusal::new(Code::TokenExpired, text));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When [`Self::tick`] is due.
+    pub(crate) fn next_deadline(&self, now: Duration, wall_ms: u64) -> Duration {
+        match self.phase {
+            Phase::AwaitHello | Phase::Opening => self.deadline,
+            Phase::Live => {
+                let notice = if self.noticed { 0 } else { TOKEN_NOTICE_MS };
+                let left = self.expires_ms.saturating_sub(notice).saturating_sub(wall_ms);
+                now + Duration::from_millis(left).min(LOOK_AGAIN)
+            }
+        }
+    }
+}
+
+fn complete(welcome: &mut v1::Welcome, cx: &Context<'_>) {
+    welcome.edge.clone_from(&cx.config.name);
+    welcome.seen_address = cx.peer.to_string();
+    if cx.config.heartbeat.is_some() {
+        welcome.heartbeat = cx.config.heartbeat;
+    }
+    if let Some(limits) = &mut welcome.limits {
+        limits.in_flight = limits.in_flight.min(cx.config.limits.in_flight);
+    }
+}
+
+pub(crate) fn unreachable_core() -> Refusal {
+    Refusal::new(Code::CoreUnreachable, "this edge can't reach the core of its region; connect to another one")
+}
+
+/// Enough of a list to see what is wrong with it.
+fn first(versions: &[u32]) -> &[u32] {
+    versions.get(..8).unwrap_or(versions)
+}
+
+fn check_unstable(logs: &[v1::UnstableLog]) -> Result<(), Refusal> {
+    if logs.len() > UNSTABLE_PER_FRAME {
+        return Err(bad(format!("{} unstable conversations; at most {UNSTABLE_PER_FRAME} a frame", logs.len())));
+    }
+    for log in logs {
+        convert::conversation(&log.conversation)?;
+        if log.origins.len() > UNSTABLE_ORIGINS {
+            return Err(bad(format!("{} origins of one conversation; at most {UNSTABLE_ORIGINS}", log.origins.len())));
+        }
+        for origin in &log.origins {
+            Origin::try_from(*origin)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_pull(pull: &v1::PullEntries) -> Result<(), Refusal> {
+    convert::conversation(&pull.conversation)?;
+    convert::origin(pull.origin)?;
+    if pull.from == 0 || pull.to < pull.from {
+        return Err(bad("a range that is none: 1 <= from <= to"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,405 @@
+use super::*;
+use crate::tokens::tests::{WALL_MS, keys, sign, token};
+use tern_core::edge_api::{Ack, Page};
+use tern_core::ids::{ConvId, Place};
+use v1::error::Retry;
+
+struct Scene {
+    config: EdgeConfig,
+    keys: TokenKeys,
+    paces: Paces,
+    metrics: EdgeMetrics,
+    now: Duration,
+    wall_ms: u64,
+    core: bool,
+    draining: bool,
+    peer: SocketAddr,
+    session: Session,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let config = EdgeConfig { name: "e1".into(), ..EdgeConfig::default() };
+        Self {
+            session: Session::new(Duration::ZERO, &config),
+            paces: Paces::new(config.limits.sends_per_second, config.limits.sends_burst),
+            config,
+            keys: keys(),
+            metrics: EdgeMetrics::default(),
+            now: Duration::ZERO,
+            wall_ms: WALL_MS,
+            core: true,
+            draining: false,
+            peer: "192.0.2.1:5".parse().unwrap(),
+        }
+    }
+
+    fn live() -> Self {
+        let mut scene = Self::new();
+        scene.say(Lane::Control, 1, Body::Hello(hello("alice"))).unwrap();
+        scene.welcome();
+        scene
+    }
+
+    fn welcome(&mut self) -> v1::Welcome {
+        let welcome =
+            v1::Welcome { limits: Some(v1::Limits { in_flight: 999, ..Default::default() }), ..Default::default() };
+        let mut body = DownBody::Frame(Box::new(v1::Frame::new(1, Body::Welcome(welcome))));
+        self.down(&mut body);
+        match body {
+            DownBody::Frame(f) => match f.body {
+                Some(Body::Welcome(w)) => w,
+                _ => unreachable!(),
+            },
+            _ => unreachable!(),
+        }
+    }
+
+    fn with<T>(&mut self, f: impl FnOnce(&mut Session, &Context<'_>) -> T) -> T {
+        let cx = Context {
+            conn: 7,
+            peer: self.peer,
+            transport: "quic",
+            now: self.now,
+            wall_ms: self.wall_ms,
+            core_reachable: self.core,
+            core_generation: 0,
+            draining: self.draining,
+            keys: &self.keys,
+            config: &self.config,
+            paces: &self.paces,
+            metrics: &self.metrics,
+        };
+        f(&mut self.session, &cx)
+    }
+
+    fn raw(&mut self, lane: Option<Lane>, bytes: &[u8]) -> Result<Outcome, Refusal> {
+        let bytes = Bytes::copy_from_slice(bytes);
+        self.with(|s, cx| {
+            let mut out = Outcome::default();
+            s.frame(lane, bytes, cx, &mut out).map(|()| out)
+        })
+    }
+
+    fn say(&mut self, lane: Lane, req: u32, body: Body) -> Result<Outcome, Refusal> {
+        self.raw(Some(lane), &v1::Frame::new(req, body).encode_to_vec())
+    }
+
+    /// The frame on its own lane.
+    fn tell(&mut self, req: u32, body: Body) -> Result<Outcome, Refusal> {
+        let lane = v1::Frame::new(req, body.clone()).lane().unwrap_or(Lane::Control);
+        self.say(lane, req, body)
+    }
+
+    fn down(&mut self, body: &mut DownBody) -> Option<Lane> {
+        self.with(|s, cx| s.down(body, cx))
+    }
+
+    fn tick(&mut self) -> Result<Outcome, Refusal> {
+        self.with(|s, cx| {
+            let mut out = Outcome::default();
+            s.tick(cx, &mut out).map(|()| out)
+        })
+    }
+
+    fn may_read(&self, lane: Lane) -> bool {
+        self.session.may_read(Some(lane), &self.config, false)
+    }
+}
+
+fn hello(user: &str) -> v1::Hello {
+    v1::Hello { versions: vec![1], token: token(user), install: "phone".into(), ..v1::Hello::default() }
+}
+
+fn send(n: u64) -> Body {
+    Body::Send(v1::Send { n, body: "hi".into(), conversation_id: vec![1; 16].into(), ..v1::Send::default() })
+}
+
+fn pull() -> v1::PullEntries {
+    v1::PullEntries {
+        conversation: vec![1; 16].into(),
+        origin: Some(v1::Origin { region: 1, era: 2 }),
+        from: 1,
+        to: 5,
+        ..v1::PullEntries::default()
+    }
+}
+
+fn code(result: Result<Outcome, Refusal>) -> Code {
+    result.unwrap_err().code
+}
+
+/// The one error in `out`: req and code.
+fn error(out: &Outcome) -> (u32, Code, Retry, u32) {
+    assert!(out.ups.is_empty(), "{out:?}");
+    match &out.answers[..] {
+        [(_, v1::Frame { req, body: Some(Body::Error(e)) })] => {
+            (*req, Code::from_u32(e.code).unwrap(), Retry::try_from(e.retry).unwrap(), e.retry_after_ms)
+        }
+        _ => panic!("{out:?}"),
+    }
+}
+
+#[test]
+fn a_hello_goes_to_the_core_without_its_token_and_the_welcome_is_completed() {
+    let mut scene = Scene::new();
+    let out = scene.say(Lane::Control, 3, Body::Hello(hello("alice"))).unwrap();
+    let [Up::Open { conn: 7, req: 3, user, install, hello, address, transport: "quic", token_expires_ms }] =
+        &out.ups[..]
+    else {
+        panic!("{out:?}")
+    };
+    assert_eq!((user.as_str(), install.as_str(), address.as_str()), ("alice", "phone", "192.0.2.1:5"));
+    assert!(hello.token.is_empty());
+    assert_eq!(*token_expires_ms, WALL_MS + 3_600_000);
+    assert!(!Lane::ALL.iter().any(|lane| scene.may_read(*lane)), "nothing is read while the core decides");
+    let welcome = scene.welcome();
+    assert_eq!((welcome.edge.as_str(), welcome.seen_address.as_str()), ("e1", "192.0.2.1:5"));
+    assert_eq!(welcome.limits.unwrap().in_flight, 256);
+    assert_eq!(scene.session.phase(), Phase::Live);
+}
+
+#[test]
+fn hellos_that_are_refused_say_why() {
+    let refused = |hello: v1::Hello| code(Scene::new().say(Lane::Control, 1, Body::Hello(hello)));
+    let good = || hello("alice");
+    assert_eq!(refused(v1::Hello { versions: vec![2, 3], ..good() }), Code::UnsupportedVersion);
+    assert_eq!(refused(v1::Hello { install: String::new(), ..good() }), Code::BadId);
+    assert_eq!(refused(v1::Hello { install: "x".repeat(65), ..good() }), Code::BadId);
+    assert_eq!(refused(v1::Hello { agent: "x".repeat(65), ..good() }), Code::BadFrame);
+    assert_eq!(refused(v1::Hello { cursors: vec![v1::Cursor::default(); 65], ..good() }), Code::BadFrame);
+    assert_eq!(
+        refused(v1::Hello { cursors: vec![v1::Cursor { region: 300, era: 1, rev: 1 }], ..good() }),
+        Code::BadFrame
+    );
+    assert_eq!(refused(v1::Hello { unstable: vec![v1::UnstableLog::default()], ..good() }), Code::BadId);
+    assert_eq!(refused(v1::Hello { token: "x".into(), ..good() }), Code::TokenInvalid);
+    let mut scene = Scene::new();
+    scene.core = false;
+    assert_eq!(code(scene.tell(1, Body::Hello(good()))), Code::CoreUnreachable);
+    scene.draining = true;
+    assert_eq!(code(scene.tell(1, Body::Hello(good()))), Code::Draining);
+}
+
+#[test]
+fn nothing_but_a_hello_may_come_first_and_no_second_one() {
+    let bodies = [send(1), Body::Ping(v1::Ping::default()), Body::Pull(pull()), Body::Commit(v1::Commit::default())];
+    for body in bodies {
+        assert_eq!(code(Scene::new().tell(1, body)), Code::WrongMoment);
+    }
+    assert_eq!(code(Scene::new().say(Lane::Bulk, 1, Body::Hello(hello("a")))), Code::WrongMoment);
+    assert_eq!(code(Scene::new().raw(None, &[8, 1])), Code::WrongMoment, "an empty frame");
+    assert_eq!(code(Scene::live().tell(1, Body::Hello(hello("a")))), Code::WrongMoment);
+}
+
+#[test]
+fn frames_of_servers_and_frames_on_a_wrong_lane_close() {
+    let of_servers = [
+        Body::Ack(v1::Ack::default()),
+        Body::Push(v1::Push::default()),
+        Body::Pong(v1::Pong::default()),
+        Body::Advance(v1::Advance::default()),
+        Body::Stable(v1::Stable::default()),
+        Body::Welcome(v1::Welcome::default()),
+        Body::GoAway(v1::GoAway::default()),
+        Body::Kick(v1::Kick::default()),
+        Body::Error(v1::Error::default()),
+        Body::Rows(v1::Rows::default()),
+        Body::Page(v1::Page::default()),
+    ];
+    for body in of_servers {
+        assert_eq!(code(Scene::live().tell(1, body)), Code::WrongMoment);
+    }
+    let on = |lane, body| Scene::live().say(lane, 1, body);
+    assert_eq!(code(on(Lane::Control, send(1))), Code::WrongMoment);
+    assert_eq!(code(on(Lane::Bulk, Body::Ping(v1::Ping::default()))), Code::WrongMoment);
+    assert_eq!(code(on(Lane::Message, Body::Pull(pull()))), Code::WrongMoment);
+    let mut scene = Scene::live();
+    assert!(scene.raw(None, &v1::Frame::new(1, send(1)).encode_to_vec()).is_ok(), "one stream carries all lanes");
+}
+
+#[test]
+fn unknown_frames_and_fields_come_from_newer_clients_and_garbage_from_nobody() {
+    let mut scene = Scene::live();
+    // Field 100 of Frame, which this version does not know: tag 0xa2 0x06, empty message.
+    let out = scene.raw(Some(Lane::Message), &[0x08, 9, 0xa2, 0x06, 0]).unwrap();
+    assert_eq!(error(&out), (9, Code::BadFrame, Retry::Never, 0));
+    let out = scene.raw(Some(Lane::Control), &[0xa2, 0x06, 0]).unwrap();
+    assert!(out.answers.is_empty() && out.ups.is_empty());
+    let mut ping = v1::Frame::new(4, Body::Ping(v1::Ping::default())).encode_to_vec();
+    ping.extend([0xa2, 0x06, 0]);
+    assert_eq!(scene.raw(Some(Lane::Control), &ping).unwrap().ups.len(), 1);
+    assert_eq!(error(&scene.tell(5, Body::Mark(v1::Mark::default())).unwrap()).1, Code::BadFrame);
+    assert_eq!(code(scene.raw(Some(Lane::Control), &[0xff; 9])), Code::BadFrame);
+}
+
+#[test]
+fn what_concerns_one_request_is_refused_on_it_and_the_rest_goes_on() {
+    let mut scene = Scene::live();
+    let big = Body::Send(v1::Send {
+        n: 1,
+        body: vec![0; 65 * 1024].into(),
+        conversation_id: vec![1; 16].into(),
+        ..v1::Send::default()
+    });
+    assert_eq!(error(&scene.tell(2, big).unwrap()), (2, Code::BodyTooLarge, Retry::Never, 0));
+    let bad_id = Body::Pull(v1::PullEntries { conversation: vec![1; 15].into(), ..pull() });
+    assert_eq!(error(&scene.tell(3, bad_id).unwrap()).1, Code::BadId);
+    assert_eq!(error(&scene.tell(4, Body::Pull(v1::PullEntries { from: 0, ..pull() })).unwrap()).1, Code::BadFrame);
+    let rows = Body::PullRows(v1::PullRows { above: Some(v1::Cursor::default()), limit: 0 });
+    assert_eq!(error(&scene.tell(5, rows).unwrap()).1, Code::BadFrame);
+    assert_eq!(scene.tell(6, send(1)).unwrap().ups.len(), 1);
+    // References that were never defined leave the stream unreadable.
+    let undefined = Body::Send(v1::Send { n: 1, conversation: 3, ..v1::Send::default() });
+    assert_eq!(code(scene.tell(7, undefined)), Code::BadReference);
+    assert_eq!(code(Scene::live().tell(0, send(1))), Code::BadFrame, "a send that can't be answered");
+}
+
+#[test]
+fn more_sends_than_allowed_are_refused_with_the_time_to_wait() {
+    let mut scene = Scene::live();
+    for n in 1..=60 {
+        assert_eq!(scene.tell(1, send(n)).unwrap().ups.len(), 1);
+        let place = Place { hlc: 1, origin: Origin { region: 1, era: 1 }, seq: 1 };
+        let ack = Ack { place, first: None, receipt: [0; 16], also: vec![], receipt_refused: false };
+        scene.down(&mut DownBody::Ack { req: 1, ack });
+    }
+    assert_eq!(error(&scene.tell(2, send(61)).unwrap()), (2, Code::RateLimited, Retry::Here, 51));
+    scene.now += Duration::from_millis(51);
+    assert_eq!(scene.tell(2, send(61)).unwrap().ups.len(), 1);
+}
+
+#[test]
+fn too_many_open_requests_stop_the_reading_until_some_are_answered() {
+    let mut scene = Scene::live();
+    for req in 1..=256 {
+        assert!(scene.may_read(Lane::Message));
+        scene.tell(req, Body::Ping(v1::Ping::default())).unwrap();
+    }
+    assert!(!Lane::ALL.iter().any(|lane| scene.may_read(*lane)));
+    scene.down(&mut DownBody::Frame(Box::new(v1::Frame::new(9, Body::Error(v1::Error::default())))));
+    assert!(scene.may_read(Lane::Message));
+}
+
+#[test]
+fn a_pull_counts_until_its_last_page_and_pulls_do_not_stop_messages() {
+    let mut scene = Scene::live();
+    for req in 1..=4 {
+        scene.tell(req, Body::Pull(pull())).unwrap();
+    }
+    assert!(!scene.may_read(Lane::Bulk) && scene.may_read(Lane::Message));
+    assert!(!scene.session.may_read(None, &scene.config, false));
+    let page = |req, last| DownBody::Page {
+        req,
+        page: Page {
+            conversation: ConvId([1; 16]),
+            origin: Origin { region: 1, era: 1 },
+            entries: vec![],
+            gaps: vec![],
+            last,
+        },
+    };
+    scene.down(&mut page(2, false));
+    assert!(!scene.may_read(Lane::Bulk));
+    scene.down(&mut page(2, true));
+    assert!(scene.may_read(Lane::Bulk));
+    let mut refused = DownBody::Frame(Box::new(v1::Frame::new(3, Body::Error(v1::Error::default()))));
+    assert_eq!(scene.down(&mut refused), Some(Lane::Bulk), "an answer travels on the lane of its request");
+    assert!(!scene.session.may_read(Some(Lane::Bulk), &scene.config, true));
+}
+
+#[test]
+fn without_a_core_the_edge_answers_what_it_can() {
+    let mut scene = Scene::live();
+    scene.core = false;
+    let out = scene.tell(3, Body::Ping(v1::Ping { echo: 8, foreground: true })).unwrap();
+    match &out.answers[..] {
+        [(Lane::Control, v1::Frame { req: 3, body: Some(Body::Pong(pong)) })] => {
+            assert!(pong.rev_unknown && pong.echo == 8);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(error(&scene.tell(4, send(1)).unwrap()), (4, Code::CoreUnreachable, Retry::Elsewhere, 0));
+    assert_eq!(error(&scene.tell(5, Body::Pull(pull())).unwrap()).1, Code::CoreUnreachable);
+}
+
+#[test]
+fn a_token_that_ends_is_announced_and_a_fresh_one_of_the_same_user_extends_the_session() {
+    let mut scene = Scene::live();
+    scene.wall_ms = WALL_MS + 3_540_000;
+    let out = scene.tick().unwrap();
+    assert_eq!(error(&out), (0, Code::TokenExpired, Retry::NewToken, 0));
+    assert!(scene.tick().unwrap().answers.is_empty(), "once");
+    let fresh = |user: &str| {
+        let now = WALL_MS / 1000;
+        sign("old", &serde_json::json!({"sub": user, "iat": now, "exp": now + 7200, "aud": "tern"}))
+    };
+    let out = scene.tell(5, Body::Token(v1::Token { token: fresh("mallory") })).unwrap();
+    assert_eq!(error(&out).1, Code::TokenInvalid);
+    assert!(scene.tell(6, Body::Token(v1::Token { token: fresh("alice") })).unwrap().answers.is_empty());
+    scene.wall_ms = WALL_MS + 3_700_000;
+    assert!(scene.tick().is_ok());
+    scene.wall_ms = WALL_MS + 7_200_000;
+    assert_eq!(code(scene.tick()), Code::TokenExpired);
+}
+
+#[test]
+fn a_session_that_keeps_sending_bad_tokens_is_closed() {
+    let mut scene = Scene::live();
+    let mut say = || scene.tell(1, Body::Token(v1::Token { token: "x".into() }));
+    assert!((1..BAD_TOKENS).all(|_| error(&say().unwrap()).1 == Code::TokenInvalid));
+    assert_eq!(code(say()), Code::TokenInvalid);
+}
+
+#[test]
+fn a_hello_that_never_comes_and_a_core_that_never_answers_end_the_connection() {
+    let mut scene = Scene::new();
+    scene.now = Duration::from_millis(4_999);
+    assert!(scene.tick().is_ok());
+    scene.now = Duration::from_secs(5);
+    assert_eq!(code(scene.tick()), Code::HelloTimeout);
+    let mut scene = Scene::new();
+    scene.tell(1, Body::Hello(hello("alice"))).unwrap();
+    scene.now = Duration::from_secs(5);
+    assert_eq!(code(scene.tick()), Code::CoreUnreachable);
+}
+
+#[test]
+fn a_pong_tells_the_address_once_after_it_changed() {
+    let mut scene = Scene::live();
+    let seen = |scene: &mut Scene| {
+        let mut body = DownBody::Frame(Box::new(v1::Frame::new(1, Body::Pong(v1::Pong::default()))));
+        scene.down(&mut body);
+        match body {
+            DownBody::Frame(f) => match f.body {
+                Some(Body::Pong(pong)) => pong.seen_address,
+                _ => unreachable!(),
+            },
+            _ => unreachable!(),
+        }
+    };
+    assert_eq!(seen(&mut scene), "");
+    scene.peer = "198.51.100.7:6".parse().unwrap();
+    assert_eq!(seen(&mut scene), "198.51.100.7:6");
+    assert_eq!(seen(&mut scene), "");
+}
+
+mod any_bytes {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_at_any_moment_are_handled(
+            frames in proptest::collection::vec((0usize..3, proptest::collection::vec(any::<u8>(), 0..60)), 0..20),
+            live: bool,
+        ) {
+            let mut scene = if live { Scene::live() } else { Scene::new() };
+            for (lane, bytes) in frames {
+                if scene.raw(Some(Lane::ALL[lane]), &bytes).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
