@@ -27,7 +27,7 @@ pub struct Book {
     conversations: BTreeMap<ConvId, ConversationImage>,
     messages: BTreeMap<MessageId, (Message, [u8; 32])>,
     by_key: BTreeMap<Key, MessageId>,
-    shown: BTreeMap<ConvId, BTreeMap<Place, MessageId>>,
+    shown: BTreeMap<ConvId, BTreeSet<(Place, MessageId)>>,
     copies: BTreeSet<(ConvId, Origin, Seq)>,
     outgoing: BTreeMap<MessageId, OutgoingRecord>,
     dispatch: Option<(Bytes, u64)>,
@@ -99,7 +99,6 @@ impl Book {
                 self.conversation(*conversation).origins.insert(*origin, state.clone());
             }
             Op::Entry { id, conversation, entry, unread } => {
-                self.next_id = self.next_id.max(id.0 + 1);
                 self.copies.insert((*conversation, entry.place.origin, entry.place.seq));
                 let message = Message {
                     id: *id,
@@ -148,7 +147,7 @@ impl Book {
                 if let Some((m, hash)) = self.messages.remove(id) {
                     self.by_key.remove(&(m.conversation, m.by, hash));
                     if let (Some(key), Some(shown)) = (m.key, self.shown.get_mut(&m.conversation)) {
-                        shown.remove(&key);
+                        shown.remove(&(key, *id));
                     }
                 }
             }
@@ -205,6 +204,7 @@ impl Book {
         let conversation = new.conversation;
         let known = self.by_key.get(&(conversation, new.by.clone(), hash)).copied();
         let id = known.unwrap_or(new.id);
+        self.next_id = self.next_id.max(id.0 + 1);
         let (m, _) = self.messages.entry(id).or_insert_with(|| (new, hash));
         let (lowest, unread) = merge_copy((m.key, m.unread), key, unread);
         m.unread = unread;
@@ -214,11 +214,11 @@ impl Book {
         }
         let shown = self.shown.entry(conversation).or_default();
         if let Some(old) = m.key.replace(lowest) {
-            shown.remove(&old);
+            shown.remove(&(old, id));
         }
-        shown.insert(lowest, id);
-        let after = shown.range(..lowest).next_back().map(|(_, id)| *id);
-        let last = shown.last_key_value().is_some_and(|(k, _)| *k == lowest);
+        shown.insert((lowest, id));
+        let after = shown.range(..(lowest, id)).next_back().map(|(_, id)| *id);
+        let last = shown.last() == Some(&(lowest, id));
         let what = match known {
             Some(_) => Placed::Moved { after },
             None if last => Placed::Appended,

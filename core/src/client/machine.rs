@@ -57,7 +57,7 @@ pub enum Effect {
         /// By what.
         transport: Transport,
         /// The first frame, on the control lane.
-        hello: Box<v1::Frame>,
+        hello: Hello,
     },
     /// Close it; nothing of it is to be handed in any more.
     Close {
@@ -89,13 +89,32 @@ pub enum Effect {
     Event(Event),
 }
 
-/// A frame to be written.
-#[derive(Clone, Debug)]
+/// The first frame of a connection. It carries the token, so it is not printed.
+#[derive(Clone)]
+pub struct Hello(pub Box<v1::Frame>);
+
+impl fmt::Debug for Hello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hello(..)")
+    }
+}
+
+/// A frame to be written. Printed without its content: that may be a token or a letter.
+#[derive(Clone)]
 pub enum Outbound {
     /// A message, for the message lane, with its request number.
     Send(u32, SendRequest),
     /// Any other frame; its lane is `Frame::lane`.
     Frame(v1::Frame),
+}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Send(req, send) => write!(f, "Send(req {req}, {:?}, n {})", send.conversation, send.n),
+            Self::Frame(frame) => write!(f, "Frame(req {}, {:?})", frame.req, frame.lane()),
+        }
+    }
 }
 
 /// Whether and how the client is connected.
@@ -582,7 +601,17 @@ impl Machine {
         }
     }
 
+    /// The server ended this client. Where another connection of this very client is under way, that is what
+    /// it was replaced by.
     pub(super) fn kicked(&mut self, now: Duration, code: u32, message: String) {
+        if code == Code::Replaced as u32 && !self.installs.is_empty() {
+            if let Some(conn) = self.session.as_ref().map(|s| s.conn) {
+                self.effects.push(Effect::Close { conn, code: Code::Closed });
+                self.end_session(conn);
+                self.engine.ended(now, conn, &Failure::Renew);
+            }
+            return;
+        }
         self.event(Event::Kicked { code, message });
         self.engine.stop();
         self.after(now);
@@ -591,6 +620,9 @@ impl Machine {
     /// A Kick, or an Error without a request, on the connection in use.
     pub(super) fn session_error(&mut self, now: Duration, error: &v1::Error) {
         match failure_of(error) {
+            Failure::Refused { code, .. } if Code::from_u32(code) == Some(Code::Replaced) => {
+                self.kicked(now, code, error.message.clone());
+            }
             Failure::Refused { retry: Retry::NewToken, .. } => self.effects.push(Effect::Token { refused: true }),
             failure @ Failure::Refused { retry: Retry::Elsewhere, .. } => self.engine.leave(now, &failure),
             _ => {}
@@ -627,7 +659,7 @@ impl Machine {
                     let install = self.wanted_install();
                     let hello = self.hello(token, &install, race, attempt);
                     self.installs.insert(conn, install);
-                    let hello = Box::new(v1::Frame::new(1, Body::Hello(hello)));
+                    let hello = Hello(Box::new(v1::Frame::new(1, Body::Hello(hello))));
                     self.effects.push(Effect::Connect { conn, candidate, transport, hello });
                 }
                 EngineOut::Close(conn) => {

@@ -40,6 +40,6 @@ pub use data::{
 pub use engine::{Candidate, ConnNo, Failure, Transport};
 pub use intervals::Intervals;
 pub use machine::{
-    ConnectionState, DiscardRefused, Effect, Event, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
+    ConnectionState, DiscardRefused, Effect, Event, Hello, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
 };
 

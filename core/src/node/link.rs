@@ -22,6 +22,8 @@ use crate::limits::LINK_WINDOW_BYTES;
 pub const RELAY_AFTER: Duration = Duration::from_secs(2);
 /// An offer that was not answered is made again.
 pub const OFFER_AGAIN: Duration = Duration::from_secs(5);
+/// A log that an offer did not name is offered after so long.
+pub const OFFER_REST: Duration = Duration::from_millis(50);
 /// Offers that may wait for an answer: bounds what a reconnect with a million active conversations sends.
 pub const OFFERS_IN_FLIGHT: usize = 512;
 
@@ -186,9 +188,17 @@ impl Link {
         [due, again].into_iter().flatten().min()
     }
 
+    /// An offer was answered. An ack of a shipment is no answer: it tells of one log only.
+    /// A log that began while the offer was on the way is not in it: the conversation is offered once more.
+    pub(super) fn answered(&mut self, id: ConvId, now: Duration) {
+        self.offered.remove(&id);
+        if self.positions.get(&id).is_some_and(|p| p.values().any(|p| p.shipped.is_none())) {
+            self.offer_by(id, now + OFFER_REST);
+        }
+    }
+
     /// The peer holds these heads durably; `held` is what this side holds.
     pub(super) fn acked(&mut self, id: ConvId, theirs: &Heads, held: &Heads) {
-        self.offered.remove(&id);
         let Some(positions) = self.positions.get_mut(&id) else { return };
         for (origin, position) in positions.iter_mut() {
             let Some(head) = theirs.get(origin) else { continue };
@@ -386,8 +396,24 @@ mod tests {
         link.up(T);
         assert_eq!(link.due_offers(T), [C]);
         assert!(link.due_offers(T + OFFER_AGAIN / 2).is_empty());
+        link.acked(C, &heads(1), &heads(1)); // an ack of a shipment that was on the way
         link.due_offers(T + OFFER_AGAIN);
         assert_eq!(link.due_offers(T + OFFER_AGAIN), [C]);
+        link.answered(C, T);
+        assert_eq!(link.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_log_that_began_while_an_offer_was_on_the_way_is_offered_as_well() {
+        let later = Origin { region: 1, era: 2 };
+        let mut link = Link::new(T);
+        link.note(C, EU, 3, false, T);
+        link.note(C, later, 0, false, T); // its first batch is not decided yet
+        link.up(T);
+        assert_eq!(link.due_offers(T), [C]);
+        link.acked(C, &heads(3), &heads(3));
+        link.answered(C, T);
+        assert_eq!(link.due_offers(T + OFFER_REST), [C]);
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Node {
             told.entry(*region).or_default().insert(*origin, conversation.head(*origin));
         }
         for (region, heads) in told {
-            let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want: false };
+            let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), ..Default::default() };
             self.out.link(region, Body::ShipAck(ack));
         }
     }
@@ -122,6 +122,9 @@ impl Node {
             link.rewind(id, &heads);
         }
         link.acked(id, &heads, &held);
+        if ack.answer {
+            link.answered(id, now.mono);
+        }
         let origins: Vec<Origin> = held.keys().copied().collect();
         self.tell_watchers(now, id, origins);
         Ok(())
@@ -146,7 +149,7 @@ impl Node {
         let want = theirs.iter().any(|(o, seq)| {
             *seq > conversation.state.head(*o) && *o != self.settings.origin && !conversation.damaged.contains_key(o)
         });
-        let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want };
+        let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want, answer: true };
         self.out.link(region, Body::ShipAck(ack));
     }
 

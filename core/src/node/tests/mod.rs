@@ -3,6 +3,8 @@
 
 mod histories;
 mod peers;
+#[cfg(feature = "client")]
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -145,6 +147,8 @@ struct Told {
     pushes: Vec<Arc<Push>>,
     frames: Vec<v1::Frame>,
     pages: Vec<Page>,
+    /// Everything, in order; left out of the above by nothing.
+    all: Vec<DownBody>,
     last: Option<crate::codes::Code>,
 }
 
@@ -350,6 +354,7 @@ impl World {
             for (edge, downs) in downs {
                 for down in downs {
                     let told = self.told.entry((region, ConnKey { edge, conn: down.conn })).or_default();
+                    told.all.push(down.body.clone());
                     match down.body {
                         DownBody::Ack { req, ack } => told.acks.push((req, ack)),
                         DownBody::Push(push) => told.pushes.push(push),

@@ -302,6 +302,9 @@ pub struct ShipAck {
     /// also: ship me what is above these
     #[prost(bool, tag = "3")]
     pub want: bool,
+    /// answers an Offer
+    #[prost(bool, tag = "4")]
+    pub answer: bool,
 }
 /// "I hold these heads; what do you hold?"
 #[derive(Clone, PartialEq, ::prost::Message)]
