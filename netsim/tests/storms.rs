@@ -198,10 +198,10 @@ async fn storm(
                 let (a, b) = (pick(&rng), pick(&rng));
                 story.push(format!("{step}: cut {a} {b}"));
                 if rng.below(2) == 0 {
-                    world.cut(a, b)
+                    world.cut(a, b);
                 } else {
-                    world.blackhole(a, b)
-                };
+                    world.blackhole(a, b);
+                }
             }
             79..88 => {
                 let (a, b) = (pick(&rng), pick(&rng));
