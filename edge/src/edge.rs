@@ -283,6 +283,14 @@ impl Edge {
         }
     }
 
+    /// Serves connections that tests make.
+    #[cfg(test)]
+    pub(crate) fn run_without_sockets(self: &Arc<Self>, core: Arc<dyn CorePort>) {
+        assert!(self.core.set(core).is_ok());
+        let edge = self.clone();
+        self.env.tasks.spawn(async move { edge.look_after().await });
+    }
+
     // ---- for listeners and drivers -------------------------------------------------------------------
 
     /// A place in the table, unless the edge is full.

@@ -40,6 +40,8 @@ mod mailbox;
 pub mod metrics;
 mod pace;
 mod session;
+#[cfg(test)]
+mod testing;
 pub mod tokens;
 
 pub use config::{EdgeConfig, EdgeLimits};
