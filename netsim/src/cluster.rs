@@ -177,6 +177,7 @@ impl Cluster {
             deployment: key_bytes(derive(self.seed, "deployment", 0)),
             reoffer_after: self.options.reoffer_after,
             heartbeat: self.options.heartbeat,
+            store_damaged: false,
         }
     }
 

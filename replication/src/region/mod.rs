@@ -82,6 +82,8 @@ pub struct RegionConfig {
     pub reoffer_after: Duration,
     /// What clients are told.
     pub heartbeat: v1::Heartbeat,
+    /// The store lost something, whatever its mark of a clean stop says: it gets a new era.
+    pub store_damaged: bool,
 }
 
 /// TLS of both directions of node links.
@@ -178,7 +180,7 @@ impl Region {
         tls: NodeTls,
         loads: Arc<dyn LoadExchange>,
     ) -> Result<Arc<Self>, RegionError> {
-        let begun = start::begin(&*store, config.region, &env.rng).await?;
+        let begun = start::begin(&*store, config.region, config.store_damaged, &env.rng).await?;
         tracing::info!(
             region = %config.name, era = %begun.origin, start = begun.start, epoch = begun.epoch,
             unclean = begun.unclean, todo = begun.todo.len(), "store is open"

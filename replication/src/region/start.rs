@@ -54,8 +54,9 @@ pub struct Begun {
     pub todo: Vec<Todo>,
 }
 
-/// Begins a start. Everything that is handed back is durable.
-pub async fn begin(store: &dyn Store, region: Region, rng: &Entropy) -> Result<Begun, StartError> {
+/// Begins a start. Everything that is handed back is durable. `damaged`: opening the store found that
+/// something is missing or torn, so its mark of a clean stop does not count.
+pub async fn begin(store: &dyn Store, region: Region, damaged: bool, rng: &Entropy) -> Result<Begun, StartError> {
     let found = store.meta(REGION_KEY).await?;
     if let Some(value) = &found {
         match value[..] {
@@ -70,7 +71,7 @@ pub async fn begin(store: &dyn Store, region: Region, rng: &Entropy) -> Result<B
         Some(value) => parse_epoch(&value).ok_or(StartError::Value(EPOCH_KEY))? + 1,
         None => 1,
     };
-    let clean = store.meta(CLEAN_KEY).await?.is_some_and(|v| v[..] == [1]);
+    let clean = store.meta(CLEAN_KEY).await?.is_some_and(|v| v[..] == [1]) && !damaged;
     let unclean = era.is_some() && !clean;
     let era = match era {
         Some(era) if clean => era,
@@ -111,4 +112,44 @@ async fn read_u64(store: &dyn Store, key: &'static str) -> Result<Option<u64>, S
     let Some(value) = store.meta(key).await? else { return Ok(None) };
     let bytes = <[u8; 8]>::try_from(&value[..]).map_err(|_| StartError::Value(key))?;
     Ok(Some(u64::from_be_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    async fn start(store: &MemoryStore, damaged: bool, seed: u64) -> Begun {
+        begin(store, 1, damaged, &Entropy::seeded(seed)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_clean_stop_keeps_the_era_and_every_start_takes_the_next_epoch() {
+        let store = MemoryStore::new();
+        let first = start(&store, false, 1).await;
+        assert_eq!((first.epoch, first.start, first.unclean), (1, 1, false));
+        store.put(vec![clean_mark()], Durability::Synced).await.unwrap();
+        let second = start(&store, false, 2).await;
+        assert_eq!((second.origin, second.epoch, second.start), (first.origin, 2, 2));
+    }
+
+    #[tokio::test]
+    async fn a_crash_or_a_damaged_store_takes_a_new_era() {
+        let store = MemoryStore::new();
+        let first = start(&store, false, 1).await;
+        let crashed = store.crash();
+        let second = start(&crashed, false, 2).await;
+        assert!(second.unclean && second.origin != first.origin);
+        crashed.put(vec![clean_mark()], Durability::Synced).await.unwrap();
+        let third = start(&crashed, true, 3).await;
+        assert_ne!(third.origin, second.origin);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_another_region_is_refused() {
+        let store = MemoryStore::new();
+        start(&store, false, 1).await;
+        let error = begin(&store, 2, false, &Entropy::seeded(2)).await.unwrap_err();
+        assert!(matches!(error, StartError::OtherRegion { found: 1, expected: 2 }));
+    }
 }
