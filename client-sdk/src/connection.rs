@@ -1,0 +1,299 @@
+//! One connection: opens it, says Hello, and moves frames between its lanes and the machine.
+//!
+//! Reading and writing go on beside each other within one task, so that a peer that reads slowly can't keep
+//! its own answers from being read. Each QUIC lane is read and written apart from the others: a full message
+//! lane must not hold back a Ping, or it would look like a dead connection.
+
+use std::future::{Future, poll_fn};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use prost::Message;
+use rustls::pki_types::ServerName;
+use tern_core::client::{Failure, Outbound, Transport};
+use tern_core::codes::{Code, Refusal};
+use tern_core::limits::FRAME_BYTES;
+use tern_core::wire::compact::{Reader, Writer};
+use tern_core::wire::{Lane, codec, v1};
+use tern_net::frames::{Frames, QuicFrames};
+use tern_net::quic::{QuicParams, client_config, client_endpoint};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
+
+use crate::dispatch::resolve;
+use crate::driver::Tls;
+use crate::shared::{ConnectJob, Outgoing, Shared};
+
+/// A failure that needs no network: nothing is trusted.
+pub(crate) fn no_roots() -> Failure {
+    Failure::Network("no CA certificate is configured, so no server can be trusted".to_owned())
+}
+
+fn network(cause: impl std::fmt::Display) -> Failure {
+    Failure::Network(cause.to_string())
+}
+
+/// Runs until the connection ends, by itself or because `job.out` was closed. Why it ended.
+pub(crate) async fn run(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob) -> Failure {
+    let work = async {
+        let to = resolve(shared.env.net.as_ref(), &job.candidate.address).await.map_err(network)?;
+        match job.transport {
+            Transport::Quic => quic(shared, tls, job, to).await,
+            Transport::Tcp => tcp(shared, tls, job, to).await,
+        }
+    };
+    let result: Result<(), Failure> = tokio::select! {
+        biased;
+        result = work => result,
+        // Given up while it was still being made.
+        () = abandoned(&job.out) => Ok(()),
+    };
+    match result {
+        Ok(()) => Failure::Network("closed here".to_owned()),
+        Err(failure) => {
+            tracing::debug!(edge = %job.candidate.edge, transport = job.transport.name(), ?failure, "a connection ended");
+            failure
+        }
+    }
+}
+
+/// Ends a moment after the connection was to be closed, so that its last frames and the close itself get out.
+async fn abandoned(out: &Outgoing) {
+    while out.closed().is_none() {
+        out.closing.notified().await;
+    }
+    // Wakes the part that closes in order, which waits for the same.
+    out.closing.notify_one();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn closing(out: &Outgoing) -> Code {
+    loop {
+        if let Some(code) = out.closed() {
+            return code;
+        }
+        out.closing.notified().await;
+    }
+}
+
+async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+    let any: SocketAddr =
+        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
+    let config = client_config(&shared.env, tls.edges.clone(), &QuicParams::client()).map_err(network)?;
+    let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;
+    let connection = connecting.await.map_err(|e| ended(&e))?;
+    let opened = |e: quinn::ConnectionError| ended(&e);
+    let (mut control, from_control) = connection.open_bi().await.map_err(opened)?;
+    let (message, from_message) = connection.open_bi().await.map_err(opened)?;
+    let (bulk, from_bulk) = connection.open_bi().await.map_err(opened)?;
+    for (stream, priority) in [(&control, 2), (&message, 1), (&bulk, 0)] {
+        stream.set_priority(priority).map_err(network)?;
+    }
+    let mut hello = BytesMut::new();
+    codec::put(&*job.hello.0, &mut hello);
+    control.write_all(&hello).await.map_err(network)?;
+    let out = &job.out;
+    let lanes = all([
+        Box::pin(quic_in(shared, job, Lane::Control, from_control)) as Lanes<'_>,
+        Box::pin(quic_in(shared, job, Lane::Message, from_message)),
+        Box::pin(quic_in(shared, job, Lane::Bulk, from_bulk)),
+        Box::pin(quic_out(out, Lane::Control, control)),
+        Box::pin(quic_out(out, Lane::Message, message)),
+        Box::pin(quic_out(out, Lane::Bulk, bulk)),
+    ]);
+    let result = tokio::select! {
+        biased;
+        failure = lanes => Err(failure),
+        code = closing(out) => {
+            connection.close(quinn::VarInt::from_u32(code as u32), code.name().as_bytes());
+            Ok(())
+        }
+    };
+    // A lane fails with its stream; the connection knows more.
+    match (connection.close_reason(), result) {
+        (Some(reason), Err(_)) => Err(ended(&reason)),
+        (None, Err(failure)) => {
+            connection.close(quinn::VarInt::from_u32(Code::BadFrame as u32), b"");
+            Err(failure)
+        }
+        (_, Ok(())) => Ok(()),
+    }
+}
+
+type Lanes<'a> = std::pin::Pin<Box<dyn Future<Output = Failure> + Send + 'a>>;
+
+/// Runs all until one ends.
+async fn all<const N: usize>(mut parts: [Lanes<'_>; N]) -> Failure {
+    poll_fn(|cx| {
+        for part in &mut parts {
+            if let Poll::Ready(failure) = part.as_mut().poll(cx) {
+                return Poll::Ready(failure);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Likewise for two.
+async fn both(one: impl Future<Output = Failure>, other: impl Future<Output = Failure>) -> Failure {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    tokio::select! {
+        biased;
+        failure = &mut one => failure,
+        failure = &mut other => failure,
+    }
+}
+
+fn ended(error: &quinn::ConnectionError) -> Failure {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
+            match Code::from_u32(number) {
+                Some(Code::Closed) | None => network(error),
+                Some(code) => Failure::Refused { code: number, retry: code.retry(), after: Duration::ZERO },
+            }
+        }
+        _ => network(error),
+    }
+}
+
+async fn quic_in(shared: &Arc<Shared>, job: &ConnectJob, lane: Lane, stream: quinn::RecvStream) -> Failure {
+    let mut frames = QuicFrames::new(stream, FRAME_BYTES);
+    let mut inbox = Inbox::new(Some(lane));
+    loop {
+        let first = match frames.next::<v1::Frame>().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return network("the edge closed a lane"),
+            Err(e) => return network(e),
+        };
+        let read = inbox.read(first, || frames.buffered::<v1::Frame>().map_err(network));
+        match read {
+            Ok(batch) => shared.frames(job.conn, &job.out, batch),
+            Err(failure) => return failure,
+        }
+    }
+}
+
+async fn quic_out(out: &Outgoing, lane: Lane, mut stream: quinn::SendStream) -> Failure {
+    let mut writer = Writer::default();
+    let mut bytes = BytesMut::new();
+    loop {
+        let batch = out.take(lane);
+        if batch.is_empty() {
+            out.more[lane.index()].notified().await;
+            continue;
+        }
+        batch.iter().for_each(|frame| encode(&mut writer, frame, &mut bytes));
+        if let Err(e) = stream.write_all(&bytes).await {
+            return network(e);
+        }
+        bytes.clear();
+    }
+}
+
+async fn tcp(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+    let name = ServerName::try_from(job.candidate.server_name.clone()).map_err(network)?;
+    let stream = shared.env.net.connect(to).await.map_err(network)?;
+    let stream = TlsConnector::from(tls.edges.clone()).connect(name, stream).await.map_err(network)?;
+    let (from, mut into) = tokio::io::split(stream);
+    let mut hello = BytesMut::new();
+    codec::put(&*job.hello.0, &mut hello);
+    into.write_all(&hello).await.map_err(network)?;
+    into.flush().await.map_err(network)?;
+    tokio::select! {
+        biased;
+        failure = both(tcp_in(shared, job, from), tcp_out(&job.out, &mut into)) => return Err(failure),
+        _ = closing(&job.out) => {}
+    }
+    // The other side may be gone already.
+    drop(into.shutdown().await);
+    Ok(())
+}
+
+async fn tcp_in(shared: &Arc<Shared>, job: &ConnectJob, stream: impl AsyncRead + Unpin) -> Failure {
+    let mut frames = Frames::new(stream, FRAME_BYTES);
+    let mut inbox = Inbox::new(None);
+    loop {
+        let first = match frames.next::<v1::Frame>().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return network("the edge closed the connection"),
+            Err(e) => return network(e),
+        };
+        let read = inbox.read(first, || frames.buffered::<v1::Frame>().map_err(network));
+        match read {
+            Ok(batch) => shared.frames(job.conn, &job.out, batch),
+            Err(failure) => return failure,
+        }
+    }
+}
+
+async fn tcp_out(out: &Outgoing, stream: &mut (impl AsyncWrite + Unpin)) -> Failure {
+    let mut writer = Writer::default();
+    let mut bytes = BytesMut::new();
+    loop {
+        for lane in Lane::ALL {
+            out.take(lane).iter().for_each(|frame| encode(&mut writer, frame, &mut bytes));
+        }
+        if bytes.is_empty() {
+            out.more[0].notified().await;
+            continue;
+        }
+        let written = async {
+            stream.write_all(&bytes).await?;
+            stream.flush().await
+        };
+        if let Err(e) = written.await {
+            return network(e);
+        }
+        bytes.clear();
+    }
+}
+
+fn encode(writer: &mut Writer, frame: &Outbound, into: &mut BytesMut) {
+    match frame {
+        Outbound::Send(req, send) => writer.send(*req, send, into),
+        Outbound::Frame(frame) => writer.plain(frame, into),
+    }
+}
+
+/// Resolves the references of what is read. Only frames of the message lane have any, on any transport.
+struct Inbox {
+    lane: Option<Lane>,
+    reader: Reader,
+}
+
+impl Inbox {
+    fn new(lane: Option<Lane>) -> Self {
+        Self { lane, reader: Reader::default() }
+    }
+
+    /// `first` and all that is there already.
+    fn read(
+        &mut self,
+        first: v1::Frame,
+        mut more: impl FnMut() -> Result<Option<v1::Frame>, Failure>,
+    ) -> Result<Vec<(u32, tern_core::wire::compact::Read)>, Failure> {
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        while let Some(frame) = next {
+            let allowed = self.lane.is_none() || frame.lane().is_none() || frame.lane() == self.lane;
+            if !allowed {
+                let lane = self.lane.map_or(0, Lane::index);
+                return Err(network(Refusal::new(Code::WrongMoment, format!("a frame on the wrong lane {lane}"))));
+            }
+            let req = frame.req;
+            // An empty frame is one of a newer version: nothing to act on.
+            if frame.body.is_some() || frame.encoded_len() > 0 {
+                batch.push((req, self.reader.read(frame).map_err(network)?));
+            }
+            next = more()?;
+        }
+        Ok(batch)
+    }
+}

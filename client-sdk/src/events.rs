@@ -1,0 +1,143 @@
+//! What the application is told, as it happens.
+
+use tern_core::client::{Change, ConnectionState, MessageId};
+use tern_core::ids::{ConvId, Origin, Seq};
+use tern_core::wire::v1::gap::Reason;
+use tokio::sync::broadcast;
+
+/// Something happened. Everything but `Lagged` is told after it is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The connection's state changed.
+    Connection(ConnectionState),
+    /// A timeline changed: a message was appended, inserted or moved. Read it with `Client::message`.
+    Message(Change),
+    /// An own message is durable in one region.
+    Sent {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+    },
+    /// An own message is durable in a second region, or in the only one there is.
+    Stable {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+        /// In how many regions at least.
+        regions: u32,
+    },
+    /// An own message was refused; it holds back what follows in its conversation until it is retried or
+    /// discarded.
+    Failed {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+        /// See `tern_core::codes::Code`.
+        code: u32,
+        /// The server's words, for a developer.
+        message: String,
+    },
+    /// An own message was released before it was stable, because more is waiting than is kept.
+    AtRisk {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+    },
+    /// Acked messages are offered to the connected region, which lacks them: their own region is silent.
+    ReOffered {
+        /// Where.
+        conversation: ConvId,
+        /// How many.
+        count: usize,
+    },
+    /// Entries can't be had, for good.
+    Gap {
+        /// Where.
+        conversation: ConvId,
+        /// Whose log.
+        origin: Origin,
+        /// First seq.
+        from: Seq,
+        /// Last seq.
+        to: Seq,
+        /// Why.
+        reason: Reason,
+    },
+    /// The server ended this client, for example because this install connected elsewhere. It stays offline
+    /// until `Client::reconnect`.
+    Kicked {
+        /// See `tern_core::codes::Code`.
+        code: u32,
+        /// The server's words.
+        message: String,
+    },
+    /// A direct conversation got its final id with the first connection ever.
+    Renamed {
+        /// Before.
+        from: ConvId,
+        /// Now.
+        to: ConvId,
+    },
+    /// The local store failed. Nothing is lost; it is tried again, and until then the client is offline.
+    StoreFailed {
+        /// What failed, and what may be done.
+        message: String,
+    },
+    /// This subscriber was too slow and missed events: read the timelines again.
+    Lagged {
+        /// How many.
+        missed: u64,
+    },
+}
+
+impl From<tern_core::client::Event> for Event {
+    fn from(event: tern_core::client::Event) -> Self {
+        use tern_core::client::Event as E;
+        match event {
+            E::Connection(state) => Self::Connection(state),
+            E::Sent { conversation, id } => Self::Sent { conversation, id },
+            E::Stable { conversation, id, regions } => Self::Stable { conversation, id, regions },
+            E::Failed { conversation, id, code, message } => Self::Failed { conversation, id, code, message },
+            E::AtRisk { conversation, id } => Self::AtRisk { conversation, id },
+            E::ReOffered { conversation, count } => Self::ReOffered { conversation, count },
+            E::Gap { conversation, origin, from, to, reason } => Self::Gap { conversation, origin, from, to, reason },
+            E::Kicked { code, message } => Self::Kicked { code, message },
+            E::Renamed { from, to } => Self::Renamed { from, to },
+        }
+    }
+}
+
+/// A subscription: everything that happens from its making on. Bounded by [`crate::limits::EVENTS`]; what
+/// does not fit is dropped, and [`Event::Lagged`] says so.
+#[derive(Debug)]
+pub struct Events {
+    receiver: broadcast::Receiver<Event>,
+}
+
+impl Events {
+    pub(crate) fn new(receiver: broadcast::Receiver<Event>) -> Self {
+        Self { receiver }
+    }
+
+    /// The next event; `None` once the client is closed. May be cancelled without losing an event.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Lagged { missed }),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+
+    /// The next event that is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        match self.receiver.try_recv() {
+            Ok(event) => Some(event),
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => Some(Event::Lagged { missed }),
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => None,
+        }
+    }
+}

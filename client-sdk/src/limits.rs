@@ -1,0 +1,27 @@
+//! The driver's limits, each with the reason for its value. Those of the protocol and the machine are in
+//! `tern_core::limits` and `tern_core::client::limits`.
+
+use std::time::Duration;
+
+/// Events that a subscriber may be behind before it misses some and is told so: a long burst of messages.
+pub const EVENTS: usize = 4096;
+/// Largest dispatch answer that is read: a hundred times a usual one.
+pub const DISPATCH_ANSWER_BYTES: usize = 256 * 1024;
+/// Shortest and longest time that a dispatch answer is used without asking again.
+pub const DISPATCH_TTL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(24 * 60 * 60));
+/// Shortest and longest time-out of an attempt that dispatch may set.
+pub const ATTEMPT_TIMEOUT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Edges taken from one dispatch answer.
+pub const EDGES: usize = 16;
+/// Addresses tried of one edge.
+pub const ADDRESSES: usize = 4;
+/// After a failed transaction the store is read again after this time, doubling up to [`STORE_PAUSE_MAX`].
+pub const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// See [`STORE_PAUSE`].
+pub const STORE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long paging back waits for what it asked for.
+pub const PAGINATE: Duration = Duration::from_secs(15);
+/// How long `close` waits for the driver to end.
+pub const CLOSE: Duration = Duration::from_secs(5);
+/// Timers fire at most this often: a guard against a machine that asks for the past.
+pub const TICK_MIN: Duration = Duration::from_millis(1);

@@ -1,0 +1,538 @@
+//! The store of a device: one SQLite file per user.
+//!
+//! WAL with `synchronous = FULL`: a transaction is on disk when its commit returns. A lock file keeps a second
+//! client out, because two machines over one store would give one identity to two messages. A failed
+//! transaction is rolled back whole; the caller builds its machine anew from what is there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use tern_core::client::{
+    Change, ConversationImage, ConversationRecord, Image, Intervals, Message, MessageId, MessageState, Op, OriginState,
+    Outgoing, OutgoingRecord, Placed, choose_install, key_bytes, key_from_bytes, merge_copy,
+};
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+
+use super::format::{heads_bytes, heads_from, origin_bytes, origin_from, places_bytes, places_from};
+use super::keys::KeyStore;
+use super::schema::MIGRATIONS;
+use super::{LocalStore, OpenError, StoreError};
+
+/// How long a transaction waits for a program that reads the file, such as a backup.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct SqliteStore {
+    db: Connection,
+    user: UserId,
+    _lock: File,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(e: rusqlite::Error) -> Self {
+        match e.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+                Self::ReadOnly(e.to_string())
+            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(e.to_string()),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            _ => match e {
+                rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
+                    Self::Corrupt(e.to_string())
+                }
+                e => Self::Failed(e.to_string()),
+            },
+        }
+    }
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Corrupt(format!("{what} can't be understood"))
+}
+
+impl SqliteStore {
+    /// Where the database of `user` lies in `dir`.
+    pub fn path(dir: &Path, user: &UserId) -> PathBuf {
+        let hash = body_hash(user.as_str().as_bytes());
+        let name: String = hash[..16].iter().map(|b| format!("{b:02x}")).collect();
+        dir.join(format!("{name}.tern"))
+    }
+
+    /// Opens or makes the store of `user` in `dir`, and begins a new start of it: `fresh` becomes the install
+    /// id if a new one is needed (R3). `keys` is the second place of the install id.
+    pub fn open(dir: &Path, user: &UserId, keys: &dyn KeyStore, fresh: InstallId) -> Result<Self, OpenError> {
+        let io = |path: &Path, cause| OpenError::Io { path: path.to_owned(), cause };
+        fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+        let path = Self::path(dir, user);
+        let lock_path = path.with_extension("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|e| io(&lock_path, e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
+            Err(TryLockError::Error(e)) => return Err(io(&lock_path, e)),
+        }
+        let db = Connection::open(&path).map_err(StoreError::from)?;
+        let mut store = Self { db, user: user.clone(), _lock: lock };
+        store.prepare(&path)?;
+        store.begin_start(keys, fresh)?;
+        Ok(store)
+    }
+
+    fn prepare(&mut self, path: &Path) -> Result<(), OpenError> {
+        let db = &mut self.db;
+        db.busy_timeout(BUSY_TIMEOUT).map_err(StoreError::from)?;
+        // Reports an unreadable header before anything is written.
+        let found: i64 = db.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(StoreError::from)?;
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        if found > known {
+            return Err(OpenError::TooNew { path: path.to_owned(), found, known });
+        }
+        db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get::<_, String>(0)).map_err(StoreError::from)?;
+        db.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = OFF; PRAGMA journal_size_limit = 4194304;")
+            .map_err(StoreError::from)?;
+        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
+        for (index, step) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+            tx.execute_batch(step).map_err(StoreError::from)?;
+            tx.pragma_update(None, "user_version", i64::try_from(index + 1).unwrap_or(i64::MAX)).map_err(StoreError::from)?;
+        }
+        match meta(&tx, "user")? {
+            Some(found) if found != self.user.as_str().as_bytes() => {
+                let found = String::from_utf8_lossy(&found).into_owned();
+                return Err(OpenError::OtherUser { path: path.to_owned(), found });
+            }
+            Some(_) => {}
+            None => set_meta(&tx, "user", self.user.as_str().as_bytes())?,
+        }
+        tx.commit().map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    fn begin_start(&mut self, keys: &dyn KeyStore, fresh: InstallId) -> Result<(), OpenError> {
+        let kept = keys.load().map_err(OpenError::Keys)?;
+        let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
+        let here = match (meta(&tx, "install")?, meta(&tx, "starts")?) {
+            (Some(install), Some(starts)) => {
+                let starts = starts.try_into().map(u64::from_be_bytes).map_err(|_| damaged("the start counter"))?;
+                Some((InstallId::from_bytes(&install).map_err(|_| damaged("the install id"))?, starts))
+            }
+            _ => None,
+        };
+        let (install, starts, new) = choose_install(here.as_ref(), kept.as_ref(), fresh);
+        set_meta(&tx, "starts", &starts.to_be_bytes())?;
+        apply_install(&tx, &install, new)?;
+        tx.commit().map_err(StoreError::from)?;
+        // A crash before this line leaves two places that differ: the next start draws a new id, no harm.
+        keys.save(&install, starts).map_err(OpenError::Keys)
+    }
+}
+
+fn meta(db: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |r| r.get(0)).optional()?)
+}
+
+fn set_meta(db: &Connection, name: &str, value: &[u8]) -> Result<(), StoreError> {
+    db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
+    Ok(())
+}
+
+fn apply_install(tx: &Transaction<'_>, install: &InstallId, fresh: bool) -> Result<(), StoreError> {
+    set_meta(tx, "install", install.as_str().as_bytes())?;
+    if fresh {
+        tx.execute("UPDATE conversation SET next_n = 1", [])?;
+    }
+    Ok(())
+}
+
+fn id_of(id: MessageId) -> i64 {
+    id.0.cast_signed()
+}
+
+impl LocalStore for SqliteStore {
+    fn load(&mut self) -> Result<Image, StoreError> {
+        let tx = self.db.transaction()?;
+        let install = meta(&tx, "install")?.ok_or_else(|| damaged("the install id"))?;
+        let install = InstallId::from_bytes(&install).map_err(|_| damaged("the install id"))?;
+        let newest: Option<i64> = tx.query_row("SELECT max(id) FROM message", [], |r| r.get(0))?;
+        let floor = match meta(&tx, "next_id")? {
+            Some(bytes) => bytes.try_into().map(u64::from_be_bytes).map_err(|_| damaged("the message counter"))?,
+            None => 1,
+        };
+        let dispatch = match (meta(&tx, "dispatch")?, meta(&tx, "dispatch_ms")?) {
+            (Some(answer), Some(ms)) => {
+                let ms = ms.try_into().map(u64::from_be_bytes).map_err(|_| damaged("the dispatch time"))?;
+                Some((Bytes::from(answer), ms))
+            }
+            _ => None,
+        };
+        Ok(Image {
+            install,
+            salt: meta(&tx, "salt")?.map(Bytes::from),
+            next_id: floor.max(newest.unwrap_or(0).cast_unsigned() + 1),
+            cursors: load_cursors(&tx)?,
+            conversations: load_conversations(&tx)?,
+            outgoing: load_outgoing(&tx)?,
+            dispatch,
+        })
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<Vec<Change>, StoreError> {
+        let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut changes = Vec::new();
+        for op in ops {
+            apply_one(&tx, &self.user, op, &mut changes)?;
+        }
+        tx.commit()?;
+        Ok(changes)
+    }
+
+    fn timeline(&self, conversation: ConvId, horizon: u64, limit: usize) -> Result<Vec<Message>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = "SELECT * FROM message WHERE conversation = ?1 AND key >= ?2 ORDER BY key DESC, id DESC LIMIT ?3";
+        let mut all = messages(&self.db, sql, params![conversation.0, horizon.to_be_bytes(), limit])?;
+        all.reverse();
+        let pending = "SELECT message.* FROM message JOIN outbox ON message.id = outbox.id
+                       WHERE message.conversation = ?1 AND message.key IS NULL ORDER BY message.id";
+        all.extend(messages(&self.db, pending, params![conversation.0])?);
+        Ok(all)
+    }
+
+    fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError> {
+        Ok(messages(&self.db, "SELECT * FROM message WHERE id = ?1", params![id_of(id)])?.pop())
+    }
+
+    fn unread(&self, conversation: ConvId) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM message WHERE conversation = ?1 AND unread = 1";
+        let count: i64 = self.db.query_row(sql, [conversation.0], |r| r.get(0))?;
+        Ok(count.cast_unsigned())
+    }
+}
+
+fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Change>) -> Result<(), StoreError> {
+    match op {
+        Op::Install { install, fresh } => apply_install(tx, install, *fresh)?,
+        Op::Salt(salt) => set_meta(tx, "salt", salt)?,
+        Op::Rename { from, to } => {
+            for table in ["vector", "copy", "message", "outbox"] {
+                let sql = format!("UPDATE {table} SET conversation = ?2 WHERE conversation = ?1");
+                tx.execute(&sql, params![from.0, to.0])?;
+            }
+            tx.execute("UPDATE OR REPLACE conversation SET id = ?2 WHERE id = ?1", params![from.0, to.0])?;
+        }
+        Op::Conversation(r) => {
+            tx.execute(
+                "INSERT OR REPLACE INTO conversation (id, peer, next_n, seen_hlc, mark, state, sighted)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    r.id.0,
+                    r.peer.as_ref().map(UserId::as_str),
+                    r.next_n.cast_signed(),
+                    r.seen_hlc.cast_signed(),
+                    heads_bytes(&r.mark),
+                    r.state,
+                    r.sighted
+                ],
+            )?;
+        }
+        Op::Vector { conversation, origin, state } => {
+            tx.execute(
+                "INSERT OR REPLACE INTO vector (conversation, origin, head, floor, floor_hlc, held, lost)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    conversation.0,
+                    origin_bytes(*origin),
+                    state.head.cast_signed(),
+                    state.floor.cast_signed(),
+                    state.floor_hlc.cast_signed(),
+                    state.held.to_bytes(),
+                    state.lost.to_bytes()
+                ],
+            )?;
+        }
+        Op::Entry { id, conversation, entry, unread } => {
+            changes.extend(apply_entry(tx, *id, *conversation, entry, *unread)?);
+        }
+        Op::Queue(out) => apply_queue(tx, user, out)?,
+        Op::Outgoing(record) => {
+            put_outgoing(tx, record)?;
+            tx.execute(
+                "UPDATE message SET install = ?2, n = ?3, state = ?4 WHERE id = ?1",
+                params![id_of(record.id), record.install.as_str(), record.n.cast_signed(), record.state.to_code()],
+            )?;
+        }
+        Op::Release { id, state } => {
+            tx.execute("DELETE FROM outbox WHERE id = ?1", [id_of(*id)])?;
+            tx.execute("UPDATE message SET state = ?2 WHERE id = ?1", params![id_of(*id), state.to_code()])?;
+        }
+        Op::Discard(id) => {
+            // The id must not come back for another message.
+            let newest: Option<i64> = tx.query_row("SELECT max(id) FROM message", [], |r| r.get(0))?;
+            let next = newest.unwrap_or(0).max(id_of(*id)).cast_unsigned() + 1;
+            let kept = meta(tx, "next_id")?.and_then(|b| b.try_into().ok()).map_or(0, u64::from_be_bytes);
+            set_meta(tx, "next_id", &next.max(kept).to_be_bytes())?;
+            tx.execute("DELETE FROM outbox WHERE id = ?1", [id_of(*id)])?;
+            tx.execute("DELETE FROM message WHERE id = ?1", [id_of(*id)])?;
+        }
+        Op::Read(conversation) => {
+            tx.execute("UPDATE message SET unread = 0 WHERE conversation = ?1 AND unread = 1", [conversation.0])?;
+        }
+        Op::Cursor(c) => {
+            tx.execute(
+                "INSERT OR REPLACE INTO cursor (region, era, rev) VALUES (?1, ?2, ?3)",
+                params![c.store.region, c.store.era.cast_signed(), c.rev.0.cast_signed()],
+            )?;
+        }
+        Op::Dispatch { answer, wall_ms } => {
+            set_meta(tx, "dispatch", answer)?;
+            set_meta(tx, "dispatch_ms", &wall_ms.to_be_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+fn apply_queue(tx: &Transaction<'_>, user: &UserId, out: &Outgoing) -> Result<(), StoreError> {
+    let r = &out.record;
+    let by = Identity { user: user.clone(), install: r.install.clone(), n: r.n };
+    insert_message(tx, r.id, r.conversation, &by, &body_hash(&out.body), (out.kind, out.wall_ms, &out.body), r.state, false)?;
+    put_outgoing(tx, r)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one row, and every value is another column")]
+fn insert_message(
+    tx: &Transaction<'_>,
+    id: MessageId,
+    conversation: ConvId,
+    by: &Identity,
+    hash: &[u8; 32],
+    (kind, wall_ms, body): (u32, u64, &[u8]),
+    state: MessageState,
+    unread: bool,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO message (id, conversation, user, install, n, hash, kind, wall_ms, body, key, state, unread)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, NULL, ?10, ?11)",
+        params![
+            id_of(id),
+            conversation.0,
+            by.user.as_str(),
+            by.install.as_str(),
+            by.n.cast_signed(),
+            hash,
+            kind,
+            wall_ms.cast_signed(),
+            body,
+            state.to_code(),
+            unread
+        ],
+    )?;
+    Ok(())
+}
+
+fn put_outgoing(tx: &Transaction<'_>, r: &OutgoingRecord) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT OR REPLACE INTO outbox (id, conversation, install, n, state, key, receipt, places)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            id_of(r.id),
+            r.conversation.0,
+            r.install.as_str(),
+            r.n.cast_signed(),
+            r.state.to_code(),
+            r.acked.map(|(key, _)| key_bytes(key)),
+            r.acked.map(|(_, receipt)| receipt),
+            places_bytes(&r.places)
+        ],
+    )?;
+    Ok(())
+}
+
+fn apply_entry(
+    tx: &Transaction<'_>,
+    id: MessageId,
+    conversation: ConvId,
+    entry: &Entry,
+    unread: bool,
+) -> Result<Option<Change>, StoreError> {
+    let by = &entry.by;
+    let found = tx
+        .query_row(
+            "SELECT id, key, unread FROM message
+             WHERE conversation = ?1 AND user = ?2 AND install = ?3 AND n = ?4 AND hash = ?5 AND n <> 0",
+            params![conversation.0, by.user.as_str(), by.install.as_str(), by.n.cast_signed(), entry.body_hash],
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Option<Vec<u8>>>(1)?, r.get::<_, bool>(2)?)),
+        )
+        .optional()?;
+    let known = found.is_some();
+    let (row, key, was_unread) = match found {
+        Some((row, None, unread)) => (row, None, unread),
+        Some((row, Some(key), unread)) => {
+            (row, Some(key_from_bytes(&key).ok_or_else(|| damaged("a message's place"))?), unread)
+        }
+        None => {
+            let content = (entry.kind, entry.wall_ms, &entry.body[..]);
+            insert_message(tx, id, conversation, by, &entry.body_hash, content, MessageState::Received, unread)?;
+            (id_of(id), None, unread)
+        }
+    };
+    tx.execute(
+        "INSERT OR REPLACE INTO copy (conversation, origin, seq, message) VALUES (?1, ?2, ?3, ?4)",
+        params![conversation.0, origin_bytes(entry.place.origin), entry.place.seq.cast_signed(), row],
+    )?;
+    let (lowest, unread) = merge_copy((key, was_unread), entry.display_key(), unread);
+    if key == Some(lowest) && unread == was_unread {
+        return Ok(None);
+    }
+    tx.execute("UPDATE message SET key = ?2, unread = ?3 WHERE id = ?1", params![row, key_bytes(lowest), unread])?;
+    if key == Some(lowest) {
+        return Ok(None);
+    }
+    let neighbour = |sql: &str| {
+        let found = tx.query_row(sql, params![conversation.0, key_bytes(lowest), row], |r| r.get::<_, i64>(0)).optional();
+        found.map(|id| id.map(|id| MessageId(id.cast_unsigned())))
+    };
+    let after =
+        neighbour("SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1")?;
+    let what = if known {
+        Placed::Moved { after }
+    } else if neighbour("SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1")?.is_none() {
+        Placed::Appended
+    } else {
+        Placed::Inserted { after }
+    };
+    Ok(Some(Change { conversation, id: MessageId(row.cast_unsigned()), what }))
+}
+
+fn conv_of(bytes: &[u8]) -> Result<ConvId, StoreError> {
+    ConvId::from_slice(bytes).ok_or_else(|| damaged("a conversation's id"))
+}
+
+fn messages(db: &Connection, sql: &str, args: impl rusqlite::Params) -> Result<Vec<Message>, StoreError> {
+    let mut statement = db.prepare(sql)?;
+    let mut rows = statement.query(args)?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        all.push(message_of(row)?);
+    }
+    Ok(all)
+}
+
+fn message_of(row: &Row<'_>) -> Result<Message, StoreError> {
+    let key: Option<Vec<u8>> = row.get("key")?;
+    Ok(Message {
+        id: MessageId(row.get::<_, i64>("id")?.cast_unsigned()),
+        conversation: conv_of(&row.get::<_, Vec<u8>>("conversation")?)?,
+        by: Identity {
+            user: UserId::new(&row.get::<_, String>("user")?).map_err(|_| damaged("a sender"))?,
+            install: InstallId::new(&row.get::<_, String>("install")?).map_err(|_| damaged("an install id"))?,
+            n: row.get::<_, i64>("n")?.cast_unsigned(),
+        },
+        kind: row.get("kind")?,
+        wall_ms: row.get::<_, i64>("wall_ms")?.cast_unsigned(),
+        body: Bytes::from(row.get::<_, Vec<u8>>("body")?),
+        key: key.map(|k| key_from_bytes(&k).ok_or_else(|| damaged("a message's place"))).transpose()?,
+        state: MessageState::from_code(row.get("state")?).ok_or_else(|| damaged("a message's state"))?,
+        unread: row.get("unread")?,
+    })
+}
+
+fn load_cursors(tx: &Transaction<'_>) -> Result<BTreeMap<u8, Cursor>, StoreError> {
+    let mut statement = tx.prepare("SELECT region, era, rev FROM cursor")?;
+    let mut rows = statement.query([])?;
+    let mut all = BTreeMap::new();
+    while let Some(r) = rows.next()? {
+        let store = Origin { region: r.get(0)?, era: r.get::<_, i64>(1)?.cast_unsigned() };
+        all.insert(store.region, Cursor { store, rev: Rev(r.get::<_, i64>(2)?.cast_unsigned()) });
+    }
+    Ok(all)
+}
+
+fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId, ConversationImage>, StoreError> {
+    let mut all = BTreeMap::new();
+    let mut statement =
+        tx.prepare("SELECT id, peer, next_n, seen_hlc, mark, state, sighted FROM conversation")?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;
+        let peer: Option<String> = r.get(1)?;
+        let record = ConversationRecord {
+            id,
+            peer: peer.map(|p| UserId::new(&p).map_err(|_| damaged("a user's id"))).transpose()?,
+            next_n: r.get::<_, i64>(2)?.cast_unsigned(),
+            seen_hlc: r.get::<_, i64>(3)?.cast_unsigned(),
+            mark: heads_from(&r.get::<_, Vec<u8>>(4)?).ok_or_else(|| damaged("a read mark"))?,
+            state: r.get(5)?,
+            sighted: r.get(6)?,
+        };
+        all.insert(id, ConversationImage { record, origins: BTreeMap::new() });
+    }
+    let mut statement =
+        tx.prepare("SELECT conversation, origin, head, floor, floor_hlc, held, lost FROM vector")?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;
+        let origin = origin_from(&r.get::<_, Vec<u8>>(1)?).ok_or_else(|| damaged("an origin"))?;
+        let set = |bytes: Vec<u8>| Intervals::from_bytes(&bytes).ok_or_else(|| damaged("a set of entries"));
+        let state = OriginState {
+            head: r.get::<_, i64>(2)?.cast_unsigned(),
+            floor: r.get::<_, i64>(3)?.cast_unsigned(),
+            floor_hlc: r.get::<_, i64>(4)?.cast_unsigned(),
+            held: set(r.get(5)?)?,
+            lost: set(r.get(6)?)?,
+        };
+        let new = || ConversationImage { record: ConversationRecord::new(id, None), origins: BTreeMap::new() };
+        all.entry(id).or_insert_with(new).origins.insert(origin, state);
+    }
+    Ok(all)
+}
+
+fn load_outgoing(tx: &Transaction<'_>) -> Result<Vec<Outgoing>, StoreError> {
+    let mut all = Vec::new();
+    let mut statement = tx.prepare(
+        "SELECT o.id, o.conversation, o.install, o.n, o.state, o.key, o.receipt, o.places, m.kind, m.wall_ms, m.body
+         FROM outbox o JOIN message m ON m.id = o.id ORDER BY o.id",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let key: Option<Vec<u8>> = r.get(5)?;
+        let receipt: Option<Vec<u8>> = r.get(6)?;
+        let acked: Option<(Place, _)> = match (key, receipt) {
+            (Some(key), Some(receipt)) => {
+                let key = key_from_bytes(&key).ok_or_else(|| damaged("an acked place"))?;
+                Some((key, receipt.try_into().map_err(|_| damaged("a receipt"))?))
+            }
+            _ => None,
+        };
+        let record = OutgoingRecord {
+            id: MessageId(r.get::<_, i64>(0)?.cast_unsigned()),
+            conversation: conv_of(&r.get::<_, Vec<u8>>(1)?)?,
+            install: InstallId::new(&r.get::<_, String>(2)?).map_err(|_| damaged("an install id"))?,
+            n: r.get::<_, i64>(3)?.cast_unsigned(),
+            state: MessageState::from_code(r.get(4)?).ok_or_else(|| damaged("a message's state"))?,
+            acked,
+            places: places_from(&r.get::<_, Vec<u8>>(7)?).ok_or_else(|| damaged("the places of a message"))?,
+        };
+        all.push(Outgoing {
+            record,
+            kind: r.get(8)?,
+            wall_ms: r.get::<_, i64>(9)?.cast_unsigned(),
+            body: Bytes::from(r.get::<_, Vec<u8>>(10)?),
+        });
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+impl SqliteStore {
+    /// Lets the file not grow any more: SQLite then says what it says on a full disk.
+    pub(super) fn limit_pages_for_test(&self) {
+        let pages: i64 = self.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+        self.db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |r| r.get::<_, i64>(0)).unwrap();
+    }
+}
