@@ -5,7 +5,6 @@
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise. Nothing here names a user.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +21,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
+
+use crate::process;
 
 /// What `/readyz` asks: a name, and whether that part can do its work now.
 pub type Check = (&'static str, Box<dyn Fn() -> bool + Send + Sync>);
@@ -145,8 +146,8 @@ struct Process;
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let gauges = [
-            ("tern_process_resident", "Memory held by this process", Some(Unit::Bytes), resident_bytes()),
-            ("tern_process_open_files", "File descriptors in use", None, open_files()),
+            ("tern_process_resident", "Memory held by this process", Some(Unit::Bytes), process::resident_bytes()),
+            ("tern_process_open_files", "File descriptors in use", None, process::open_files()),
         ];
         for (name, help, unit, value) in gauges {
             if let Some(value) = value {
@@ -156,19 +157,6 @@ impl Collector for Process {
         }
         Ok(())
     }
-}
-
-/// None where the system does not say.
-fn resident_bytes() -> Option<i64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
-fn open_files() -> Option<i64> {
-    // One of them is the directory being read.
-    fs::read_dir("/proc/self/fd").ok().and_then(|files| i64::try_from(files.count()).ok()).map(|n| n - 1)
 }
 
 #[cfg(test)]

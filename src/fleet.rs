@@ -145,6 +145,11 @@ impl Fleet {
         command.process_group(0).kill_on_drop(true).spawn()
     }
 
+    /// Where the children's logs are.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
     /// The file that a child's log goes to.
     pub fn log_path(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))

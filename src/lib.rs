@@ -20,17 +20,21 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod admin;
+pub mod chat;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod dev;
+pub mod edge;
 pub mod exit;
 pub mod fleet;
 pub mod ipconf;
 pub mod logging;
 pub mod node;
 pub mod pki;
+pub mod process;
+pub mod region;
 pub mod stop;
 pub mod token;
 
@@ -63,9 +67,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config { action } => config::show::run(global, *action),
         Command::Dev(args) => dev::run(global, args),
         Command::Ipconf(args) => ipconf::run(global, args),
-        Command::Demo(_) | Command::Region(_) | Command::Edge(_) | Command::Chat(_) => {
-            Err(Failure::Usage("not built yet".into()))
-        }
+        Command::Region(args) => region::run(global, args),
+        Command::Edge(args) => edge::run(global, args),
+        Command::Demo(args) => demo::run(global, args),
+        Command::Chat(args) => chat::run(global, args),
     }
 }
 

@@ -9,7 +9,6 @@ use prometheus_client::registry::Registry;
 use prost::Message;
 use tern_core::ids::Region as RegionId;
 use tern_core::wire::node_v1::{EdgeLoad, LoadReport};
-use tern_core::wire::v1;
 use tern_ipconf::LoadTable;
 use tern_net::env::Env;
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig};
@@ -17,14 +16,14 @@ use tern_replication::store::embedded::{EmbeddedStore, Options};
 
 use crate::admin::{self, Readiness};
 use crate::cli::{Global, RegionArgs};
-use crate::edge::OwnEdge;
+use crate::edge::{OwnEdge, heartbeat};
 use crate::exit::Failure;
 use crate::fleet::Ready;
+use crate::ipconf;
 use crate::logging;
 use crate::node::Node;
 use crate::pki::region_server_name;
 use crate::stop::Stop;
-use crate::ipconf;
 
 /// How long a stopping region waits until its peers hold what it has acked. A peer that is down would make
 /// it wait for ever; what is missing is shipped after the next start.
@@ -61,6 +60,7 @@ struct Serving {
     store: Arc<EmbeddedStore>,
     region: Arc<Region>,
     edge: OwnEdge,
+    loads: Arc<LoadTable>,
     readiness: Readiness,
     ready: Ready,
 }
@@ -73,9 +73,10 @@ impl Serving {
 
         // Everything that can be wrong with files comes before the first socket.
         let (server, client) = node.node_tls()?;
-        let config = config(node).await?;
+        let mut config = config(node).await?;
         let edge = OwnEdge::new(node, &mut registry)?;
-        let store = open_store(node)?;
+        let (store, whole) = open_store(node)?;
+        config.store_damaged = !whole;
         store.metrics().register(&mut registry);
 
         let loads = LoadTable::new();
@@ -89,9 +90,8 @@ impl Serving {
 
         let checked = region.clone();
         let readiness = Readiness::new(vec![("store", Box::new(move || checked.health().0))]);
-        let told = own_loads(loads, node.region, node.env.clone());
-        let admin =
-            admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), Some(told)).await?;
+        let told = own_loads(loads.clone(), node.region, node.env.clone());
+        let admin = admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), Some(told)).await?;
         readiness.set_serving(true);
         let ready = Ready {
             ready: node.name.clone(),
@@ -100,15 +100,21 @@ impl Serving {
             node: Some(region.node_addr()),
             admin: Some(admin),
         };
-        Ok(Self { store, region, edge, readiness, ready })
+        Ok(Self { store, region, edge, loads, readiness, ready })
     }
 
     /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
     async fn stop(self, node: &Node) -> Result<()> {
         self.readiness.set_serving(false);
-        self.edge.drain(node.settings.edge_drain_window).await;
+        let now = node.env.clock.now();
+        // The edges of this region lose their core now: others are better.
+        let elsewhere = node.settings.peers.iter().flat_map(|peer| self.loads.own_loads(peer.region, now));
+        let alternates = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses).collect();
+        self.edge.drain(node, alternates).await;
         if !self.region.stop(LINK_ACKS_WITHIN).await {
-            tracing::warn!("some messages are not yet held by every other region; they are shipped after the next start");
+            tracing::warn!(
+                "some messages are not yet held by every other region; they are shipped after the next start"
+            );
         }
         self.store.close().await.context("the store could not be closed in order; the next start takes a new era")?;
         tracing::info!("stopped");
@@ -116,8 +122,8 @@ impl Serving {
     }
 }
 
-/// Opens the store, or makes it.
-fn open_store(node: &Node) -> Result<Arc<EmbeddedStore>> {
+/// Opens the store, or makes it. Whether nothing of it is missing.
+fn open_store(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
     let settings = &node.settings;
     let mut options = Options::new(node.region);
     options.init = settings.region_init;
@@ -125,7 +131,10 @@ fn open_store(node: &Node) -> Result<Arc<EmbeddedStore>> {
     options.cache_bytes = settings.store_cache.0;
     let (store, report) = EmbeddedStore::open(&settings.data.join("store"), options)?;
     for cut in &report.cut {
-        tracing::warn!(?cut, "the end of a log was torn and has been cut: nothing in it had been acked");
+        tracing::warn!(
+            ?cut,
+            "the end of a log was torn and has been cut; what was acked of it is offered again by its senders"
+        );
     }
     for damaged in &report.damaged {
         tracing::error!(?damaged, "a log is damaged and refused; other regions may hold it");
@@ -134,10 +143,13 @@ fn open_store(node: &Node) -> Result<Arc<EmbeddedStore>> {
         tracing::error!(?unreadable, "part of the store can't be read; what lies in it is refused");
     }
     tracing::info!(
-        created = report.created, logs = report.logs, entries = report.entries,
-        ms = report.duration.as_millis(), "store is open"
+        created = report.created,
+        logs = report.logs,
+        entries = report.entries,
+        ms = report.duration.as_millis(),
+        "store is open"
     );
-    Ok(Arc::new(store))
+    Ok((Arc::new(store), report.may_keep_era()))
 }
 
 async fn config(node: &Node) -> Result<RegionConfig> {
@@ -162,11 +174,8 @@ async fn config(node: &Node) -> Result<RegionConfig> {
         receipt_key,
         deployment,
         reoffer_after: settings.reoffer_after,
-        heartbeat: v1::Heartbeat {
-            foreground_ms: crate::millis(settings.heartbeat_foreground),
-            background_ms_min: crate::millis(settings.heartbeat_background_min),
-            background_ms_max: crate::millis(settings.heartbeat_background_max),
-        },
+        heartbeat: heartbeat(settings),
+        store_damaged: false,
     })
 }
 
@@ -189,4 +198,3 @@ impl LoadExchange for Loads {
 fn own_loads(loads: Arc<LoadTable>, region: RegionId, env: Env) -> admin::Loads {
     Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()) }.encode_to_vec())
 }
-

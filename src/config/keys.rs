@@ -87,6 +87,8 @@ settings! {
 
     /// Address that clients and nodes are served on.
     listen_ip: IpAddr = "listen.ip", "\"0.0.0.0\"";
+    /// Further addresses that clients are served on, such as "[::]:443"; port 0 is the client port.
+    listen_also: Vec<SocketAddr> = "listen.also", "[]";
     /// Port for clients, QUIC and TCP. Unset: 7400 + 10 x region.
     listen_client: Option<u16> = "listen.client", "";
     /// Port for dispatch (HTTPS). Unset: the client port + 1.

@@ -1,0 +1,389 @@
+//! `tern chat`: a client in a terminal, plain enough to be piped.
+//!
+//! What is typed is in the local store before the next prompt, connected or not. Lines that begin with `--`
+//! are about the connection and about one's own messages; all others are messages.
+
+pub mod input;
+
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tern_client::{
+    Change, Client, ConnectionState, Conversation, Draft, Event, Message, MessageId, MessageState, Placed, UserId,
+};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use crate::cli::{ChatArgs, Global};
+use crate::cluster::Endpoints;
+use crate::demo::person::{client_config, tokens};
+use crate::exit::Failure;
+use crate::logging;
+use crate::stop::Stop;
+use input::{HELP, Input};
+
+/// Messages shown when a conversation is opened: a screen.
+const OPENING: usize = 20;
+/// Lines that may be typed ahead.
+const TYPED_AHEAD: usize = 64;
+/// Once the input has ended, this long is waited for what was typed to be acked.
+const FLUSH_WITHIN: Duration = Duration::from_secs(10);
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Characters of an own message that are repeated when something became of it.
+const EXCERPT: usize = 40;
+/// Failed messages that one command looks through.
+const OUTBOX: usize = 10_000;
+
+/// Chats until the input ends or `/quit`.
+pub fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
+    // Somebody reads along: only what needs attention, unless asked for more.
+    let quiet = Global { log: Some(global.log.clone().unwrap_or_else(|| "error".into())), ..global.clone() };
+    let settings = crate::settings(&quiet, &[])?;
+    logging::start(&settings.log_level, settings.log_json)?;
+    crate::block_on(async {
+        let mut stop = Stop::watch(false)?;
+        let mut chat = Chat::open(global.json, args, &settings.data)?;
+        tokio::select! {
+            biased;
+            _ = stop.requested() => {}
+            outcome = chat.talk() => outcome?,
+        }
+        chat.client.close().await;
+        Ok(())
+    })
+}
+
+struct Chat {
+    json: bool,
+    client: Client,
+    with: Option<(UserId, Conversation)>,
+    told: Option<ConnectionState>,
+}
+
+impl Chat {
+    fn open(json: bool, args: &ChatArgs, data: &PathBuf) -> Result<Self> {
+        let endpoints = Endpoints::read(data)?;
+        let config = client_config(&endpoints, &args.user, args.near.as_deref())?;
+        let tokens = tokens(&endpoints, data, &args.user)?;
+        let client = Client::builder(config)
+            .store(data.join("chat"))
+            .token_provider(tokens)
+            .build()
+            .context("the local store can't be opened")?;
+        let mut chat = Self { json, client, with: None, told: None };
+        if let Some(peer) = &args.to {
+            chat.turn_to(peer.clone())?;
+        }
+        Ok(chat)
+    }
+
+    async fn talk(&mut self) -> Result<()> {
+        let mut lines = typed()?;
+        let mut events = self.client.events();
+        match self.with {
+            Some(_) => {}
+            None => self.list()?,
+        }
+        self.connection(self.client.connection());
+        loop {
+            tokio::select! {
+                biased;
+                event = events.next() => match event {
+                    Some(event) => self.note(event)?,
+                    None => return Ok(()),
+                },
+                line = lines.recv() => match line.as_deref().map(Input::parse) {
+                    Some(Ok(Input::Quit)) => return Ok(()),
+                    Some(Ok(input)) => self.act(input)?,
+                    Some(Err(what)) => self.remark("input", &what, json!({ "error": what })),
+                    None => break,
+                },
+            }
+        }
+        // The input was a file or a pipe: give what it held a chance to go out.
+        let until = Instant::now() + FLUSH_WITHIN;
+        while self.client.waiting().0 > 0 && Instant::now() < until {
+            while let Some(event) = events.try_next() {
+                self.note(event)?;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        while let Some(event) = events.try_next() {
+            self.note(event)?;
+        }
+        if self.client.waiting().0 > 0 {
+            self.remark(
+                "unsent",
+                "what is not sent yet is kept, and sent next time",
+                json!({ "messages": self.client.waiting().0 }),
+            );
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Say(text) => match &self.with {
+                Some((_, conversation)) => {
+                    if let Err(error) = conversation.send(Draft::text(text)) {
+                        self.remark("not taken", &error.to_string(), json!({ "error": error.to_string() }));
+                    }
+                }
+                None => self.remark("nobody", "say first to whom: /to USER", json!({})),
+            },
+            Input::To(peer) => self.turn_to(peer)?,
+            Input::History(count) => self.history(count)?,
+            Input::List => self.list()?,
+            Input::Status => self.status(),
+            Input::Retry => self.with_failed("retried", |conversation, id| Ok(conversation.retry(id)?))?,
+            Input::Discard => self.with_failed("discarded", |conversation, id| Ok(conversation.discard(id)?))?,
+            Input::Help => HELP.lines().for_each(|line| self.remark("", line, json!({ "help": line }))),
+            Input::Quit | Input::Empty => {}
+        }
+        Ok(())
+    }
+
+    fn turn_to(&mut self, peer: UserId) -> Result<()> {
+        let conversation = self.client.direct(&peer)?;
+        self.remark("talking to", peer.as_str(), json!({ "peer": peer.as_str() }));
+        self.with = Some((peer, conversation));
+        self.history(OPENING)
+    }
+
+    fn history(&self, count: usize) -> Result<()> {
+        if let Some((_, conversation)) = &self.with {
+            for message in conversation.timeline(count)?.messages {
+                self.show(&message, "");
+            }
+            conversation.mark_read()?;
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> Result<()> {
+        let all = self.client.conversations()?;
+        if all.is_empty() {
+            self.remark(
+                "",
+                "no conversations yet: /to USER begins one, /help lists the rest",
+                json!({ "conversations": 0 }),
+            );
+        }
+        for info in all {
+            let peer = info.peer.as_ref().map_or("?", UserId::as_str);
+            let more = if info.unread.exact { "" } else { " or more" };
+            let last = info.last.as_ref().map(|m| excerpt(&m.body)).unwrap_or_default();
+            self.remark(
+                peer,
+                &format!("{}{more} unread; {last}", info.unread.count),
+                json!({ "peer": peer, "unread": info.unread.count, "exact": info.unread.exact, "last": last }),
+            );
+        }
+        Ok(())
+    }
+
+    fn status(&self) {
+        let (unsent, unstable) = self.client.waiting();
+        let trip = self.client.round_trip().map_or_else(String::new, |t| format!(", round trip {} ms", t.as_millis()));
+        self.remark(
+            "status",
+            &format!(
+                "{}{trip}; {unsent} not sent, {unstable} sent and not yet in a second region",
+                described(&self.client.connection())
+            ),
+            json!({ "connection": described(&self.client.connection()), "unsent": unsent, "unstable": unstable }),
+        );
+    }
+
+    fn with_failed(&self, done: &str, act: impl Fn(&Conversation, MessageId) -> Result<()>) -> Result<()> {
+        let Some((_, conversation)) = &self.with else { return Ok(()) };
+        let messages = conversation.timeline(OUTBOX)?.messages;
+        let failed: Vec<_> = messages.into_iter().filter(|m| matches!(m.state, MessageState::Failed(_))).collect();
+        for message in &failed {
+            match act(conversation, message.id) {
+                Ok(()) => self.remark(done, &excerpt(&message.body), json!({ "id": message.id.0 })),
+                Err(error) => self.remark("not done", &error.to_string(), json!({ "error": error.to_string() })),
+            }
+        }
+        if failed.is_empty() {
+            self.remark("", "nothing was refused here", json!({}));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Connection(state) => self.connection(state),
+            Event::Message(Change { id, what, .. }) => {
+                if let Some(message) = self.client.message(id)?
+                    && message.state == MessageState::Received
+                {
+                    let place = match what {
+                        Placed::Appended => "",
+                        Placed::Inserted { .. } => " (late)",
+                        Placed::Moved { .. } => return Ok(()),
+                    };
+                    self.show(&message, place);
+                    if let Some((_, conversation)) = self.with.as_ref().filter(|(_, c)| c.id() == message.conversation)
+                    {
+                        conversation.mark_read()?;
+                    }
+                }
+            }
+            Event::Sent { id, .. } => self.became(id, "sent", json!({}))?,
+            Event::Stable { id, regions, .. } => self.became(id, "stable", json!({ "regions": regions }))?,
+            Event::Failed { id, code, message, .. } => {
+                self.became(id, "refused", json!({ "code": code, "reason": message }))?;
+                self.remark("refused", &format!("{message}; /retry or /discard"), json!({ "code": code }));
+            }
+            Event::AtRisk { id, .. } => self.became(id, "at risk", json!({}))?,
+            Event::ReOffered { count, .. } => {
+                self.remark("offering", &format!("{count} messages to another region"), json!({ "count": count }));
+            }
+            Event::Gap { from, to, reason, .. } => self.remark(
+                "gap",
+                &format!("{} messages can't be had ({reason:?})", to.saturating_sub(from) + 1),
+                json!({ "from": from, "to": to }),
+            ),
+            Event::Kicked { message, .. } => self.remark("ended", &message, json!({ "reason": message })),
+            Event::StoreFailed { message } => self.remark("store", &message, json!({ "error": message })),
+            Event::Lagged { missed } => {
+                self.remark(
+                    "behind",
+                    &format!("{missed} events were not shown; /history shows the messages"),
+                    json!({ "missed": missed }),
+                );
+            }
+            Event::Renamed { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn became(&self, id: MessageId, what: &str, more: serde_json::Value) -> Result<()> {
+        if let Some(message) = self.client.message(id)? {
+            self.remark(what, &excerpt(&message.body), json!({ "id": id.0, "more": more }));
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, state: ConnectionState) {
+        // Waiting times change with every attempt: say once that it is connecting.
+        let same = match (&self.told, &state) {
+            (Some(ConnectionState::Connecting { .. }), ConnectionState::Connecting { .. })
+            | (Some(ConnectionState::Recovering { .. }), ConnectionState::Recovering { .. }) => true,
+            (told, state) => told.as_ref() == Some(state),
+        };
+        if !same {
+            self.remark("connection", &described(&state), json!({ "connection": described(&state) }));
+        }
+        self.told = Some(state);
+    }
+
+    fn show(&self, message: &Message, place: &str) {
+        let text = String::from_utf8_lossy(&message.body);
+        let state = match message.state {
+            MessageState::Queued => " (not sent yet)",
+            MessageState::Failed(_) => " (refused)",
+            MessageState::Sent => " (sent)",
+            MessageState::Received | MessageState::Stable | MessageState::AtRisk => "",
+        };
+        if self.json {
+            print_line(
+                &json!({
+                    "event": "message", "from": message.by.user.as_str(), "text": text, "wall_ms": message.wall_ms,
+                    "state": format!("{:?}", message.state),
+                })
+                .to_string(),
+            );
+        } else {
+            print_line(&format!("{} {}: {}{state}{place}", clock(message.wall_ms), message.by.user, printable(&text)));
+        }
+    }
+
+    fn remark(&self, what: &str, text: &str, mut data: serde_json::Value) {
+        if self.json {
+            if let serde_json::Value::Object(fields) = &mut data {
+                fields.insert("event".into(), json!(what));
+            }
+            print_line(&data.to_string());
+        } else {
+            let gap = if what.is_empty() { "" } else { " " };
+            print_line(&format!("-- {what}{gap}{}", printable(text)));
+        }
+    }
+}
+
+/// Lines from standard input, read by a thread: a terminal can't be waited for in any other way.
+fn typed() -> Result<mpsc::Receiver<String>> {
+    let (tell, lines) = mpsc::channel(TYPED_AHEAD);
+    let read = move || {
+        for line in io::stdin().lock().lines() {
+            // An error is an end, and so is a chat that is over.
+            let Ok(line) = line else { return };
+            if tell.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("tern-typed".into()).spawn(read).context("can't start a thread")?;
+    Ok(lines)
+}
+
+fn print_line(line: &str) {
+    // Whoever reads along may stop to; messages are in the store all the same.
+    let _closed = writeln!(io::stdout(), "{line}").and_then(|()| io::stdout().flush());
+}
+
+fn described(state: &ConnectionState) -> String {
+    match state {
+        ConnectionState::Offline => "offline".into(),
+        ConnectionState::Connecting { .. } => "connecting".into(),
+        ConnectionState::Recovering { edge, region, transport, .. } => {
+            format!("catching up at {edge} in {region} by {}", transport.name())
+        }
+        ConnectionState::Live { edge, region, transport } => {
+            format!("live at {edge} in {region} by {}", transport.name())
+        }
+    }
+}
+
+/// What others write must not move this terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+fn excerpt(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let mut short: String = printable(&text).chars().take(EXCERPT).collect();
+    if text.chars().count() > EXCERPT {
+        short.push_str("...");
+    }
+    short
+}
+
+/// Hours and minutes, UTC: the standard library knows no other time.
+fn clock(wall_ms: u64) -> String {
+    let minutes = wall_ms / 60_000;
+    format!("{:02}:{:02}", minutes / 60 % 24, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_can_not_move_the_cursor() {
+        assert_eq!(printable("a\u{1b}[2Jb\nc\td"), "a\u{fffd}[2Jb\u{fffd}c\td");
+        assert_eq!(excerpt(&[b'x'; 50]), format!("{}...", "x".repeat(40)));
+    }
+
+    #[test]
+    fn times_are_of_the_day() {
+        assert_eq!(clock(0), "00:00");
+        assert_eq!(clock(86_400_000 + 3_600_000 * 13 + 60_000 * 5), "13:05");
+    }
+}

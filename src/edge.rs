@@ -1,0 +1,168 @@
+//! `tern edge`: a further edge of a region; and the edge that a region's own process has.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
+use tern_core::edge_api::{CorePort, EdgePort};
+use tern_core::wire::{ALPN_CLIENT, v1};
+use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys};
+
+use crate::admin::{self, Readiness};
+use crate::cli::{Global, RoleArgs};
+use crate::config::{ConfigError, Settings};
+use crate::exit::Failure;
+use crate::fleet::Ready;
+use crate::logging;
+use crate::node::Node;
+use crate::pki::region_server_name;
+use crate::process;
+use crate::stop::Stop;
+
+/// How often the edge is told how busy this process is.
+const CPU_EVERY: Duration = Duration::from_secs(1);
+/// How long an edge that starts waits for its core before it serves without one. Clients that came before
+/// would be turned away.
+const CORE_WITHIN: Duration = Duration::from_secs(10);
+/// How often it looks.
+const CORE_POLL: Duration = Duration::from_millis(20);
+
+/// Runs an edge until told to stop.
+pub fn run(global: &Global, args: &RoleArgs) -> Result<(), Failure> {
+    let settings = crate::settings(global, &[])?;
+    logging::start(&settings.log_level, settings.log_json)?;
+    if settings.core.is_empty() {
+        let message = "core is empty: give the node addresses of the region's core, such as [\"192.0.2.1:7412\"]";
+        return Err(ConfigError(vec![message.into()]).into());
+    }
+    crate::block_on(async {
+        let mut stop = Stop::watch(args.stop_with_stdin)?;
+        let node = Node::new(settings)?;
+        let mut registry = Registry::default();
+        admin::register_process(&mut registry);
+        let (_, tls) = node.node_tls()?;
+        let edge = OwnEdge::new(&node, &mut registry)?;
+        let mut cores = Vec::new();
+        for core in &node.settings.core {
+            cores.push(node.resolve(core).await?);
+        }
+        let core_name = region_server_name(&node.region_name);
+        let core = EdgeLink::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
+        wait_for(&*core).await;
+        let client = edge.serve(&node, core.clone()).await?;
+        let readiness = Readiness::new(vec![("core", Box::new(move || core.reachable()))]);
+        readiness.set_serving(true);
+        let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness.clone(), None).await?;
+        let ready = Ready { ready: node.name.clone(), client: Some(client), admin: Some(admin), ..Ready::default() };
+        ready.print(global.json);
+
+        let reason = stop.requested().await;
+        tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+        readiness.set_serving(false);
+        tokio::select! {
+            biased;
+            _ = stop.requested() => tracing::warn!("stopped without draining"),
+            () = edge.drain(&node, Vec::new()) => tracing::info!("stopped"),
+        }
+        Ok(())
+    })
+}
+
+async fn wait_for(core: &dyn CorePort) {
+    let found = async {
+        while !core.reachable() {
+            tokio::time::sleep(CORE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(CORE_WITHIN, found).await.is_err() {
+        tracing::warn!("the core was not reached yet; clients are turned away until it is");
+    }
+}
+
+/// An edge of this process.
+#[derive(Debug)]
+pub struct OwnEdge {
+    edge: Arc<Edge>,
+    tls: Arc<rustls::ServerConfig>,
+}
+
+impl OwnEdge {
+    /// Reads keys and certificates; nothing listens yet.
+    pub fn new(node: &Node, registry: &mut Registry) -> Result<Self> {
+        let settings = &node.settings;
+        let keys = settings.path(&settings.tokens_file, "tokens.jwk");
+        let keys = TokenKeys::from_file(&keys).context("set tokens.file, or run `tern pki`")?;
+        let tls = node.public_tls(&[ALPN_CLIENT])?;
+        let config = config(node)?;
+        let edge = Edge::new(node.env.clone(), config, keys, EdgeMetrics::register(registry));
+        Ok(Self { edge, tls })
+    }
+
+    /// The edge as the core sees it.
+    pub fn port(&self) -> Arc<dyn EdgePort> {
+        self.edge.clone()
+    }
+
+    /// Serves clients, and returns where.
+    pub async fn serve(&self, node: &Node, core: Arc<dyn CorePort>) -> Result<SocketAddr> {
+        let bound = self.edge.run(core, self.tls.clone()).await.context("clients can't be served")?;
+        node.env.tasks.spawn(tell_cpu(self.edge.clone()));
+        Ok(bound.local_addr)
+    }
+
+    /// Sends the clients away, to `alternates` ("ip:port") if there are any, and returns when they are gone.
+    pub async fn drain(&self, node: &Node, alternates: Vec<String>) {
+        self.edge.set_alternates(alternates);
+        self.edge.drain(node.settings.edge_drain_window).await;
+        self.edge.stop();
+    }
+}
+
+async fn tell_cpu(edge: Arc<Edge>) {
+    let mut meter = process::CpuMeter::new();
+    loop {
+        tokio::time::sleep(CPU_EVERY).await;
+        if let Some(permille) = meter.permille(CPU_EVERY) {
+            edge.set_cpu_permille(permille);
+        }
+    }
+}
+
+fn config(node: &Node) -> Result<EdgeConfig> {
+    let settings = &node.settings;
+    let at = settings.region_at()?;
+    Ok(EdgeConfig {
+        name: node.name.clone(),
+        region: node.region,
+        region_name: node.region_name.clone(),
+        listen: settings.client_listen(),
+        listen_also: settings.listen_also.clone(),
+        advertise: settings.advertised()?,
+        audience: settings.deployment.clone(),
+        capacity: settings.edge_capacity,
+        failure_domain: settings.failure_domain()?,
+        latitude: at.latitude,
+        longitude: at.longitude,
+        heartbeat: Some(heartbeat(settings)),
+        limits: EdgeLimits {
+            hello_timeout: settings.limit_hello_timeout,
+            sends_per_second: settings.limit_sends_per_second,
+            sends_burst: settings.limit_sends_burst,
+            failed_handshakes_per_second: settings.limit_failed_handshakes,
+            failed_handshakes_burst: settings.limit_failed_handshakes.saturating_mul(2),
+            ..EdgeLimits::default()
+        },
+        ..EdgeConfig::default()
+    })
+}
+
+/// How often clients are told to send when idle.
+pub fn heartbeat(settings: &Settings) -> v1::Heartbeat {
+    v1::Heartbeat {
+        foreground_ms: crate::millis(settings.heartbeat_foreground),
+        background_ms_min: crate::millis(settings.heartbeat_background_min),
+        background_ms_max: crate::millis(settings.heartbeat_background_max),
+    }
+}

@@ -1,0 +1,81 @@
+//! What the kernel says about this process. None where it does not say.
+
+use std::fs;
+use std::time::Duration;
+
+/// Clock ticks a second in `/proc`: fixed at 100 on every Linux that programs see.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// Bytes of memory held.
+pub fn resident_bytes() -> Option<i64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// File descriptors in use.
+pub fn open_files() -> Option<i64> {
+    // One of them is the directory being read.
+    fs::read_dir("/proc/self/fd").ok().and_then(|files| i64::try_from(files.count()).ok()).map(|n| n - 1)
+}
+
+/// Processor time used since the start, of all threads.
+pub fn cpu_time() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the name, in parentheses, and may hold anything; user and system time are the 14th
+    // and 15th.
+    let after_name = &stat[stat.rfind(')')? + 1..];
+    let mut fields = after_name.split_whitespace().skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// How busy this process is.
+#[derive(Debug)]
+pub struct CpuMeter {
+    last: Option<Duration>,
+    processors: u32,
+}
+
+impl CpuMeter {
+    /// Begins now.
+    pub fn new() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
+        Self { last: cpu_time(), processors }
+    }
+
+    /// Of all processors, since the last call, which was `elapsed` ago: 1000 = all of them.
+    pub fn permille(&mut self, elapsed: Duration) -> Option<u32> {
+        let now = cpu_time()?;
+        let used = now.saturating_sub(self.last.replace(now)?);
+        let most = elapsed.as_millis().checked_mul(u128::from(self.processors)).filter(|most| *most > 0)?;
+        u32::try_from((used.as_millis() * 1000 / most).min(1000)).ok()
+    }
+}
+
+impl Default for CpuMeter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_this_process() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(open_files().unwrap() >= 3);
+        assert!(cpu_time().is_some());
+    }
+
+    #[test]
+    fn a_busy_process_has_a_high_share() {
+        let mut meter = CpuMeter { last: Some(Duration::ZERO), processors: 1 };
+        while cpu_time().unwrap() < Duration::from_millis(20) {}
+        assert!(meter.permille(Duration::from_millis(20)).unwrap() >= 900);
+        assert!(meter.permille(Duration::from_secs(3600)).unwrap() < 10);
+    }
+}
