@@ -43,3 +43,6 @@ pub use machine::{
     ConnectionState, DiscardRefused, Effect, Event, Hello, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
 };
 
+
+#[cfg(test)]
+mod tests;
