@@ -1,7 +1,8 @@
 //! Regions in a world, wired as `tern region` wires them: each on one host, with a store in memory that
-//! outlives its node, and node links to the others.
+//! outlives its node, node links to the others, and on request an edge and dispatch for clients.
 //!
-//! A region's host is `<name>-1` in the group `<name>`, so that latencies are set between groups.
+//! A region's host is `<name>-1` in the group `<name>`, so that latencies are set between groups. Its edge is
+//! `<name>-e1`. Ports are the same everywhere, as every host has its own address.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,21 +10,39 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
+use tern_client::{ClientConfig, DispatchServer, TokenError, TokenProvider, UserId};
+use tern_core::clock::Clock;
 use tern_core::ids::Region as RegionId;
+use tern_core::ranking::Position;
 use tern_core::receipt::ReceiptKey;
-use tern_core::wire::{node_v1, v1};
+use tern_core::store::BoxFut;
+use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
+use tern_edge::tokens::KeysError;
+use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeMetrics, TokenKeys};
+use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::env::Env;
-use tern_net::tls::{Identity, TlsError, node_client_tls, node_server_tls};
+use tern_net::http::{HttpLimits, serve};
+use tern_net::tls::{Identity, TlsError, node_client_tls, node_server_tls, server_tls};
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig, RegionError};
 use tern_replication::store::memory::MemoryStore;
 
 use crate::node::SimNode;
 use crate::pki::{Pki, key_bytes};
 use crate::random::derive;
+use crate::token::Signer;
 use crate::world::World;
 
+/// Where edges listen for clients, over QUIC and TCP.
+pub const CLIENT_PORT: u16 = 7400;
+/// Where regions answer dispatch requests.
+pub const DISPATCH_PORT: u16 = 7401;
 /// Where nodes of all regions listen for each other.
 pub const NODE_PORT: u16 = 7402;
+/// The deployment, as tokens name it.
+pub const AUDIENCE: &str = "sim";
+/// How long a token is good: longer than any scenario.
+const TOKEN_S: u64 = 24 * 3600;
 
 /// A region to be.
 #[derive(Clone, Debug)]
@@ -34,6 +53,8 @@ pub struct Site {
     pub number: RegionId,
     /// Of its host.
     pub ip: Ipv4Addr,
+    /// Where that stands: latitude and longitude in degrees, north and east positive.
+    pub at: (f64, f64),
 }
 
 /// What is the same for all regions.
@@ -43,6 +64,8 @@ pub struct ClusterOptions {
     pub reoffer_after: Duration,
     /// What clients are told.
     pub heartbeat: v1::Heartbeat,
+    /// With it, each region runs an edge and dispatch; it is what dispatch places clients by.
+    pub geo: Option<Arc<Geo>>,
 }
 
 impl Default for ClusterOptions {
@@ -50,6 +73,7 @@ impl Default for ClusterOptions {
         Self {
             reoffer_after: Duration::from_secs(3),
             heartbeat: v1::Heartbeat { foreground_ms: 25_000, background_ms_min: 60_000, background_ms_max: 300_000 },
+            geo: None,
         }
     }
 }
@@ -72,6 +96,15 @@ pub enum ClusterError {
     /// The core does not start.
     #[error(transparent)]
     Region(#[from] RegionError),
+    /// The key for tokens is none.
+    #[error("the key for tokens is none: {0}")]
+    Signer(#[from] ring::error::KeyRejected),
+    /// The edge refuses the key for tokens.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The edge does not start.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
 }
 
 /// A region's host, its disk, and its core while it runs.
@@ -81,6 +114,7 @@ struct Seat {
     host: SimNode,
     store: MemoryStore,
     core: Option<Arc<Region>>,
+    edge: Option<Arc<Edge>>,
 }
 
 /// Regions in a world.
@@ -89,6 +123,8 @@ pub struct Cluster {
     seed: u64,
     options: ClusterOptions,
     nodes: Pki,
+    public: Pki,
+    signer: Arc<Signer>,
     seats: BTreeMap<&'static str, Seat>,
 }
 
@@ -98,28 +134,102 @@ impl Cluster {
         let mut seats = BTreeMap::new();
         for site in sites {
             let host = world.add_host(&format!("{}-1", site.name), site.name, site.ip)?;
-            let seat = Seat { site: site.clone(), host, store: MemoryStore::new(), core: None };
+            let seat = Seat { site: site.clone(), host, store: MemoryStore::new(), core: None, edge: None };
             seats.insert(site.name, seat);
         }
-        Ok(Self { seed: world.seed(), options, nodes: Pki::new(world.seed(), "nodes")?, seats })
+        let seed = world.seed();
+        let (nodes, public) = (Pki::new(seed, "nodes")?, Pki::new(seed, "public")?);
+        let signer = Arc::new(Signer::new(seed, AUDIENCE)?);
+        Ok(Self { seed, options, nodes, public, signer, seats })
     }
 
     /// Starts a region's process on its disk.
     pub async fn start(&mut self, name: &str) -> Result<(), ClusterError> {
         let seat = self.seat(name)?;
         let (env, store) = (seat.host.env(), seat.store.clone());
-        let config = self.region_config(seat);
+        let loads = LoadTable::new();
+        let exchange = Arc::new(Loads(Arc::clone(&loads)));
         let tls = self.node_tls(name, &env)?;
-        let core = Region::start(env, config, Arc::new(store), tls, Arc::new(NoLoads)).await?;
-        self.seat_mut(name)?.core = Some(core);
+        let core = Region::start(env.clone(), self.region_config(seat), Arc::new(store), tls, exchange).await?;
+        let edge = match &self.options.geo {
+            Some(geo) => Some(self.serve_clients(seat, &env, &core, Arc::clone(geo), loads).await?),
+            None => None,
+        };
+        let seat = self.seat_mut(name)?;
+        (seat.core, seat.edge) = (Some(core), edge);
         Ok(())
+    }
+
+    async fn serve_clients(
+        &self,
+        seat: &Seat,
+        env: &Env,
+        core: &Arc<Region>,
+        geo: Arc<Geo>,
+        loads: Arc<LoadTable>,
+    ) -> Result<Arc<Edge>, ClusterError> {
+        let site = &seat.site;
+        let (latitude, longitude) = site.at;
+        let listen = SocketAddr::new(IpAddr::V4(site.ip), CLIENT_PORT);
+        let config = EdgeConfig {
+            name: edge_name(site.name),
+            region: site.number,
+            region_name: site.name.to_owned(),
+            listen,
+            audience: AUDIENCE.to_owned(),
+            failure_domain: site.name.to_owned(),
+            latitude,
+            longitude,
+            ..EdgeConfig::default()
+        };
+        let keys = TokenKeys::from_json(self.signer.jwk_set().as_bytes())?;
+        let edge = Edge::new(env.clone(), config, keys, EdgeMetrics::default());
+        let port = core.attach_edge(Arc::clone(&edge) as _);
+        let tls = self.public_tls(&edge_server_name(site.name), &[ALPN_CLIENT], env)?;
+        edge.run(port, tls).await?;
+
+        let mut config = DispatchConfig::new(site.number, site.name);
+        config.region_position = Position::new(latitude, longitude);
+        let dispatch =
+            Dispatch::new(env.clone(), config, geo, loads, DispatchMetrics::register(&mut Registry::default()));
+        let tls = self.public_tls(&dispatch_server_name(site.name), &[b"http/1.1"], env)?;
+        let acceptor = env.net.listen(SocketAddr::new(IpAddr::V4(site.ip), DISPATCH_PORT)).await?;
+        env.tasks.spawn(serve(env.clone(), acceptor, Some(tls), HttpLimits::default(), dispatch.handler()));
+        Ok(edge)
+    }
+
+    fn public_tls(&self, name: &str, alpn: &[&[u8]], env: &Env) -> Result<Arc<rustls::ServerConfig>, ClusterError> {
+        let issued = self.public.issue(&[name])?;
+        let identity = Identity::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
+        Ok(server_tls(&identity, alpn, Arc::clone(&env.clock))?)
+    }
+
+    /// What a client of `user` is made from: all dispatch addresses, that of `first` at the head.
+    pub fn client_config(&self, user: &UserId, first: &str) -> ClientConfig {
+        let mut config = ClientConfig::new(user.clone());
+        let mut sites: Vec<_> = self.seats.values().map(|seat| &seat.site).collect();
+        sites.sort_by_key(|site| (site.name != first, site.number));
+        config.dispatch = sites
+            .iter()
+            .map(|site| DispatchServer {
+                address: format!("{}:{DISPATCH_PORT}", site.ip),
+                server_name: dispatch_server_name(site.name),
+            })
+            .collect();
+        config.roots_pem = self.public.ca_pem().into_bytes();
+        config
+    }
+
+    /// Tokens for `user`, by the clock of his device.
+    pub fn tokens(&self, user: &UserId, clock: Arc<dyn Clock>) -> Arc<dyn TokenProvider> {
+        Arc::new(SimTokens { signer: Arc::clone(&self.signer), user: user.clone(), clock })
     }
 
     /// Kills a region's process and everything in it; of its disk remains what was synced.
     pub async fn kill(&mut self, name: &str) -> Result<(), ClusterError> {
         let seat = self.seat_mut(name)?;
         seat.host.kill().await;
-        seat.core = None;
+        (seat.core, seat.edge) = (None, None);
         seat.store = seat.store.crash();
         Ok(())
     }
@@ -133,6 +243,11 @@ impl Cluster {
     /// A region's core, while it runs.
     pub fn core(&self, name: &str) -> Option<&Arc<Region>> {
         self.seats.get(name)?.core.as_ref()
+    }
+
+    /// A region's edge, while it runs.
+    pub fn edge(&self, name: &str) -> Option<&Arc<Edge>> {
+        self.seats.get(name)?.edge.as_ref()
     }
 
     /// A region's disk, as the running node or, between a kill and a restart, the next one sees it.
@@ -196,14 +311,46 @@ fn node_name(region: &str) -> String {
     format!("{region}-1.{region}.tern.internal")
 }
 
-/// Cores without dispatch.
+fn edge_name(region: &str) -> String {
+    format!("{region}-e1")
+}
+
+fn edge_server_name(region: &str) -> String {
+    format!("{}.{region}.tern.internal", edge_name(region))
+}
+
+fn dispatch_server_name(region: &str) -> String {
+    format!("dispatch.{region}.tern.internal")
+}
+
+/// What edges report goes to dispatch and to the other regions.
 #[derive(Debug)]
-struct NoLoads;
+struct Loads(Arc<LoadTable>);
 
-impl LoadExchange for NoLoads {
-    fn report(&self, _: &node_v1::EdgeLoad, _: Duration) {}
+impl LoadExchange for Loads {
+    fn report(&self, load: &node_v1::EdgeLoad, now: Duration) {
+        if let Err(error) = self.0.report(load, now) {
+            tracing::debug!(%error, "a load report was left out");
+        }
+    }
 
-    fn own_loads(&self, _: RegionId, _: Duration) -> Vec<node_v1::EdgeLoad> {
-        Vec::new()
+    fn own_loads(&self, region: RegionId, now: Duration) -> Vec<node_v1::EdgeLoad> {
+        self.0.own_loads(region, now)
+    }
+}
+
+/// Signs on the device itself what an application's server would sign.
+#[derive(Debug)]
+struct SimTokens {
+    signer: Arc<Signer>,
+    user: UserId,
+    clock: Arc<dyn Clock>,
+}
+
+impl TokenProvider for SimTokens {
+    fn token(&self, _refused: bool) -> BoxFut<'_, Result<String, TokenError>> {
+        let now_s = self.clock.wall_ms() / 1000;
+        let token = self.signer.token(self.user.as_str(), now_s, now_s + TOKEN_S);
+        Box::pin(async move { Ok(token) })
     }
 }

@@ -22,7 +22,12 @@ use tokio::time::timeout;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn sites() -> [Site; 3] {
-    [("eu", 1), ("us", 2), ("ap", 3)].map(|(name, number)| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1) })
+    [("eu", 1), ("us", 2), ("ap", 3)].map(|(name, number)| Site {
+        name,
+        number,
+        ip: Ipv4Addr::new(10, number, 0, 1),
+        at: (0.0, 0.0),
+    })
 }
 
 fn cluster(world: &World) -> Cluster {

@@ -164,8 +164,10 @@ async fn storm(
     world.set_latency("eu", "us", ms(47));
     world.set_latency("eu", "ap", ms(80));
     world.set_latency("us", "ap", ms(110));
-    let sites: Vec<Site> =
-        (1..).zip(REGIONS).map(|(number, name)| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1) }).collect();
+    let sites: Vec<Site> = (1..)
+        .zip(REGIONS)
+        .map(|(number, name)| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1), at: (0.0, 0.0) })
+        .collect();
     let mut cluster = Cluster::new(&world, &sites, ClusterOptions::default()).unwrap();
     for name in REGIONS {
         cluster.start(name).await.unwrap();

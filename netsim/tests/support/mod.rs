@@ -15,9 +15,16 @@ use tern_netsim::packets::Packet;
 const SEED: &str = "TERN_NETSIM_SEED";
 /// Set for a child: the file for its packets.
 const PACKETS: &str = "TERN_NETSIM_PACKETS";
+/// May be set by hand, as in `TERN_NETSIM_SEED=1 TERN_NETSIM_LOG=debug <test binary> --exact <test>`.
+const LOG: &str = "TERN_NETSIM_LOG";
 
 /// The seed of this process, if it is a child that [`run_child`] started.
 pub fn child_seed() -> Option<u64> {
+    if let Ok(filter) = std::env::var(LOG) {
+        let to = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr);
+        // A child runs one test, so nobody has set another.
+        to.init();
+    }
     std::env::var(SEED).ok().map(|seed| seed.parse().expect("a seed is a number"))
 }
 
