@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tern_core::limits;
 use tern_core::wire::v1;
+use tern_net::quic::QuicParams;
 
 /// One edge.
 #[derive(Clone, Debug)]
@@ -77,6 +78,9 @@ pub struct EdgeLimits {
     pub queue_bytes: usize,
     /// A connection that takes nothing for so long while something waits is closed.
     pub too_slow: Duration,
+    /// A connection from which nothing came for so long is closed: 2.5 of the longest heartbeats. QUIC has
+    /// the same limit of its own; TCP would keep a dead peer for hours.
+    pub idle_timeout: Duration,
     /// Sends per second and user.
     pub sends_per_second: u32,
     /// Sends at once and user.
@@ -99,6 +103,7 @@ impl Default for EdgeLimits {
             queue_frames: limits::QUEUE_FRAMES,
             queue_bytes: limits::QUEUE_BYTES,
             too_slow: Duration::from_secs(30),
+            idle_timeout: QuicParams::edge().idle_timeout,
             sends_per_second: limits::SENDS_PER_SECOND,
             sends_burst: limits::SENDS_BURST,
             failed_handshakes_per_second: limits::FAILED_HANDSHAKES_PER_SECOND,

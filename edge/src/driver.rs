@@ -56,11 +56,13 @@ impl From<Refusal> for End {
 
 /// See the module.
 pub(crate) struct Driver<L> {
-    edge: Arc<Edge>,
-    conn: Arc<Conn>,
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) conn: Arc<Conn>,
     pub(crate) lanes: L,
     session: Session,
     writers: [Writer; 3],
+    /// When something last came.
+    heard: Duration,
     /// Since when something waits and nothing moves.
     stalled: Option<Duration>,
     /// What the timer is set to.
@@ -69,8 +71,9 @@ pub(crate) struct Driver<L> {
 
 impl<L: Lanes> Driver<L> {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L) -> Self {
-        let session = Session::new(edge.env.clock.now(), &edge.config);
-        Self { edge, conn, lanes, session, writers: Default::default(), stalled: None, armed: None }
+        let now = edge.env.clock.now();
+        let session = Session::new(now, &edge.config);
+        Self { edge, conn, lanes, session, writers: Default::default(), heard: now, stalled: None, armed: None }
     }
 
     /// Runs until the connection ends, and tells the core.
@@ -119,11 +122,9 @@ impl<L: Lanes> Driver<L> {
     }
 
     fn due(&self, now: Duration, wall_ms: u64) -> Duration {
-        let session = self.session.next_deadline(now, wall_ms);
-        match self.stalled {
-            Some(since) => session.min(since + self.edge.config.limits.too_slow),
-            None => session,
-        }
+        let limits = &self.edge.config.limits;
+        let due = self.session.next_deadline(now, wall_ms).min(self.heard + limits.idle_timeout);
+        self.stalled.map_or(due, |since| due.min(since + limits.too_slow))
     }
 
     /// Hands over what the session wants done.
@@ -151,9 +152,14 @@ impl<L: Lanes> Driver<L> {
             let text = "this edge lost the core of its region, which knows nothing of this session any more";
             return Err(Refusal::new(Code::CoreUnreachable, text).into());
         }
+        if let Some(refusal) = self.conn.mailbox().ended() {
+            return Err(refusal.into());
+        }
+        if now >= self.heard + self.edge.config.limits.idle_timeout {
+            return Err(End::Gone);
+        }
         let edge = self.edge.clone();
-        let keys = edge.keys();
-        let scene = edge.scene(&keys, self.conn.id, self.lanes.peer(), L::TRANSPORT, now, wall_ms);
+        let scene = edge.scene(self.conn.id, self.lanes.peer(), L::TRANSPORT, now, wall_ms);
         self.session.tick(&scene, out)?;
         self.send(cx, &scene)?;
         self.receive(cx, &scene, budget, out)
@@ -257,6 +263,7 @@ impl<L: Lanes> Driver<L> {
                         break 'lanes;
                     }
                     Poll::Ready(Ok(bytes)) => {
+                        self.heard = scene.now;
                         *budget = budget.saturating_sub(bytes);
                         self.edge.metrics.bytes_in.inc_by(bytes as u64);
                     }

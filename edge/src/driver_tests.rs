@@ -274,11 +274,11 @@ async fn a_token_that_expires_is_announced_and_then_closes() {
     let mut peer = join(&edge, 100_000);
     peer.enter("alice").await;
     let began = tokio::time::Instant::now();
-    let advance = async {
-        // An hour passes in steps, as the helper waits two minutes at most.
-        tokio::time::sleep(Duration::from_secs(3530)).await;
-    };
-    advance.await;
+    for echo in 1..=10 {
+        tokio::time::sleep(Duration::from_secs(350)).await;
+        peer.say(2, ping(echo)).await;
+        assert!(matches!(peer.body().await, Body::Pong(_)));
+    }
     assert!(matches!(peer.body().await, Body::Error(e) if e.code == Code::TokenExpired as u32));
     assert!((3540..3545).contains(&began.elapsed().as_secs()));
     assert_eq!(peer.refused().await, Code::TokenExpired);
@@ -295,4 +295,31 @@ async fn the_load_is_reported_every_second() {
     let loads = core.loads.lock().unwrap();
     assert!((9..=11).contains(&loads.len()), "{}", loads.len());
     assert!(loads.iter().all(|l| l.connections == 1 && l.edge == "e1" && l.generation == edge.generation()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_not_heard_for_over_two_heartbeats_is_gone() {
+    let (edge, _core) = start(EdgeLimits::default());
+    let mut peer = join(&edge, 100_000);
+    peer.enter("alice").await;
+    for echo in 1..=3 {
+        tokio::time::sleep(Duration::from_secs(5 * 60)).await;
+        peer.say(2, ping(echo)).await;
+        assert!(matches!(peer.body().await, Body::Pong(_)));
+    }
+    tokio::time::sleep(Duration::from_secs(12 * 60)).await;
+    assert_eq!(edge.connections(), 1);
+    tokio::time::sleep(Duration::from_secs(2 * 60)).await;
+    assert_eq!(edge.connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_client_that_reads_nothing() {
+    let (edge, core) = start(EdgeLimits::default());
+    let mut peer = join(&edge, 1024);
+    peer.enter("alice").await;
+    core.push(core.opened()[0], 1..=100, 1000);
+    let began = tokio::time::Instant::now();
+    edge.drain(Duration::from_secs(5)).await;
+    assert!(began.elapsed() < Duration::from_secs(7));
 }

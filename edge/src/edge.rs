@@ -79,7 +79,10 @@ pub struct Edge {
     table: RwLock<Table>,
     guard: Mutex<Guard>,
     core: OnceLock<Arc<dyn CorePort>>,
+    /// Since when the core is gone.
     lost: Mutex<Option<Duration>>,
+    /// Whether it is, for those who ask often.
+    is_lost: AtomicBool,
     /// Counts the losses of the core.
     core_generation: AtomicU64,
     /// Sessions opened in an earlier generation than this are to be closed.
@@ -133,6 +136,7 @@ impl Edge {
             table: RwLock::default(),
             core: OnceLock::new(),
             lost: Mutex::new(None),
+            is_lost: AtomicBool::new(false),
             core_generation: AtomicU64::new(0),
             doomed: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -334,10 +338,6 @@ impl Edge {
         self.metrics.connections(transport).dec();
     }
 
-    pub(crate) fn keys(&self) -> Arc<TokenKeys> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     pub(crate) fn stopped(&self) -> watch::Receiver<Option<Refusal>> {
         self.stop.subscribe()
     }
@@ -366,25 +366,25 @@ impl Edge {
         }
     }
 
-    pub(crate) fn scene<'a>(
-        &'a self,
-        keys: &'a TokenKeys,
+    pub(crate) fn scene(
+        &self,
         conn: ConnId,
         peer: SocketAddr,
         transport: &'static str,
         now: Duration,
         wall_ms: u64,
-    ) -> session::Context<'a> {
+    ) -> session::Context<'_> {
         session::Context {
             conn,
             peer,
             transport,
             now,
             wall_ms,
-            core_reachable: self.core.get().is_some_and(|core| core.reachable()) && lock(&self.lost).is_none(),
+            core_reachable: self.core.get().is_some_and(|core| core.reachable())
+                && !self.is_lost.load(Ordering::Acquire),
             core_generation: self.core_generation.load(Ordering::Acquire),
             draining: self.draining.load(Ordering::Relaxed),
-            keys,
+            keys: &self.keys,
             config: &self.config,
             paces: &self.paces,
             metrics: &self.metrics,
@@ -398,6 +398,7 @@ impl Edge {
         let mut lost = lock(&self.lost);
         if lost.is_none() {
             *lost = Some(self.env.clock.now());
+            self.is_lost.store(true, Ordering::Release);
             self.core_generation.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -405,7 +406,9 @@ impl Edge {
     /// The core is there (again).
     pub(crate) fn core_back(&self) {
         if lock(&self.lost).take().is_some() {
+            // Doomed before anyone is let in again.
             self.doom();
+            self.is_lost.store(false, Ordering::Release);
         }
     }
 
@@ -470,7 +473,10 @@ impl Edge {
 
     fn close_all(&self, refusal: &Refusal) {
         for conn in self.all() {
-            self.put(&conn, DownBody::Last(refusal.clone()));
+            let waker = conn.mailbox().end(refusal);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::{Context, Poll};
 
+use tern_core::codes::Code;
 use tern_core::limits::FRAME_BYTES;
 use tern_core::store::BoxFut;
 use tern_core::wire::Lane;
@@ -64,6 +65,11 @@ impl QuicLanes {
     pub(crate) fn new(connection: quinn::Connection) -> Self {
         let accepting = Some(accept(connection.clone()));
         Self { connection, lanes: [None, None, None], accepting, unused: FrameWriter::new() }
+    }
+
+    /// Ends the connection; what was not sent is lost.
+    pub(crate) fn close(&self, code: Code, reason: &str) {
+        self.connection.close((code as u32).into(), reason.as_bytes());
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> io::Result<()> {

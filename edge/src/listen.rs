@@ -1,5 +1,6 @@
 //! Listeners: QUIC and TCP+TLS on one port number, and what happens before a connection is driven.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,33 +84,40 @@ async fn accept_quic(edge: Arc<Edge>, endpoint: quinn::Endpoint) {
             incoming.refuse();
             continue;
         };
-        edge.env.tasks.spawn(serve_quic(edge.clone(), conn, incoming));
+        edge.env.tasks.spawn(shake_hands(edge.clone(), conn, incoming));
     }
 }
 
-async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming) {
+/// A task of its own: what a handshake needs is not kept for the life of the connection.
+async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming) {
     let accepted = match incoming.accept() {
         Ok(connecting) => timeout(edge.config.limits.hello_timeout, connecting).await,
         Err(e) => Ok(Err(e)),
     };
     match accepted {
-        Ok(Ok(connection)) => drive_quic(&edge, &conn, connection).await,
+        Ok(Ok(connection)) => {
+            let tasks = edge.env.tasks.clone();
+            tasks.spawn(serve_quic(edge, conn, connection));
+        }
         // The address is not proven: counting the failure against its block would let anyone lock out others.
-        Ok(Err(_)) | Err(_) => edge.metrics.handshake_failed("quic"),
+        Ok(Err(_)) | Err(_) => {
+            edge.metrics.handshake_failed("quic");
+            edge.leave(&conn, QuicLanes::TRANSPORT);
+        }
     }
-    edge.leave(&conn, QuicLanes::TRANSPORT);
 }
 
-async fn drive_quic(edge: &Arc<Edge>, conn: &Arc<Conn>, connection: quinn::Connection) {
-    let mut driver = Driver::new(edge.clone(), conn.clone(), QuicLanes::new(connection.clone()));
+async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, connection: quinn::Connection) {
+    let mut driver = Driver::new(edge, conn, QuicLanes::new(connection));
     let (code, reason) = match driver.run().await {
         End::Gone => (Code::Closed, String::new()),
         End::Refused(refusal) => {
-            edge.metrics.closed(refusal.code);
+            driver.edge.metrics.closed(refusal.code);
             (refusal.code, refusal.message)
         }
     };
-    connection.close((code as u32).into(), reason.as_bytes());
+    driver.lanes.close(code, &reason);
+    driver.edge.leave(&driver.conn, QuicLanes::TRANSPORT);
 }
 
 async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAcceptor) {
@@ -151,6 +159,8 @@ async fn serve_tcp(edge: Arc<Edge>, conn: Arc<Conn>, stream: Box<dyn Stream>, fr
                 last_words(&mut stream, &Refusal::new(Code::WrongProtocol, text)).await;
             }
         }
+        // A client whose other attempt was faster hangs up in the middle, which is no failure.
+        Ok(Err(e)) if e.kind() != ErrorKind::InvalidData => edge.metrics.handshake_failed("gone"),
         Ok(Err(_)) => edge.handshake_failed(from.ip(), Code::WrongProtocol),
         Err(_) => edge.handshake_failed(from.ip(), Code::HelloTimeout),
     }

@@ -60,6 +60,8 @@ pub(crate) struct Mailbox {
     /// Pushes gave way up to this rev; it is told once the message lane is empty.
     advance: Option<Rev>,
     last: Option<Refusal>,
+    /// To be closed with at once, whatever waits.
+    end: Option<Refusal>,
     overfull: bool,
     closed: bool,
     waker: Option<Waker>,
@@ -214,6 +216,17 @@ impl Mailbox {
     /// The refusal to close with, once nothing waits.
     pub(crate) fn last(&self) -> Option<&Refusal> {
         self.last.as_ref().filter(|_| self.is_empty())
+    }
+
+    /// Closes without waiting for anything; the waker to call.
+    pub(crate) fn end(&mut self, refusal: &Refusal) -> Option<Waker> {
+        self.end.get_or_insert_with(|| refusal.clone());
+        self.waker.take()
+    }
+
+    /// See [`Self::end`].
+    pub(crate) fn ended(&self) -> Option<Refusal> {
+        self.end.clone()
     }
 
     /// More waits than any client that reads can cause.

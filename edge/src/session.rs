@@ -12,7 +12,7 @@
 //! kinds that are not known here come from newer clients and are no reason to close.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,7 +28,7 @@ use tern_core::wire::{Lane, VERSION, convert, v1};
 use crate::config::EdgeConfig;
 use crate::metrics::EdgeMetrics;
 use crate::pace::{Paces, UserPace};
-use crate::tokens::TokenKeys;
+use crate::tokens::{Claims, TokenError, TokenKeys};
 
 /// Before its token expires a client is told so, this long ahead: time to fetch a new one over a bad link.
 pub(crate) const TOKEN_NOTICE_MS: u64 = 60_000;
@@ -60,10 +60,17 @@ pub(crate) struct Context<'a> {
     /// Of the core: a session opened in an earlier one is unknown to it.
     pub(crate) core_generation: u64,
     pub(crate) draining: bool,
-    pub(crate) keys: &'a TokenKeys,
+    pub(crate) keys: &'a RwLock<Arc<TokenKeys>>,
     pub(crate) config: &'a EdgeConfig,
     pub(crate) paces: &'a Paces,
     pub(crate) metrics: &'a EdgeMetrics,
+}
+
+impl Context<'_> {
+    fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
+        keys.verify(token, self.wall_ms, &self.config.audience)
+    }
 }
 
 /// What the machine wants done.
@@ -197,7 +204,7 @@ impl Session {
             return Err(bad(format!("an agent of {} bytes; at most {AGENT_BYTES} are allowed", hello.agent.len())));
         }
         let token = std::mem::take(&mut hello.token);
-        let claims = cx.keys.verify(&token, cx.wall_ms, &cx.config.audience).map_err(|e| e.refusal())?;
+        let claims = cx.verify(&token).map_err(|e| e.refusal())?;
         if !cx.core_reachable {
             return Err(unreachable_core());
         }
@@ -356,7 +363,7 @@ impl Session {
 
     /// A fresh token for the living session. There is no answer when it is good.
     fn token(&mut self, req: u32, token: &str, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
-        let refusal = match cx.keys.verify(token, cx.wall_ms, &cx.config.audience) {
+        let refusal = match cx.verify(token) {
             Ok(claims) if self.pace.as_ref().is_some_and(|pace| pace.id == claims.sub) => {
                 if claims.exp_ms > self.expires_ms {
                     self.expires_ms = claims.exp_ms;

@@ -6,7 +6,7 @@ use v1::error::Retry;
 
 struct Scene {
     config: EdgeConfig,
-    keys: TokenKeys,
+    keys: RwLock<Arc<TokenKeys>>,
     paces: Paces,
     metrics: EdgeMetrics,
     now: Duration,
@@ -24,7 +24,7 @@ impl Scene {
             session: Session::new(Duration::ZERO, &config),
             paces: Paces::new(config.limits.sends_per_second, config.limits.sends_burst),
             config,
-            keys: keys(),
+            keys: RwLock::new(Arc::new(keys())),
             metrics: EdgeMetrics::default(),
             now: Duration::ZERO,
             wall_ms: WALL_MS,

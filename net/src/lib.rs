@@ -7,7 +7,7 @@
 //!
 //! Reading order:
 //!
-//! 1. [`env`]: the traits, and the `Env` every node and client is handed.
+//! 1. [`mod@env`]: the traits, and the `Env` every node and client is handed.
 //! 2. [`system`]: the real one: UDP with large buffers, TCP without delay, a clock that survives suspend.
 //! 3. [`tls`]: identities from PEM, and the four TLS set-ups there are: clients and servers of the public
 //!    side, and of the links between nodes (mutually authenticated).
