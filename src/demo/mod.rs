@@ -42,6 +42,8 @@ const KILL_EDGE_AT: u64 = 120;
 const KILL_REGION_AT: u64 = 240;
 /// Between two messages: both users together stay below the limit of sends of one.
 const PACE: Duration = Duration::from_millis(50);
+/// The last messages before a kill are sent at once, so that some are on their way when it comes.
+const BURST: u64 = 5;
 /// A region that was silent for this long: its clients' unconfirmed messages are offered elsewhere. Shorter
 /// than the default, so that the demo is short too.
 const REOFFER_AFTER: Duration = Duration::from_secs(3);
@@ -216,7 +218,10 @@ async fn talk(fleet: &mut Fleet, alice: &mut Person, bob: &mut Person, narrator:
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 1..=MESSAGES {
-        pace.tick().await;
+        let in_burst = |kill_at| (kill_at - BURST..kill_at).contains(&number) || number == kill_at;
+        if !in_burst(KILL_EDGE_AT) && !in_burst(KILL_REGION_AT) {
+            pace.tick().await;
+        }
         if number == KILL_EDGE_AT {
             outages.push(kill_edge(fleet, alice, number).await?);
         }
