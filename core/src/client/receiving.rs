@@ -140,6 +140,8 @@ impl Machine {
         if place.seq == state.floor + 1 {
             state.floor_hlc = place.hlc;
         }
+        // An ack or a push can be the first to tell that there is something before it.
+        let hole = state.held.prefix_above(state.floor) < state.head;
         let unread = !own_user && countable(&entry) && place.seq > conv.record.mark.get(&place.origin).copied().unwrap_or(0);
         let seen = place.hlc.max(entry.display_key().hlc);
         let higher = seen > conv.record.seen_hlc;
@@ -153,6 +155,9 @@ impl Machine {
         };
         if higher {
             self.dirty_convs.insert(id);
+        }
+        if hole {
+            self.wanting.insert(id);
         }
         self.dirty_vectors.insert((id, place.origin));
         self.ops.extend(copy.map(Op::Outgoing));

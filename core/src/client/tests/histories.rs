@@ -526,3 +526,15 @@ fn a_body_above_the_limit_and_a_full_outbox_are_refused_at_once() {
     let taken = (0..2000).take_while(|_| d.act(|m, now| m.send(now, id, 0, body.clone(), 1)).is_ok()).count();
     assert_eq!(taken, crate::client::limits::OUTBOX_BYTES / crate::limits::BODY_BYTES);
 }
+
+#[test]
+fn an_ack_far_above_what_is_held_makes_what_is_before_it_wanted() {
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    d.send("x");
+    let req = d.sends().remove(0).0;
+    d.frames();
+    // The other device's messages before it were never told to this one, and no row will tell a higher head.
+    d.ack(conn, req, place(10, 1, 6), None);
+    assert!(d.frames().iter().any(|f| matches!(&f.body, Some(Body::Pull(p)) if p.from == 1 && p.to == 5)));
+}
