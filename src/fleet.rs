@@ -3,7 +3,8 @@
 //!
 //! A child must end when its parent does, however the parent ends. So every child is started with
 //! `--stop-with-stdin` and holds the reading end of a pipe whose other end is this process: when it is gone,
-//! for whatever reason, the kernel closes the pipe and the child stops. Children are in process groups of
+//! for whatever reason, the kernel closes the pipe and the child stops. (The pipe is held apart from the
+//! child's handle, which would close it before waiting.) Children are in process groups of
 //! their own, so that Ctrl-C reaches this process alone, which then stops them in order.
 //!
 //! A child that serves says so by one line of JSON on its standard output, see [`Ready`]. Its log goes to a
@@ -20,7 +21,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 /// A child that does not serve by then has failed. Opening a small store takes a fraction of a second; a
@@ -96,7 +97,14 @@ pub enum FleetError {
 pub struct Fleet {
     binary: PathBuf,
     logs: PathBuf,
-    children: BTreeMap<String, Child>,
+    children: BTreeMap<String, Running>,
+}
+
+/// A child and the pipe whose end stops it.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    _stdin: Option<ChildStdin>,
 }
 
 impl Fleet {
@@ -115,10 +123,11 @@ impl Fleet {
         let spawn_error = |cause| FleetError::Spawn { name: name.to_owned(), cause };
         let log_file = OpenOptions::new().create(true).append(true).open(&log).map_err(spawn_error)?;
         let mut child = self.spawn(arguments, log_file).map_err(spawn_error)?;
+        let stdin = child.stdin.take();
         let outcome = timeout(READY_WITHIN, first_line(&mut child)).await;
         let what = match outcome {
             Ok(Ok(Some(ready))) => {
-                self.children.insert(name.to_owned(), child);
+                self.children.insert(name.to_owned(), Running { child, _stdin: stdin });
                 return Ok(ready);
             }
             Ok(Ok(None)) => match timeout(READY_WITHIN, child.wait()).await {
@@ -162,51 +171,51 @@ impl Fleet {
 
     /// Its process id, while it runs.
     pub fn pid(&self, name: &str) -> Option<u32> {
-        self.children.get(name).and_then(Child::id)
+        self.children.get(name).and_then(|running| running.child.id())
     }
 
     /// A child that ended by itself, and how.
     pub fn ended(&mut self) -> Option<(String, ExitStatus)> {
-        self.children.iter_mut().find_map(|(name, child)| Some((name.clone(), child.try_wait().ok()??)))
+        self.children.iter_mut().find_map(|(name, running)| Some((name.clone(), running.child.try_wait().ok()??)))
     }
 
     /// Kills a child at once, as a crash would, and waits until it is gone. False: there was none.
     pub async fn kill(&mut self, name: &str) -> bool {
-        let Some(mut child) = self.children.remove(name) else { return false };
-        end_now(&mut child).await;
+        let Some(mut running) = self.children.remove(name) else { return false };
+        end_now(&mut running.child).await;
         true
     }
 
     /// Kills several children at the same moment.
     pub async fn kill_all(&mut self, names: &[String]) {
-        let mut children: Vec<Child> = names.iter().filter_map(|name| self.children.remove(name)).collect();
-        for child in &mut children {
+        let mut children: Vec<Running> = names.iter().filter_map(|name| self.children.remove(name)).collect();
+        for running in &mut children {
             // It may have ended by itself just now.
-            let _ended = child.start_kill();
+            let _ended = running.child.start_kill();
         }
-        for mut child in children {
-            end_now(&mut child).await;
+        for running in &mut children {
+            end_now(&mut running.child).await;
         }
     }
 
     /// Asks every child to stop, waits up to `grace`, then kills what is left.
     pub async fn stop(&mut self, grace: Duration) {
-        let mut children: Vec<Child> = std::mem::take(&mut self.children).into_values().collect();
-        for child in &children {
-            if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        let mut children: Vec<Running> = std::mem::take(&mut self.children).into_values().collect();
+        for running in &children {
+            if let Some(pid) = running.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
                 // It may have ended by itself just now.
                 let _ended = kill_process(pid, Signal::TERM);
             }
         }
         let waited = timeout(grace, async {
-            for child in &mut children {
+            for running in &mut children {
                 // Waiting fails only for a process that is not there.
-                let _gone = child.wait().await;
+                let _gone = running.child.wait().await;
             }
         });
         if waited.await.is_err() {
-            for child in &mut children {
-                end_now(child).await;
+            for running in &mut children {
+                end_now(&mut running.child).await;
             }
         }
     }

@@ -11,7 +11,6 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use rcgen::{
@@ -19,6 +18,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
 };
 use ring::rand::{SecureRandom, SystemRandom};
+use tern_core::clock::Clock;
+use tern_net::system::SystemClock;
 
 use crate::cli::{Global, PkiArgs};
 use crate::exit::Failure;
@@ -82,9 +83,8 @@ impl Authority {
 fn validity(params: &mut CertificateParams) {
     // Days are enough: the year is counted in mean years, and validity starts a year back so that a machine
     // with a slow clock accepts it as well.
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mean_year = Duration::from_secs(31_556_952);
-    let year = 1970 + i32::try_from(since_1970.as_secs() / mean_year.as_secs()).unwrap_or(0);
+    let mean_year_ms = 31_556_952_000;
+    let year = 1970 + i32::try_from(SystemClock.wall_ms() / mean_year_ms).unwrap_or(0);
     params.not_before = date_time_ymd(year - 1, 1, 1);
     params.not_after = date_time_ymd(year + VALID_YEARS, 1, 1);
 }

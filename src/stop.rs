@@ -4,6 +4,8 @@ use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tern_core::clock::Clock;
+use tern_net::system::SystemClock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -61,7 +63,11 @@ fn watch_stdin() -> Result<oneshot::Receiver<()>> {
         while matches!(std::io::stdin().lock().read(&mut buffer), Ok(1..)) {}
         // The receiver is gone where the process is stopping already.
         let _stopping = tell.send(());
-        std::thread::sleep(ORPHAN_LIMIT);
+        // Parking, unlike the runtime's timers, works whatever the runtime is doing; nobody unparks it.
+        let until = SystemClock.now() + ORPHAN_LIMIT;
+        while SystemClock.now() < until {
+            std::thread::park_timeout(ORPHAN_LIMIT);
+        }
         eprintln!("tern: the parent process is gone and the orderly stop took too long: exiting");
         std::process::exit(1);
     };

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -14,7 +14,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Serialize};
+use tern_core::clock::Clock;
 use tern_core::ids::UserId;
+use tern_net::system::SystemClock;
 
 use crate::cli::{Global, TokenArgs};
 use crate::cluster::Endpoints;
@@ -120,7 +122,7 @@ impl Signer {
 
     /// A token for `user`, valid for `ttl` from now.
     pub fn sign(&self, user: &UserId, audience: &str, ttl: Duration) -> Result<String> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemClock.wall_ms() / 1000;
         let claims = Claims { sub: user.as_str(), iat: now, exp: now.saturating_add(ttl.as_secs()), aud: audience };
         jsonwebtoken::encode(&self.header, &claims, &self.key)
             .with_context(|| format!("the key of {} can't sign", self.path.display()))

@@ -6,7 +6,7 @@
 pub mod input;
 
 use std::io::{self, BufRead, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -65,7 +65,7 @@ struct Chat {
 }
 
 impl Chat {
-    fn open(json: bool, args: &ChatArgs, data: &PathBuf) -> Result<Self> {
+    fn open(json: bool, args: &ChatArgs, data: &Path) -> Result<Self> {
         let endpoints = Endpoints::read(data)?;
         let config = client_config(&endpoints, &args.user, args.near.as_deref())?;
         let tokens = tokens(&endpoints, data, &args.user)?;
@@ -224,6 +224,8 @@ impl Chat {
                 {
                     let place = match what {
                         Placed::Appended => "",
+                        // While catching up, older messages come after newer ones: nothing is late.
+                        Placed::Inserted { .. } if !matches!(self.told, Some(ConnectionState::Live { .. })) => "",
                         Placed::Inserted { .. } => " (late)",
                         Placed::Moved { .. } => return Ok(()),
                     };

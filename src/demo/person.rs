@@ -251,11 +251,11 @@ impl Listener {
             }
             Event::ReOffered { count, .. } => told.re_offered += count,
             Event::Failed { code, message, .. } => {
-                told.complaints.push(format!("a message was refused: {code} {message}"))
+                told.complaints.push(format!("a message was refused: {code} {message}"));
             }
             Event::AtRisk { .. } => told.complaints.push("a message was given up before it was stable".into()),
             Event::Gap { from, to, reason, .. } => {
-                told.complaints.push(format!("a gap from {from} to {to}: {reason:?}"))
+                told.complaints.push(format!("a gap from {from} to {to}: {reason:?}"));
             }
             Event::Kicked { code, message } => told.complaints.push(format!("kicked: {code} {message}")),
             Event::StoreFailed { message } => told.complaints.push(format!("the local store failed: {message}")),

@@ -1,0 +1,520 @@
+//! Direct messages through the whole server: sequenced, durable, acked, pushed to the other device.
+//!
+//! Each pair has a sender and a receiver, one device each. Closed loop: a sender keeps so many messages in
+//! flight and sends the next when an ack comes, so the rate is what the machine gives. Open loop: messages
+//! leave by the clock at half of that rate, which is where latencies mean something.
+//!
+//! Server processor time per message counts everything a message causes: Send, commit, ack, push, the acks of
+//! pushes, rows, packets.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tern_core::edge_api::SendRequest;
+use tern_core::ids::{ConvId, UserId};
+use tern_core::store::BoxFut;
+use tern_core::wire::compact::Writer;
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{codec, v1};
+use tern_net::env::Env;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::floor::{self, Echoed};
+use super::latency::Latencies;
+use super::load::{Crowd, Phase, each};
+use super::readings::{Metrics, cpu_of, forced_writes};
+use super::report::Goal;
+use super::session::{Dialer, QuicLane, QuicSession, unexpected};
+use super::{Bench, Server};
+
+/// Bytes of a body.
+pub const BODY_BYTES: usize = 128;
+/// Messages in flight per sender, one phase each.
+const IN_FLIGHT: [usize; 2] = [1, 16];
+/// In the open loop a sender waits once so many are un-acked: the server reads no more either.
+const OPEN_LOOP_IN_FLIGHT: usize = 128;
+/// Before a phase counts: conversations are made, windows open, caches fill.
+pub const WARM_UP: Duration = Duration::from_secs(1);
+/// After the last send: the longest that acks and pushes may take.
+const DRAIN: Duration = Duration::from_secs(10);
+/// What was not pushed by then was given up for an `Advance`; the generator does not pull.
+const LAST_PUSHES: Duration = Duration::from_secs(1);
+/// Pushes are acked this late, as the SDK does.
+const PUSH_ACK_EVERY: Duration = Duration::from_millis(100);
+/// Connects under way at once.
+const AT_ONCE: usize = 32;
+/// What the issue asks for: server microseconds per message, by messages in flight.
+const CPU_GOALS: [f64; 2] = [40.0, 15.0];
+/// And the ack's 99th percentile at half load.
+const ACK_MS_GOAL: f64 = 15.0;
+
+/// See the module.
+pub async fn measure(bench: &mut Bench) -> Result<()> {
+    let disk = forced_writes(&bench.cluster.data)?;
+    let meaning = "one forced write of 4 KiB (fdatasync) on this disk, median of 200";
+    bench.report.add("messages.disk.forced_write", disk.percentile_ms(50), "ms", meaning);
+
+    let echoes = floor::echo(bench, bench.args.pairs as usize, &IN_FLIGHT).await?;
+    let server = bench.start_region().await?;
+    let measured = all_phases(bench, &server, &echoes).await;
+    bench.stop_region().await;
+    measured
+}
+
+async fn all_phases(bench: &mut Bench, server: &Server, echoes: &[Echoed]) -> Result<()> {
+    let mut pairs = connect(bench, server).await?;
+    let time = Duration::from_secs(u64::from(bench.args.seconds));
+    let mut highest: f64 = 0.0;
+    for ((in_flight, goal), echo) in IN_FLIGHT.into_iter().zip(CPU_GOALS).zip(echoes) {
+        bench.report.progress(&format!("messages: {} pairs, {in_flight} in flight", pairs.len()));
+        let (back, measured) = phase(bench, server, pairs, Pace::InFlight(in_flight), time).await?;
+        pairs = back;
+        highest = highest.max(measured.acked_rate());
+        measured.report(bench, &format!("messages.{in_flight}"), Some(goal), None);
+        let (key, ratio) = (format!("messages.{in_flight}.over_echo"), measured.cpu_us() / echo.cpu_us);
+        bench.report.add(key, ratio, "x", "server processor time per message over that of the bare echo");
+    }
+    let rate = highest / 2.0;
+    bench.report.progress(&format!("messages: half load, {rate:.0} a second"));
+    let (_, measured) = phase(bench, server, pairs, Pace::PerSecond(rate), time).await?;
+    measured.report(bench, "messages.half", None, Some(ACK_MS_GOAL));
+    Ok(())
+}
+
+/// Two users who write to each other; one of them does.
+struct Pair {
+    sender: Sender,
+    receiver: Receiver,
+}
+
+async fn connect(bench: &mut Bench, server: &Server) -> Result<Vec<Pair>> {
+    let count = bench.args.pairs as usize;
+    bench.report.progress(&format!("messages: connecting {count} pairs"));
+    let dialer = Dialer::new(bench, server)?;
+    let tokens = Arc::new(bench.tokens("pair", 2 * count)?);
+    let connected = each(&bench.env, count, AT_ONCE, move |i| {
+        let (dialer, tokens) = (dialer.clone(), tokens.clone());
+        async move {
+            let [(from, from_token), (to, to_token)] = &tokens[2 * i..2 * i + 2] else { bail!("too few tokens") };
+            let receiver = dialer.quic(2 * i + 1, to, to_token).await?;
+            let sender = dialer.quic(2 * i, from, from_token).await?;
+            let received = Arc::new(AtomicU64::new(0));
+            let sender = Sender::new(sender, from, to, received.clone());
+            Ok(Pair { sender, receiver: Receiver { session: receiver, received, acks: PushAcks::default() } })
+        }
+    });
+    connected.await
+}
+
+/// How fast to send.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// Always so many un-acked per sender.
+    InFlight(usize),
+    /// So many a second by all senders together, whatever the acks do.
+    PerSecond(f64),
+}
+
+/// Runs one phase and gives the pairs back, nothing in flight.
+async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, time: Duration) -> Result<(Vec<Pair>, Measured)> {
+    let env = &bench.env;
+    let shared = Arc::new(Phase::default());
+    let connections: Vec<quinn::Connection> =
+        pairs.iter().flat_map(|p| [&p.sender.session, &p.receiver.session]).map(|s| s.connection.clone()).collect();
+    let count = pairs.len();
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    for (index, pair) in pairs.into_iter().enumerate() {
+        let pace = match pace {
+            Pace::InFlight(most) => SenderPace::InFlight(most),
+            Pace::PerSecond(rate) => {
+                let every = Duration::from_secs_f64(count as f64 / rate.max(1.0));
+                SenderPace::Every { every, first: every.mul_f64(index as f64 / count as f64) }
+            }
+        };
+        senders.push(Box::pin(pair.sender.run(env.clone(), shared.clone(), pace)) as BoxFut<'static, _>);
+        receivers.push(Box::pin(pair.receiver.run(env.clone(), shared.clone())) as BoxFut<'static, _>);
+    }
+    let (mut sending, mut receiving) = (Crowd::start(env, senders), Crowd::start(env, receivers));
+
+    let watched = async {
+        sleep(WARM_UP).await;
+        let before = Sample::take(env, server, &connections, &shared).await?;
+        shared.set_measuring(true);
+        sleep(time).await;
+        shared.set_measuring(false);
+        Ok::<_, anyhow::Error>((before, Sample::take(env, server, &connections, &shared).await?))
+    };
+    let (before, after) = tokio::select! {
+        biased;
+        error = sending.failure() => bail!(error),
+        error = receiving.failure() => bail!(error),
+        sampled = watched => sampled?,
+    };
+    shared.stop_sending();
+    let sent = sending.end(DRAIN).await.context("waiting for the last acks")?;
+    shared.stop_receiving();
+    let received = receiving.end(DRAIN).await.context("waiting for the last pushes")?;
+
+    let (mut ack, mut delivery, mut given_up) = (Latencies::default(), Latencies::default(), 0);
+    let mut pairs = Vec::new();
+    for ((sender, acked), (receiver, delivered)) in sent.into_iter().zip(received) {
+        ack.merge(&acked);
+        delivery.merge(&delivered);
+        given_up += sender.n.saturating_sub(receiver.received.swap(sender.n, Ordering::Relaxed));
+        pairs.push(Pair { sender, receiver });
+    }
+    Ok((pairs, Measured { before, after, ack, delivery, given_up }))
+}
+
+/// Readings at one moment.
+#[derive(Debug)]
+struct Sample {
+    at: Duration,
+    server_cpu: Duration,
+    own_cpu: Duration,
+    acked: u64,
+    delivered: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+    packets_up: u64,
+    packets_down: u64,
+    metrics: Metrics,
+}
+
+impl Sample {
+    async fn take(env: &Env, server: &Server, connections: &[quinn::Connection], phase: &Phase) -> Result<Self> {
+        let metrics = Metrics::read(env, server).await?;
+        let mut sample = Self {
+            at: env.clock.now(),
+            server_cpu: cpu_of(server.pid)?,
+            own_cpu: cpu_of(std::process::id())?,
+            acked: phase.counts().0,
+            delivered: phase.counts().1,
+            bytes_up: 0,
+            bytes_down: 0,
+            packets_up: 0,
+            packets_down: 0,
+            metrics,
+        };
+        for connection in connections {
+            let stats = connection.stats();
+            sample.bytes_up += stats.udp_tx.bytes;
+            sample.bytes_down += stats.udp_rx.bytes;
+            sample.packets_up += stats.udp_tx.datagrams;
+            sample.packets_down += stats.udp_rx.datagrams;
+        }
+        Ok(sample)
+    }
+}
+
+/// What a phase showed.
+#[derive(Debug)]
+struct Measured {
+    before: Sample,
+    after: Sample,
+    ack: Latencies,
+    delivery: Latencies,
+    given_up: u64,
+}
+
+impl Measured {
+    fn seconds(&self) -> f64 {
+        self.after.at.saturating_sub(self.before.at).as_secs_f64()
+    }
+
+    fn acked(&self) -> f64 {
+        (self.after.acked - self.before.acked) as f64
+    }
+
+    fn acked_rate(&self) -> f64 {
+        self.acked() / self.seconds()
+    }
+
+    fn server_cpu(&self) -> f64 {
+        self.after.server_cpu.saturating_sub(self.before.server_cpu).as_secs_f64()
+    }
+
+    fn cpu_us(&self) -> f64 {
+        self.server_cpu() * 1e6 / self.acked().max(1.0)
+    }
+
+    fn report(&self, bench: &mut Bench, prefix: &str, cpu_goal: Option<f64>, ack_goal: Option<f64>) {
+        let report = &mut bench.report;
+        let key = |name: &str| format!("{prefix}.{name}");
+        let (before, after, acked) = (&self.before, &self.after, self.acked().max(1.0));
+        let per_message = |more: u64, less: u64| (more - less) as f64 / acked;
+        report.add(key("acked"), self.acked_rate(), "/s", "messages made durable and acked");
+        let delivered = (after.delivered - before.delivered) as f64 / self.seconds();
+        report.add(key("delivered"), delivered, "/s", "messages that reached the other device");
+        let meaning = "server processor time per message, acked and delivered";
+        match cpu_goal {
+            Some(goal) => report.held(key("cpu"), self.cpu_us(), "us", Goal::AtMost(goal), meaning),
+            None => report.add(key("cpu"), self.cpu_us(), "us", meaning),
+        }
+        let busy = self.server_cpu() / self.seconds();
+        report.add(key("server_busy"), busy, "cores", "processors that the server kept busy");
+        let own = after.own_cpu.saturating_sub(before.own_cpu).as_secs_f64() / self.seconds();
+        report.add(key("generator_busy"), own, "cores", "processors that the load generator kept busy beside it");
+        report.add(key("ack.p50"), self.ack.percentile_ms(50), "ms", "from send to ack, median");
+        let meaning = "from send to ack, 99 of 100 are no slower";
+        match ack_goal {
+            Some(goal) => report.held(key("ack.p99"), self.ack.percentile_ms(99), "ms", Goal::AtMost(goal), meaning),
+            None => report.add(key("ack.p99"), self.ack.percentile_ms(99), "ms", meaning),
+        }
+        report.add(key("delivery.p50"), self.delivery.percentile_ms(50), "ms", "from send to the other device, median");
+        report.add(key("delivery.p99"), self.delivery.percentile_ms(99), "ms", "likewise, 99 of 100");
+        report.add(key("wire.up"), per_message(after.bytes_up, before.bytes_up), "bytes", "UDP payload towards the server per message, both devices");
+        report.add(key("wire.down"), per_message(after.bytes_down, before.bytes_down), "bytes", "UDP payload from the server per message, both devices");
+        report.add(key("packets.up"), per_message(after.packets_up, before.packets_up), "", "datagrams towards the server per message");
+        report.add(key("packets.down"), per_message(after.packets_down, before.packets_down), "", "datagrams from the server per message");
+        let since = |name| after.metrics.since(&before.metrics, name);
+        let syncs = since("tern_store_syncs_total").max(1.0);
+        report.add(key("group"), since("tern_store_entries_total") / syncs, "messages", "made durable by one forced write");
+        let commits = since("tern_store_commit_seconds_count").max(1.0);
+        report.add(key("commit"), since("tern_store_commit_seconds_sum") * 1000.0 / commits, "ms", "mean time of a group's commit");
+        if self.given_up > 0 {
+            report.note(format!(
+                "{prefix}: {} messages were not pushed to a receiver that did not keep up; a client pulls them",
+                self.given_up
+            ));
+        }
+    }
+}
+
+/// Acks of pushes, late and cumulative.
+#[derive(Debug, Default)]
+struct PushAcks {
+    newest: u64,
+    acked: u64,
+    at: Duration,
+}
+
+impl PushAcks {
+    fn saw(&mut self, rev: u64) {
+        self.newest = self.newest.max(rev);
+    }
+
+    async fn send(&mut self, lane: &mut QuicLane, now: Duration, last: bool) -> Result<()> {
+        if self.newest > self.acked && (last || now.saturating_sub(self.at) >= PUSH_ACK_EVERY) {
+            self.acked = self.newest;
+            self.at = now;
+            let mut out = BytesMut::new();
+            codec::put(&v1::Frame::new(0, Body::PushAck(v1::PushAck { rev: self.newest })), &mut out);
+            lane.send.write_all(&out).await?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum SenderPace {
+    InFlight(usize),
+    Every { every: Duration, first: Duration },
+}
+
+/// The device that writes.
+struct Sender {
+    session: QuicSession,
+    writer: Writer,
+    conversation: ConvId,
+    peer: UserId,
+    /// The last message sent.
+    n: u64,
+    /// When those without an ack were sent, oldest first.
+    in_flight: VecDeque<Duration>,
+    seen_hlc: u64,
+    acks: PushAcks,
+    out: BytesMut,
+    /// What the other device has received.
+    received: Arc<AtomicU64>,
+}
+
+impl Sender {
+    fn new(session: QuicSession, from: &UserId, to: &UserId, received: Arc<AtomicU64>) -> Self {
+        Self {
+            conversation: ConvId::direct(&session.direct_salt, from, to),
+            session,
+            writer: Writer::default(),
+            peer: to.clone(),
+            n: 0,
+            in_flight: VecDeque::new(),
+            seen_hlc: 0,
+            acks: PushAcks::default(),
+            out: BytesMut::new(),
+            received,
+        }
+    }
+
+    async fn run(mut self, env: Env, phase: Arc<Phase>, pace: SenderPace) -> Result<(Self, Latencies)> {
+        let mut sending = phase.sending();
+        let mut latencies = Latencies::default();
+        let began = Instant::now();
+        let (every, mut due) = match pace {
+            SenderPace::InFlight(_) => (Duration::ZERO, began),
+            SenderPace::Every { every, first } => (every, began + first),
+        };
+        loop {
+            let now = env.clock.now();
+            let on = *sending.borrow_and_update();
+            if on {
+                match pace {
+                    SenderPace::InFlight(most) => {
+                        while self.in_flight.len() < most {
+                            self.put(&env, now);
+                        }
+                    }
+                    SenderPace::Every { .. } => {
+                        while due <= Instant::now() && self.in_flight.len() < OPEN_LOOP_IN_FLIGHT {
+                            self.put(&env, now);
+                            due += every;
+                        }
+                    }
+                }
+            }
+            if !self.out.is_empty() {
+                self.session.message.send.write_all(&self.out).await?;
+                self.out.clear();
+            }
+            if !on && self.in_flight.is_empty() {
+                self.acks.send(&mut self.session.control, now, true).await?;
+                return Ok((self, latencies));
+            }
+            let timer = on && matches!(pace, SenderPace::Every { .. }) && self.in_flight.len() < OPEN_LOOP_IN_FLIGHT;
+            tokio::select! {
+                biased;
+                frame = self.session.message.frames.next() => {
+                    self.read(frame?, &env, &phase, &mut latencies)?;
+                    let now = env.clock.now();
+                    self.acks.send(&mut self.session.control, now, false).await?;
+                }
+                () = sleep_until(due), if timer => {}
+                _ = sending.changed(), if on => {}
+            }
+        }
+    }
+
+    /// Appends the next message to what is to be written.
+    fn put(&mut self, env: &Env, now: Duration) {
+        self.n += 1;
+        let mut body = BytesMut::with_capacity(BODY_BYTES);
+        body.put_u64(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        body.put_bytes(b'x', BODY_BYTES - body.len());
+        let send = SendRequest {
+            conversation: self.conversation,
+            // Until the first ack the server may not know whose conversation it is.
+            peer: (self.seen_hlc == 0).then(|| self.peer.clone()),
+            n: self.n,
+            floor: self.n - self.in_flight.len() as u64,
+            seen_hlc: self.seen_hlc,
+            kind: 0,
+            body: body.freeze(),
+            wall_ms: env.clock.wall_ms(),
+            offer: None,
+        };
+        self.in_flight.push_back(now);
+        // Requests of one connection are told apart by the low bits of n; 0 would ask for no answer.
+        let req = u32::try_from(self.n & 0x7fff_ffff).unwrap_or(0).max(1);
+        self.writer.send(req, &send, &mut self.out);
+    }
+
+    /// A frame of the message lane, and those that came with it.
+    fn read(&mut self, first: Option<v1::Frame>, env: &Env, phase: &Phase, latencies: &mut Latencies) -> Result<()> {
+        let now = env.clock.now();
+        let measuring = phase.is_measuring();
+        let mut acked = 0;
+        let mut next = Some(first.context("the server ended a message lane")?);
+        while let Some(frame) = next {
+            match frame.body {
+                Some(Body::Ack(ack)) => {
+                    let sent = self.in_flight.pop_front().context("an ack of nothing that was sent")?;
+                    self.seen_hlc = self.seen_hlc.max(ack.hlc);
+                    acked += 1;
+                    if measuring {
+                        latencies.add(now.saturating_sub(sent));
+                    }
+                }
+                Some(Body::Push(push)) => self.acks.saw(push.rev),
+                Some(Body::Advance(advance)) => self.acks.saw(advance.rev),
+                Some(Body::Define(_) | Body::Stable(_)) => {}
+                _ => bail!(unexpected(&frame)),
+            }
+            next = self.session.message.frames.buffered()?;
+        }
+        phase.acked.fetch_add(acked, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The device that is written to.
+struct Receiver {
+    session: QuicSession,
+    received: Arc<AtomicU64>,
+    acks: PushAcks,
+}
+
+impl Receiver {
+    async fn run(mut self, env: Env, phase: Arc<Phase>) -> Result<(Self, Latencies)> {
+        let mut receiving = phase.receiving();
+        let mut latencies = Latencies::default();
+        loop {
+            let on = *receiving.borrow_and_update();
+            let next = async {
+                if on {
+                    Some(self.session.message.frames.next().await)
+                } else {
+                    timeout(LAST_PUSHES, self.session.message.frames.next()).await.ok()
+                }
+            };
+            tokio::select! {
+                biased;
+                frame = next => match frame {
+                    Some(frame) => self.read(frame?, &env, &phase, &mut latencies)?,
+                    None => {
+                        let now = env.clock.now();
+                        self.acks.send(&mut self.session.control, now, true).await?;
+                        return Ok((self, latencies));
+                    }
+                },
+                _ = receiving.changed(), if on => {}
+            }
+            let now = env.clock.now();
+            self.acks.send(&mut self.session.control, now, false).await?;
+        }
+    }
+
+    fn read(&mut self, first: Option<v1::Frame>, env: &Env, phase: &Phase, latencies: &mut Latencies) -> Result<()> {
+        let now = env.clock.now();
+        let measuring = phase.is_measuring();
+        let mut delivered = 0;
+        let mut next = Some(first.context("the server ended a message lane")?);
+        while let Some(frame) = next {
+            match frame.body {
+                Some(Body::Push(push)) => {
+                    self.acks.saw(push.rev);
+                    for entry in push.entries {
+                        delivered += 1;
+                        if measuring && let Some(sent) = sent_at(entry.body) {
+                            latencies.add(now.saturating_sub(sent));
+                        }
+                    }
+                }
+                Some(Body::Advance(advance)) => self.acks.saw(advance.rev),
+                Some(Body::Define(_) | Body::Stable(_)) => {}
+                _ => bail!(unexpected(&frame)),
+            }
+            next = self.session.message.frames.buffered()?;
+        }
+        self.received.fetch_add(delivered, Ordering::Relaxed);
+        phase.delivered.fetch_add(delivered, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The generator's own stamp at the head of each body.
+fn sent_at(mut body: Bytes) -> Option<Duration> {
+    (body.len() >= 8).then(|| Duration::from_nanos(body.get_u64()))
+}

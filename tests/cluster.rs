@@ -1,0 +1,257 @@
+//! Roles as processes: what they refuse, what operators see, that they end, and that people can talk.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tern::cluster::Cluster;
+
+/// Far above what anything here takes on a busy machine; only failures wait this long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments);
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < until, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn get(at: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// A `tern dev` with what it said about its nodes.
+struct Dev {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    nodes: Vec<Value>,
+}
+
+impl Dev {
+    fn start(data: &Path, regions: &str, base_port: u16, more: &[&str]) -> Self {
+        let port = base_port.to_string();
+        let data = data.to_str().unwrap();
+        let mut arguments = vec!["dev", "--json", "--regions", regions, "--base-port", &port, "--data", data];
+        arguments.extend(more);
+        let mut child = command(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut nodes = Vec::new();
+        loop {
+            let mut line = String::new();
+            assert!(output.read_line(&mut line).unwrap() > 0, "dev ended: {:?}", child.wait());
+            let said: Value = serde_json::from_str(&line).unwrap();
+            if said["up"] == true {
+                return Self { child, output, nodes };
+            }
+            nodes.push(said["node"].clone());
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    fn addresses(&self, what: &str) -> Vec<SocketAddr> {
+        self.nodes.iter().filter_map(|node| node[what].as_str()?.parse().ok()).collect()
+    }
+
+    fn wait_until_ports_are_free(&self) {
+        for at in self.addresses("client").into_iter().chain(self.addresses("admin")) {
+            wait_until(&format!("{at} is free"), || TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok());
+        }
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+/// A base port whose block no other process has, from a range of its own per test.
+fn free_ports(from: u16, regions: &[&str]) -> u16 {
+    let names: Vec<String> = regions.iter().map(|r| (*r).to_owned()).collect();
+    let mut cluster = Cluster::plan("unused".into(), &names, from).unwrap();
+    cluster.add_edges(regions[0], 3);
+    cluster.find_ports().unwrap();
+    cluster.base_port
+}
+
+#[test]
+fn a_node_is_ready_shows_its_metrics_and_leaves_no_process_when_its_parent_is_killed() {
+    let data = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(data.path(), "eu,us", free_ports(20_000, &["eu", "us"]), &["--edges", "1"]);
+    assert_eq!(dev.nodes.len(), 3);
+    for (node, admin) in dev.nodes.iter().zip(dev.addresses("admin")) {
+        wait_until("ready", || get(admin, "/readyz").0 == 200);
+        assert_eq!(get(admin, "/livez").0, 200);
+        let (status, metrics) = get(admin, "/metrics");
+        assert_eq!(status, 200);
+        check_metrics(&metrics, node["ready"].as_str().unwrap());
+    }
+    dev.signal(Signal::KILL);
+    dev.child.wait().unwrap();
+    dev.wait_until_ports_are_free();
+}
+
+/// Names, units and labels, as the naming rules of Prometheus have them.
+fn check_metrics(text: &str, node: &str) {
+    let ends = ["_seconds", "_milliseconds", "_bytes", "_ratio", "_info", "_permille", "_count", "s"];
+    let mut families = 0;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            families += 1;
+            assert!(name.starts_with("tern_"), "{node}: {name}");
+            let named = kind == "counter" || ends.iter().any(|end| name.ends_with(end));
+            assert!(named, "{node}: the {kind} {name} ends with no unit and no plural");
+        }
+        for label in ["user=", "conversation=", "install="] {
+            assert!(line.starts_with('#') || !line.contains(label), "{node}: {line}");
+        }
+    }
+    assert!(families >= 5, "{node} shows {families} metrics only:\n{text}");
+    assert!(text.contains("tern_edge_"), "{node}");
+}
+
+#[test]
+fn a_deployment_that_is_asked_to_stop_leaves_clean_stores_and_starts_again() {
+    let data = tempfile::tempdir().unwrap();
+    let base = free_ports(21_000, &["eu", "us"]);
+    for round in 0..2 {
+        let mut dev = Dev::start(data.path(), "eu,us", base, &[]);
+        dev.signal(Signal::TERM);
+        let status = dev.child.wait().unwrap();
+        let mut rest = String::new();
+        dev.output.read_to_string(&mut rest).unwrap();
+        assert!(status.success(), "round {round}: {status} {rest}");
+        dev.wait_until_ports_are_free();
+        let log = std::fs::read_to_string(data.path().join("logs/eu-e1.log")).unwrap();
+        assert_eq!(log.matches("stopped").count(), round + 1, "{log}");
+        assert!(!log.contains("unclean=true"), "{log}");
+    }
+}
+
+#[test]
+fn what_keeps_a_region_from_starting_is_said_with_what_to_do() {
+    let data = tempfile::tempdir().unwrap();
+    let base = free_ports(22_000, &["eu"]);
+    let mut cluster = Cluster::plan(data.path().to_owned(), &["eu".to_owned()], base).unwrap();
+    cluster.add_edges("eu", 1);
+    let processes = cluster.write().unwrap();
+    let config = &processes[0].arguments[2];
+    let try_start = |more: &[&str]| {
+        let mut arguments = vec!["region", "--config", config];
+        arguments.extend(more);
+        command(&arguments).stdin(Stdio::null()).output().unwrap()
+    };
+
+    let empty = try_start(&[]);
+    assert_eq!(empty.status.code(), Some(3));
+    assert!(stderr(&empty).contains("--init"), "{}", stderr(&empty));
+
+    let unset = command(&["region", "--data", data.path().to_str().unwrap()]).output().unwrap();
+    assert_eq!(unset.status.code(), Some(2));
+    assert!(stderr(&unset).contains("TERN_REGION_NAME"), "{}", stderr(&unset));
+
+    let lost = try_start(&["--init", "--set", "tls.node_cert=/nonexistent.pem"]);
+    assert_eq!(lost.status.code(), Some(3));
+    assert!(stderr(&lost).contains("tls.node_cert"), "{}", stderr(&lost));
+
+    let geoip = data.path().join("broken.mmdb");
+    std::fs::write(&geoip, "no database").unwrap();
+    let broken = try_start(&["--init", "--geoip", geoip.to_str().unwrap()]);
+    assert_eq!(broken.status.code(), Some(3));
+    assert!(stderr(&broken).contains("broken.mmdb"), "{}", stderr(&broken));
+
+    let taken = UdpSocket::bind(("127.0.0.1", base + 10)).unwrap();
+    let in_use = try_start(&["--init"]);
+    assert_eq!(in_use.status.code(), Some(3));
+    assert!(stderr(&in_use).contains(&taken.local_addr().unwrap().to_string()), "{}", stderr(&in_use));
+    drop(taken);
+
+    // An edge without its core, and a second region on the same store.
+    let coreless = command(&["edge", "--config", config, "--set", "core="]).output().unwrap();
+    assert_eq!(coreless.status.code(), Some(2));
+    assert!(stderr(&coreless).contains("core is empty"), "{}", stderr(&coreless));
+    let dev = Dev::start(data.path(), "eu", base, &[]);
+    let again = try_start(&["--init"]);
+    assert_eq!(again.status.code(), Some(3));
+    assert!(stderr(&again).contains("in use"), "{}", stderr(&again));
+    drop(dev);
+}
+
+fn chat(data: &Path, user: &str, to: &str, typed: &str) -> String {
+    let mut child = command(&["chat", "--user", user, "--to", to, "--data", data.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn what_is_typed_while_nothing_is_reachable_arrives_later() {
+    let data = tempfile::tempdir().unwrap();
+    let base = free_ports(23_000, &["eu", "us"]);
+    // The deployment exists, and is not running.
+    drop(Dev::start(data.path(), "eu,us", base, &[]));
+    let offline = chat(data.path(), "alice", "bob", "written offline\n/quit\n");
+    assert!(!offline.contains("-- sent"), "{offline}");
+
+    let _dev = Dev::start(data.path(), "eu,us", base, &[]);
+    let later = chat(data.path(), "alice", "bob", "written online\n");
+    assert!(later.contains("written offline") && later.contains("-- sent written online"), "{later}");
+    wait_until("bob is shown both, in order", || {
+        let shown = chat(data.path(), "bob", "alice", "/history\n");
+        let lines: Vec<&str> = shown.lines().collect();
+        lines
+            .windows(2)
+            .any(|two| two[0].ends_with("alice: written offline") && two[1].ends_with("alice: written online"))
+    });
+}
+
+#[test]
+fn the_demo_passes_and_tells_programs_what_it_tells_people() {
+    let output = command(&["demo", "--json"]).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{said}\n{}", stderr(&output));
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |what: &str| events.iter().filter(|e| e["event"] == what).count();
+    assert_eq!((count("regions"), count("dispatch"), count("live"), count("kill"), count("total")), (1, 8, 1, 2, 1));
+    let countries: Vec<&str> =
+        events.iter().filter(|e| e["event"] == "dispatch").map(|e| e["country"].as_str().unwrap()).collect();
+    assert_eq!(countries, ["DE", "DE", "BR", "BR", "IN", "IN", "JP", "JP"]);
+    let totals = &events.iter().find(|e| e["event"] == "total").unwrap()["totals"];
+    assert_eq!(totals["sent"], 400);
+    assert_eq!((&totals["lost"], &totals["duplicated"]), (&Value::from(0), &Value::from(0)));
+}
