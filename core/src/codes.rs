@@ -93,6 +93,8 @@ codes! {
     WrongProtocol = 28, "wrong_protocol", Never;
     /// The client reads too slowly, or not at all.
     TooSlow = 29, "too_slow", Here;
+    /// The region's clock is far off the other regions'. Nothing was stored.
+    ClockOff = 30, "clock_off", Elsewhere;
 }
 
 /// A refusal, ready for the wire.

@@ -15,6 +15,9 @@ pub const NODE_FRAME_BYTES: usize = 512 * 1024;
 pub const PULL_ENTRIES: usize = 200;
 /// A page ends once it holds this many bytes, so that other lanes get their turn.
 pub const PAGE_BYTES: usize = 32 * 1024;
+/// An answer to one pull ends once it holds this many bytes of bodies; the client asks for the rest. Bounds what
+/// a client that does not read can make its edge keep.
+pub const PULL_BYTES: usize = 256 * 1024;
 /// Rows per page of `Rows`.
 pub const ROWS_PER_PAGE: usize = 100;
 /// Rows of the preview with which a client without a cursor starts.
@@ -43,6 +46,10 @@ pub const FAILED_HANDSHAKES_PER_SECOND: u32 = 20;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client's or region's clock may be this far ahead before its stamps are refused or alarmed.
 pub const CLOCK_AHEAD_MS: u64 = 60_000;
+/// A region whose clock is this far off the median of at least three takes no sends.
+pub const CLOCK_STOP_MS: u64 = 10_000;
+/// A region whose clock is this far off the median alarms its operators.
+pub const CLOCK_ALARM_MS: u64 = 1_000;
 /// A device that was pushed to and has not acked for this long gets `Advance` again.
 pub const PUSH_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// A log's origin that was not heard of for this long is silent: clients offer their messages elsewhere.

@@ -60,8 +60,8 @@ pub(super) struct Round {
     pub entries: Vec<(Arc<Entry>, bool)>,
     /// For senders.
     pub acks: Vec<PendingAck>,
-    /// For peers: whose shipment of which log was judged.
-    pub shipments: Vec<(Region, Origin)>,
+    /// For peers: whose shipment of which log was judged, and its last seq.
+    pub shipments: Vec<(Region, Origin, Seq)>,
     /// What was judged: judged again if the batch fails.
     pub jobs: Vec<Job>,
 }
@@ -98,6 +98,8 @@ pub struct Conversation {
     pub(super) watchers: BTreeMap<ConnKey, BTreeMap<Origin, Seq>>,
     pub(super) active_at: Duration,
     pub(super) since_checkpoint: usize,
+    /// Appends that failed in a row.
+    pub(super) failures: u32,
 }
 
 impl Conversation {
@@ -117,6 +119,7 @@ impl Conversation {
             watchers: BTreeMap::new(),
             active_at: now,
             since_checkpoint: 0,
+            failures: 0,
         }
     }
 

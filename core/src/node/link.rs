@@ -24,6 +24,8 @@ pub const RELAY_AFTER: Duration = Duration::from_secs(2);
 pub const OFFER_AGAIN: Duration = Duration::from_secs(5);
 /// A log that an offer did not name is offered after so long.
 pub const OFFER_REST: Duration = Duration::from_millis(50);
+/// A peer whose shipment failed here is told so after this long: the cause, such as a full disk, takes time.
+pub const OWED_AFTER: Duration = Duration::from_secs(1);
 /// Offers that may wait for an answer: bounds what a reconnect with a million active conversations sends.
 pub const OFFERS_IN_FLIGHT: usize = 512;
 
@@ -54,8 +56,8 @@ pub struct Link {
     window_bytes: usize,
     /// Logs being read for shipping.
     reading: BTreeSet<(ConvId, Origin)>,
-    /// Shipments of the peer whose ack is owed although they could not be applied.
-    owed: Vec<(ConvId, Origin)>,
+    /// Shipments of the peer that could not be applied: when it is told to ship again, and up to where it did.
+    owed: BTreeMap<(ConvId, Origin), (Duration, Seq)>,
 }
 
 impl Link {
@@ -72,7 +74,7 @@ impl Link {
             window: BTreeMap::new(),
             window_bytes: 0,
             reading: BTreeSet::new(),
-            owed: Vec::new(),
+            owed: BTreeMap::new(),
         }
     }
 
@@ -185,7 +187,8 @@ impl Link {
         }
         let due = if self.offered.len() < OFFERS_IN_FLIGHT { self.offers.first().map(|(at, _)| *at) } else { None };
         let again = self.offered.values().min().map(|at| *at + OFFER_AGAIN);
-        [due, again].into_iter().flatten().min()
+        let owed = self.owed.values().map(|(at, _)| *at).min();
+        [due, again, owed].into_iter().flatten().min()
     }
 
     /// An offer was answered. An ack of a shipment is no answer: it tells of one log only.
@@ -320,13 +323,16 @@ impl Link {
         }
     }
 
-    /// A shipment of the peer failed here: it is told where this side stands once that is known again.
-    pub(super) fn owe_ack(&mut self, id: ConvId, origin: Origin) {
-        self.owed.push((id, origin));
+    /// A shipment of the peer failed here: after a pause it is told where this side stands, and ships again.
+    pub(super) fn owe_ack(&mut self, id: ConvId, origin: Origin, upto: Seq, now: Duration) {
+        self.owed.insert((id, origin), (now + OWED_AFTER, upto));
     }
 
-    pub(super) fn take_owed(&mut self) -> Vec<(ConvId, Origin)> {
-        std::mem::take(&mut self.owed)
+    pub(super) fn take_owed(&mut self, now: Duration) -> Vec<(ConvId, Origin, Seq)> {
+        let due = |at: &Duration| *at <= now;
+        let taken = self.owed.iter().filter(|(_, (at, _))| due(at)).map(|((id, o), (_, upto))| (*id, *o, *upto)).collect();
+        self.owed.retain(|_, (at, _)| !due(at));
+        taken
     }
 }
 

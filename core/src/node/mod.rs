@@ -15,6 +15,7 @@
 //! before the todo that stands for it goes; every collection is ordered, so equal inputs give equal outputs;
 //! the node never waits: what needs a read is parked and goes on when the answer comes.
 
+mod clocks;
 pub mod conversation;
 pub mod link;
 mod peers;
@@ -40,6 +41,7 @@ use crate::sequencer::LogState;
 use crate::store::{Append, Put, Range, Target, Todo};
 use crate::wire::{node_v1, v1};
 
+use clocks::Clocks;
 use conversation::Conversation;
 use link::Link;
 use routes::Routes;
@@ -47,6 +49,8 @@ use user::User;
 
 /// Rows and todo removals are written this often.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(500);
+/// A flush that failed is tried again after so long.
+pub const FLUSH_AGAIN: Duration = Duration::from_secs(1);
 /// Changes of presence are told to other regions this often.
 pub const ROUTES_EVERY: Duration = Duration::from_millis(20);
 /// Conversations kept in memory; idle ones above it are dropped.
@@ -129,6 +133,13 @@ pub enum Notice {
         region: Region,
         /// By how much.
         ms: u64,
+    },
+    /// The own clock is off the median of all regions'.
+    OwnClockOff {
+        /// By how much.
+        ms: u64,
+        /// Too far: no sends are taken.
+        stopped: bool,
     },
     /// A peer shipped entries of this region's own current era: this store has lost its tail.
     OwnTailLost {
@@ -253,6 +264,7 @@ pub struct Node {
     links: BTreeMap<Region, Link>,
     eras: BTreeMap<Region, (u64, u64)>,
     routes: Routes,
+    clocks: Clocks,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
     /// Conversations that got something to do by the present input.
@@ -279,6 +291,8 @@ struct Flush {
     done: u64,
     in_flight: bool,
     at: Option<Duration>,
+    /// What is under way: dirty again if it fails.
+    rows: Vec<(UserId, ConvId)>,
 }
 
 impl Node {
@@ -288,6 +302,7 @@ impl Node {
         let mut node = Self {
             eras: settings.known_eras.clone(),
             routes: Routes::default(),
+            clocks: Clocks::default(),
             conversations: BTreeMap::new(),
             users: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -438,8 +453,21 @@ impl Node {
     /// The flush that was asked for ended.
     pub fn flushed(&mut self, now: Now) {
         self.flush.in_flight = false;
+        self.flush.rows.clear();
         self.flush.done = self.flush.begun;
         self.settle(now);
+    }
+
+    /// The flush failed: its rows are written again.
+    pub fn flush_failed(&mut self, now: Now) {
+        self.flush.in_flight = false;
+        for (id, conversation) in std::mem::take(&mut self.flush.rows) {
+            if let Some(user) = self.users.get_mut(&id) {
+                user.mark_dirty(conversation);
+                self.dirty.insert(id);
+            }
+        }
+        self.flush.at = Some(now.mono + FLUSH_AGAIN);
     }
 
     /// Time has passed: see [`Node::next_deadline`].
@@ -493,7 +521,10 @@ impl Node {
         let mut puts = Vec::new();
         for id in std::mem::take(&mut self.dirty) {
             if let Some(user) = self.users.get_mut(&id) {
-                puts.extend(user.take_dirty().map(|(conversation, row)| Put::Row { user: id.clone(), conversation, row }));
+                for (conversation, row) in user.take_dirty() {
+                    self.flush.rows.push((id.clone(), conversation));
+                    puts.push(Put::Row { user: id.clone(), conversation, row });
+                }
             }
         }
         self.flush.begun += 1;

@@ -9,7 +9,7 @@ use crate::edge_api::DownBody;
 use crate::entry::Entry;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Origin, Region, Seq};
-use crate::limits::{SHIP_BYTES, SHIP_ENTRIES};
+use crate::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, SHIP_BYTES, SHIP_ENTRIES};
 use crate::store::{Put, Range};
 use crate::wire::node::{entries_from_wire, heads_from_wire, heads_to_wire, origin};
 use crate::wire::node_v1::{self as wire, node_frame::Body};
@@ -50,6 +50,7 @@ impl Node {
         if let Some(link) = self.links.get_mut(&region) {
             link.reads_dropped();
         }
+        self.clocks.forget(region);
     }
 
     /// A frame of a peer region. Anything it says of a conversation is checked; what can't be is reported and
@@ -61,6 +62,10 @@ impl Node {
             Body::Ship(ship) => self.shipment(now, region, ship),
             Body::ShipAck(ack) => self.ship_acked(now, region, ack),
             Body::Offer(offer) => self.offered(now, region, offer),
+            Body::Beat(beat) => {
+                self.beat(now, region, beat.wall_ms);
+                Ok(())
+            }
             Body::Routes(routes) => {
                 self.route_told(region, routes);
                 Ok(())
@@ -72,6 +77,20 @@ impl Node {
         }
         self.start_rounds(now);
         self.pump_all(now);
+    }
+
+    /// What a peer's clock says.
+    fn beat(&mut self, now: Now, region: Region, wall_ms: u64) {
+        if wall_ms == 0 {
+            return;
+        }
+        self.clocks.told(region, wall_ms, now.wall_ms);
+        let error = self.clocks.own_error_ms().filter(|ms| *ms > CLOCK_ALARM_MS);
+        if let Some(ms) = error
+            && self.clocks.alarm(now.mono)
+        {
+            self.out.notices.push(Notice::OwnClockOff { ms, stopped: ms > CLOCK_STOP_MS });
+        }
     }
 
     fn shipment(&mut self, now: Now, region: Region, ship: wire::Ship) -> Result<(), Refusal> {
@@ -88,7 +107,11 @@ impl Node {
         }
         let conversation = self.conversation(id, now);
         if conversation.is_full() {
-            return Ok(()); // not acked: the peer offers again
+            let upto = ship.first_seq + entries.len() as u64 - 1;
+            if let Some(link) = self.links.get_mut(&region) {
+                link.owe_ack(id, log, upto, now.mono);
+            }
+            return Ok(());
         }
         conversation.queue.push_back(Job::Copies { from: region, origin: log, entries, first_seq: ship.first_seq });
         conversation.active_at = now.mono;
@@ -96,15 +119,21 @@ impl Node {
         Ok(())
     }
 
-    /// Tells shippers how far their logs are held here, durably.
-    pub(super) fn ack_shipments(&mut self, id: ConvId, shipments: &[(Region, Origin)]) {
+    /// Tells shippers how far their logs are held here, durably; and to ship again, where that is not far
+    /// enough: something before their shipment is missing, or it could not be stored.
+    pub(super) fn ack_shipments(&mut self, id: ConvId, shipments: &[(Region, Origin, Seq)]) {
         let Some(conversation) = self.conversations.get(&id) else { return };
-        let mut told = std::collections::BTreeMap::<Region, Heads>::new();
-        for (region, origin) in shipments {
-            told.entry(*region).or_default().insert(*origin, conversation.head(*origin));
+        let mut told = std::collections::BTreeMap::<Region, (Heads, bool)>::new();
+        for (region, origin, upto) in shipments {
+            let head = conversation.head(*origin);
+            let takes = *origin != self.settings.origin && !conversation.damaged.contains_key(origin);
+            let (heads, want) = told.entry(*region).or_default();
+            heads.insert(*origin, head);
+            *want |= takes && head < *upto;
         }
-        for (region, heads) in told {
-            let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), ..Default::default() };
+        for (region, (heads, want)) in told {
+            let conversation = Bytes::copy_from_slice(&id.0);
+            let ack = wire::ShipAck { conversation, heads: heads_to_wire(&heads), want, answer: false };
             self.out.link(region, Body::ShipAck(ack));
         }
     }
@@ -256,15 +285,12 @@ impl Node {
                     self.out.link(region, Body::Offer(wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads }));
                 }
             }
-            let owed = link.take_owed();
-            for (id, origin) in owed {
-                match self.conversations.get(&id) {
-                    Some(c) if c.is_idle() => self.ack_shipments(id, &[(region, origin)]),
-                    _ => {
-                        if let Some(link) = self.links.get_mut(&region) {
-                            link.owe_ack(id, origin);
-                        }
-                    }
+            let owed = link.take_owed(now.mono);
+            for (id, origin, upto) in owed {
+                if self.conversations.get(&id).is_some_and(|c| !c.is_loading() && c.round.is_none()) {
+                    self.ack_shipments(id, &[(region, origin, upto)]);
+                } else if let Some(link) = self.links.get_mut(&region) {
+                    link.owe_ack(id, origin, upto, now.mono);
                 }
             }
         }

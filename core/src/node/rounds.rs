@@ -8,7 +8,7 @@ use crate::edge_api::{Ack, DownBody, HeldAck, Push, SendRequest};
 use crate::entry::Entry;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
-use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, PUSH_ACK_TIMEOUT};
+use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
@@ -16,6 +16,9 @@ use crate::wire::v1;
 use super::conversation::{Job, PendingAck, Round};
 use super::user::RowChange;
 use super::{ConnKey, Node, Notice, Now, Ticket, Want};
+
+/// Appends of one conversation that may fail in a row before its senders are told.
+const APPEND_TRIES: u32 = 5;
 
 /// A shipment is applied as a whole, so a round may hold this much more than a batch.
 const _: () = assert!(crate::limits::SHIP_ENTRIES <= BATCH_ENTRIES);
@@ -25,6 +28,10 @@ impl Node {
     pub(super) fn send(&mut self, now: Now, key: ConnKey, req: u32, send: SendRequest) {
         let Some(session) = self.sessions.get(&key) else { return };
         let (user, install) = (session.user.clone(), session.install.clone());
+        if let Some(ms) = self.clocks.own_error_ms().filter(|ms| *ms > CLOCK_STOP_MS) {
+            let text = format!("this region's clock is {ms} ms off the median of all; nothing was stored");
+            return self.refuse_send(key, req, &Refusal::new(Code::ClockOff, text));
+        }
         if self.draining {
             return self.refuse_send(key, req, &Refusal::new(Code::Draining, "this region is about to stop"));
         }
@@ -164,7 +171,8 @@ impl Node {
                 }
             }
         }
-        round.shipments.push((from, origin));
+        let upto = entries.last().map_or(0, |e| e.place.seq);
+        round.shipments.push((from, origin, upto));
         round.jobs.push(job);
     }
 
@@ -181,7 +189,7 @@ impl Node {
             let prefix = before.get(&origin).copied().unwrap_or(0);
             let mut targets = vec![Target::Fanout];
             let shippers: Vec<Region> =
-                round.shipments.iter().filter(|(_, o)| *o == origin).map(|(region, _)| *region).collect();
+                round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(region, _, _)| *region).collect();
             for (region, link) in &mut self.links {
                 // Its own current log needs no way back, and whoever shipped an entry holds it.
                 let is_author = origin.region == *region && self.eras.get(region).is_none_or(|(_, era)| *era == origin.era);
@@ -233,6 +241,9 @@ impl Node {
     /// Nothing of a failed batch may be acked; what the store really holds decides, so it is read again.
     fn failed_round(&mut self, now: Now, id: ConvId, round: Round) {
         let Some(failure) = round.failure else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        conversation.failures += 1;
+        let give_up = conversation.failures >= APPEND_TRIES;
         let mut again = Vec::new();
         for job in round.jobs {
             let refusal = match (&failure, &job) {
@@ -243,8 +254,14 @@ impl Node {
                     Refusal::new(Code::Internal, "this node no longer owns the conversation; nothing was stored")
                 }
                 (Appended::Damaged, Job::Send { .. }) => Refusal::new(Code::Damaged, "the log is damaged here; nothing was stored"),
-                // A peer ships again after its window's time-out; what the answer is unknown of is judged again.
+                (Appended::Unknown(why), Job::Send { .. }) if give_up => {
+                    tracing::error!(conversation = %id, why, "appends keep failing");
+                    let text = "the store keeps failing; whether the message was stored is not known";
+                    Refusal::new(Code::Internal, text).after_ms(5_000)
+                }
+                // The peer is told where this log stands once that is known; it then ships again.
                 (Appended::Full | Appended::Fenced | Appended::Damaged, Job::Copies { .. }) => continue,
+                (_, Job::Copies { .. }) if give_up => continue,
                 _ => {
                     again.push(job);
                     continue;
@@ -257,9 +274,9 @@ impl Node {
         if failure == Appended::Fenced {
             self.out.notices.push(Notice::Fenced);
         }
-        for (region, origin) in round.shipments {
+        for (region, origin, upto) in round.shipments {
             if let Some(link) = self.links.get_mut(&region) {
-                link.owe_ack(id, origin);
+                link.owe_ack(id, origin, upto, now.mono);
             }
         }
         if let Some(conversation) = self.conversations.get_mut(&id) {
@@ -277,6 +294,7 @@ impl Node {
             conversation.published.insert(entry.place.origin, entry.place.seq);
             grown.insert(entry.place.origin, entry.place.seq);
         }
+        conversation.failures = 0;
         conversation.since_checkpoint += round.entries.len();
         for ack in round.acks {
             self.ack(id, ack);

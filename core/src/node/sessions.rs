@@ -10,7 +10,7 @@ use crate::edge_api::{DownBody, Page, Up};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Origin, Rev, Seq, UserId};
 use crate::limits::{
-    BODY_BYTES, CURSORS, DEVICES_PER_USER, FRAME_BYTES, IN_FLIGHT, PAGE_BYTES, PREVIEW_ROWS, PULL_ENTRIES, ROWS_PER_PAGE,
+    BODY_BYTES, CURSORS, DEVICES_PER_USER, FRAME_BYTES, IN_FLIGHT, PAGE_BYTES, PREVIEW_ROWS, PULL_BYTES, PULL_ENTRIES, ROWS_PER_PAGE,
 };
 use crate::store::{Range, RowRecord};
 use crate::wire::compact::Table;
@@ -34,6 +34,7 @@ pub(super) struct Pull {
     from: Seq,
     to: Seq,
     left: usize,
+    left_bytes: usize,
     backwards: bool,
     /// Beyond what is held here, told with the last page.
     gap: Option<(Seq, Seq, v1::gap::Reason)>,
@@ -322,7 +323,18 @@ impl Node {
             gap = Some((pull.from, pull.to, v1::gap::Reason::Damaged));
             to = 0;
         }
-        let pull = Pull { key, req, conversation: id, origin, from: pull.from, to, left: limit, backwards: pull.backwards, gap };
+        let pull = Pull {
+            key,
+            req,
+            conversation: id,
+            origin,
+            from: pull.from,
+            to,
+            left: limit,
+            left_bytes: PULL_BYTES,
+            backwards: pull.backwards,
+            gap,
+        };
         self.next_page(now, pull);
     }
 
@@ -362,6 +374,10 @@ impl Node {
             return self.next_page(now, pull);
         };
         pull.left = pull.left.saturating_sub(entries.len());
+        pull.left_bytes = pull.left_bytes.saturating_sub(entries.iter().map(|e| e.body.len()).sum());
+        if pull.left_bytes == 0 {
+            pull.left = 0;
+        }
         if pull.backwards {
             pull.to = first.min(last) - 1;
         } else {

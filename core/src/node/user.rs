@@ -190,6 +190,11 @@ impl User {
         rev.epoch() < self.epoch || rev <= self.rev
     }
 
+    /// A row is not on disk after all.
+    pub fn mark_dirty(&mut self, conversation: ConvId) {
+        self.dirty.insert(conversation);
+    }
+
     /// Rows that changed since they were last taken.
     pub fn take_dirty(&mut self) -> impl Iterator<Item = (ConvId, RowRecord)> {
         let dirty = std::mem::take(&mut self.dirty);

@@ -197,10 +197,12 @@ impl Core {
             }
             Ok(()) => {}
             Err(error) => {
-                // Rows that are not on disk keep their todo, so a restart makes them again; but the machine
-                // must not believe them durable: it never hears of this flush's end.
                 self.store_ok = false;
-                tracing::error!(%error, "rows could not be written; they are derived again at the next start");
+                tracing::error!(%error, "rows could not be written; trying again");
+                if self.flush == Flush::UnderWay {
+                    self.flush = Flush::None;
+                    self.node.flush_failed(self.shared.now());
+                }
             }
         }
     }
@@ -307,6 +309,12 @@ fn report(notice: &Notice) {
     match notice {
         Notice::ClockAhead { region, ms } => {
             tracing::warn!(region, ms, "a peer region's clock is far ahead: check its time synchronization");
+        }
+        Notice::OwnClockOff { ms, stopped: true } => {
+            tracing::error!(ms, "this region's clock is far off the other regions': it takes no sends until it is set right");
+        }
+        Notice::OwnClockOff { ms, stopped: false } => {
+            tracing::warn!(ms, "this region's clock is off the other regions': check its time synchronization");
         }
         Notice::OwnTailLost { conversation } => {
             tracing::error!(%conversation, "a peer holds entries of this region's current era that this store lacks: its disk lost a tail. Stop this region and start it again; it takes a new era");

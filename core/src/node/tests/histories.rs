@@ -312,3 +312,40 @@ fn a_stop_takes_no_more_sends_and_settles() {
     assert!(w.core(EU).node.is_settled());
     assert_eq!(w.core(EU).node.last_puts().len(), 1, "the conversation's checkpoint");
 }
+
+#[test]
+fn a_clock_that_jumps_back_gives_no_earlier_place() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    let before = w.send(alice, 1);
+    w.core(EU).skew_ms = -3_600_000;
+    assert!(w.send(alice, 2).place > before.place);
+}
+
+#[test]
+fn a_store_that_keeps_failing_tells_the_sender_and_spins_not() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.core(EU).failures.extend((0..5).map(|_| Appended::Unknown("not written".into())));
+    w.post(alice, message(1));
+    w.settle();
+    assert_eq!(w.told(alice).errors(), [Code::Internal as u32]);
+    assert_eq!(w.send(alice, 1).place.seq, 1);
+}
+
+#[test]
+fn an_answer_to_one_pull_is_bounded_in_bytes() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    for n in 1..=20 {
+        w.post(alice, SendRequest { body: vec![b'x'; 60_000].into(), floor: 1, ..message(n) });
+    }
+    w.settle();
+    let eu = origin(&mut w, EU);
+    let conversation = alice_and_bob().0.to_vec().into();
+    let body = v1::PullEntries { conversation, origin: Some(eu.into()), from: 1, to: 20, limit: 0, backwards: false };
+    w.frame(alice, 9, v1::frame::Body::Pull(body));
+    let pages = &w.told(alice).pages;
+    let bytes: usize = pages.iter().flat_map(|p| &p.entries).map(|e| e.body.len()).sum();
+    assert!(bytes >= 256 * 1024 && bytes < 400 * 1024 && pages.last().unwrap().last);
+}

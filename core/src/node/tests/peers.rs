@@ -262,3 +262,54 @@ fn an_author_that_comes_back_with_its_disk_makes_its_old_log_stable_again() {
     w.pass(Duration::from_secs(4));
     assert_eq!(w.told(alice).stable().last().unwrap().upto, 1);
 }
+
+#[test]
+fn a_shipment_that_does_not_follow_what_is_held_is_asked_for_again() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.send(alice, 1);
+    let eu = origin(&mut w, EU);
+    w.post(alice, message(2));
+    w.commit(EU);
+    w.links.get_mut(&(EU, AP)).unwrap().retain(|body| !matches!(body, LinkBody::Ship(_)));
+    w.settle();
+    assert_eq!(w.log(AP, eu), ["m1"]);
+    w.send(alice, 3);
+    assert_eq!(w.log(AP, eu), ["m1", "m2", "m3"]);
+}
+
+#[test]
+fn a_peer_with_a_full_disk_gets_the_entries_once_there_is_room() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    let eu = origin(&mut w, EU);
+    w.core(AP).failures.extend([Appended::Full, Appended::Full, Appended::Full]);
+    w.send(alice, 1);
+    assert!(w.log(AP, eu).is_empty());
+    w.pass(Duration::from_secs(5));
+    assert_eq!(w.log(AP, eu), ["m1"]);
+}
+
+#[test]
+fn a_region_whose_clock_is_far_off_takes_no_sends_until_it_is_set_right() {
+    let mut w = World::new();
+    w.core(US).skew_ms = 600_000;
+    let alice = w.connect(US, 1, "alice", "phone");
+    let beats = |w: &mut World, skew: i64| {
+        for from in [EU, AP] {
+            let wall_ms = w.now(0).wall_ms;
+            let now = w.now(skew);
+            let beat = crate::wire::node_v1::Beat { wall_ms, ..Default::default() };
+            w.core(US).node.peer_frame(now, from, LinkBody::Beat(beat));
+            w.carry_out(US);
+        }
+    };
+    beats(&mut w, 600_000);
+    w.post(alice, message(1));
+    w.settle();
+    assert_eq!(w.told(alice).errors(), [Code::ClockOff as u32]);
+    assert!(w.core(US).notices.iter().any(|n| matches!(n, Notice::OwnClockOff { stopped: true, .. })));
+    w.core(US).skew_ms = 0;
+    beats(&mut w, 0);
+    assert_eq!(w.send(alice, 1).place.seq, 1);
+}
