@@ -1,5 +1,7 @@
 //! Roles as processes: what they refuse, what operators see, that they end, and that people can talk.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+// Processes run in real time, and so do their tests.
+#![allow(clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -59,16 +61,16 @@ impl Dev {
         let mut arguments = vec!["dev", "--json", "--regions", regions, "--base-port", &port, "--data", data];
         arguments.extend(more);
         let mut child = command(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut nodes = Vec::new();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut dev = Self { child, output, nodes: Vec::new() };
         loop {
             let mut line = String::new();
-            assert!(output.read_line(&mut line).unwrap() > 0, "dev ended: {:?}", child.wait());
+            assert!(dev.output.read_line(&mut line).unwrap() > 0, "dev ended: {:?}", dev.child.wait());
             let said: Value = serde_json::from_str(&line).unwrap();
             if said["up"] == true {
-                return Self { child, output, nodes };
+                return dev;
             }
-            nodes.push(said["node"].clone());
+            dev.nodes.push(said["node"].clone());
         }
     }
 

@@ -99,7 +99,7 @@ async fn story(fleet: &mut Fleet, cluster: &Cluster, global: &Global, narrator: 
     start_all(fleet, cluster, global, narrator).await?;
     ask_dispatch(&env, cluster, narrator).await?;
     let mut alice = join_apart_from_core(&env, cluster).await?;
-    let mut bob = join(&env, cluster, "bob", "ap", "alice")?;
+    let mut bob = join(&env, cluster, "bob", "ap", "alice", 0)?;
     let (at_alice, at_bob) = (alice.live(LIVE_WITHIN).await?, bob.live(LIVE_WITHIN).await?);
     narrator.say(
         "live",
@@ -152,15 +152,17 @@ async fn ask_dispatch(env: &Env, cluster: &Cluster, narrator: Narrator) -> Resul
     lookup.narrate(narrator).await
 }
 
-fn join(env: &Env, cluster: &Cluster, name: &str, near: &str, peer: &str) -> Result<Person> {
-    let store = cluster.data.join("clients").join(name);
+/// `device`: each has a store of its own.
+fn join(env: &Env, cluster: &Cluster, name: &str, near: &str, peer: &str, device: usize) -> Result<Person> {
+    let store = cluster.data.join("clients").join(device.to_string());
     Person::join(env, &cluster.data, &store, name, near, peer)
 }
 
 async fn join_apart_from_core(env: &Env, cluster: &Cluster) -> Result<Person> {
     let core = &cluster.regions[0].edges[0];
-    for _ in 0..JOINS {
-        let alice = join(env, cluster, "alice", REGIONS[0], "bob")?;
+    for device in 0..JOINS {
+        // A new device: a known one has kept its list of edges.
+        let alice = join(env, cluster, "alice", REGIONS[0], "bob", device)?;
         if alice.live(LIVE_WITHIN).await?.edge != *core {
             return Ok(alice);
         }
@@ -192,7 +194,7 @@ impl Outage {
             return false;
         }
         let seconds = |s: Option<f64>| s.map_or_else(|| "?".to_owned(), |s| format!("{s:.1} s"));
-        let place = live.as_ref().map_or("nowhere", |(_, place)| place.edge.as_str());
+        let place = live.as_ref().map_or_else(|| "no edge".to_owned(), |(_, place)| place.to_string());
         let live_after = live.as_ref().map(|(when, _)| after(*when));
         let re_offered = alice.re_offered() - self.re_offered_before;
         let offers = if self.is_region { format!("re-offered {re_offered}, ") } else { String::new() };
