@@ -12,12 +12,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use prost::Message;
 use rustls::pki_types::ServerName;
 use tern_core::client::{Failure, Outbound, Transport};
-use tern_core::codes::{Code, Refusal};
+use tern_core::codes::Code;
 use tern_core::limits::FRAME_BYTES;
-use tern_core::wire::compact::{Reader, Writer};
+use tern_core::wire::compact::{Read, Reader, Writer};
 use tern_core::wire::{Lane, codec, v1};
 use tern_net::frames::{Frames, QuicFrames};
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
@@ -99,9 +98,9 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
     control.write_all(&hello).await.map_err(network)?;
     let out = &job.out;
     let lanes = all([
-        Box::pin(quic_in(shared, job, Lane::Control, from_control)) as Lanes<'_>,
-        Box::pin(quic_in(shared, job, Lane::Message, from_message)),
-        Box::pin(quic_in(shared, job, Lane::Bulk, from_bulk)),
+        Box::pin(quic_in(shared, job, from_control)) as Lanes<'_>,
+        Box::pin(quic_in(shared, job, from_message)),
+        Box::pin(quic_in(shared, job, from_bulk)),
         Box::pin(quic_out(out, Lane::Control, control)),
         Box::pin(quic_out(out, Lane::Message, message)),
         Box::pin(quic_out(out, Lane::Bulk, bulk)),
@@ -163,9 +162,9 @@ fn ended(error: &quinn::ConnectionError) -> Failure {
     }
 }
 
-async fn quic_in(shared: &Arc<Shared>, job: &ConnectJob, lane: Lane, stream: quinn::RecvStream) -> Failure {
+async fn quic_in(shared: &Arc<Shared>, job: &ConnectJob, stream: quinn::RecvStream) -> Failure {
     let mut frames = QuicFrames::new(stream, FRAME_BYTES);
-    let mut inbox = Inbox::new(Some(lane));
+    let mut inbox = Inbox::default();
     loop {
         let first = match frames.next::<v1::Frame>().await {
             Ok(Some(frame)) => frame,
@@ -218,7 +217,7 @@ async fn tcp(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) 
 
 async fn tcp_in(shared: &Arc<Shared>, job: &ConnectJob, stream: impl AsyncRead + Unpin) -> Failure {
     let mut frames = Frames::new(stream, FRAME_BYTES);
-    let mut inbox = Inbox::new(None);
+    let mut inbox = Inbox::default();
     loop {
         let first = match frames.next::<v1::Frame>().await {
             Ok(Some(frame)) => frame,
@@ -262,35 +261,26 @@ fn encode(writer: &mut Writer, frame: &Outbound, into: &mut BytesMut) {
     }
 }
 
-/// Resolves the references of what is read. Only frames of the message lane have any, on any transport.
+/// Resolves the references of what is read from one stream. Any frame may come on any stream: an edge answers
+/// on control where this client has not opened the message lane by writing to it yet.
+#[derive(Default)]
 struct Inbox {
-    lane: Option<Lane>,
     reader: Reader,
 }
 
 impl Inbox {
-    fn new(lane: Option<Lane>) -> Self {
-        Self { lane, reader: Reader::default() }
-    }
-
     /// `first` and all that is there already.
     fn read(
         &mut self,
         first: v1::Frame,
         mut more: impl FnMut() -> Result<Option<v1::Frame>, Failure>,
-    ) -> Result<Vec<(u32, tern_core::wire::compact::Read)>, Failure> {
+    ) -> Result<Vec<(u32, Read)>, Failure> {
         let mut batch = Vec::new();
         let mut next = Some(first);
         while let Some(frame) = next {
-            let allowed = self.lane.is_none() || frame.lane().is_none() || frame.lane() == self.lane;
-            if !allowed {
-                let lane = self.lane.map_or(0, Lane::index);
-                return Err(network(Refusal::new(Code::WrongMoment, format!("a frame on the wrong lane {lane}"))));
-            }
-            let req = frame.req;
             // An empty frame is one of a newer version: nothing to act on.
-            if frame.body.is_some() || frame.encoded_len() > 0 {
-                batch.push((req, self.reader.read(frame).map_err(network)?));
+            if frame.body.is_some() {
+                batch.push((frame.req, self.reader.read(frame).map_err(network)?));
             }
             next = more()?;
         }

@@ -1,0 +1,161 @@
+//! The client over real sockets, against an edge that is written here.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod fake_edge;
+
+use std::sync::Arc;
+
+use fake_edge::{FakeEdge, chat, eventually, user};
+use tern_client::store::memory::MemoryStore;
+use tern_client::{
+    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageState, StaticToken,
+    Transport,
+};
+use tern_net::env::Env;
+use tern_net::system::system_env;
+
+fn config(edge: &FakeEdge) -> ClientConfig {
+    let mut config = ClientConfig::new(user("alice"));
+    config.roots_pem = edge.ca_pem.clone().into_bytes();
+    config
+}
+
+fn texts(client: &Client) -> Vec<String> {
+    let shown = client.conversation(chat()).timeline(1000).unwrap().messages;
+    shown.iter().map(|m| String::from_utf8_lossy(&m.body).into_owned()).collect()
+}
+
+fn live_by(client: &Client) -> Option<Transport> {
+    match client.connection() {
+        ConnectionState::Live { transport, .. } => Some(transport),
+        _ => None,
+    }
+}
+
+fn env() -> Env {
+    system_env().unwrap()
+}
+
+#[tokio::test]
+async fn from_dispatch_over_quic_to_a_stable_message_and_its_answer() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_quic();
+    let dispatch = edge.listen_dispatch(at, r#"["quic", "tcp"]"#).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&edge);
+    config.dispatch.push(DispatchServer { address: dispatch.to_string(), server_name: "localhost".into() });
+    let token = Arc::new(StaticToken("a token".into()));
+    // On its own thread, as an application would have it.
+    let client = Client::builder(config.clone()).store(dir.path()).token_provider(token.clone()).build().unwrap();
+    let mut events = client.events();
+    let conversation = client.direct(&user("bob")).unwrap();
+    let ids: Vec<_> = (0..5).map(|i| conversation.send(Draft::text(format!("m{i}"))).unwrap()).collect();
+    eventually("all are stable", || ids.iter().all(|id| client.message(*id).unwrap().unwrap().state == MessageState::Stable)).await;
+    eventually("all answers are here", || texts(&client).len() == 10).await;
+    assert_eq!(live_by(&client), Some(Transport::Quic));
+    assert_eq!(conversation.id(), chat());
+    let mut expected: Vec<_> = (0..5).flat_map(|i| [format!("m{i}"), format!("re: m{i}")]).collect();
+    assert_eq!(texts(&client), expected);
+    assert_eq!(conversation.unread().unwrap().count, 5);
+    conversation.mark_read().unwrap();
+    assert_eq!(conversation.unread().unwrap(), tern_client::Unread { count: 0, exact: true });
+    edge.bob_writes("are you there?").await;
+    expected.push("are you there?".into());
+    eventually("a push comes", || texts(&client) == expected).await;
+    let (mut sent, mut stable) = (0, 0);
+    while let Some(event) = events.try_next() {
+        sent += u32::from(matches!(event, Event::Sent { .. }));
+        stable += u32::from(matches!(event, Event::Stable { regions: 2, .. }));
+    }
+    assert_eq!((sent, stable), (5, 5));
+    assert_eq!(edge.core.lock().unwrap().hellos[0].token, "a token");
+    assert!(edge.core.lock().unwrap().commits >= 1);
+    client.close().await;
+    // Open again: everything is there, nothing twice, and the list of dispatch is remembered.
+    config.dispatch[0].address = "127.0.0.1:1".into();
+    let client = Client::builder(config).store(dir.path()).token_provider(token).build().unwrap();
+    assert_eq!(texts(&client), expected);
+    eventually("live again from the kept list", || live_by(&client).is_some()).await;
+    assert_eq!(texts(&client), expected);
+    assert_eq!(edge.core.lock().unwrap().hellos.last().unwrap().cursors.len(), 1);
+    client.close().await;
+}
+
+#[tokio::test]
+async fn where_udp_is_swallowed_it_is_tcp() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_tcp().await;
+    let mut config = config(&edge);
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    let conversation = client.direct(&user("bob")).unwrap();
+    conversation.send(Draft::text("hi")).unwrap();
+    eventually("the answer", || texts(&client) == ["hi", "re: hi"]).await;
+    assert_eq!(live_by(&client), Some(Transport::Tcp));
+    client.close().await;
+}
+
+#[tokio::test]
+async fn an_ack_that_is_lost_with_its_connection_shows_nothing_twice() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    edge.core.lock().unwrap().swallow = 2;
+    let at = edge.listen_quic();
+    let mut config = config(&edge);
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    let conversation = client.direct(&user("bob")).unwrap();
+    for i in 0..3 {
+        conversation.send(Draft::text(format!("m{i}"))).unwrap();
+    }
+    eventually("all of it, once", || texts(&client).len() == 6).await;
+    eventually("nothing waits", || client.waiting() == (0, 0)).await;
+    assert_eq!(edge.core.lock().unwrap().log.len(), 6);
+    assert!(edge.core.lock().unwrap().hellos.len() >= 2);
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_loses_nothing_and_heals() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_quic();
+    let mut config = config(&edge);
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let disk = store.clone();
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    let conversation = client.direct(&user("bob")).unwrap();
+    conversation.send(Draft::text("before")).unwrap();
+    eventually("it works", || texts(&client).len() == 2).await;
+    disk.fill_after(0);
+    let error = conversation.send(Draft::text("refused")).unwrap_err();
+    assert!(error.to_string().contains("disk is full"), "{error}");
+    edge.bob_writes("while it was full").await;
+    disk.heal();
+    conversation.send(Draft::text("after")).unwrap();
+    eventually("all but the refused one", || texts(&client) == ["before", "re: before", "while it was full", "after", "re: after"]).await;
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_trusted_gets_no_token() {
+    let env = env();
+    let (edge, other) = (FakeEdge::new(&env), FakeEdge::new(&env));
+    let (quic, tcp) = (edge.listen_quic(), edge.listen_tcp().await);
+    let mut config = config(&other);
+    config.fallback_edges.push(FallbackEdge::new(quic.to_string(), "localhost"));
+    config.fallback_edges.push(FallbackEdge::new(tcp.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(Arc::new(StaticToken("t".into()))).env(env).build().unwrap();
+    eventually("a round has failed", || matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_) })).await;
+    assert!(edge.core.lock().unwrap().hellos.is_empty());
+    client.close().await;
+}
