@@ -14,6 +14,7 @@ use tern_net::quic::{QuicParams, server_endpoint};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tracing::Instrument;
 
 use crate::driver::{Driver, End};
 use crate::edge::{Edge, EdgeError};
@@ -97,7 +98,8 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming
     match accepted {
         Ok(Ok(connection)) => {
             let tasks = edge.env.tasks.clone();
-            tasks.spawn(serve_quic(edge, conn, connection));
+            let span = connection_span(&conn, QuicLanes::TRANSPORT, connection.remote_address());
+            tasks.spawn(serve_quic(edge, conn, connection).instrument(span));
         }
         // The address is not proven: counting the failure against its block would let anyone lock out others.
         Ok(Err(_)) | Err(_) => {
@@ -105,6 +107,12 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming
             edge.leave(&conn, QuicLanes::TRANSPORT);
         }
     }
+}
+
+/// What every line about a connection carries. At debug level: where that is off, an idle connection keeps
+/// no span.
+fn connection_span(conn: &Conn, transport: &'static str, from: SocketAddr) -> tracing::Span {
+    tracing::debug_span!("connection", conn = conn.id, transport, %from)
 }
 
 async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, connection: quinn::Connection) {
@@ -116,6 +124,7 @@ async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, connection: quinn::Connect
             (refusal.code, refusal.message)
         }
     };
+    tracing::debug!(code = code.name(), reason, "connection ended");
     driver.lanes.close(code, &reason);
     driver.edge.leave(&driver.conn, QuicLanes::TRANSPORT);
 }
@@ -144,7 +153,8 @@ async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAc
             edge.metrics.handshake_failed(Code::Overloaded.name());
             continue;
         };
-        edge.env.tasks.spawn(serve_tcp(edge.clone(), conn, stream, from, tls.clone()));
+        let span = connection_span(&conn, StreamLanes::<Box<dyn Stream>>::TRANSPORT, from);
+        edge.env.tasks.spawn(serve_tcp(edge.clone(), conn, stream, from, tls.clone()).instrument(span));
     }
 }
 
@@ -175,6 +185,7 @@ pub(crate) async fn drive_stream<S: AsyncRead + AsyncWrite + Send + Unpin>(
 ) {
     let mut driver = Driver::new(edge.clone(), conn.clone(), StreamLanes::new(stream, from));
     if let End::Refused(refusal) = driver.run().await {
+        tracing::debug!(code = refusal.code.name(), reason = refusal.message, "connection ended");
         edge.metrics.closed(refusal.code);
         // A half-written frame before it would make this one unreadable; then the close says it all.
         if driver.lanes.waiting() == 0 {
