@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tern_core::client::{ConnectionState, DiscardRefused, Message, MessageId, SendRefused, UnknownMessage};
+use tern_core::client::{ConnectionState, DiscardRefused, Machine, Message, MessageId, SendRefused, UnknownMessage};
 use tern_core::ids::{ConvId, InstallId, UserId};
 use tern_net::env::Env;
 use tern_net::system::system_env;
@@ -370,7 +370,7 @@ impl Client {
 
     /// The device's network changed: back-offs end, and the connection has to show that it lives.
     pub fn network_changed(&self) -> Result<(), CallError> {
-        Ok(self.shared().act(|m, now| m.network_changed(now))?)
+        Ok(self.shared().act(Machine::network_changed)?)
     }
 
     /// Connects now instead of later, and after a [`crate::Event::Kicked`].
@@ -484,8 +484,6 @@ impl Conversation {
     /// How many messages of others are not read.
     pub fn unread(&self) -> Result<Unread, CallError> {
         let id = self.id();
-        Ok(self
-            .shared()
-            .look(|m, store| Ok(Unread { count: store.unread(id)?, exact: m.unread_is_exact(id) }))?)
+        Ok(self.shared().look(|m, store| Ok(Unread { count: store.unread(id)?, exact: m.unread_is_exact(id) }))?)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tern_core::client::Machine;
 use tern_core::client::limits::TOKEN_TIMEOUT;
 use tern_core::wire::ALPN_CLIENT;
 use tern_net::http::HttpClient;
@@ -93,7 +94,7 @@ async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, target: usize, exc
         Ok((list, ttl, text)) => shared.act(|m, now| m.dispatched(now, wall_ms, list, ttl, text)),
         Err(error) => {
             tracing::info!(%error, target, "dispatch gave no list");
-            shared.act(|m, now| m.dispatch_failed(now))
+            shared.act(Machine::dispatch_failed)
         }
     };
 }

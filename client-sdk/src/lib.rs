@@ -46,8 +46,8 @@ mod shared;
 pub mod store;
 
 pub use client::{
-    BuildError, Builder, CallError, Client, Conversation, ConversationInfo, DiscardError, Draft, PaginateError, Paginated,
-    RetryError, SendError, Snapshot, Unread,
+    BuildError, Builder, CallError, Client, Conversation, ConversationInfo, DiscardError, Draft, PaginateError,
+    Paginated, RetryError, SendError, Snapshot, Unread,
 };
 pub use config::{ClientConfig, DispatchServer, FallbackEdge, StaticToken, TokenError, TokenProvider};
 pub use events::{Event, Events};

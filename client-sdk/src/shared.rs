@@ -215,7 +215,9 @@ impl Shared {
             self.carry_out(inner, effect);
         }
         self.version.send_modify(|v| *v = v.wrapping_add(1));
-        if !inner.jobs.is_empty() || (inner.machine.next_deadline().is_some_and(|at| inner.armed.is_none_or(|a| at < a))) {
+        if !inner.jobs.is_empty()
+            || (inner.machine.next_deadline().is_some_and(|at| inner.armed.is_none_or(|a| at < a)))
+        {
             self.wake.notify_one();
         }
         Ok(())
@@ -277,7 +279,7 @@ impl Shared {
     /// Connects, unless that has to wait for the store.
     pub(crate) fn connect(&self) -> Result<(), Unavailable> {
         self.lock().store_pause = None;
-        self.act(|m, now| m.connect(now))
+        self.act(Machine::connect)
     }
 
     /// Does what is due.
@@ -295,7 +297,7 @@ impl Shared {
             due && inner.wants_connection
         };
         // Errors were told as events, and made the next try due.
-        let _told = if connect { self.act(|m, now| m.connect(now)) } else { self.act(|m, now| m.tick(now)) };
+        let _told = if connect { self.act(Machine::connect) } else { self.act(Machine::tick) };
     }
 
     /// What the driver has to do, and when to tick. `None` once the client is closed.
@@ -337,7 +339,7 @@ impl Shared {
 
     /// Ends everything and gives the store back. What was stored stays.
     pub(crate) fn close(&self) {
-        if self.act(|m, now| m.stop(now)).is_err() {
+        if self.act(Machine::stop).is_err() {
             tracing::debug!("closing a client whose store does not work");
         }
         let mut inner = self.lock();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use fake_edge::{FakeEdge, chat, eventually, user};
 use tern_client::store::memory::MemoryStore;
 use tern_client::{
-    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageState, StaticToken,
-    Transport,
+    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageState,
+    StaticToken, Transport,
 };
 use tern_net::env::Env;
 use tern_net::system::system_env;
@@ -51,7 +51,10 @@ async fn from_dispatch_over_quic_to_a_stable_message_and_its_answer() {
     let mut events = client.events();
     let conversation = client.direct(&user("bob")).unwrap();
     let ids: Vec<_> = (0..5).map(|i| conversation.send(Draft::text(format!("m{i}"))).unwrap()).collect();
-    eventually("all are stable", || ids.iter().all(|id| client.message(*id).unwrap().unwrap().state == MessageState::Stable)).await;
+    eventually("all are stable", || {
+        ids.iter().all(|id| client.message(*id).unwrap().unwrap().state == MessageState::Stable)
+    })
+    .await;
     eventually("all answers are here", || texts(&client).len() == 10).await;
     assert_eq!(live_by(&client), Some(Transport::Quic));
     assert_eq!(conversation.id(), chat());
@@ -141,7 +144,10 @@ async fn a_full_disk_is_told_loses_nothing_and_heals() {
     edge.bob_writes("while it was full").await;
     disk.heal();
     conversation.send(Draft::text("after")).unwrap();
-    eventually("all but the refused one", || texts(&client) == ["before", "re: before", "while it was full", "after", "re: after"]).await;
+    eventually("all but the refused one", || {
+        texts(&client) == ["before", "re: before", "while it was full", "after", "re: after"]
+    })
+    .await;
     client.close().await;
 }
 
@@ -154,8 +160,16 @@ async fn a_server_that_is_not_trusted_gets_no_token() {
     config.fallback_edges.push(FallbackEdge::new(quic.to_string(), "localhost"));
     config.fallback_edges.push(FallbackEdge::new(tcp.to_string(), "localhost"));
     let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
-    let client = Client::builder(config).local_store(Box::new(store)).token_provider(Arc::new(StaticToken("t".into()))).env(env).build().unwrap();
-    eventually("a round has failed", || matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_) })).await;
+    let client = Client::builder(config)
+        .local_store(Box::new(store))
+        .token_provider(Arc::new(StaticToken("t".into())))
+        .env(env)
+        .build()
+        .unwrap();
+    eventually("a round has failed", || {
+        matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_) })
+    })
+    .await;
     assert!(edge.core.lock().unwrap().hellos.is_empty());
     client.close().await;
 }

@@ -125,7 +125,9 @@ fn sensible(ops: Vec<Op>) -> Vec<Op> {
     let (mut next, mut mine) = (1, Vec::<OutgoingRecord>::new());
     let mut out = Vec::new();
     for op in ops {
-        let pick = |id: MessageId, mine: &[OutgoingRecord]| mine.get(usize::try_from(id.0).unwrap() % mine.len().max(1)).cloned();
+        let pick = |id: MessageId, mine: &[OutgoingRecord]| {
+            mine.get(usize::try_from(id.0).unwrap() % mine.len().max(1)).cloned()
+        };
         match op {
             Op::Entry { conversation, entry, unread, .. } => {
                 out.push(Op::Entry { id: MessageId(next), conversation, entry, unread });
@@ -141,7 +143,12 @@ fn sensible(ops: Vec<Op>) -> Vec<Op> {
             Op::Outgoing(changed) => {
                 if let Some(mut known) = pick(changed.id, &mine) {
                     known.n = 100 + known.id.0;
-                    out.push(Op::Outgoing(OutgoingRecord { conversation: known.conversation, n: known.n, id: known.id, ..changed }));
+                    out.push(Op::Outgoing(OutgoingRecord {
+                        conversation: known.conversation,
+                        n: known.n,
+                        id: known.id,
+                        ..changed
+                    }));
                 }
             }
             Op::Release { id, state } => {
@@ -202,7 +209,12 @@ fn a_conversation_takes_all_it_has_to_its_final_id() {
     let ops = vec![
         Op::Conversation(ConversationRecord::new(from, Some(UserId::new("bob").unwrap()))),
         Op::Queue(outgoing(1, from, 0)),
-        Op::Entry { id: MessageId(2), conversation: from, entry: entry("bob", 1, place(1, 1, 1), None, b"x"), unread: true },
+        Op::Entry {
+            id: MessageId(2),
+            conversation: from,
+            entry: entry("bob", 1, place(1, 1, 1), None, b"x"),
+            unread: true,
+        },
         Op::Vector { conversation: from, origin: origin(1), state: OriginState::default() },
         Op::Rename { from, to },
     ];

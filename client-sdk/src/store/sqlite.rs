@@ -101,7 +101,8 @@ impl SqliteStore {
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
         for (index, step) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
             tx.execute_batch(step).map_err(StoreError::from)?;
-            tx.pragma_update(None, "user_version", i64::try_from(index + 1).unwrap_or(i64::MAX)).map_err(StoreError::from)?;
+            tx.pragma_update(None, "user_version", i64::try_from(index + 1).unwrap_or(i64::MAX))
+                .map_err(StoreError::from)?;
         }
         match meta(&tx, "user")? {
             Some(found) if found != self.user.as_str().as_bytes() => {
@@ -300,7 +301,16 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
 fn apply_queue(tx: &Transaction<'_>, user: &UserId, out: &Outgoing) -> Result<(), StoreError> {
     let r = &out.record;
     let by = Identity { user: user.clone(), install: r.install.clone(), n: r.n };
-    insert_message(tx, r.id, r.conversation, &by, &body_hash(&out.body), (out.kind, out.wall_ms, &out.body), r.state, false)?;
+    insert_message(
+        tx,
+        r.id,
+        r.conversation,
+        &by,
+        &body_hash(&out.body),
+        (out.kind, out.wall_ms, &out.body),
+        r.state,
+        false,
+    )?;
     put_outgoing(tx, r)
 }
 
@@ -394,14 +404,20 @@ fn apply_entry(
         return Ok(None);
     }
     let neighbour = |sql: &str| {
-        let found = tx.query_row(sql, params![conversation.0, key_bytes(lowest), row], |r| r.get::<_, i64>(0)).optional();
+        let found =
+            tx.query_row(sql, params![conversation.0, key_bytes(lowest), row], |r| r.get::<_, i64>(0)).optional();
         found.map(|id| id.map(|id| MessageId(id.cast_unsigned())))
     };
-    let after =
-        neighbour("SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1")?;
+    let after = neighbour(
+        "SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1",
+    )?;
     let what = if known {
         Placed::Moved { after }
-    } else if neighbour("SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1")?.is_none() {
+    } else if neighbour(
+        "SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1",
+    )?
+    .is_none()
+    {
         Placed::Appended
     } else {
         Placed::Inserted { after }
@@ -455,8 +471,7 @@ fn load_cursors(tx: &Transaction<'_>) -> Result<BTreeMap<u8, Cursor>, StoreError
 
 fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId, ConversationImage>, StoreError> {
     let mut all = BTreeMap::new();
-    let mut statement =
-        tx.prepare("SELECT id, peer, next_n, seen_hlc, mark, state, sighted FROM conversation")?;
+    let mut statement = tx.prepare("SELECT id, peer, next_n, seen_hlc, mark, state, sighted FROM conversation")?;
     let mut rows = statement.query([])?;
     while let Some(r) = rows.next()? {
         let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;
@@ -472,8 +487,7 @@ fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId, Conversat
         };
         all.insert(id, ConversationImage { record, origins: BTreeMap::new() });
     }
-    let mut statement =
-        tx.prepare("SELECT conversation, origin, head, floor, floor_hlc, held, lost FROM vector")?;
+    let mut statement = tx.prepare("SELECT conversation, origin, head, floor, floor_hlc, held, lost FROM vector")?;
     let mut rows = statement.query([])?;
     while let Some(r) = rows.next()? {
         let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;

@@ -18,7 +18,7 @@ use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::compact::{Read, Reader, Writer};
 use tern_core::wire::v1::{self, frame::Body};
 use tern_core::wire::{ALPN_CLIENT, Lane, codec};
-use tern_net::env::Env;
+use tern_net::env::{Env, Spawner};
 use tern_net::frames::{Frames, QuicFrames};
 use tern_net::quic::{QuicParams, server_endpoint};
 use tern_net::tls::{Identity as Certificate, server_tls};
@@ -102,10 +102,10 @@ impl FakeEdge {
         let at: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let endpoint = server_endpoint(&self.env, at, self.tls(&[ALPN_CLIENT]), &QuicParams::edge()).unwrap();
         let address = endpoint.local_addr().unwrap();
-        let core = self.core.clone();
+        let (core, tasks) = (self.core.clone(), self.env.tasks.clone());
         self.env.tasks.spawn(async move {
             while let Some(incoming) = endpoint.accept().await {
-                tokio::spawn(quic(core.clone(), incoming));
+                tasks.spawn(quic(core.clone(), tasks.clone(), incoming));
             }
         });
         address
@@ -116,10 +116,11 @@ impl FakeEdge {
         let mut acceptor = self.env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = acceptor.local_addr();
         let (core, tls) = (self.core.clone(), tokio_rustls::TlsAcceptor::from(self.tls(&[ALPN_CLIENT])));
+        let tasks = self.env.tasks.clone();
         self.env.tasks.spawn(async move {
             while let Ok((stream, _)) = acceptor.accept().await {
                 let (core, tls) = (core.clone(), tls.clone());
-                tokio::spawn(async move {
+                tasks.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else { return };
                     let (from, into) = tokio::io::split(stream);
                     let sink: Sink = Arc::new(tokio::sync::Mutex::new(Box::new(into)));
@@ -148,7 +149,13 @@ impl FakeEdge {
             let answer = Response::new(Full::from(Bytes::from(answer.clone())));
             Box::pin(async move { answer })
         });
-        let serve = tern_net::http::serve(self.env.clone(), acceptor, Some(self.tls(&[b"http/1.1"])), Default::default(), handler);
+        let serve = tern_net::http::serve(
+            self.env.clone(),
+            acceptor,
+            Some(self.tls(&[b"http/1.1"])),
+            Default::default(),
+            handler,
+        );
         self.env.tasks.spawn(serve);
         address
     }
@@ -165,17 +172,17 @@ impl FakeEdge {
     }
 }
 
-async fn quic(core: Arc<Mutex<Core>>, incoming: quinn::Incoming) {
+async fn quic(core: Arc<Mutex<Core>>, tasks: Spawner, incoming: quinn::Incoming) {
     let Ok(connection) = incoming.await else { return };
     let lanes = Arc::new(Lanes::default());
-    let mut stream = 0;
+    let mut stream = 0usize;
     while let Ok((into, from)) = connection.accept_bi().await {
-        assert_eq!(quinn::VarInt::from(from.id()).into_inner(), stream * 4, "lanes are streams 0, 4 and 8");
+        assert_eq!(quinn::VarInt::from(from.id()).into_inner(), stream as u64 * 4, "lanes are streams 0, 4 and 8");
         let sink: Sink = Arc::new(tokio::sync::Mutex::new(Box::new(into)));
-        lanes.open.lock().unwrap().insert(stream as usize, sink);
+        lanes.open.lock().unwrap().insert(stream, sink);
         stream += 1;
         let (core, lanes, connection) = (core.clone(), lanes.clone(), connection.clone());
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let mut frames = QuicFrames::new(from, FRAME_BYTES);
             let mut reader = Reader::default();
             while let Ok(Some(frame)) = frames.next::<v1::Frame>().await {

@@ -360,7 +360,8 @@ mod tests {
     #[test]
     fn key_bytes_order_as_places_do_and_come_back() {
         let place = |hlc, region, era, seq| Place { hlc, origin: Origin { region, era }, seq };
-        let mut places = [place(1, 2, 3, 4), place(1, 2, 4, 1), place(2, 1, 0, 1), place(1, 1, u64::MAX, 9), place(1, 2, 3, 5)];
+        let mut places =
+            [place(1, 2, 3, 4), place(1, 2, 4, 1), place(2, 1, 0, 1), place(1, 1, u64::MAX, 9), place(1, 2, 3, 5)];
         places.sort_unstable();
         assert!(places.windows(2).all(|w| key_bytes(w[0]) < key_bytes(w[1])));
         assert!(places.iter().all(|p| key_from_bytes(&key_bytes(*p)) == Some(*p)));

@@ -333,7 +333,8 @@ impl Engine {
         let target = self.dispatching.next % self.targets;
         self.dispatching.next = (target + 1) % self.targets;
         self.dispatching.running = Some((target, now + DISPATCH_TIMEOUT));
-        let exclude = self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
+        let exclude =
+            self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
         self.out.push_back(EngineOut::Dispatch { target, exclude });
     }
 
@@ -502,7 +503,8 @@ impl Engine {
                 all.push(c.clone());
             }
         }
-        let demoted = |region: bool, name: &str| !name.is_empty() && self.demoted.contains_key(&(region, name.to_owned()));
+        let demoted =
+            |region: bool, name: &str| !name.is_empty() && self.demoted.contains_key(&(region, name.to_owned()));
         all.sort_by_key(|c| (demoted(true, &c.region), demoted(false, &c.edge)));
         all.truncate(CANDIDATES);
         all.into()
@@ -651,6 +653,9 @@ impl Engine {
         let suspect = self.live.as_ref().and_then(|l| l.suspect_since).map(|t| t + SUSPECT_KEEP);
         let attempts = self.attempts.values().map(|a| a.deadline).min();
         let dispatch = self.dispatching.running.map(|(_, until)| until);
-        [round, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at].into_iter().flatten().min()
+        [round, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

@@ -47,7 +47,8 @@ impl Intervals {
         if first > last {
             return;
         }
-        let cut: Vec<_> = self.map.range(..=last).rev().take_while(|(_, b)| **b >= first).map(|(a, b)| (*a, *b)).collect();
+        let cut: Vec<_> =
+            self.map.range(..=last).rev().take_while(|(_, b)| **b >= first).map(|(a, b)| (*a, *b)).collect();
         for (a, b) in cut {
             self.map.remove(&a);
             if a < first {
@@ -76,6 +77,9 @@ impl Intervals {
         for (a, b) in self.map.range(before.unwrap_or(first)..=last) {
             if *a > next {
                 out.push((next, a - 1));
+            }
+            if *b >= last {
+                return out;
             }
             next = next.max(b.saturating_add(1));
             if next > last {

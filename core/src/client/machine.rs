@@ -47,6 +47,7 @@ pub struct Step {
 
 /// Something to be done outside.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "the largest is the most frequent; it is moved twice and never kept")]
 pub enum Effect {
     /// Connect, open the lanes, write `hello`.
     Connect {
@@ -302,6 +303,8 @@ pub struct Machine {
     installs: BTreeMap<ConnNo, InstallId>,
     token: Option<Secret>,
     token_refused: bool,
+    /// A token was asked for and is awaited.
+    token_asked: bool,
     pub(super) rng: StdRng,
     pub(super) ops: Vec<Op>,
     pub(super) dirty_convs: BTreeSet<ConvId>,
@@ -334,6 +337,7 @@ impl Machine {
             installs: BTreeMap::new(),
             token: None,
             token_refused: false,
+            token_asked: false,
             rng,
             ops: Vec::new(),
             dirty_convs: BTreeSet::new(),
@@ -345,7 +349,8 @@ impl Machine {
             if c.origins.values().any(|o| !o.missing().is_empty()) {
                 machine.wanting.insert(id);
             }
-            let conv = Conv { record: c.record, origins: c.origins, pauses: BTreeMap::new(), outbox: Outbox::default() };
+            let conv =
+                Conv { record: c.record, origins: c.origins, pauses: BTreeMap::new(), outbox: Outbox::default() };
             machine.convs.insert(id, conv);
         }
         for out in image.outgoing {
@@ -445,6 +450,7 @@ impl Machine {
 
     /// A token came, or none was to be had.
     pub fn token(&mut self, now: Duration, token: Option<String>) {
+        self.token_asked = false;
         if let Some(token) = token {
             if self.session.is_some() {
                 self.write_frame(0, Body::Token(v1::Token { token: token.clone() }));
@@ -555,7 +561,8 @@ impl Machine {
         let cursor = match welcome.cursor.map(Cursor::try_from) {
             Some(Ok(cursor)) if welcome.version == VERSION => cursor,
             _ => {
-                let what = crate::codes::Refusal::new(Code::BadFrame, "a Welcome without a cursor or of another version");
+                let what =
+                    crate::codes::Refusal::new(Code::BadFrame, "a Welcome without a cursor or of another version");
                 self.broken(now, conn, &what);
                 return;
             }
@@ -617,13 +624,20 @@ impl Machine {
         self.after(now);
     }
 
+    /// Many requests may be refused for one expired token: it is asked for once.
+    pub(super) fn ask_token(&mut self, refused: bool) {
+        if !std::mem::replace(&mut self.token_asked, true) {
+            self.effects.push(Effect::Token { refused });
+        }
+    }
+
     /// A Kick, or an Error without a request, on the connection in use.
     pub(super) fn session_error(&mut self, now: Duration, error: &v1::Error) {
         match failure_of(error) {
             Failure::Refused { code, .. } if Code::from_u32(code) == Some(Code::Replaced) => {
                 self.kicked(now, code, error.message.clone());
             }
-            Failure::Refused { retry: Retry::NewToken, .. } => self.effects.push(Effect::Token { refused: true }),
+            Failure::Refused { retry: Retry::NewToken, .. } => self.ask_token(true),
             failure @ Failure::Refused { retry: Retry::Elsewhere, .. } => self.engine.leave(now, &failure),
             _ => {}
         }
@@ -669,7 +683,7 @@ impl Machine {
                 }
                 EngineOut::Dispatch { target, exclude } => self.effects.push(Effect::Dispatch { target, exclude }),
                 EngineOut::Token if self.token.is_some() && !self.token_refused => self.engine.token_ready(now),
-                EngineOut::Token => self.effects.push(Effect::Token { refused: self.token_refused }),
+                EngineOut::Token => self.ask_token(self.token_refused),
             }
         }
     }

@@ -40,9 +40,8 @@ pub use data::{
 pub use engine::{Candidate, ConnNo, Failure, Transport};
 pub use intervals::Intervals;
 pub use machine::{
-    ConnectionState, DiscardRefused, Effect, Event, Hello, Machine, Outbound, Setup, SendRefused, Step, UnknownMessage,
+    ConnectionState, DiscardRefused, Effect, Event, Hello, Machine, Outbound, SendRefused, Setup, Step, UnknownMessage,
 };
-
 
 #[cfg(test)]
 mod tests;

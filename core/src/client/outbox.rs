@@ -92,15 +92,16 @@ impl Outbox {
 
     /// The next messages to transmit, in order: stops at what failed, at what belongs to another install, and
     /// before fresh messages while a conflict is being resolved.
-    pub(super) fn sendable<'a>(&'a self, install: &'a InstallId, window: usize) -> impl Iterator<Item = MessageId> + 'a {
+    pub(super) fn sendable<'a>(
+        &'a self,
+        install: &'a InstallId,
+        window: usize,
+    ) -> impl Iterator<Item = MessageId> + 'a {
         let conflict = self.queue.values().any(|o| o.conflicted);
         self.queue
             .iter()
             .take_while(move |(_, o)| {
-                !o.is_failed()
-                    && o.out.record.n > 0
-                    && o.out.record.install == *install
-                    && (o.transmitted || !conflict)
+                !o.is_failed() && o.out.record.n > 0 && o.out.record.install == *install && (o.transmitted || !conflict)
             })
             .take(window)
             .filter(|(_, o)| o.in_flight.is_none() && !o.conflicted)
@@ -137,7 +138,8 @@ impl Outbox {
 
     /// A copy of an acked message was received: a further place to wait for. True if that is news.
     pub(super) fn copy_seen(&mut self, install: &InstallId, n: u64, place: Place, key: Place) -> Option<MessageId> {
-        let (id, own) = self.unstable.iter_mut().find(|(_, o)| o.out.record.n == n && o.out.record.install == *install)?;
+        let (id, own) =
+            self.unstable.iter_mut().find(|(_, o)| o.out.record.n == n && o.out.record.install == *install)?;
         let known = own.out.record.places.insert(place.origin, (place.seq, key));
         (known != Some((place.seq, key))).then_some(*id)
     }
@@ -161,9 +163,7 @@ impl Outbox {
                     released.push(*id);
                 }
             } else if offer && own.in_flight.is_none() && own.offered_at.is_none_or(|t| now >= t + OFFER_AGAIN) {
-                if self.offers.insert(*id) && own.offered_at.is_none() {
-                    offered += 1;
-                }
+                offered += usize::from(self.offers.insert(*id) && own.offered_at.is_none());
             }
         }
         (released, offered)
@@ -171,7 +171,9 @@ impl Outbox {
 
     /// Offers everything that is acked and not stable: the region says that it lacks something.
     pub(super) fn offer_all(&mut self) {
-        self.offers.extend(self.unstable.iter().filter(|(_, o)| o.in_flight.is_none() && o.offered_at.is_none()).map(|(id, _)| *id));
+        self.offers.extend(
+            self.unstable.iter().filter(|(_, o)| o.in_flight.is_none() && o.offered_at.is_none()).map(|(id, _)| *id),
+        );
     }
 
     /// A send was refused for now.
@@ -190,7 +192,9 @@ impl Outbox {
     /// Messages that may take a new identity now: everything un-acked of the old install, in order, once all
     /// that was transmitted has been answered. Empty while something is still open, or nothing conflicted.
     pub(super) fn to_identify_anew(&self) -> Vec<MessageId> {
-        let Some(old) = self.queue.values().find(|o| o.conflicted).map(|o| &o.out.record.install) else { return Vec::new() };
+        let Some(old) = self.queue.values().find(|o| o.conflicted).map(|o| &o.out.record.install) else {
+            return Vec::new();
+        };
         let mine = || self.queue.iter().filter(|(_, o)| o.out.record.install == *old && !o.is_failed());
         if mine().any(|(_, o)| o.transmitted && !o.conflicted) {
             return Vec::new();

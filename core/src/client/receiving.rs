@@ -15,9 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::data::{Op, OriginState};
-use super::limits::{BEHIND_GRACE, FIRST_SIGHT, PULL_PAUSE, PULL_PAUSE_MAX, PULLS_IN_FLIGHT, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
-use super::machine::{Conv, Event, Machine};
 use super::engine::Failure;
+use super::limits::{
+    BEHIND_GRACE, FIRST_SIGHT, PULL_PAUSE, PULL_PAUSE_MAX, PULLS_IN_FLIGHT, PUSH_ACK_DELAY, REV_UNKNOWN_MAX,
+};
+use super::machine::{Conv, Event, Machine};
 use super::session::Request;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::Push;
@@ -142,7 +144,8 @@ impl Machine {
         }
         // An ack or a push can be the first to tell that there is something before it.
         let hole = state.held.prefix_above(state.floor) < state.head;
-        let unread = !own_user && countable(&entry) && place.seq > conv.record.mark.get(&place.origin).copied().unwrap_or(0);
+        let unread =
+            !own_user && countable(&entry) && place.seq > conv.record.mark.get(&place.origin).copied().unwrap_or(0);
         let seen = place.hlc.max(entry.display_key().hlc);
         let higher = seen > conv.record.seen_hlc;
         conv.record.seen_hlc = conv.record.seen_hlc.max(seen);
@@ -245,6 +248,10 @@ impl Machine {
             let taken_back = rows.reset == CursorReset::FromTheFuture as i32 && base.is_none() && kept == asked;
             if follows && (taken_back || old.is_none_or(|o| upto.rev > o.rev)) {
                 self.move_cursor(upto);
+                if let Some(session) = &mut self.session {
+                    // What was pushed on the way here is acked with it.
+                    session.push_ack_at.get_or_insert(now + PUSH_ACK_DELAY);
+                }
             }
         }
         let have = self.cursor().map(|c| c.rev);
@@ -429,7 +436,8 @@ impl Machine {
             let Some(session) = &mut self.session else { return };
             let req = session.request(now, Request::Pull { conversation, origin, from, to, came: false });
             let conversation = bytes::Bytes::copy_from_slice(&conversation.0);
-            let pull = v1::PullEntries { conversation, origin: Some(origin.into()), from, to, limit: 0, backwards: false };
+            let pull =
+                v1::PullEntries { conversation, origin: Some(origin.into()), from, to, limit: 0, backwards: false };
             self.write_frame(req, Body::Pull(pull));
         }
     }
@@ -438,7 +446,8 @@ impl Machine {
     pub(super) fn pull_deadline(&self) -> Option<Duration> {
         let free = self.session.as_ref().is_some_and(|s| s.pulls < PULLS_IN_FLIGHT);
         let wanting = self.wanting.iter().filter(|_| free).filter_map(|id| self.convs.get(id));
-        let due = wanting.flat_map(|c| c.pauses.iter().filter(|(o, _)| c.origins.get(o).is_some_and(|s| !s.missing().is_empty())));
+        let due = wanting
+            .flat_map(|c| c.pauses.iter().filter(|(o, _)| c.origins.get(o).is_some_and(|s| !s.missing().is_empty())));
         due.map(|(_, (at, _))| *at).filter(|at| !at.is_zero()).min()
     }
 

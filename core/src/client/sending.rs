@@ -10,9 +10,7 @@ use super::engine::Failure;
 use super::limits::{
     OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, UNSTABLE_ASK, UNSTABLE_ASK_FIRST, WINDOW_PER_CONVERSATION,
 };
-use super::machine::{
-    DiscardRefused, Effect, Event, Machine, Outbound, SendRefused, UnknownMessage, failure_of,
-};
+use super::machine::{DiscardRefused, Event, Machine, Outbound, SendRefused, UnknownMessage, failure_of};
 use super::outbox::{AckOf, Own};
 use super::session::Request;
 use crate::codes::{Code, Refusal};
@@ -128,9 +126,11 @@ impl Machine {
     fn may_number(&self, id: ConvId) -> bool {
         let Some(conv) = self.convs.get(&id) else { return false };
         (self.salt.is_some() || conv.record.peer.is_none())
-            && conv.outbox.queue.values().all(|o| {
-                o.is_failed() || (o.out.record.n > 0 && o.out.record.install == self.install && !o.conflicted)
-            })
+            && conv
+                .outbox
+                .queue
+                .values()
+                .all(|o| o.is_failed() || (o.out.record.n > 0 && o.out.record.install == self.install && !o.conflicted))
     }
 
     fn next_n(&mut self, id: ConvId) -> u64 {
@@ -264,7 +264,9 @@ impl Machine {
                 own.is_some_and(|o| o.out.record.install == *install && o.in_flight.is_none())
             };
             for message in conv.outbox.offers.iter().filter(mine).copied().collect::<Vec<_>>() {
-                if self.session.as_ref().is_none_or(|s| s.offers >= OFFERS_IN_FLIGHT) || !self.transmit(now, id, message, true) {
+                if self.session.as_ref().is_none_or(|s| s.offers >= OFFERS_IN_FLIGHT)
+                    || !self.transmit(now, id, message, true)
+                {
                     return;
                 }
             }
@@ -302,10 +304,7 @@ impl Machine {
             kind: own.out.kind,
             body: own.out.body.clone(),
             wall_ms: own.out.wall_ms,
-            offer: record
-                .acked
-                .filter(|_| offer)
-                .map(|(key, receipt)| (key, Bytes::copy_from_slice(&receipt))),
+            offer: record.acked.filter(|_| offer).map(|(key, receipt)| (key, Bytes::copy_from_slice(&receipt))),
         };
         if offer {
             own.offered_at = Some(now);
@@ -421,7 +420,7 @@ impl Machine {
             }
             (_, Retry::NewToken) => {
                 outbox.pause(now, after, true);
-                self.effects.push(Effect::Token { refused: true });
+                self.ask_token(true);
             }
             (_, Retry::Behind) => {
                 outbox.known_in_session = false;
@@ -437,7 +436,8 @@ impl Machine {
                 self.event(Event::Failed { conversation, id, code, message });
             }
         }
-        if offer && retry != Retry::Never
+        if offer
+            && retry != Retry::Never
             && let Some(conv) = self.convs.get_mut(&conversation)
         {
             conv.outbox.offers.insert(id);
@@ -503,7 +503,8 @@ impl Machine {
             return;
         }
         let logs: Vec<_> = self.unstable.iter().filter_map(|id| self.unstable_log(*id)).collect();
-        let asked = self.unstable.iter().flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
+        let asked =
+            self.unstable.iter().flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
         if let Some(session) = &mut self.session {
             session.unstable_at = (!logs.is_empty()).then_some(now + UNSTABLE_ASK);
             session.asked = asked;

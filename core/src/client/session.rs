@@ -14,10 +14,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::engine::{ConnNo, Transport};
 use super::data::MessageId;
+use super::engine::{ConnNo, Transport};
 use super::limits::{
-    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, WINDOW, WINDOW_RESERVE,
+    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, WINDOW,
+    WINDOW_RESERVE,
 };
 use crate::ids::{ConvId, Cursor, InstallId, Origin, Rev, Seq};
 
@@ -265,6 +266,11 @@ impl Session {
         self.last_heard.max(self.last_sent) + self.heartbeat * self.jitter / 1000
     }
 
+    /// The edge did not know the user's rev: ask again soon, to see whether it has lost its region.
+    fn doubt_at(&self) -> Option<Duration> {
+        self.rev_unknown_since.map(|_| self.last_ping + PROBE_SLOW)
+    }
+
     fn stuck_at(&self) -> Option<Duration> {
         let oldest = self.requests.values().map(|(_, at)| *at).min()?;
         // A slow radio at 2 KB/s is slow, not stuck.
@@ -284,7 +290,9 @@ impl Session {
                 return Some(Due::Stuck);
             }
         }
-        let ping = self.probe_at().is_some_and(|t| now >= t) || now >= self.heartbeat_at();
+        let ping = self.probe_at().is_some_and(|t| now >= t)
+            || self.doubt_at().is_some_and(|t| now >= t)
+            || now >= self.heartbeat_at();
         ping.then(|| Due::Ping(self.ping(now, jitter)))
     }
 
@@ -292,7 +300,8 @@ impl Session {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let silent = self.silence_from().map(|t| t + self.silence_limit()).filter(|_| !self.leaving);
         let stuck = self.stuck_at().filter(|_| !self.leaving);
-        let timers = [self.probe_at(), silent, stuck, self.rows_at, self.push_ack_at, self.unstable_at];
+        let timers =
+            [self.probe_at(), self.doubt_at(), silent, stuck, self.rows_at, self.push_ack_at, self.unstable_at];
         timers.into_iter().flatten().chain([self.heartbeat_at()]).min()
     }
 }

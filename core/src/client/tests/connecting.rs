@@ -31,7 +31,7 @@ fn quic_first_then_tcp_on_the_same_edge_then_the_next_edge() {
     assert_eq!(tried(&mut d), [("us-1".into(), Transport::Quic)], "a captive portal that accepts TCP and is silent");
     d.pass(ms(100));
     assert_eq!(tried(&mut d), [("us-1".into(), Transport::Tcp)]);
-    d.act(|m, now| m.tick(now));
+    d.act(Machine::tick);
     assert!(matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
 }
 
@@ -154,12 +154,21 @@ fn a_pong_that_is_ahead_pulls_and_one_that_does_not_know_leaves_after_five_secon
     d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(1, 3)), true)));
     d.body(conn, 0, Body::Pong(v1::Pong { rev: 4, ..v1::Pong::default() }));
     d.pass(ms(200));
-    assert!(d.frames().iter().any(|f| matches!(f.body, Some(Body::PullRows(_)))), "after a grace for its push");
+    let pull = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_))));
+    let req = pull.expect("after a grace for its push").req;
+    d.body(conn, req, Body::Rows(rows(&[], Some(cursor(1, 3)), Some(cursor(1, 4)), true)));
+    d.pass(ms(150));
+    d.frames();
     d.connects.clear();
     let unknown = || Body::Pong(v1::Pong { rev_unknown: true, ..v1::Pong::default() });
     d.body(conn, 0, unknown());
-    d.now += Duration::from_secs(5);
-    d.body(conn, 0, unknown());
+    for _ in 0..5 {
+        d.pass(ms(1000));
+        let asked = d.frames().into_iter().filter(|f| matches!(f.body, Some(Body::Ping(_)))).count();
+        assert!(asked >= 1, "asked again every second");
+        assert!(d.connects.is_empty());
+        d.body(conn, 0, Body::Pong(v1::Pong { rev_unknown: true, echo: u32::MAX / 2, ..v1::Pong::default() }));
+    }
     assert_eq!(tried(&mut d)[0].0, "us-1", "the region that failed goes last");
 }
 
@@ -242,7 +251,7 @@ fn dispatch_is_asked_first_and_its_list_is_kept_with_what_failed_excluded() {
     d.act(Machine::connect);
     d.act(|m, now| m.token(now, Some("t".into())));
     assert_eq!(d.dispatches, [(0, vec![])]);
-    d.act(|m, now| m.dispatch_failed(now));
+    d.act(Machine::dispatch_failed);
     assert_eq!(d.dispatches.len(), 2, "the other address at once");
     let list = vec![candidate("eu-1", "eu")];
     let answer = Bytes::from_static(b"{}");
@@ -286,7 +295,11 @@ fn a_request_that_stays_unanswered_on_a_living_connection_is_taken_elsewhere() {
     d.send("x");
     for _ in 0..60 {
         d.pass(ms(200));
-        let pings: Vec<_> = d.frames().into_iter().filter_map(|f| if let Some(Body::Ping(p)) = f.body { Some(p.echo) } else { None }).collect();
+        let pings: Vec<_> = d
+            .frames()
+            .into_iter()
+            .filter_map(|f| if let Some(Body::Ping(p)) = f.body { Some(p.echo) } else { None })
+            .collect();
         pings.into_iter().for_each(|echo| d.body(conn, 0, Body::Pong(v1::Pong { echo, ..v1::Pong::default() })));
         if !d.connects.is_empty() {
             break;

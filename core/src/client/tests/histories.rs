@@ -148,7 +148,11 @@ fn two_copies_of_one_identity_are_shown_once_at_the_lowest_key_and_moved_is_told
 fn copies_with_different_bodies_are_two_messages() {
     let mut d = Device::new(setup("alice"));
     let conn = d.connect(1, 0);
-    d.frame(conn, 0, push(vec![bob(1, place(50, 1, 1), "a"), bob(1, place(60, 2, 1), "b")], &[(origin(1), 1), (origin(2), 1)], 0, 1));
+    d.frame(
+        conn,
+        0,
+        push(vec![bob(1, place(50, 1, 1), "a"), bob(1, place(60, 2, 1), "b")], &[(origin(1), 1), (origin(2), 1)], 0, 1),
+    );
     assert_eq!(d.shown(), ["a", "b"]);
 }
 
@@ -176,7 +180,9 @@ fn a_push_after_a_dropped_push_does_not_move_the_cursor_and_rows_are_pulled() {
     d.frame(conn, 0, push(vec![bob(3, place(30, 1, 3), "3")], &[(origin(1), 3)], 6, 7));
     assert_eq!(d.book.image().cursors[&1], cursor(1, 5), "it would hide what rev 6 was about");
     let frames = d.frames();
-    let Some(Body::PullRows(pull)) = frames.iter().find_map(|f| f.body.clone().filter(|b| matches!(b, Body::PullRows(_)))) else {
+    let Some(Body::PullRows(pull)) =
+        frames.iter().find_map(|f| f.body.clone().filter(|b| matches!(b, Body::PullRows(_))))
+    else {
         panic!("{frames:?}")
     };
     assert_eq!(pull.above, Some(cursor(1, 5).into()));
@@ -192,7 +198,9 @@ fn a_push_from_the_cursor_moves_it_and_is_acked_once_within_100_ms() {
     d.frame(conn, 0, push(vec![bob(1, place(10, 1, 1), "a")], &[(origin(1), 1)], 0, 1));
     d.frame(conn, 0, push(vec![bob(2, place(11, 1, 2), "b")], &[(origin(1), 2)], 1, 2));
     assert_eq!(d.book.image().cursors[&1], cursor(1, 2));
-    let acks = |d: &mut Device| d.frames().into_iter().filter(|f| matches!(f.body, Some(Body::PushAck(v1::PushAck { rev: 2 })))).count();
+    let acks = |d: &mut Device| {
+        d.frames().into_iter().filter(|f| matches!(f.body, Some(Body::PushAck(v1::PushAck { rev: 2 })))).count()
+    };
     assert_eq!(acks(&mut d), 0);
     d.pass(ms(100));
     assert_eq!(acks(&mut d), 1);
@@ -227,7 +235,9 @@ fn a_preview_shows_messages_and_never_moves_the_cursor() {
 fn a_page_of_rows_moves_the_cursor_only_if_it_follows() {
     let mut d = Device::new(setup("alice"));
     let conn = d.connect(1, 9);
-    let pull = |d: &mut Device| d.frames().into_iter().rev().find(|f| matches!(f.body, Some(Body::PullRows(_)))).map(|f| f.req);
+    let pull = |d: &mut Device| {
+        d.frames().into_iter().rev().find(|f| matches!(f.body, Some(Body::PullRows(_)))).map(|f| f.req)
+    };
     let req = pull(&mut d).unwrap();
     d.body(conn, req, Body::Rows(rows(&[(origin(1), 1)], None, Some(cursor(1, 4)), false)));
     assert_eq!(d.book.image().cursors[&1], cursor(1, 4));
@@ -521,7 +531,10 @@ fn a_body_above_the_limit_and_a_full_outbox_are_refused_at_once() {
     let big = Bytes::from(vec![0; crate::limits::BODY_BYTES + 1]);
     assert_eq!(d.act(|m, now| m.send(now, id, 0, big, 1)), Err(SendRefused::TooLarge(crate::limits::BODY_BYTES + 1)));
     let unknown = ConvId([1; 16]);
-    assert!(matches!(d.act(|m, now| m.send(now, unknown, 0, Bytes::new(), 1)), Err(SendRefused::UnknownConversation(_))));
+    assert!(matches!(
+        d.act(|m, now| m.send(now, unknown, 0, Bytes::new(), 1)),
+        Err(SendRefused::UnknownConversation(_))
+    ));
     let body = Bytes::from(vec![0; crate::limits::BODY_BYTES]);
     let taken = (0..2000).take_while(|_| d.act(|m, now| m.send(now, id, 0, body.clone(), 1)).is_ok()).count();
     assert_eq!(taken, crate::client::limits::OUTBOX_BYTES / crate::limits::BODY_BYTES);
@@ -537,4 +550,99 @@ fn an_ack_far_above_what_is_held_makes_what_is_before_it_wanted() {
     // The other device's messages before it were never told to this one, and no row will tell a higher head.
     d.ack(conn, req, place(10, 1, 6), None);
     assert!(d.frames().iter().any(|f| matches!(&f.body, Some(Body::Pull(p)) if p.from == 1 && p.to == 5)));
+}
+
+#[test]
+fn many_sends_refused_for_one_expired_token_ask_for_one_token() {
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    (0..20).for_each(|i| {
+        d.send(&i.to_string());
+    });
+    for (req, _) in d.sends() {
+        d.error(conn, req, Code::TokenExpired, 0);
+    }
+    assert_eq!(d.tokens, [true]);
+    d.act(|m, now| m.token(now, Some("next".into())));
+    d.pass(ms(200));
+    assert_eq!(d.sends().len(), 20, "an auth error never wedges the queue");
+}
+
+#[test]
+fn frames_full_of_nonsense_do_no_harm() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    let numbers = [0, 1, 2, 50, 51, 200, 1 << 32, u64::MAX - 1, u64::MAX];
+    for seed in 0..300 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut d = Device::new(setup("alice"));
+        d.connect(1, 0);
+        for i in 0..60u64 {
+            let conn = d.connects.last().unwrap().0;
+            let mut n = || numbers[rng.random_range(0..numbers.len())];
+            let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            let o = Origin { region: u8::try_from(n() % 3 + 1).unwrap(), era: 7 };
+            let wire = v1::Cursor { region: small(n() % 4), era: 7, rev: n() };
+            let conversation = if n() % 3 == 0 { Bytes::from_static(b"x") } else { Bytes::copy_from_slice(&chat().0) };
+            let at = Place { hlc: n(), origin: o, seq: n().max(1) };
+            let req = small(n() % 60);
+            let mut a_page =
+                page(o, &[bob(n().max(1), at, "x")], vec![v1::Gap { from: n(), to: n(), reason: 2 }], n() % 2 == 0);
+            a_page.conversation = conversation.clone();
+            let mut a_rows = rows(&[(o, n())], Some(cursor(1, n())), Some(cursor(1, n())), n() % 2 == 0);
+            a_rows.base = a_rows.base.filter(|_| n() % 2 == 0);
+            a_rows.reset = i32::try_from(n() % 4).unwrap();
+            let body = match n() % 11 + i % 2 {
+                0 => Body::Page(a_page),
+                1 => Body::Rows(a_rows),
+                2 => Body::Stable(v1::Stable {
+                    conversation,
+                    origin: Some(o.into()),
+                    upto: n(),
+                    regions: 2,
+                    offer: true,
+                }),
+                3 => Body::Pong(v1::Pong {
+                    echo: small(n()),
+                    rev: n(),
+                    rev_unknown: n() % 2 == 0,
+                    ..v1::Pong::default()
+                }),
+                4 => Body::Advance(v1::Advance { rev: n() }),
+                5 => Body::Error(v1::Error {
+                    code: small(n() % 40),
+                    retry: i32::try_from(n() % 7).unwrap(),
+                    retry_after_ms: small(n()),
+                    ..v1::Error::default()
+                }),
+                6 => Body::GoAway(v1::GoAway {
+                    window_ms: small(n()),
+                    alternates: vec!["?".into(); 99],
+                    ..v1::GoAway::default()
+                }),
+                7 => Body::Welcome(v1::Welcome { version: 1, cursor: Some(wire), ..v1::Welcome::default() }),
+                8 => Body::Hello(v1::Hello::default()),
+                9 => Body::Kick(v1::Kick { code: small(n() % 40), ..v1::Kick::default() }),
+                _ => {
+                    let heads = [(o, n())];
+                    let (prev, rev) = (n(), n());
+                    d.frame(conn, 0, push(vec![bob(n().max(1), at, "y")], &heads, prev, rev));
+                    d.ack(conn, req, at, None);
+                    continue;
+                }
+            };
+            d.body(conn, req, body);
+            if i % 7 == 0 {
+                d.send("still sends");
+                d.act(|m, now| m.page_back(now, chat(), 50));
+                d.pass(ms(300));
+                d.act(|m, _| m.mark_read(chat()));
+                if d.machine.connection() == ConnectionState::Offline {
+                    d.act(Machine::connect);
+                }
+            }
+        }
+        d.crash(setup("alice"));
+        d.connect(1, 0);
+    }
 }

@@ -182,14 +182,18 @@ impl Device {
 
     /// Sends written since the last call.
     pub(super) fn sends(&mut self) -> Vec<(u32, SendRequest)> {
-        let (sends, rest) = std::mem::take(&mut self.written).into_iter().partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Send(..)));
+        let (sends, rest) = std::mem::take(&mut self.written)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Send(..)));
         self.written = rest;
         sends.into_iter().map(|(_, o)| if let Outbound::Send(req, s) = o { (req, s) } else { unreachable!() }).collect()
     }
 
     /// Other frames written since the last call.
     pub(super) fn frames(&mut self) -> Vec<v1::Frame> {
-        let (frames, rest) = std::mem::take(&mut self.written).into_iter().partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Frame(_)));
+        let (frames, rest) = std::mem::take(&mut self.written)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Frame(_)));
         self.written = rest;
         frames.into_iter().map(|(_, o)| if let Outbound::Frame(f) = o { f } else { unreachable!() }).collect()
     }

@@ -61,11 +61,21 @@ impl Region {
     }
 
     fn heads(&self, conv: ConvId) -> Heads {
-        self.logs.iter().filter(|((c, _), l)| *c == conv && !l.is_empty()).map(|((_, o), l)| (*o, l.len() as u64)).collect()
+        self.logs
+            .iter()
+            .filter(|((c, _), l)| *c == conv && !l.is_empty())
+            .map(|((_, o), l)| (*o, l.len() as u64))
+            .collect()
     }
 
     fn held(&self, conv: ConvId, by: &Identity) -> Vec<Arc<Entry>> {
-        self.logs.iter().filter(|((c, _), _)| *c == conv).flat_map(|(_, l)| l).filter(|e| e.by == *by).cloned().collect()
+        self.logs
+            .iter()
+            .filter(|((c, _), _)| *c == conv)
+            .flat_map(|(_, l)| l)
+            .filter(|e| e.by == *by)
+            .cloned()
+            .collect()
     }
 
     fn highest(&self, conv: ConvId) -> u64 {
@@ -75,7 +85,8 @@ impl Region {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let regions = (1..=3).map(|number| Region { number, clock: 1000 * u64::from(number), ..Region::default() }).collect();
+        let regions =
+            (1..=3).map(|number| Region { number, clock: 1000 * u64::from(number), ..Region::default() }).collect();
         let device = |i: usize| {
             let book = Book::new(user(DEVICES[i].0), InstallId::new(DEVICES[i].1).unwrap());
             Device::over(setup_of(i, seed + i as u64), book)
@@ -298,7 +309,14 @@ impl World {
                     conversation: Bytes::copy_from_slice(&conv.0),
                     rev: **rev,
                     heads: table.heads(&region.heads(*conv)),
-                    peer: if *conv == convs()[1].0 { "alice" } else if me == user("alice") { "bob" } else { "alice" }.to_owned(),
+                    peer: if *conv == convs()[1].0 {
+                        "alice"
+                    } else if me == user("alice") {
+                        "bob"
+                    } else {
+                        "alice"
+                    }
+                    .to_owned(),
                     ..v1::Row::default()
                 });
                 let rows = rows.collect();
@@ -311,7 +329,8 @@ impl World {
                 let conv = ConvId::from_slice(&p.conversation).unwrap();
                 let o = Origin::try_from(p.origin.unwrap()).unwrap();
                 let log = region.logs.get(&(conv, o));
-                let entries: Vec<_> = log.into_iter().flatten().filter(|e| (p.from..=p.to).contains(&e.place.seq)).collect();
+                let entries: Vec<_> =
+                    log.into_iter().flatten().filter(|e| (p.from..=p.to).contains(&e.place.seq)).collect();
                 let held = log.map_or(0, |l| l.len() as u64).max(p.from - 1);
                 let reason = if self.sealed { v1::gap::Reason::Lost } else { v1::gap::Reason::NotHere };
                 let gap = (held < p.to).then(|| v1::Gap { from: held + 1, to: p.to, reason: reason as i32 });
@@ -369,7 +388,13 @@ impl World {
     fn write(&mut self, d: usize) {
         self.sent += 1;
         let text = Bytes::from(format!("{} {}", d, self.sent));
-        let peer = if d < 2 && self.rng.random_bool(0.2) { "alice" } else if d < 2 { "bob" } else { "alice" };
+        let peer = if d < 2 && self.rng.random_bool(0.2) {
+            "alice"
+        } else if d < 2 {
+            "bob"
+        } else {
+            "alice"
+        };
         self.devices[d].act(|m, now| {
             let id = m.direct(&user(peer));
             m.send(now, id, 0, text, 1).unwrap()
@@ -421,7 +446,11 @@ impl World {
             91 if self.rng.random_bool(0.1) && self.regions.iter().all(|r| !r.dead) => {
                 let gone = self.pick(3);
                 self.regions[gone].dead = true;
-                (0..3).filter(|d| self.wires[*d].as_ref().is_some_and(|w| w.region == gone)).collect::<Vec<_>>().into_iter().for_each(|d| self.cut(d));
+                (0..3)
+                    .filter(|d| self.wires[*d].as_ref().is_some_and(|w| w.region == gone))
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .for_each(|d| self.cut(d));
             }
             _ => {
                 let time = Duration::from_millis(self.rng.random_range(0..60));
@@ -475,7 +504,11 @@ impl World {
                 let mut last = BTreeMap::new();
                 for m in &shown {
                     let before = last.insert((&m.by.user, &m.by.install), m.by.n);
-                    assert!(before.is_none_or(|n| n < m.by.n), "seed {seed}: device {d} shows {:?} after n = {before:?}", m.by);
+                    assert!(
+                        before.is_none_or(|n| n < m.by.n),
+                        "seed {seed}: device {d} shows {:?} after n = {before:?}",
+                        m.by
+                    );
                 }
                 let others = device.book.timeline(conv, 0, usize::MAX);
                 let others = others.iter().filter(|m| m.by.user != user(DEVICES[d].0)).count() as u64;
@@ -485,14 +518,21 @@ impl World {
         }
         for (d, id) in &self.acked {
             let message = self.devices[*d].book.message(*id).unwrap();
-            assert!(held.contains(&message.body), "seed {seed}: {:?} was acked to device {d} and is lost", message.body);
+            assert!(
+                held.contains(&message.body),
+                "seed {seed}: {:?} was acked to device {d} and is lost",
+                message.body
+            );
         }
     }
 }
 
 #[test]
 fn nothing_acked_is_lost_or_shown_twice_and_all_devices_agree() {
-    let (from, count) = match std::env::var("TERN_CLIENT_SEEDS").ok().and_then(|s| s.split_once('+').map(|(a, b)| (a.parse(), b.parse()))) {
+    let (from, count) = match std::env::var("TERN_CLIENT_SEEDS")
+        .ok()
+        .and_then(|s| s.split_once('+').map(|(a, b)| (a.parse(), b.parse())))
+    {
         Some((Ok(from), Ok(count))) => (from, count),
         _ => (0, 60),
     };
