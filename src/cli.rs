@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tern_core::ids::UserId;
 
 use crate::config::value::parse_duration;
@@ -59,6 +59,11 @@ pub enum Command {
     Token(TokenArgs),
     /// Make keys and certificates for a node, and what all nodes share
     Pki(PkiArgs),
+    /// Measure what a region costs on this machine, beside what the same traffic costs without it
+    Bench(BenchArgs),
+    /// The floor that `bench` measures beside a region
+    #[command(hide = true)]
+    BenchFloor(RoleArgs),
     /// Check or print the configuration
     Config {
         /// Which.
@@ -168,6 +173,37 @@ pub struct PkiArgs {
     /// Further names and addresses that it is reached by, comma-separated
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub address: Vec<String>,
+}
+
+/// Options of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum, default_value_t = BenchPart::All)]
+    pub part: BenchPart,
+    /// How long each phase of messages or requests is measured
+    #[arg(long, default_value_t = 6, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub seconds: u16,
+    /// Pairs of users who write to each other
+    #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=2000))]
+    pub pairs: u16,
+    /// Idle connections at which the server's memory is read, comma-separated
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000,10000", value_name = "COUNTS",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections: Vec<u32>,
+}
+
+/// What `bench` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// All of it
+    All,
+    /// Memory per idle connection, and the cost of connecting
+    Idle,
+    /// Direct messages
+    Messages,
+    /// Rankings and dispatch
+    Dispatch,
 }
 
 /// What to do with the configuration.

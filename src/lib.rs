@@ -10,6 +10,7 @@
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
 //! 7. [`chat`]: a client in a terminal.
+//! 8. [`bench`]: what a region costs on this machine.
 //!
 //! Invariants: a role reads its configuration once and touches the outside through its `Env`; standard
 //! output belongs to the command, standard error to the log; no child process outlives its parent; nothing
@@ -20,6 +21,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod admin;
+pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod cluster;
@@ -71,6 +73,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Edge(args) => edge::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Chat(args) => chat::run(global, args),
+        Command::Bench(args) => bench::run(global, args),
+        Command::BenchFloor(args) => bench::floor::run(global, args),
     }
 }
 

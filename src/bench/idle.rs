@@ -35,7 +35,6 @@ enum Transport {
 }
 
 /// A connection that is kept.
-#[derive(Debug)]
 enum Held {
     Quic { _session: Box<QuicSession> },
     Tcp { _session: TcpSession },

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -102,9 +102,8 @@ async fn connect(bench: &mut Bench, server: &Server) -> Result<Vec<Pair>> {
             let [(from, from_token), (to, to_token)] = &tokens[2 * i..2 * i + 2] else { bail!("too few tokens") };
             let receiver = dialer.quic(2 * i + 1, to, to_token).await?;
             let sender = dialer.quic(2 * i, from, from_token).await?;
-            let received = Arc::new(AtomicU64::new(0));
-            let sender = Sender::new(sender, from, to, received.clone());
-            Ok(Pair { sender, receiver: Receiver { session: receiver, received, acks: PushAcks::default() } })
+            let receiver = Receiver { session: receiver, received: 0, acks: PushAcks::default() };
+            Ok(Pair { sender: Sender::new(sender, from, to), receiver })
         }
     });
     connected.await
@@ -126,7 +125,8 @@ async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, tim
     let connections: Vec<quinn::Connection> =
         pairs.iter().flat_map(|p| [&p.sender.session, &p.receiver.session]).map(|s| s.connection.clone()).collect();
     let count = pairs.len();
-    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    let mut senders: Vec<BoxFut<'static, Result<(Sender, Latencies)>>> = Vec::new();
+    let mut receivers: Vec<BoxFut<'static, Result<(Receiver, Latencies)>>> = Vec::new();
     for (index, pair) in pairs.into_iter().enumerate() {
         let pace = match pace {
             Pace::InFlight(most) => SenderPace::InFlight(most),
@@ -135,8 +135,8 @@ async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, tim
                 SenderPace::Every { every, first: every.mul_f64(index as f64 / count as f64) }
             }
         };
-        senders.push(Box::pin(pair.sender.run(env.clone(), shared.clone(), pace)) as BoxFut<'static, _>);
-        receivers.push(Box::pin(pair.receiver.run(env.clone(), shared.clone())) as BoxFut<'static, _>);
+        senders.push(Box::pin(pair.sender.run(env.clone(), shared.clone(), pace)));
+        receivers.push(Box::pin(pair.receiver.run(env.clone(), shared.clone())));
     }
     let (mut sending, mut receiving) = (Crowd::start(env, senders), Crowd::start(env, receivers));
 
@@ -161,10 +161,10 @@ async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, tim
 
     let (mut ack, mut delivery, mut given_up) = (Latencies::default(), Latencies::default(), 0);
     let mut pairs = Vec::new();
-    for ((sender, acked), (receiver, delivered)) in sent.into_iter().zip(received) {
+    for ((sender, acked), (mut receiver, delivered)) in sent.into_iter().zip(received) {
         ack.merge(&acked);
         delivery.merge(&delivered);
-        given_up += sender.n.saturating_sub(receiver.received.swap(sender.n, Ordering::Relaxed));
+        given_up += sender.n.saturating_sub(std::mem::replace(&mut receiver.received, sender.n));
         pairs.push(Pair { sender, receiver });
     }
     Ok((pairs, Measured { before, after, ack, delivery, given_up }))
@@ -329,12 +329,10 @@ struct Sender {
     seen_hlc: u64,
     acks: PushAcks,
     out: BytesMut,
-    /// What the other device has received.
-    received: Arc<AtomicU64>,
 }
 
 impl Sender {
-    fn new(session: QuicSession, from: &UserId, to: &UserId, received: Arc<AtomicU64>) -> Self {
+    fn new(session: QuicSession, from: &UserId, to: &UserId) -> Self {
         Self {
             conversation: ConvId::direct(&session.direct_salt, from, to),
             session,
@@ -345,7 +343,6 @@ impl Sender {
             seen_hlc: 0,
             acks: PushAcks::default(),
             out: BytesMut::new(),
-            received,
         }
     }
 
@@ -452,7 +449,8 @@ impl Sender {
 /// The device that is written to.
 struct Receiver {
     session: QuicSession,
-    received: Arc<AtomicU64>,
+    /// Messages of its peer that it has, or that were given up.
+    received: u64,
     acks: PushAcks,
 }
 
@@ -508,7 +506,7 @@ impl Receiver {
             }
             next = self.session.message.frames.buffered()?;
         }
-        self.received.fetch_add(delivered, Ordering::Relaxed);
+        self.received += delivered;
         phase.delivered.fetch_add(delivered, Ordering::Relaxed);
         Ok(())
     }

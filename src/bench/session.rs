@@ -198,7 +198,6 @@ impl QuicSession {
 type Tls = TlsStream<Box<dyn Stream>>;
 
 /// A session over TCP and TLS, kept open.
-#[derive(Debug)]
 pub struct TcpSession {
     _frames: Frames<ReadHalf<Tls>>,
     _write: WriteHalf<Tls>,
