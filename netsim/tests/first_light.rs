@@ -82,6 +82,7 @@ async fn first_light(world: World) -> (String, Shape, Vec<Packet>) {
     assert_eq!((alice.seen.sent.len(), alice.seen.stable.len()), (by_alice, by_alice));
     assert!(alice.seen.reoffered > 0, "eu's last acks were to be offered elsewhere");
     let moved = alice.seen.live.iter().find(|(at, _)| *at > killed).expect("alice went elsewhere");
+    assert!(moved.1.ends_with("by quic"), "QUIC was there, and first: {}", moved.1);
     let line = format!(
         "alice live at {} {} ms after the kill, re-offered {}; bob {:?}",
         moved.1,

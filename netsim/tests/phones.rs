@@ -25,7 +25,7 @@ use tokio::time::timeout;
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
 const STEPS: u32 = 150;
 /// Seeds of an ordinary run; `TERN_STORMS=1000` runs that many.
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 30;
 /// One-way, in ms.
 const NEAR_EU: [(&str, u64); 3] = [("eu", 5), ("us", 50), ("ap", 85)];
 const NEAR_US: [(&str, u64); 3] = [("eu", 50), ("us", 6), ("ap", 112)];
