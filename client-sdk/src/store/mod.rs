@@ -13,6 +13,7 @@ use tern_core::ids::ConvId;
 
 mod format;
 pub mod keys;
+mod load;
 pub mod memory;
 mod schema;
 pub mod sqlite;

@@ -4,7 +4,6 @@
 //! client out, because two machines over one store would give one identity to two messages. A failed
 //! transaction is rolled back whole; the caller builds its machine anew from what is there.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,14 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use tern_core::client::{
-    Change, ConversationImage, ConversationRecord, Image, Intervals, Message, MessageId, MessageState, Op, OriginState,
-    Outgoing, OutgoingRecord, Placed, choose_install, key_bytes, key_from_bytes, merge_copy,
+    Change, Image, Message, MessageId, MessageState, Op, Outgoing, OutgoingRecord, Placed, choose_install, key_bytes,
+    key_from_bytes, merge_copy,
 };
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, UserId, body_hash};
 
-use super::format::{heads_bytes, heads_from, origin_bytes, origin_from, places_bytes, places_from};
+use super::format::{heads_bytes, origin_bytes, places_bytes};
 use super::keys::KeyStore;
+use super::load::{load_conversations, load_cursors, load_outgoing};
 use super::schema::MIGRATIONS;
 use super::{LocalStore, OpenError, StoreError};
 
@@ -53,7 +53,8 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-fn damaged(what: &str) -> StoreError {
+/// A column whose bytes are none of ours.
+pub(super) fn damaged(what: &str) -> StoreError {
     StoreError::Corrupt(format!("{what} can't be understood"))
 }
 
@@ -425,7 +426,7 @@ fn apply_entry(
     Ok(Some(Change { conversation, id: MessageId(row.cast_unsigned()), what }))
 }
 
-fn conv_of(bytes: &[u8]) -> Result<ConvId, StoreError> {
+pub(super) fn conv_of(bytes: &[u8]) -> Result<ConvId, StoreError> {
     ConvId::from_slice(bytes).ok_or_else(|| damaged("a conversation's id"))
 }
 
@@ -456,90 +457,6 @@ fn message_of(row: &Row<'_>) -> Result<Message, StoreError> {
         state: MessageState::from_code(row.get("state")?).ok_or_else(|| damaged("a message's state"))?,
         unread: row.get("unread")?,
     })
-}
-
-fn load_cursors(tx: &Transaction<'_>) -> Result<BTreeMap<u8, Cursor>, StoreError> {
-    let mut statement = tx.prepare("SELECT region, era, rev FROM cursor")?;
-    let mut rows = statement.query([])?;
-    let mut all = BTreeMap::new();
-    while let Some(r) = rows.next()? {
-        let store = Origin { region: r.get(0)?, era: r.get::<_, i64>(1)?.cast_unsigned() };
-        all.insert(store.region, Cursor { store, rev: Rev(r.get::<_, i64>(2)?.cast_unsigned()) });
-    }
-    Ok(all)
-}
-
-fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId, ConversationImage>, StoreError> {
-    let mut all = BTreeMap::new();
-    let mut statement = tx.prepare("SELECT id, peer, next_n, seen_hlc, mark, state, sighted FROM conversation")?;
-    let mut rows = statement.query([])?;
-    while let Some(r) = rows.next()? {
-        let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;
-        let peer: Option<String> = r.get(1)?;
-        let record = ConversationRecord {
-            id,
-            peer: peer.map(|p| UserId::new(&p).map_err(|_| damaged("a user's id"))).transpose()?,
-            next_n: r.get::<_, i64>(2)?.cast_unsigned(),
-            seen_hlc: r.get::<_, i64>(3)?.cast_unsigned(),
-            mark: heads_from(&r.get::<_, Vec<u8>>(4)?).ok_or_else(|| damaged("a read mark"))?,
-            state: r.get(5)?,
-            sighted: r.get(6)?,
-        };
-        all.insert(id, ConversationImage { record, origins: BTreeMap::new() });
-    }
-    let mut statement = tx.prepare("SELECT conversation, origin, head, floor, floor_hlc, held, lost FROM vector")?;
-    let mut rows = statement.query([])?;
-    while let Some(r) = rows.next()? {
-        let id = conv_of(&r.get::<_, Vec<u8>>(0)?)?;
-        let origin = origin_from(&r.get::<_, Vec<u8>>(1)?).ok_or_else(|| damaged("an origin"))?;
-        let set = |bytes: Vec<u8>| Intervals::from_bytes(&bytes).ok_or_else(|| damaged("a set of entries"));
-        let state = OriginState {
-            head: r.get::<_, i64>(2)?.cast_unsigned(),
-            floor: r.get::<_, i64>(3)?.cast_unsigned(),
-            floor_hlc: r.get::<_, i64>(4)?.cast_unsigned(),
-            held: set(r.get(5)?)?,
-            lost: set(r.get(6)?)?,
-        };
-        let new = || ConversationImage { record: ConversationRecord::new(id, None), origins: BTreeMap::new() };
-        all.entry(id).or_insert_with(new).origins.insert(origin, state);
-    }
-    Ok(all)
-}
-
-fn load_outgoing(tx: &Transaction<'_>) -> Result<Vec<Outgoing>, StoreError> {
-    let mut all = Vec::new();
-    let mut statement = tx.prepare(
-        "SELECT o.id, o.conversation, o.install, o.n, o.state, o.key, o.receipt, o.places, m.kind, m.wall_ms, m.body
-         FROM outbox o JOIN message m ON m.id = o.id ORDER BY o.id",
-    )?;
-    let mut rows = statement.query([])?;
-    while let Some(r) = rows.next()? {
-        let key: Option<Vec<u8>> = r.get(5)?;
-        let receipt: Option<Vec<u8>> = r.get(6)?;
-        let acked: Option<(Place, _)> = match (key, receipt) {
-            (Some(key), Some(receipt)) => {
-                let key = key_from_bytes(&key).ok_or_else(|| damaged("an acked place"))?;
-                Some((key, receipt.try_into().map_err(|_| damaged("a receipt"))?))
-            }
-            _ => None,
-        };
-        let record = OutgoingRecord {
-            id: MessageId(r.get::<_, i64>(0)?.cast_unsigned()),
-            conversation: conv_of(&r.get::<_, Vec<u8>>(1)?)?,
-            install: InstallId::new(&r.get::<_, String>(2)?).map_err(|_| damaged("an install id"))?,
-            n: r.get::<_, i64>(3)?.cast_unsigned(),
-            state: MessageState::from_code(r.get(4)?).ok_or_else(|| damaged("a message's state"))?,
-            acked,
-            places: places_from(&r.get::<_, Vec<u8>>(7)?).ok_or_else(|| damaged("the places of a message"))?,
-        };
-        all.push(Outgoing {
-            record,
-            kind: r.get(8)?,
-            wall_ms: r.get::<_, i64>(9)?.cast_unsigned(),
-            body: Bytes::from(r.get::<_, Vec<u8>>(10)?),
-        });
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

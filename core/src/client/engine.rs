@@ -13,114 +13,20 @@
 //! Resetting the back-off with each Welcome: two draining edges pass a client to and fro for ever. A pause
 //! without jitter: all clients of a dead edge come back in the same millisecond.
 
+mod dispatching;
+mod rounds;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::limits::{
-    ATTEMPTS, BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, DISPATCH_FIRST, DISPATCH_TIMEOUT, EXCLUDES, SETTLED,
-    SUSPECT_KEEP, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS,
-};
+use self::dispatching::Dispatching;
+use super::candidates::{Candidate, ConnNo, EngineOut, Failure, Transport};
+use super::limits::{ATTEMPTS, BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, SETTLED, SUSPECT_KEEP};
 use crate::codes::Code;
 use crate::wire::v1::error::Retry;
-
-/// Numbers connections and attempts of one client, from 1.
-pub type ConnNo = u64;
-
-/// How frames travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Transport {
-    /// Three streams of one QUIC connection.
-    Quic,
-    /// One TLS stream over TCP.
-    Tcp,
-}
-
-impl Transport {
-    /// For people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Quic => "quic",
-            Self::Tcp => "tcp",
-        }
-    }
-}
-
-/// An address of an edge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Name of the edge; empty where it is not known.
-    pub edge: String,
-    /// Name of its region; empty where it is not known.
-    pub region: String,
-    /// `host:port`, `v4:port` or `[v6]:port`.
-    pub address: String,
-    /// The name its certificate must have.
-    pub server_name: String,
-    /// Which transports it offers.
-    pub quic: bool,
-    /// See `quic`.
-    pub tcp: bool,
-    /// From the start of an attempt to its Welcome.
-    pub quic_timeout: Duration,
-    /// Likewise.
-    pub tcp_timeout: Duration,
-}
-
-/// Why an attempt or a connection ended, or is to be left.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Nothing listens there, no route, TLS failed, the stream broke.
-    Network(String),
-    /// No Welcome in time.
-    TimedOut,
-    /// The other side refused or closed with a code.
-    Refused {
-        /// See [`crate::codes::Code`].
-        code: u32,
-        /// What the other side advises.
-        retry: Retry,
-        /// Not before this time.
-        after: Duration,
-    },
-    /// An answer is awaited and nothing is heard.
-    Silent,
-    /// Requests stay unanswered, or the edge has lost its region.
-    Stuck,
-    /// Another install id is to be used, or the application asks for it.
-    Renew,
-}
-
-/// What the engine wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineOut {
-    /// Connect and say Hello.
-    Start {
-        /// The attempt's number, and the connection's if it succeeds.
-        conn: ConnNo,
-        /// Where to.
-        candidate: Candidate,
-        /// By what.
-        transport: Transport,
-        /// Same for all attempts of a round.
-        race: u64,
-        /// Counts them.
-        attempt: u32,
-    },
-    /// Close it; nothing more is to be heard of it.
-    Close(ConnNo),
-    /// Ask this dispatch address.
-    Dispatch {
-        /// Index into the configured addresses.
-        target: usize,
-        /// Edges that failed.
-        exclude: Vec<String>,
-    },
-    /// Get a token; `Engine::token_ready` when it is there.
-    Token,
-}
 
 #[derive(Debug)]
 struct Attempt {
@@ -155,16 +61,6 @@ struct Live {
     since: Duration,
     suspect_since: Option<Duration>,
     may_recover: bool,
-}
-
-#[derive(Debug, Default)]
-struct Dispatching {
-    running: Option<(usize, Duration)>,
-    next: usize,
-    tried: usize,
-    failures: u32,
-    not_before: Duration,
-    answered: bool,
 }
 
 /// See the module's text.
@@ -285,57 +181,6 @@ impl Engine {
         self.token_asked = false;
         self.abort_round();
         self.pause(now, Duration::ZERO);
-    }
-
-    /// A dispatch answer; `valid_for` from now. An empty one counts as none.
-    pub fn dispatched(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
-        if candidates.is_empty() {
-            self.dispatch_failed(now);
-            return;
-        }
-        self.dispatching = Dispatching { next: self.dispatching.next, answered: true, ..Dispatching::default() };
-        self.list = candidates;
-        self.list.truncate(CANDIDATES);
-        self.list_until = now + valid_for;
-        if self.hold_until.take().is_some() {
-            self.begin_round(now);
-        }
-    }
-
-    /// The list of an earlier run; `valid_for` may be zero.
-    pub fn cached(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
-        self.list = candidates;
-        self.list_until = now + valid_for;
-    }
-
-    /// The dispatch request failed: ask the next address, or pause when all were asked.
-    pub fn dispatch_failed(&mut self, now: Duration) {
-        let d = &mut self.dispatching;
-        d.running = None;
-        d.tried += 1;
-        if d.tried < self.targets {
-            self.ask_dispatch(now);
-            return;
-        }
-        d.tried = 0;
-        d.failures += 1;
-        let failures = d.failures;
-        self.dispatching.not_before = now + self.jitter(failures);
-        if self.hold_until.take().is_some() {
-            self.begin_round(now);
-        }
-    }
-
-    fn ask_dispatch(&mut self, now: Duration) {
-        if self.targets == 0 || self.dispatching.running.is_some() || now < self.dispatching.not_before {
-            return;
-        }
-        let target = self.dispatching.next % self.targets;
-        self.dispatching.next = (target + 1) % self.targets;
-        self.dispatching.running = Some((target, now + DISPATCH_TIMEOUT));
-        let exclude =
-            self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
-        self.out.push_back(EngineOut::Dispatch { target, exclude });
     }
 
     /// The attempt `conn` was welcomed; its predecessor and its rivals are closed. False: it is no attempt.
@@ -493,118 +338,6 @@ impl Engine {
         let wait = self.jitter(self.rounds_failed).max(at_least.min(BACKOFF_MAX));
         self.rounds_failed = self.rounds_failed.saturating_add(1);
         self.retry_at = Some(now + wait);
-    }
-
-    fn candidates(&mut self, now: Duration) -> VecDeque<Candidate> {
-        self.demoted.retain(|_, until| *until > now);
-        let mut all: Vec<Candidate> = self.list.clone();
-        for c in &self.fallback {
-            if !all.iter().any(|o| o.address == c.address) {
-                all.push(c.clone());
-            }
-        }
-        let demoted =
-            |region: bool, name: &str| !name.is_empty() && self.demoted.contains_key(&(region, name.to_owned()));
-        all.sort_by_key(|c| (demoted(true, &c.region), demoted(false, &c.edge)));
-        all.truncate(CANDIDATES);
-        all.into()
-    }
-
-    fn begin_round(&mut self, now: Duration) {
-        self.begin_round_unless_held(now, true);
-    }
-
-    fn begin_round_unless_held(&mut self, now: Duration, may_hold: bool) {
-        if !self.running || self.round.is_some() {
-            return;
-        }
-        self.retry_at = None;
-        if !self.has_token {
-            self.round_wants_token = true;
-            if !std::mem::replace(&mut self.token_asked, true) {
-                self.out.push_back(EngineOut::Token);
-            }
-            return;
-        }
-        if now >= self.list_until {
-            self.ask_dispatch(now);
-            let first = self.dispatching.running.is_some() && !self.dispatching.answered && self.rounds_failed == 0;
-            if may_hold && first && self.live.is_none() {
-                // What is left from an earlier run may be stale: give dispatch a moment.
-                self.hold_until = Some(*self.hold_until.get_or_insert(now + DISPATCH_FIRST));
-                if self.hold_until.is_some_and(|t| now < t) {
-                    return;
-                }
-            }
-        }
-        self.hold_until = None;
-        let queue = self.candidates(now);
-        if queue.is_empty() {
-            self.ask_dispatch(now);
-            if self.dispatching.running.is_some() {
-                self.hold_until = Some(now + DISPATCH_TIMEOUT);
-            } else {
-                self.pause(now, Duration::ZERO);
-            }
-            return;
-        }
-        self.round = Some(Round { queue, slot: None, race: self.rng.random(), attempts: 0 });
-        self.progress(now);
-    }
-
-    fn start(&mut self, now: Duration, candidate: &Candidate, transport: Transport) {
-        let Some(round) = &mut self.round else { return };
-        round.attempts += 1;
-        self.last_conn += 1;
-        let timeout = match transport {
-            Transport::Quic => candidate.quic_timeout,
-            Transport::Tcp => candidate.tcp_timeout,
-        };
-        let deadline = now + timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
-        let race = (round.race, round.attempts);
-        let attempt = Attempt { candidate: candidate.clone(), transport, deadline, started: now, race };
-        self.attempts.insert(self.last_conn, attempt);
-        self.out.push_back(EngineOut::Start {
-            conn: self.last_conn,
-            candidate: candidate.clone(),
-            transport,
-            race: race.0,
-            attempt: race.1,
-        });
-    }
-
-    fn progress(&mut self, now: Duration) {
-        while let Some(round) = &mut self.round {
-            if let Some(slot) = &mut round.slot {
-                let candidate = slot.candidate.clone();
-                let alive = self.attempts.values().any(|a| a.candidate == candidate);
-                if slot.tcp_at.is_some_and(|at| now >= at || !alive) && self.attempts.len() < ATTEMPTS {
-                    slot.tcp_at = None;
-                    self.start(now, &candidate, Transport::Tcp);
-                } else if (!alive && slot.tcp_at.is_none()) || now >= slot.next_at {
-                    round.slot = None;
-                } else {
-                    return;
-                }
-            } else if round.queue.is_empty() {
-                if self.attempts.is_empty() {
-                    self.round = None;
-                    self.pause(now, Duration::ZERO);
-                    self.ask_dispatch(now);
-                }
-                return;
-            } else if self.attempts.len() >= ATTEMPTS {
-                return;
-            } else if let Some(candidate) = round.queue.pop_front() {
-                let tcp_after = if round.attempts == 0 { TCP_AFTER } else { TCP_AFTER_NEXT };
-                let next_at = now + candidate.quic_timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
-                let tcp_at = candidate.tcp.then(|| if candidate.quic { now + tcp_after } else { now });
-                round.slot = Some(Slot { candidate: candidate.clone(), tcp_at, next_at });
-                if candidate.quic {
-                    self.start(now, &candidate, Transport::Quic);
-                }
-            }
-        }
     }
 
     /// Does what is due.

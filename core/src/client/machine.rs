@@ -8,257 +8,16 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::candidates::{Candidate, ConnNo, Failure};
 use super::data::{ConversationRecord, Image, MessageId, MessageState, Op, OriginState};
-use super::engine::{Candidate, ConnNo, Engine, EngineOut, Failure, Transport};
-use super::limits::UNSTABLE_ASK_FIRST;
+use super::effects::{ConnectionState, Effect, Event, Outbound, Setup, Step};
+use super::engine::Engine;
 use super::outbox::{Outbox, Own};
 use super::session::{Due, Session};
 use crate::codes::Code;
-use crate::edge_api::SendRequest;
-use crate::ids::{ConvId, Cursor, InstallId, Origin, Region, Seq, UserId};
-use crate::limits::{CURSORS, UNSTABLE_PER_FRAME};
+use crate::ids::{ConvId, Cursor, InstallId, Origin, Region, UserId};
 use crate::wire::compact::Read;
 use crate::wire::v1::{self, error::Retry, frame::Body};
-use crate::wire::{VERSION, v1::gap::Reason};
-
-/// What a machine is told once.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Whose client this is: the subject of its tokens.
-    pub user: UserId,
-    /// Client name and version, for operators.
-    pub agent: String,
-    /// Edges to try without or beside dispatch.
-    pub fallback: Vec<Candidate>,
-    /// Number of dispatch addresses.
-    pub dispatch_targets: usize,
-    /// Randomness of this run.
-    pub seed: u64,
-}
-
-/// Changes of what is kept, and what to do once they are durable.
-#[derive(Debug, Default)]
-pub struct Step {
-    /// To be applied in one transaction. If that fails, the machine is to be built anew from the store.
-    pub ops: Vec<Op>,
-    /// In order, after `ops`.
-    pub effects: Vec<Effect>,
-}
-
-/// Something to be done outside.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "the largest is the most frequent; it is moved twice and never kept")]
-pub enum Effect {
-    /// Connect, open the lanes, write `hello`.
-    Connect {
-        /// Number of the attempt, and of the connection if it succeeds.
-        conn: ConnNo,
-        /// Where to.
-        candidate: Candidate,
-        /// By what.
-        transport: Transport,
-        /// The first frame, on the control lane.
-        hello: Hello,
-    },
-    /// Close it; nothing of it is to be handed in any more.
-    Close {
-        /// Which.
-        conn: ConnNo,
-        /// The code to close with.
-        code: Code,
-    },
-    /// Write a frame.
-    Write {
-        /// Where.
-        conn: ConnNo,
-        /// What.
-        out: Outbound,
-    },
-    /// Ask a dispatch address; [`Machine::dispatched`] or [`Machine::dispatch_failed`] answers.
-    Dispatch {
-        /// Index into the configured addresses.
-        target: usize,
-        /// Edges that failed.
-        exclude: Vec<String>,
-    },
-    /// Get a token; [`Machine::token`] answers.
-    Token {
-        /// The last one was refused: a kept one is of no use.
-        refused: bool,
-    },
-    /// Tell the application.
-    Event(Event),
-}
-
-/// The first frame of a connection. It carries the token, so it is not printed.
-#[derive(Clone)]
-pub struct Hello(pub Box<v1::Frame>);
-
-impl fmt::Debug for Hello {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hello(..)")
-    }
-}
-
-/// A frame to be written. Printed without its content: that may be a token or a letter.
-#[derive(Clone)]
-pub enum Outbound {
-    /// A message, for the message lane, with its request number.
-    Send(u32, SendRequest),
-    /// Any other frame; its lane is `Frame::lane`.
-    Frame(v1::Frame),
-}
-
-impl fmt::Debug for Outbound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Send(req, send) => write!(f, "Send(req {req}, {:?}, n {})", send.conversation, send.n),
-            Self::Frame(frame) => write!(f, "Frame(req {}, {:?})", frame.req, frame.lane()),
-        }
-    }
-}
-
-/// Whether and how the client is connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConnectionState {
-    /// Not started, closed, or taken over by another connection of this install.
-    Offline,
-    /// Trying; where nothing is under way, `retry_at` on the client's clock says when it goes on.
-    Connecting {
-        /// See above.
-        retry_at: Option<Duration>,
-    },
-    /// Connected; sends work; what was missed is still coming.
-    Recovering {
-        /// Name of the edge.
-        edge: String,
-        /// Name of the region.
-        region: String,
-        /// By what.
-        transport: Transport,
-        /// Conversations of which entries are missing.
-        behind: usize,
-    },
-    /// Connected and up to date.
-    Live {
-        /// Name of the edge.
-        edge: String,
-        /// Name of the region.
-        region: String,
-        /// By what.
-        transport: Transport,
-    },
-}
-
-/// What the application is told. Changes of timelines come from the store, see [`super::Change`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The connection's state changed.
-    Connection(ConnectionState),
-    /// Durable in one region.
-    Sent {
-        /// Where.
-        conversation: ConvId,
-        /// Which message.
-        id: MessageId,
-    },
-    /// Durable in so many regions.
-    Stable {
-        /// Where.
-        conversation: ConvId,
-        /// Which message.
-        id: MessageId,
-        /// At least 2, unless the deployment has one region.
-        regions: u32,
-    },
-    /// Refused; holds back what follows in its conversation until retried or discarded.
-    Failed {
-        /// Where.
-        conversation: ConvId,
-        /// Which message.
-        id: MessageId,
-        /// See [`Code`].
-        code: u32,
-        /// The server's words, for a developer.
-        message: String,
-    },
-    /// Released before it was stable, because more is waiting than is kept.
-    AtRisk {
-        /// Where.
-        conversation: ConvId,
-        /// Which message.
-        id: MessageId,
-    },
-    /// Acked messages are offered to the connected region, which lacks them.
-    ReOffered {
-        /// Where.
-        conversation: ConvId,
-        /// How many.
-        count: usize,
-    },
-    /// Entries can't be had, for good.
-    Gap {
-        /// Where.
-        conversation: ConvId,
-        /// Whose log.
-        origin: Origin,
-        /// First.
-        from: Seq,
-        /// Last.
-        to: Seq,
-        /// Why.
-        reason: Reason,
-    },
-    /// The server ended this client: it stays offline until the application connects again.
-    Kicked {
-        /// See [`Code`].
-        code: u32,
-        /// The server's words.
-        message: String,
-    },
-    /// A conversation's id became known: what had `from` has `to` now.
-    Renamed {
-        /// Made without the deployment's salt.
-        from: ConvId,
-        /// The real one.
-        to: ConvId,
-    },
-}
-
-/// Why a message was not taken into the outbox. Nothing was stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SendRefused {
-    /// Longer than a body may be.
-    #[error("a body of {0} bytes; at most {max} are allowed", max = crate::limits::BODY_BYTES)]
-    TooLarge(usize),
-    /// Too much waits to be sent.
-    #[error("the outbox is full: {messages} messages, {bytes} bytes wait to be sent")]
-    OutboxFull {
-        /// Messages in it.
-        messages: usize,
-        /// Bytes in it.
-        bytes: usize,
-    },
-    /// No such conversation on this device.
-    #[error("conversation {0} is not known here")]
-    UnknownConversation(ConvId),
-}
-
-/// The message is not in the outbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("message {0} is not waiting in the outbox")]
-pub struct UnknownMessage(pub MessageId);
-
-/// Why a message was not discarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DiscardRefused {
-    /// See [`UnknownMessage`].
-    #[error(transparent)]
-    Unknown(#[from] UnknownMessage),
-    /// It may be durable already: only its ack or a refusal can tell.
-    #[error("message {0} may have been sent already and can't be discarded")]
-    MayBeSent(MessageId),
-}
 
 #[derive(Debug)]
 pub(super) struct Conv {
@@ -270,7 +29,7 @@ pub(super) struct Conv {
 }
 
 /// A token in memory.
-struct Secret(String);
+pub(super) struct Secret(pub(super) String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -295,16 +54,16 @@ pub struct Machine {
     pub(super) wanting: BTreeSet<ConvId>,
     pub(super) last_served: ConvId,
     /// The region that offers were asked by.
-    offers_to: Option<Region>,
+    pub(super) offers_to: Option<Region>,
     pub(super) queued: (usize, usize),
     pub(super) kept: (usize, usize),
     pub(super) engine: Engine,
     pub(super) session: Option<Session>,
-    installs: BTreeMap<ConnNo, InstallId>,
-    token: Option<Secret>,
-    token_refused: bool,
+    pub(super) installs: BTreeMap<ConnNo, InstallId>,
+    pub(super) token: Option<Secret>,
+    pub(super) token_refused: bool,
     /// A token was asked for and is awaited.
-    token_asked: bool,
+    pub(super) token_asked: bool,
     pub(super) rng: StdRng,
     pub(super) ops: Vec<Op>,
     pub(super) dirty_convs: BTreeSet<ConvId>,
@@ -536,174 +295,6 @@ impl Machine {
         self.after(now);
     }
 
-    fn broken(&mut self, now: Duration, conn: ConnNo, what: &crate::codes::Refusal) {
-        self.effects.push(Effect::Close { conn, code: what.code });
-        self.end_session(conn);
-        self.installs.remove(&conn);
-        self.engine.ended(now, conn, &Failure::Network(format!("the edge sent what can't be read: {what}")));
-    }
-
-    fn attempt_frame(&mut self, now: Duration, conn: ConnNo, read: Read) {
-        let Read::Other(frame) = read else { return };
-        match frame.body {
-            Some(Body::Welcome(welcome)) => self.welcomed(now, conn, welcome),
-            Some(Body::Error(error)) => {
-                self.effects.push(Effect::Close { conn, code: Code::Closed });
-                let failure = failure_of(&error);
-                self.ended(now, conn, &failure);
-            }
-            Some(Body::Kick(kick)) => self.kicked(now, kick.code, kick.message),
-            _ => {}
-        }
-    }
-
-    fn welcomed(&mut self, now: Duration, conn: ConnNo, welcome: v1::Welcome) {
-        let cursor = match welcome.cursor.map(Cursor::try_from) {
-            Some(Ok(cursor)) if welcome.version == VERSION => cursor,
-            _ => {
-                let what =
-                    crate::codes::Refusal::new(Code::BadFrame, "a Welcome without a cursor or of another version");
-                self.broken(now, conn, &what);
-                return;
-            }
-        };
-        let age = self.engine.attempt_age(now, conn);
-        let Some(install) = self.installs.remove(&conn).filter(|_| self.engine.welcomed(now, conn)) else { return };
-        self.run_engine(now);
-        let Some((_, candidate, transport)) = self.engine.live() else { return };
-        let name = |told: String, listed: &str| if told.is_empty() { listed.to_owned() } else { told };
-        let names = (name(welcome.edge, &candidate.edge), name(welcome.region, &candidate.region));
-        let heartbeat = welcome.heartbeat.map_or(0, |h| h.foreground_ms);
-        let in_flight = welcome.limits.map_or(0, |l| l.in_flight);
-        let mut session = Session::new(now, conn, install, names, transport, cursor, heartbeat, in_flight);
-        if let Some(age) = age {
-            // Handshake and Hello: two round trips over QUIC, three over TCP+TLS.
-            session.measured(age / if transport == Transport::Quic { 2 } else { 3 });
-        }
-        session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);
-        let listed = self.unstable.iter().take(UNSTABLE_PER_FRAME);
-        session.asked = listed.flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
-        if self.offers_to != Some(cursor.store.region) {
-            self.offers_to = Some(cursor.store.region);
-            self.convs.values_mut().for_each(|c| c.outbox.offers.clear());
-        }
-        self.session = Some(session);
-        self.learn_salt(welcome.direct_salt);
-        self.commit();
-        let result = match welcome.rows {
-            Some(rows) => self.rows(now, rows, self.cursors.get(&cursor.store.region).copied()),
-            None => Ok(()),
-        };
-        if let Err(what) = result {
-            self.broken(now, conn, &what);
-            return;
-        }
-        self.want_rows(now);
-        self.mark_wanting();
-    }
-
-    fn commit(&mut self) {
-        if let Some((race, attempt)) = self.engine.live_race() {
-            self.write_frame(0, Body::Commit(v1::Commit { race, attempt }));
-        }
-    }
-
-    /// The server ended this client. Where another connection of this very client is under way, that is what
-    /// it was replaced by.
-    pub(super) fn kicked(&mut self, now: Duration, code: u32, message: String) {
-        if code == Code::Replaced as u32 && !self.installs.is_empty() {
-            if let Some(conn) = self.session.as_ref().map(|s| s.conn) {
-                self.effects.push(Effect::Close { conn, code: Code::Closed });
-                self.end_session(conn);
-                self.engine.ended(now, conn, &Failure::Renew);
-            }
-            return;
-        }
-        self.event(Event::Kicked { code, message });
-        self.engine.stop();
-        self.after(now);
-    }
-
-    /// Many requests may be refused for one expired token: it is asked for once.
-    pub(super) fn ask_token(&mut self, refused: bool) {
-        if !std::mem::replace(&mut self.token_asked, true) {
-            self.effects.push(Effect::Token { refused });
-        }
-    }
-
-    /// A Kick, or an Error without a request, on the connection in use.
-    pub(super) fn session_error(&mut self, now: Duration, error: &v1::Error) {
-        match failure_of(error) {
-            Failure::Refused { code, .. } if Code::from_u32(code) == Some(Code::Replaced) => {
-                self.kicked(now, code, error.message.clone());
-            }
-            Failure::Refused { retry: Retry::NewToken, .. } => self.ask_token(true),
-            failure @ Failure::Refused { retry: Retry::Elsewhere, .. } => self.engine.leave(now, &failure),
-            _ => {}
-        }
-    }
-
-    pub(super) fn go_away(&mut self, now: Duration, go: &v1::GoAway) {
-        self.engine.go_away(now, Duration::from_millis(go.window_ms.into()), &go.alternates);
-    }
-
-    fn end_session(&mut self, conn: ConnNo) {
-        if self.session.as_ref().is_some_and(|s| s.conn == conn) {
-            self.session = None;
-            for id in self.sending.union(&self.unstable) {
-                if let Some(conv) = self.convs.get_mut(id) {
-                    conv.outbox.disconnected();
-                }
-            }
-            self.convs.values_mut().for_each(|c| {
-                c.outbox.known_in_session = false;
-                c.pauses.clear();
-            });
-        }
-    }
-
-    fn run_engine(&mut self, now: Duration) {
-        while let Some(out) = self.engine.poll_output() {
-            match out {
-                EngineOut::Start { conn, candidate, transport, race, attempt } => {
-                    let Some(token) = self.token.as_ref().map(|t| t.0.clone()) else {
-                        self.engine.token_failed(now);
-                        continue;
-                    };
-                    let install = self.wanted_install();
-                    let hello = self.hello(token, &install, race, attempt);
-                    self.installs.insert(conn, install);
-                    let hello = Hello(Box::new(v1::Frame::new(1, Body::Hello(hello))));
-                    self.effects.push(Effect::Connect { conn, candidate, transport, hello });
-                }
-                EngineOut::Close(conn) => {
-                    self.installs.remove(&conn);
-                    self.end_session(conn);
-                    self.effects.push(Effect::Close { conn, code: Code::Closed });
-                }
-                EngineOut::Dispatch { target, exclude } => self.effects.push(Effect::Dispatch { target, exclude }),
-                EngineOut::Token if self.token.is_some() && !self.token_refused => self.engine.token_ready(now),
-                EngineOut::Token => self.ask_token(self.token_refused),
-            }
-        }
-    }
-
-    fn hello(&self, token: String, install: &InstallId, race: u64, attempt: u32) -> v1::Hello {
-        v1::Hello {
-            versions: vec![VERSION],
-            token,
-            install: install.as_str().to_owned(),
-            cursors: self.cursors.values().take(CURSORS).map(|c| (*c).into()).collect(),
-            race,
-            attempt,
-            network: None,
-            foreground: true,
-            unstable: self.unstable.iter().take(UNSTABLE_PER_FRAME).filter_map(|id| self.unstable_log(*id)).collect(),
-            early: false,
-            agent: self.setup.agent.clone(),
-        }
-    }
-
     pub(super) fn send_ping(&mut self, now: Duration) {
         let jitter = self.rng.random_range(900..=1000);
         if let Some(session) = &mut self.session {
@@ -714,7 +305,7 @@ impl Machine {
     }
 
     /// What follows from any input.
-    fn after(&mut self, now: Duration) {
+    pub(super) fn after(&mut self, now: Duration) {
         self.engine.tick(now);
         self.run_engine(now);
         for _ in 0..4 {
@@ -773,14 +364,5 @@ impl Machine {
             }
         }
         Step { ops: std::mem::take(&mut self.ops), effects: std::mem::take(&mut self.effects) }
-    }
-}
-
-/// An Error frame as the engine sees it. The advice on the wire counts: codes may be newer than this client.
-pub(super) fn failure_of(error: &v1::Error) -> Failure {
-    Failure::Refused {
-        code: error.code,
-        retry: Retry::try_from(error.retry).unwrap_or(Retry::Elsewhere),
-        after: Duration::from_millis(error.retry_after_ms.into()),
     }
 }

@@ -8,10 +8,11 @@
 //! Reading order:
 //!
 //! 1. `data`: what is kept, and its changes ([`Op`], [`Image`]); [`Intervals`]: what is held of a log.
-//! 2. `machine`: the struct, its inputs and its steps.
-//! 3. `outbox`, `sending`: own messages, from the first transmission until a second region has them.
-//! 4. `receiving`: rows, pushes, pages; cursors and vectors.
-//! 5. `session`: one connection: requests, probes, heartbeat. `engine`: which connection.
+//! 2. `effects`, `machine`: what goes in and out; the struct, its inputs and its steps.
+//! 3. `outbox`, `numbering`, `sending`, `stability`: own messages, from the first transmission until a second region has
+//!    them.
+//! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors.
+//! 5. `session`: one connection: requests, probes, heartbeat. `engine`, `connecting`: which connection.
 //! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
 //!
 //! Invariants:
@@ -22,26 +23,33 @@
 //! - Everything on a connection is forgotten with it; what is kept is enough to do it again.
 
 mod book;
+mod candidates;
+mod connecting;
 mod data;
+mod effects;
 mod engine;
 mod intervals;
 pub mod limits;
 mod machine;
+mod numbering;
 mod outbox;
+mod pulling;
 mod receiving;
 mod sending;
 mod session;
+mod stability;
 
 pub use book::Book;
+pub use candidates::{Candidate, ConnNo, Failure, Transport};
 pub use data::{
     Change, ConversationImage, ConversationRecord, Image, Message, MessageId, MessageState, Op, OriginState, Outgoing,
     OutgoingRecord, Placed, choose_install, key_bytes, key_from_bytes, merge_copy,
 };
-pub use engine::{Candidate, ConnNo, Failure, Transport};
-pub use intervals::Intervals;
-pub use machine::{
-    ConnectionState, DiscardRefused, Effect, Event, Hello, Machine, Outbound, SendRefused, Setup, Step, UnknownMessage,
+pub use effects::{
+    ConnectionState, DiscardRefused, Effect, Event, Hello, Outbound, SendRefused, Setup, Step, UnknownMessage,
 };
+pub use intervals::Intervals;
+pub use machine::Machine;
 
 #[cfg(test)]
 mod tests;

@@ -5,24 +5,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::candidates::Failure;
+use super::connecting::failure_of;
 use super::data::{MessageId, MessageState, Op, Outgoing, OutgoingRecord};
-use super::engine::Failure;
-use super::limits::{
-    OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, UNSTABLE_ASK, UNSTABLE_ASK_FIRST, WINDOW_PER_CONVERSATION,
-};
-use super::machine::{DiscardRefused, Event, Machine, Outbound, SendRefused, UnknownMessage, failure_of};
+use super::effects::{DiscardRefused, Event, Outbound, SendRefused, UnknownMessage};
+use super::limits::{OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, WINDOW_PER_CONVERSATION};
+use super::machine::Machine;
 use super::outbox::{AckOf, Own};
 use super::session::Request;
-use crate::codes::{Code, Refusal};
+use crate::codes::Code;
 use crate::edge_api::{Ack, SendRequest};
 use crate::entry::Entry;
-use crate::ids::{ConvId, Identity, InstallId, Origin, UserId, body_hash};
-use crate::limits::{BODY_BYTES, UNSTABLE_BYTES, UNSTABLE_MESSAGES, UNSTABLE_PER_FRAME};
-use crate::wire::convert;
-use crate::wire::v1::{self, error::Retry, frame::Body};
-
-/// Origins named per conversation in an `UnstableLog`.
-const ORIGINS_PER_LOG: usize = 16;
+use crate::ids::{ConvId, Identity, InstallId, UserId, body_hash};
+use crate::limits::{BODY_BYTES, UNSTABLE_BYTES, UNSTABLE_MESSAGES};
+use crate::wire::v1::{self, error::Retry};
 
 impl Machine {
     /// The id of the direct conversation with `peer`: made without the deployment's salt until that is known.
@@ -119,106 +115,6 @@ impl Machine {
             .copied()?;
         let own = self.convs.get_mut(&conversation)?.outbox.queue.get_mut(&id)?;
         Some((conversation, own))
-    }
-
-    /// Whether new messages of the conversation can be counted: its id is final, and nothing before them
-    /// waits for its own number.
-    fn may_number(&self, id: ConvId) -> bool {
-        let Some(conv) = self.convs.get(&id) else { return false };
-        (self.salt.is_some() || conv.record.peer.is_none())
-            && conv
-                .outbox
-                .queue
-                .values()
-                .all(|o| o.is_failed() || (o.out.record.n > 0 && o.out.record.install == self.install && !o.conflicted))
-    }
-
-    fn next_n(&mut self, id: ConvId) -> u64 {
-        let conv = self.conv(id);
-        let n = conv.record.next_n;
-        conv.record.next_n += 1;
-        self.dirty_convs.insert(id);
-        n
-    }
-
-    /// Gives numbers to what has none, in order, once nothing before it is open under another install id.
-    fn number(&mut self, id: ConvId) {
-        let Some(conv) = self.convs.get(&id) else { return };
-        let anew = conv.outbox.to_identify_anew();
-        let ready = |o: &Own| o.is_failed() || (o.out.record.install == self.install && !o.conflicted);
-        let queue = &conv.outbox.queue;
-        let unnumbered = queue.values().any(|o| o.out.record.n == 0);
-        if (self.salt.is_none() && conv.record.peer.is_some()) || (anew.is_empty() && !unnumbered) {
-            return;
-        }
-        let open = |(id, o): (&MessageId, &Own)| o.out.record.n > 0 && !anew.contains(id) && !ready(o);
-        if queue.iter().take_while(|(_, o)| o.out.record.n > 0).any(open) {
-            return;
-        }
-        let all: Vec<_> =
-            queue.iter().filter(|(id, o)| o.out.record.n == 0 || anew.contains(id)).map(|(id, _)| *id).collect();
-        for message in all {
-            let n = self.next_n(id);
-            let install = self.install.clone();
-            if let Some(own) = self.conv(id).outbox.queue.get_mut(&message) {
-                own.out.record.install = install;
-                own.out.record.n = n;
-                own.transmitted = false;
-                own.conflicted = false;
-                let record = own.out.record.clone();
-                self.ops.push(Op::Outgoing(record));
-            }
-        }
-    }
-
-    /// The deployment's salt came with a Welcome: conversations get their ids, and messages their numbers.
-    pub(super) fn learn_salt(&mut self, salt: Bytes) {
-        if salt.is_empty() || self.salt.as_ref() == Some(&salt) {
-            return;
-        }
-        if self.salt.is_some() {
-            tracing::warn!("the deployment's salt has changed: direct conversations of before keep their old ids");
-        }
-        let without = self.salt.is_none();
-        self.ops.push(Op::Salt(salt.clone()));
-        self.salt = Some(salt);
-        if !without {
-            return;
-        }
-        let provisional: Vec<_> =
-            self.convs.values().filter_map(|c| c.record.peer.clone().map(|p| (c.record.id, p))).collect();
-        for (from, peer) in provisional {
-            let to = self.direct_id(&peer);
-            if from == to {
-                continue;
-            }
-            let Some(mut conv) = self.convs.remove(&from) else { continue };
-            conv.record.id = to;
-            for own in conv.outbox.queue.values_mut() {
-                own.out.record.conversation = to;
-            }
-            self.convs.insert(to, conv);
-            self.dirty_convs.remove(&from);
-            self.dirty_convs.insert(to);
-            if self.sending.remove(&from) {
-                self.sending.insert(to);
-            }
-            self.ops.push(Op::Rename { from, to });
-            self.event(Event::Renamed { from, to });
-        }
-    }
-
-    /// The install id that the next connection says Hello with: messages can be sent only under the id of
-    /// their connection, so those of an earlier id go first.
-    pub(super) fn wanted_install(&self) -> InstallId {
-        let older = |id: &InstallId| *id != self.install;
-        let un_acked = self.sending.iter().filter_map(|c| self.convs.get(c)).flat_map(|c| c.outbox.queue.values());
-        let un_acked =
-            un_acked.filter(|o| !o.is_failed() && !o.conflicted && o.out.record.n > 0).map(|o| &o.out.record.install);
-        let offers = self.unstable.iter().filter_map(|c| self.convs.get(c)).flat_map(|c| {
-            c.outbox.offers.iter().filter_map(|id| c.outbox.unstable.get(id)).map(|o| &o.out.record.install)
-        });
-        un_acked.chain(offers).find(|i| older(i)).unwrap_or(&self.install).clone()
     }
 
     /// Sends what may be sent.
@@ -375,7 +271,7 @@ impl Machine {
         }
     }
 
-    fn release(&mut self, conversation: ConvId, id: MessageId, state: MessageState) {
+    pub(super) fn release(&mut self, conversation: ConvId, id: MessageId, state: MessageState) {
         let Some(conv) = self.convs.get_mut(&conversation) else { return };
         let Some(own) = conv.outbox.unstable.remove(&id) else { return };
         conv.outbox.offers.remove(&id);
@@ -441,76 +337,6 @@ impl Machine {
             && let Some(conv) = self.convs.get_mut(&conversation)
         {
             conv.outbox.offers.insert(id);
-        }
-    }
-
-    /// New messages are counted under a new id from here on.
-    fn draw_install(&mut self) {
-        use rand::Rng;
-        let text = format!("{:016x}{:016x}", self.rng.random::<u64>(), self.rng.random::<u64>());
-        // 32 hexadecimal digits are an id; keep the old one rather than fail if that ever changed.
-        let Ok(install) = InstallId::new(&text) else { return };
-        self.install = install.clone();
-        for (id, conv) in &mut self.convs {
-            if conv.record.next_n != 1 {
-                conv.record.next_n = 1;
-                self.dirty_convs.insert(*id);
-            }
-        }
-        self.ops.push(Op::Install { install, fresh: true });
-    }
-
-    /// A server says what is stable.
-    pub(super) fn on_stable(&mut self, now: Duration, stable: &v1::Stable) -> Result<(), Refusal> {
-        let conversation = convert::conversation(&stable.conversation)?;
-        let origin = convert::origin(stable.origin)?;
-        let Some(conv) = self.convs.get_mut(&conversation) else { return Ok(()) };
-        let (released, count) = conv.outbox.stable(now, origin, stable.upto, stable.offer);
-        for id in released {
-            self.release(conversation, id, MessageState::Stable);
-            self.event(Event::Stable { conversation, id, regions: stable.regions });
-        }
-        if count > 0 {
-            self.event(Event::ReOffered { conversation, count });
-        }
-        Ok(())
-    }
-
-    /// Origins in which unstable messages of a conversation are known to be held.
-    pub(super) fn unstable_origins(&self, id: ConvId) -> std::collections::BTreeSet<Origin> {
-        let own = self.convs.get(&id).into_iter().flat_map(|c| c.outbox.unstable.values());
-        own.flat_map(|o| o.out.record.places.keys().copied()).collect()
-    }
-
-    /// What is said of it in a Hello or an Unstable.
-    pub(super) fn unstable_log(&self, id: ConvId) -> Option<v1::UnstableLog> {
-        let origins = self.unstable_origins(id);
-        let origins: Vec<_> = origins.into_iter().take(ORIGINS_PER_LOG).map(Into::into).collect();
-        (!origins.is_empty()).then(|| v1::UnstableLog { conversation: Bytes::copy_from_slice(&id.0), origins })
-    }
-
-    /// Something is unstable: ask soon if it was not asked for on this connection, and again now and then.
-    fn ask_stability(&mut self, now: Duration, id: ConvId, origin: Origin) {
-        let Some(session) = &mut self.session else { return };
-        let asked = session.asked.contains(&(id, origin));
-        let at = now + if asked { UNSTABLE_ASK } else { UNSTABLE_ASK_FIRST };
-        session.unstable_at = Some(session.unstable_at.map_or(at, |t| t.min(at)));
-    }
-
-    /// Asks for what is unstable, if that is due.
-    pub(super) fn ask_unstable(&mut self, now: Duration) {
-        if self.session.as_ref().and_then(|s| s.unstable_at).is_none_or(|t| now < t) {
-            return;
-        }
-        let logs: Vec<_> = self.unstable.iter().filter_map(|id| self.unstable_log(*id)).collect();
-        let asked =
-            self.unstable.iter().flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
-        if let Some(session) = &mut self.session {
-            session.unstable_at = (!logs.is_empty()).then_some(now + UNSTABLE_ASK);
-            session.asked = asked;
-        }
-        for part in logs.chunks(UNSTABLE_PER_FRAME) {
-            self.write_frame(0, Body::Unstable(v1::Unstable { logs: part.to_vec() }));
         }
     }
 

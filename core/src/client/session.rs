@@ -14,8 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::candidates::{ConnNo, Transport};
 use super::data::MessageId;
-use super::engine::{ConnNo, Transport};
 use super::limits::{
     HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, WINDOW,
     WINDOW_RESERVE,

@@ -1,0 +1,101 @@
+//! What connections are made to and by, and why they end.
+
+use std::time::Duration;
+
+use crate::wire::v1::error::Retry;
+
+/// Numbers connections and attempts of one client, from 1.
+pub type ConnNo = u64;
+
+/// How frames travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// Three streams of one QUIC connection.
+    Quic,
+    /// One TLS stream over TCP.
+    Tcp,
+}
+
+impl Transport {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// An address of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Name of the edge; empty where it is not known.
+    pub edge: String,
+    /// Name of its region; empty where it is not known.
+    pub region: String,
+    /// `host:port`, `v4:port` or `[v6]:port`.
+    pub address: String,
+    /// The name its certificate must have.
+    pub server_name: String,
+    /// Which transports it offers.
+    pub quic: bool,
+    /// See `quic`.
+    pub tcp: bool,
+    /// From the start of an attempt to its Welcome.
+    pub quic_timeout: Duration,
+    /// Likewise.
+    pub tcp_timeout: Duration,
+}
+
+/// Why an attempt or a connection ended, or is to be left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing listens there, no route, TLS failed, the stream broke.
+    Network(String),
+    /// No Welcome in time.
+    TimedOut,
+    /// The other side refused or closed with a code.
+    Refused {
+        /// See [`crate::codes::Code`].
+        code: u32,
+        /// What the other side advises.
+        retry: Retry,
+        /// Not before this time.
+        after: Duration,
+    },
+    /// An answer is awaited and nothing is heard.
+    Silent,
+    /// Requests stay unanswered, or the edge has lost its region.
+    Stuck,
+    /// Another install id is to be used, or the application asks for it.
+    Renew,
+}
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineOut {
+    /// Connect and say Hello.
+    Start {
+        /// The attempt's number, and the connection's if it succeeds.
+        conn: ConnNo,
+        /// Where to.
+        candidate: Candidate,
+        /// By what.
+        transport: Transport,
+        /// Same for all attempts of a round.
+        race: u64,
+        /// Counts them.
+        attempt: u32,
+    },
+    /// Close it; nothing more is to be heard of it.
+    Close(ConnNo),
+    /// Ask this dispatch address.
+    Dispatch {
+        /// Index into the configured addresses.
+        target: usize,
+        /// Edges that failed.
+        exclude: Vec<String>,
+    },
+    /// Get a token; `Engine::token_ready` when it is there.
+    Token,
+}
