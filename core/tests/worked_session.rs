@@ -131,7 +131,7 @@ fn session() -> Vec<(&'static str, BytesMut)> {
     vec![
         ("client, control: Hello", plain(1, Body::Hello(hello))),
         ("server, control: Welcome", plain(1, Body::Welcome(welcome))),
-        ("client, control: Commit", plain(0, Body::Commit(v1::Commit { race: 9, attempt: 1 }))),
+        ("client, control: Commit", plain(0, Body::Commit(v1::Commit { race: 9, attempt: 1, order: 1 }))),
         ("client, message: Define, Send", sent),
         ("server, message: Define, Ack", acked),
         ("server, message: Define, Push of the row alone", row),

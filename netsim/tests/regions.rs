@@ -110,7 +110,7 @@ impl Device {
             token_expires_ms: u64::MAX,
         }]);
         device.wait("a welcome", |told| !told.salt.is_empty()).await;
-        device.frame(Body::Commit(v1::Commit { race: 1, attempt: 0 }));
+        device.frame(Body::Commit(v1::Commit { race: 1, attempt: 0, order: 0 }));
         device
     }
 

@@ -108,7 +108,7 @@ impl First {
             frames.iter().for_each(|frame| codec::put(frame, &mut out));
             out
         };
-        let commit = Body::Commit(v1::Commit { race: hello.race, attempt: hello.attempt });
+        let commit = Body::Commit(v1::Commit { race: hello.race, attempt: hello.attempt, order: 0 });
         let ping = Body::Ping(v1::Ping { echo: 1, foreground: true });
         let define = v1::define::What::Conversation(Bytes::from_static(&[0; 16]));
         // A number that no Send of the generator uses.

@@ -85,7 +85,7 @@ impl Machine {
 
     fn commit(&mut self) {
         if let Some((race, attempt)) = self.engine.live_race() {
-            self.write_frame(0, Body::Commit(v1::Commit { race, attempt }));
+            self.write_frame(0, Body::Commit(v1::Commit { race, attempt, order: 0 }));
         }
     }
 

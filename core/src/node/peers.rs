@@ -310,16 +310,14 @@ impl Node {
         }
     }
 
-    /// An install that is bound elsewhere since has left here: its old connection is a ghost.
+    /// An install that is bound elsewhere since has left here: its old connections are ghosts.
     fn route_told(&mut self, region: Region, routes: wire::Routes) {
-        for (user, install, hlc) in self.routes.told(region, routes) {
-            let stale = |h: u64| hlc > h;
-            if self.routes.here(&user).is_none_or(|r| !r.installs.contains_key(&install) || !stale(r.hlc)) {
-                continue;
-            }
-            let keys: Vec<ConnKey> = self.users.get(&user).map_or_else(Vec::new, |u| {
-                u.devices.iter().filter(|(_, d)| d.bound && d.install == install).map(|(k, _)| *k).collect()
-            });
+        for (user, install, bind) in self.routes.told(region, routes) {
+            let Some(known) = self.users.get(&user) else { continue };
+            let ghost = |d: &super::user::Device| {
+                d.install == install && d.bound.is_some_and(|own| bind.is_newer_than(&own))
+            };
+            let keys: Vec<ConnKey> = known.devices.iter().filter(|(_, d)| ghost(d)).map(|(k, _)| *k).collect();
             for key in keys {
                 let refusal = Refusal::new(Code::Replaced, "this install has connected in another region");
                 self.out.down(key, DownBody::Last(refusal));

@@ -378,7 +378,7 @@ impl Node {
             .collect();
         let whole = Arc::new(Push { entries: fresh.clone(), ..base.clone() });
         for (key, device) in &mut user.devices {
-            if !device.bound {
+            if device.bound.is_none() {
                 continue;
             }
             // A device has what it sent itself: its own message comes back as an ack.

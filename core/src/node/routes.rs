@@ -12,13 +12,30 @@ use crate::wire::node_v1;
 /// Routes per frame of a snapshot: bounds the frame.
 const ROUTES_PER_FRAME: usize = 512;
 
+/// A bound install.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bind {
+    /// When, by the clock of its region.
+    pub hlc: u64,
+    /// The client's own order of its connections; 0 = it has none.
+    pub order: u64,
+    /// Connections of the install.
+    pub(super) connections: u32,
+}
+
+impl Bind {
+    /// Whether this bind came after `other`: by the client's order if both have one, else by the regions'
+    /// clocks, which may differ by more than what lies between two binds.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        if self.order != 0 && other.order != 0 { self.order > other.order } else { self.hlc > other.hlc }
+    }
+}
+
 /// A user's presence in one region.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Live installs, with the number of connections of each.
-    pub installs: BTreeMap<InstallId, u32>,
-    /// Of the newest bind.
-    pub hlc: u64,
+    /// Live installs.
+    pub installs: BTreeMap<InstallId, Bind>,
 }
 
 /// What the region's own part and the copies of others' say.
@@ -33,19 +50,21 @@ pub struct Routes {
 
 impl Routes {
     /// An install has bound a connection here.
-    pub(super) fn bind(&mut self, user: &UserId, install: &InstallId, hlc: u64) {
+    pub(super) fn bind(&mut self, user: &UserId, install: &InstallId, hlc: u64, order: u64) {
         let route = self.own.entry(user.clone()).or_default();
-        *route.installs.entry(install.clone()).or_insert(0) += 1;
-        route.hlc = route.hlc.max(hlc);
+        let bind = route.installs.entry(install.clone()).or_default();
+        bind.connections += 1;
+        bind.hlc = bind.hlc.max(hlc);
+        bind.order = bind.order.max(order);
         self.changed.insert(user.clone());
     }
 
     /// A bound connection has ended.
     pub(super) fn unbind(&mut self, user: &UserId, install: &InstallId) {
         let Some(route) = self.own.get_mut(user) else { return };
-        if let Some(count) = route.installs.get_mut(install) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(bind) = route.installs.get_mut(install) {
+            bind.connections -= 1;
+            if bind.connections == 0 {
                 route.installs.remove(install);
             }
         }
@@ -90,9 +109,9 @@ impl Routes {
         frames
     }
 
-    /// What a peer says of its part. Returns the users and installs that are now bound there, with the time
-    /// of their bind. Ids that are none are left out.
-    pub(super) fn told(&mut self, region: Region, routes: node_v1::Routes) -> Vec<(UserId, InstallId, u64)> {
+    /// What a peer says of its part. Returns the users and installs that are now bound there. Ids that are
+    /// none are left out.
+    pub(super) fn told(&mut self, region: Region, routes: node_v1::Routes) -> Vec<(UserId, InstallId, Bind)> {
         if routes.snapshot {
             self.incoming.insert(region, BTreeMap::new());
         }
@@ -101,10 +120,11 @@ impl Routes {
         let mut bound = Vec::new();
         for route in routes.set {
             let Ok(user) = UserId::new(&route.user) else { continue };
+            let bind = |b: &node_v1::Bind| Bind { hlc: b.hlc, order: b.order, connections: 1 };
             let installs: BTreeMap<_, _> =
-                route.installs.iter().filter_map(|i| Some((InstallId::new(i).ok()?, 1))).collect();
-            bound.extend(installs.keys().map(|i| (user.clone(), i.clone(), route.hlc)));
-            table.insert(user, Route { installs, hlc: route.hlc });
+                route.binds.iter().filter_map(|b| Some((InstallId::new(&b.install).ok()?, bind(b)))).collect();
+            bound.extend(installs.iter().map(|(install, bind)| (user.clone(), install.clone(), *bind)));
+            table.insert(user, Route { installs });
         }
         for user in routes.unset {
             if let Ok(user) = UserId::new(&user) {
@@ -141,8 +161,12 @@ fn to_wire(user: &UserId, route: &Route) -> node_v1::Route {
     node_v1::Route {
         user: user.as_str().to_owned(),
         devices: u32::MAX.checked_shr(32 - devices).unwrap_or(0),
-        hlc: route.hlc,
-        installs: route.installs.keys().map(|i| i.as_str().to_owned()).collect(),
+        hlc: route.installs.values().map(|b| b.hlc).max().unwrap_or(0),
+        binds: route
+            .installs
+            .iter()
+            .map(|(install, b)| node_v1::Bind { install: install.as_str().to_owned(), hlc: b.hlc, order: b.order })
+            .collect(),
     }
 }
 
@@ -162,7 +186,7 @@ mod tests {
     fn a_peer_follows_by_snapshot_and_deltas() {
         let (mut here, mut there) = (Routes::default(), Routes::default());
         for i in 0..1200 {
-            here.bind(&user(i), &phone(), 1);
+            here.bind(&user(i), &phone(), 1, 0);
         }
         there.told(1, node_v1::Routes { set: vec![to_wire(&user(9999), &Route::default())], ..Default::default() });
         let frames = here.snapshot();
@@ -173,9 +197,9 @@ mod tests {
         assert_eq!(there.counts().1, [(1, 1200)].into(), "a snapshot replaces what was told before");
         here.take_delta();
         here.unbind(&user(3), &phone());
-        here.bind(&user(5000), &phone(), 2);
+        here.bind(&user(5000), &phone(), 2, 9);
         let bound = there.told(1, here.take_delta().unwrap());
-        assert_eq!(bound, [(user(5000), phone(), 2)]);
+        assert_eq!(bound, [(user(5000), phone(), Bind { hlc: 2, order: 9, connections: 1 })]);
         assert_eq!(there.counts().1, [(1, 1200)].into());
         assert!(there.elsewhere(&user(3)).next().is_none());
         assert!(here.take_delta().is_none());
@@ -184,8 +208,8 @@ mod tests {
     #[test]
     fn two_connections_of_an_install_count_once_and_end_with_the_last() {
         let mut routes = Routes::default();
-        routes.bind(&user(1), &phone(), 1);
-        routes.bind(&user(1), &phone(), 2);
+        routes.bind(&user(1), &phone(), 1, 0);
+        routes.bind(&user(1), &phone(), 2, 0);
         assert_eq!(to_wire(&user(1), routes.here(&user(1)).unwrap()).devices, 1);
         routes.unbind(&user(1), &phone());
         assert!(routes.here(&user(1)).is_some());

@@ -16,6 +16,7 @@ use crate::store::{Range, RowRecord};
 use crate::wire::compact::Table;
 use crate::wire::{VERSION, convert, v1};
 
+use super::routes::Bind;
 use super::user::{Device, Open, User};
 use super::{ConnKey, EdgeId, Node, Now, Session, Ticket};
 
@@ -93,7 +94,7 @@ impl Node {
         let Open { key, req, user: id, hello, address, token_expires_ms } = open;
         let Some(install) = self.sessions.get(&key).map(|s| s.install.clone()) else { return };
         let Some(user) = self.users.get(&id) else { return };
-        let others = user.devices.values().filter(|d| d.bound && d.install != install);
+        let others = user.devices.values().filter(|d| d.bound.is_some() && d.install != install);
         if others.map(|d| &d.install).collect::<BTreeSet<_>>().len() >= DEVICES_PER_USER {
             let text = format!("this user has {DEVICES_PER_USER} devices connected, which is all that are allowed");
             self.sessions.remove(&key);
@@ -129,7 +130,7 @@ impl Node {
         if let Some(user) = self.users.get_mut(&id) {
             let device = Device {
                 install,
-                bound: false,
+                bound: None,
                 welcomed: rev,
                 pushed: Rev::default(),
                 acked: Rev::default(),
@@ -207,7 +208,7 @@ impl Node {
         let Some(session) = self.sessions.get(&key) else { return };
         let req = frame.req;
         match frame.body {
-            Some(Body::Commit(_)) => self.bind(now, key),
+            Some(Body::Commit(commit)) => self.bind(now, key, commit.order),
             Some(Body::Ping(ping)) => {
                 let rev = self.users.get(&session.user).map(User::rev);
                 let pong = v1::Pong {
@@ -252,30 +253,32 @@ impl Node {
     }
 
     /// The client uses this connection: older ones of its install end, and it is pushed to.
-    fn bind(&mut self, now: Now, key: ConnKey) {
+    fn bind(&mut self, now: Now, key: ConnKey, order: u64) {
         let Some(session) = self.sessions.get(&key) else { return };
         let (id, install) = (session.user.clone(), session.install.clone());
         let Some(user) = self.users.get_mut(&id) else { return };
         let rev = user.rev();
-        let Some(device) = user.devices.get_mut(&key) else { return };
-        if std::mem::replace(&mut device.bound, true) {
-            return;
+        let bind = Bind { hlc: Self::bind_stamp(now), order, ..Bind::default() };
+        let others = user.devices.iter().filter(|(k, d)| **k != key && d.install == install);
+        let others: Vec<(ConnKey, Bind)> = others.filter_map(|(k, d)| Some((*k, d.bound?))).collect();
+        let Some(device) = user.devices.get_mut(&key).filter(|d| d.bound.is_none()) else { return };
+        // A Commit that was long on its way must not end the connection that the client uses since.
+        let late = |other: &Bind| order != 0 && other.order > order;
+        if others.iter().any(|(_, other)| late(other)) {
+            let refusal = Refusal::new(Code::Replaced, "a newer connection of this install is in use");
+            self.out.down(key, DownBody::Last(refusal));
+            return self.close(now, key);
         }
+        device.bound = Some(bind);
         if rev > device.welcomed {
             self.out.frame(key, 0, v1::frame::Body::Advance(v1::Advance { rev: rev.0 }));
         }
-        let older: Vec<ConnKey> = user
-            .devices
-            .iter()
-            .filter(|(k, d)| **k != key && d.bound && d.install == install)
-            .map(|(k, _)| *k)
-            .collect();
-        for old in older {
+        for (old, _) in others {
             let refusal = Refusal::new(Code::Replaced, "a newer connection of this install took over");
             self.out.down(old, DownBody::Last(refusal));
             self.close(now, old);
         }
-        self.routes.bind(&id, &install, Self::bind_stamp(now));
+        self.routes.bind(&id, &install, bind.hlc, order);
         self.route_changed(now);
     }
 
@@ -286,7 +289,7 @@ impl Node {
         if let Some(at) = device.remind_at {
             self.owing.remove(&(at, id.clone(), key));
         }
-        if device.bound {
+        if device.bound.is_some() {
             self.routes.unbind(&id, &session.install);
             self.route_changed(now);
         }

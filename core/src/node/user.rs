@@ -19,6 +19,7 @@ use crate::store::RowRecord;
 use crate::wire::v1;
 
 use super::ConnKey;
+use super::routes::Bind;
 
 /// A Hello that waits for the user's rows.
 #[derive(Clone, Debug)]
@@ -42,8 +43,8 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 pub(super) struct Device {
     pub install: InstallId,
-    /// Whether the client has said that this connection is the one it uses.
-    pub bound: bool,
+    /// Set once the client has said that this connection is the one it uses.
+    pub bound: Option<Bind>,
     /// The rev that its Welcome showed.
     pub welcomed: Rev,
     /// The newest rev that was pushed, and the newest that was acked.

@@ -313,3 +313,32 @@ fn a_region_whose_clock_is_far_off_takes_no_sends_until_it_is_set_right() {
     beats(&mut w, 0);
     assert_eq!(w.send(alice, 1).place.seq, 1);
 }
+
+#[test]
+fn a_ghost_whose_commit_comes_late_ends_itself_and_not_the_connection_in_use() {
+    let commit = |order| v1::frame::Body::Commit(v1::Commit { order, ..Default::default() });
+    let mut w = World::new();
+    let first = w.hello(EU, 1, "alice", "phone", v1::Hello::default());
+    let second = w.hello(EU, 2, "alice", "phone", v1::Hello::default());
+    w.frame(second, 0, commit(2));
+    w.frame(first, 0, commit(1));
+    assert_eq!((w.told(first).last, w.told(second).last), (Some(Code::Replaced), None));
+    // The same between regions, whatever their clocks say.
+    w.core(US).skew_ms = -60_000;
+    let third = w.hello(US, 3, "alice", "phone", v1::Hello::default());
+    w.frame(third, 0, commit(3));
+    w.pass(Duration::from_secs(1));
+    assert_eq!((w.told(second).last, w.told(third).last), (Some(Code::Replaced), None));
+}
+
+#[test]
+fn a_tablet_that_connects_makes_no_ghost_of_the_phone() {
+    let mut w = World::new();
+    let phone = w.connect(EU, 1, "alice", "phone");
+    w.pass(Duration::from_secs(1));
+    w.connect(US, 1, "alice", "tablet");
+    w.pass(Duration::from_secs(1));
+    w.connect(EU, 2, "alice", "laptop");
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.told(phone).last, None);
+}

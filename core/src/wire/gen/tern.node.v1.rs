@@ -341,7 +341,7 @@ pub struct Routes {
     #[prost(string, repeated, tag = "4")]
     pub unset: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
     #[prost(string, tag = "1")]
     pub user: ::prost::alloc::string::String,
@@ -352,8 +352,20 @@ pub struct Route {
     #[prost(fixed64, tag = "3")]
     pub hlc: u64,
     /// live installs
-    #[prost(string, repeated, tag = "4")]
-    pub installs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "4")]
+    pub binds: ::prost::alloc::vec::Vec<Bind>,
+}
+/// A bound install.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Bind {
+    #[prost(string, tag = "1")]
+    pub install: ::prost::alloc::string::String,
+    /// when it was bound, by the region's clock
+    #[prost(fixed64, tag = "2")]
+    pub hlc: u64,
+    /// tern.v1.Commit.order
+    #[prost(uint64, tag = "3")]
+    pub order: u64,
 }
 /// Load of edges, for dispatch only.
 #[derive(Clone, PartialEq, ::prost::Message)]

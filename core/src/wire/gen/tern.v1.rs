@@ -500,6 +500,10 @@ pub struct Commit {
     pub race: u64,
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
+    /// Of two connections of one install the one with the higher order is the newer, wherever and whenever their
+    /// Commits arrive. Any number of the client's that grows with each connection; 0: they count as they arrive.
+    #[prost(uint64, tag = "3")]
+    pub order: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GoAway {
