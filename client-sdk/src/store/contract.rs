@@ -100,6 +100,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => record,
         2 => vector,
         1 => (1..4u8, 0..9u64).prop_map(|(r, rev)| Op::Cursor(Cursor { store: origin(r), rev: Rev(u64::MAX - rev) })),
+        1 => any::<u64>().prop_map(Op::Connections),
         1 => any::<bool>().prop_map(|fresh| Op::Install { install: install("i"), fresh }),
         1 => Just(Op::Salt(Bytes::from_static(b"salt"))),
         1 => any::<u64>().prop_map(|wall_ms| Op::Dispatch { answer: Bytes::from_static(b"{}"), wall_ms }),

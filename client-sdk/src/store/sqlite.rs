@@ -140,6 +140,11 @@ fn meta(db: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |r| r.get(0)).optional()?)
 }
 
+fn counter(db: &Connection, name: &str) -> Result<Option<u64>, StoreError> {
+    let bytes = meta(db, name)?.map(|b| b.try_into().map_err(|_| damaged("a counter"))).transpose()?;
+    Ok(bytes.map(u64::from_be_bytes))
+}
+
 fn set_meta(db: &Connection, name: &str, value: &[u8]) -> Result<(), StoreError> {
     db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)", params![name, value])?;
     Ok(())
@@ -163,10 +168,7 @@ impl LocalStore for SqliteStore {
         let install = meta(&tx, "install")?.ok_or_else(|| damaged("the install id"))?;
         let install = InstallId::from_bytes(&install).map_err(|_| damaged("the install id"))?;
         let newest: Option<i64> = tx.query_row("SELECT max(id) FROM message", [], |r| r.get(0))?;
-        let floor = match meta(&tx, "next_id")? {
-            Some(bytes) => bytes.try_into().map(u64::from_be_bytes).map_err(|_| damaged("the message counter"))?,
-            None => 1,
-        };
+        let floor = counter(&tx, "next_id")?.unwrap_or(1);
         let dispatch = match (meta(&tx, "dispatch")?, meta(&tx, "dispatch_ms")?) {
             (Some(answer), Some(ms)) => {
                 let ms = ms.try_into().map(u64::from_be_bytes).map_err(|_| damaged("the dispatch time"))?;
@@ -178,6 +180,7 @@ impl LocalStore for SqliteStore {
             install,
             salt: meta(&tx, "salt")?.map(Bytes::from),
             next_id: floor.max(newest.unwrap_or(0).cast_unsigned() + 1),
+            connections: counter(&tx, "connections")?.unwrap_or(0),
             cursors: load_cursors(&tx)?,
             conversations: load_conversations(&tx)?,
             outgoing: load_outgoing(&tx)?,
@@ -291,6 +294,7 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
                 params![c.store.region, c.store.era.cast_signed(), c.rev.0.cast_signed()],
             )?;
         }
+        Op::Connections(count) => set_meta(tx, "connections", &count.to_be_bytes())?,
         Op::Dispatch { answer, wall_ms } => {
             set_meta(tx, "dispatch", answer)?;
             set_meta(tx, "dispatch_ms", &wall_ms.to_be_bytes())?;

@@ -23,6 +23,7 @@ pub struct Book {
     install: InstallId,
     salt: Option<Bytes>,
     next_id: u64,
+    connections: u64,
     cursors: BTreeMap<Region, Cursor>,
     conversations: BTreeMap<ConvId, ConversationImage>,
     messages: BTreeMap<MessageId, (Message, [u8; 32])>,
@@ -41,6 +42,7 @@ impl Book {
             install,
             salt: None,
             next_id: 1,
+            connections: 0,
             cursors: BTreeMap::new(),
             conversations: BTreeMap::new(),
             messages: BTreeMap::new(),
@@ -63,6 +65,7 @@ impl Book {
             install: self.install.clone(),
             salt: self.salt.clone(),
             next_id: self.next_id,
+            connections: self.connections,
             cursors: self.cursors.clone(),
             conversations: self.conversations.clone(),
             outgoing: outgoing.collect(),
@@ -158,6 +161,7 @@ impl Book {
             Op::Cursor(cursor) => {
                 self.cursors.insert(cursor.store.region, *cursor);
             }
+            Op::Connections(count) => self.connections = *count,
             Op::Dispatch { answer, wall_ms } => self.dispatch = Some((answer.clone(), *wall_ms)),
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::candidates::{ConnNo, EngineOut, Failure, Transport};
+use super::data::Op;
 use super::effects::{Effect, Event, Hello};
 use super::limits::UNSTABLE_ASK_FIRST;
 use super::machine::Machine;
@@ -85,7 +86,10 @@ impl Machine {
 
     fn commit(&mut self) {
         if let Some((race, attempt)) = self.engine.live_race() {
-            self.write_frame(0, Body::Commit(v1::Commit { race, attempt, order: 0 }));
+            self.connections += 1;
+            // Stored before it is said: a later start of this process must not say less.
+            self.ops.push(Op::Connections(self.connections));
+            self.write_frame(0, Body::Commit(v1::Commit { race, attempt, order: self.connections }));
         }
     }
 

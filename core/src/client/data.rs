@@ -243,6 +243,8 @@ pub enum Op {
     Read(ConvId),
     /// How far the rows of one region were heard of; replaces that region's.
     Cursor(Cursor),
+    /// So many connections were made: orders them, see `Commit.order` of the wire.
+    Connections(u64),
     /// The newest dispatch answer, as it came, and when.
     Dispatch {
         /// JSON.
@@ -261,6 +263,8 @@ pub struct Image {
     pub salt: Option<Bytes>,
     /// Above every [`MessageId`] ever given out.
     pub next_id: u64,
+    /// See [`Op::Connections`].
+    pub connections: u64,
     /// One per region.
     pub cursors: BTreeMap<Region, Cursor>,
     /// All conversations.

@@ -64,14 +64,14 @@ pub enum Effect {
         /// What.
         out: Outbound,
     },
-    /// Ask a dispatch address; [`Machine::dispatched`] or [`Machine::dispatch_failed`] answers.
+    /// Ask a dispatch address; `Machine::dispatched` or `Machine::dispatch_failed` answers.
     Dispatch {
         /// Index into the configured addresses.
         target: usize,
         /// Edges that failed.
         exclude: Vec<String>,
     },
-    /// Get a token; [`Machine::token`] answers.
+    /// Get a token; `Machine::token` answers.
     Token {
         /// The last one was refused: a kept one is of no use.
         refused: bool,

@@ -44,6 +44,7 @@ pub struct Machine {
     pub(super) install: InstallId,
     pub(super) salt: Option<Bytes>,
     pub(super) next_id: u64,
+    pub(super) connections: u64,
     pub(super) cursors: BTreeMap<Region, Cursor>,
     pub(super) convs: BTreeMap<ConvId, Conv>,
     /// Conversations with un-acked messages.
@@ -82,6 +83,7 @@ impl Machine {
             install: image.install,
             salt: image.salt,
             next_id: image.next_id.max(1),
+            connections: image.connections,
             cursors: image.cursors,
             convs: BTreeMap::new(),
             sending: BTreeSet::new(),

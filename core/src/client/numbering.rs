@@ -3,23 +3,18 @@
 use bytes::Bytes;
 use rand::Rng;
 
-use super::data::{MessageId, Op};
+use super::data::Op;
 use super::effects::Event;
 use super::machine::Machine;
-use super::outbox::Own;
 use crate::ids::{ConvId, InstallId};
 
 impl Machine {
-    /// Whether new messages of the conversation can be counted: its id is final, and nothing before them
-    /// waits for its own number.
+    /// Whether a new message gets its number at once, as it must where it can: a device brought back from a
+    /// backup would otherwise give a second identity to a message that was sent since. It can, unless a
+    /// conflict before it is still open: what is renumbered then stands before it.
     pub(super) fn may_number(&self, id: ConvId) -> bool {
         let Some(conv) = self.convs.get(&id) else { return false };
-        (self.salt.is_some() || conv.record.peer.is_none())
-            && conv
-                .outbox
-                .queue
-                .values()
-                .all(|o| o.is_failed() || (o.out.record.n > 0 && o.out.record.install == self.install && !o.conflicted))
+        conv.outbox.queue.values().all(|o| o.is_failed() || (o.out.record.n > 0 && !o.conflicted))
     }
 
     /// The next number of the current install in a conversation.
@@ -31,18 +26,14 @@ impl Machine {
         n
     }
 
-    /// Gives numbers to what has none, in order, once nothing before it is open under another install id.
+    /// Gives new identities to what conflicted and numbers to what waited for that, in order, once nothing that
+    /// was transmitted is open.
     pub(super) fn number(&mut self, id: ConvId) {
         let Some(conv) = self.convs.get(&id) else { return };
         let anew = conv.outbox.to_identify_anew();
-        let ready = |o: &Own| o.is_failed() || (o.out.record.install == self.install && !o.conflicted);
         let queue = &conv.outbox.queue;
-        let unnumbered = queue.values().any(|o| o.out.record.n == 0);
-        if (self.salt.is_none() && conv.record.peer.is_some()) || (anew.is_empty() && !unnumbered) {
-            return;
-        }
-        let open = |(id, o): (&MessageId, &Own)| o.out.record.n > 0 && !anew.contains(id) && !ready(o);
-        if queue.iter().take_while(|(_, o)| o.out.record.n > 0).any(open) {
+        let open = anew.is_empty() && queue.values().any(|o| o.conflicted);
+        if open || (anew.is_empty() && queue.values().all(|o| o.out.record.n > 0)) {
             return;
         }
         let all: Vec<_> =

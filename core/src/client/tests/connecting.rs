@@ -307,3 +307,17 @@ fn a_request_that_stays_unanswered_on_a_living_connection_is_taken_elsewhere() {
     }
     assert_eq!(d.connects.first().expect("it left").1.edge, "us-1");
 }
+
+#[test]
+fn connections_are_ordered_over_crashes_of_the_process() {
+    let mut d = Device::new(setup("alice"));
+    let mut orders = Vec::new();
+    for _ in 0..3 {
+        d.connect(1, 0);
+        let commits =
+            d.frames().into_iter().filter_map(|f| if let Some(Body::Commit(c)) = f.body { Some(c) } else { None });
+        orders.extend(commits.map(|c| c.order));
+        d.crash(setup("alice"));
+    }
+    assert_eq!(orders, [1, 2, 3]);
+}

@@ -514,7 +514,6 @@ fn sends_before_the_first_welcome_ever_get_their_conversation_later() {
     let provisional = d.machine.direct_id(&user("bob"));
     let id = d.send("early");
     assert_ne!(provisional, chat());
-    assert_eq!(d.book.image().outgoing[0].record.n, 0);
     d.crash(setup("alice"));
     d.connect(1, 0);
     assert_eq!(d.book.message(id).unwrap().conversation, chat());
@@ -645,4 +644,23 @@ fn frames_full_of_nonsense_do_no_harm() {
         d.crash(setup("alice"));
         d.connect(1, 0);
     }
+}
+
+#[test]
+fn a_message_from_before_the_first_welcome_keeps_its_identity_through_a_backup() {
+    let mut d = Device::new(setup("alice"));
+    d.send("early");
+    let backup = d.book.clone();
+    let conn = d.connect(1, 0);
+    let (req, first) = d.sends().remove(0);
+    d.ack(conn, req, place(5, 1, 1), None);
+    // The device is brought back: the message is un-acked again, and goes out as what it was.
+    d.book = backup;
+    d.book.set_install(InstallId::new("phone-2").unwrap(), true);
+    d.crash(setup("alice"));
+    d.send("late");
+    d.connect(1, 0);
+    assert_eq!(d.connects.last().unwrap().3.install, "phone");
+    let sends = d.sends();
+    assert_eq!((sends.len(), sends[0].1.n, &sends[0].1.body), (1, first.n, &first.body));
 }

@@ -1,5 +1,5 @@
 //! Random histories: three devices, three regions, cuts, crashes at any point, dropped pushes, lanes that
-//! overtake each other, a region that is destroyed. In the end everything acked is shown once, everywhere, in
+//! overtake each other, a region that is destroyed, a device restored from its backup. In the end everything acked is shown once, everywhere, in
 //! one order; the outboxes are empty; the cursors hid nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -47,6 +47,10 @@ struct World {
     sealed: bool,
     sent: u32,
     acked: BTreeSet<(usize, MessageId)>,
+    backup: Option<(usize, Book)>,
+    installs: u32,
+    /// Installs of devices that were brought back: they forgot acks, so no order is promised for what they sent.
+    restored: BTreeSet<InstallId>,
     seed: u64,
 }
 
@@ -100,6 +104,9 @@ impl World {
             sealed: false,
             sent: 0,
             acked: BTreeSet::new(),
+            backup: None,
+            installs: 0,
+            restored: BTreeSet::new(),
             seed,
         };
         (0..3).for_each(|d| world.devices[d].act(Machine::connect));
@@ -422,6 +429,24 @@ impl World {
         self.crash(d);
     }
 
+    /// A device is brought back from its backup, under a new install id for new messages (R3). What was acked
+    /// since is no longer its to keep.
+    fn restore_from_backup(&mut self, d: usize) {
+        match self.backup.take() {
+            None => self.backup = Some((d, self.devices[d].book.clone())),
+            Some((d, mut book)) if self.rng.random_bool(0.3) => {
+                let next = book.image().next_id;
+                self.acked.retain(|(device, id)| *device != d || id.0 < next);
+                self.installs += 1;
+                self.restored.extend([book.image().install, self.devices[d].book.image().install]);
+                book.set_install(InstallId::new(&format!("restored-{d}-{}", self.installs)).unwrap(), true);
+                self.devices[d].book = book;
+                self.crash(d);
+            }
+            Some(kept) => self.backup = Some(kept),
+        }
+    }
+
     fn step(&mut self) {
         let d = self.pick(3);
         match self.pick(100) {
@@ -442,7 +467,8 @@ impl World {
             85..87 => self.cut(d),
             87 => self.crash(d),
             88 => self.crash_before_the_store(d),
-            89..91 => self.tell_stable(d),
+            89 => self.tell_stable(d),
+            90 => self.restore_from_backup(d),
             91 if self.rng.random_bool(0.1) && self.regions.iter().all(|r| !r.dead) => {
                 let gone = self.pick(3);
                 self.regions[gone].dead = true;
@@ -502,7 +528,7 @@ impl World {
                 let shown: Vec<_> = shown.iter().filter(|m| union.get(&m.body[..]) == m.key.as_ref()).collect();
                 assert!(shown.windows(2).all(|w| w[0].key < w[1].key), "seed {seed}: device {d} shows another order");
                 let mut last = BTreeMap::new();
-                for m in &shown {
+                for m in shown.iter().filter(|m| !self.restored.contains(&m.by.install)) {
                     let before = last.insert((&m.by.user, &m.by.install), m.by.n);
                     assert!(
                         before.is_none_or(|n| n < m.by.n),
