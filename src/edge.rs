@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort};
 use tern_core::wire::{ALPN_CLIENT, v1};
 use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys};
+use tracing::Instrument;
 
 use crate::admin::{self, Readiness};
 use crate::cli::{Global, RoleArgs};
@@ -40,34 +41,38 @@ pub fn run(global: &Global, args: &RoleArgs) -> Result<(), Failure> {
     crate::block_on(async {
         let mut stop = Stop::watch(args.stop_with_stdin)?;
         let node = Node::new(settings)?;
-        let mut registry = Registry::default();
-        admin::register_process(&mut registry);
-        let (_, tls) = node.node_tls()?;
-        let edge = OwnEdge::new(&node, &mut registry)?;
-        let mut cores = Vec::new();
-        for core in &node.settings.core {
-            cores.push(node.resolve(core).await?);
-        }
-        let core_name = region_server_name(&node.region_name);
-        let core = EdgeLink::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
-        wait_for(&*core).await;
-        let client = edge.serve(&node, core.clone()).await?;
-        let readiness = Readiness::new(vec![("core", Box::new(move || core.reachable()))]);
-        readiness.set_serving(true);
-        let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness.clone(), None).await?;
-        let ready = Ready { ready: node.name.clone(), client: Some(client), admin: Some(admin), ..Ready::default() };
-        ready.print(global.json);
-
-        let reason = stop.requested().await;
-        tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
-        readiness.set_serving(false);
-        tokio::select! {
-            biased;
-            _ = stop.requested() => tracing::warn!("stopped without draining"),
-            () = edge.drain(&node, Vec::new()) => tracing::info!("stopped"),
-        }
-        Ok(())
+        serve(&node, &mut stop, global.json).instrument(node.span.clone()).await
     })
+}
+
+async fn serve(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
+    let settings = &node.settings;
+    let mut registry = Registry::default();
+    admin::register_process(&mut registry);
+    let (_, tls) = node.node_tls()?;
+    let edge = OwnEdge::new(node, &mut registry)?;
+    let mut cores = Vec::new();
+    for core in &settings.core {
+        cores.push(node.resolve(core).await?);
+    }
+    let core_name = region_server_name(&node.region_name);
+    let core = EdgeLink::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
+    wait_for(&*core).await;
+    let client = edge.serve(node, core.clone()).await?;
+    let readiness = Readiness::new(vec![("core", Box::new(move || core.reachable()))]);
+    readiness.set_serving(true);
+    let admin = admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), None).await?;
+    Ready { ready: node.name.clone(), client: Some(client), admin: Some(admin), ..Ready::default() }.print(json);
+
+    let reason = stop.requested().await;
+    tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+    readiness.set_serving(false);
+    tokio::select! {
+        biased;
+        _ = stop.requested() => tracing::warn!("stopped without draining"),
+        () = edge.drain(node, Vec::new()) => tracing::info!("stopped"),
+    }
+    Ok(())
 }
 
 async fn wait_for(core: &dyn CorePort) {

@@ -15,6 +15,7 @@ use tern_core::wire::node_v1::LoadReport;
 use tern_ipconf::api::HeartbeatView;
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::http::{HttpClient, HttpLimits, serve};
+use tracing::Instrument;
 
 use crate::admin::{self, Readiness};
 use crate::cli::{Global, IpconfArgs};
@@ -43,23 +44,27 @@ pub fn run(global: &Global, args: &IpconfArgs) -> Result<(), Failure> {
     crate::block_on(async {
         let mut stop = Stop::watch(args.role.stop_with_stdin)?;
         let node = Node::new(settings)?;
-        let mut registry = Registry::default();
-        admin::register_process(&mut registry);
-        let loads = LoadTable::new();
-        let dispatch = start(&node, &loads, &mut registry).await?;
-        for source in &node.settings.dispatch_sources {
-            let at = node.resolve(source).await?;
-            node.env.tasks.spawn(follow(node.env.clone(), source.clone(), at, loads.clone()));
-        }
-        let readiness = Readiness::new(Vec::new());
-        readiness.set_serving(true);
-        let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness, None).await?;
-        let ready = Ready { ready: node.name, dispatch: Some(dispatch), admin: Some(admin), ..Ready::default() };
-        ready.print(global.json);
-        let reason = stop.requested().await;
-        tracing::info!(reason, "stopping");
-        Ok(())
+        serve_until_stopped(&node, &mut stop, global.json).instrument(node.span.clone()).await
     })
+}
+
+async fn serve_until_stopped(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
+    let mut registry = Registry::default();
+    admin::register_process(&mut registry);
+    let loads = LoadTable::new();
+    let dispatch = start(node, &loads, &mut registry).await?;
+    for source in &node.settings.dispatch_sources {
+        let at = node.resolve(source).await?;
+        node.env.tasks.spawn(follow(node.env.clone(), source.clone(), at, loads.clone()));
+    }
+    let readiness = Readiness::new(Vec::new());
+    readiness.set_serving(true);
+    let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness, None).await?;
+    let name = node.name.clone();
+    Ready { ready: name, dispatch: Some(dispatch), admin: Some(admin), ..Ready::default() }.print(json);
+    let reason = stop.requested().await;
+    tracing::info!(reason, "stopping");
+    Ok(())
 }
 
 /// Starts dispatch on its listener.

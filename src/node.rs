@@ -31,6 +31,8 @@ pub struct Node {
     pub region: u8,
     /// Its configuration.
     pub settings: Settings,
+    /// What its log lines are marked with; for the role's own future, which is no task of `env`.
+    pub span: Span,
 }
 
 /// Starts tasks within a span, so that every line they log names the node.
@@ -54,8 +56,8 @@ impl Node {
         let region = settings.region_id()?;
         let mut env = system_env().context("the system gives no randomness or clock")?;
         let span = tracing::info_span!("node", region = %region_name, node = %name);
-        env.tasks = Spawner::new(Arc::new(InSpan { inner: env.tasks, span }));
-        Ok(Self { env, name, region_name, region, settings })
+        env.tasks = Spawner::new(Arc::new(InSpan { inner: env.tasks, span: span.clone() }));
+        Ok(Self { env, name, region_name, region, settings, span })
     }
 
     /// TLS towards clients; `alpn`: what is spoken.

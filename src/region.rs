@@ -13,6 +13,7 @@ use tern_ipconf::LoadTable;
 use tern_net::env::Env;
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig};
 use tern_replication::store::embedded::{EmbeddedStore, Options};
+use tracing::Instrument;
 
 use crate::admin::{self, Readiness};
 use crate::cli::{Global, RegionArgs};
@@ -40,19 +41,23 @@ pub fn run(global: &Global, args: &RegionArgs) -> Result<(), Failure> {
     crate::block_on(async {
         let mut stop = Stop::watch(args.role.stop_with_stdin)?;
         let node = Node::new(settings)?;
-        let region = Serving::start(&node).await?;
-        region.ready.print(global.json);
-        let reason = stop.requested().await;
-        tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
-        tokio::select! {
-            biased;
-            _ = stop.requested() => {
-                tracing::warn!("stopped without draining; the next start takes a new era");
-                Ok(())
-            }
-            stopped = region.stop(&node) => stopped.map_err(Failure::from),
-        }
+        serve(&node, &mut stop, global.json).instrument(node.span.clone()).await
     })
+}
+
+async fn serve(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
+    let region = Serving::start(node).await?;
+    region.ready.print(json);
+    let reason = stop.requested().await;
+    tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+    tokio::select! {
+        biased;
+        _ = stop.requested() => {
+            tracing::warn!("stopped without draining; the next start takes a new era");
+            Ok(())
+        }
+        stopped = region.stop(node) => stopped.map_err(Failure::from),
+    }
 }
 
 /// A region at work.
@@ -146,8 +151,8 @@ fn open_store(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
         created = report.created,
         logs = report.logs,
         entries = report.entries,
-        ms = report.duration.as_millis(),
-        "store is open"
+        took_ms = u64::try_from(report.duration.as_millis()).unwrap_or(u64::MAX),
+        "store verified"
     );
     Ok((Arc::new(store), report.may_keep_era()))
 }

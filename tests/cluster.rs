@@ -209,6 +209,106 @@ fn what_keeps_a_region_from_starting_is_said_with_what_to_do() {
     drop(dev);
 }
 
+/// A role that was started by hand; it ends with this value.
+struct Role {
+    child: Child,
+    ready: Value,
+}
+
+impl Role {
+    fn start(arguments: &[&str]) -> Self {
+        let mut all = arguments.to_vec();
+        all.extend(["--json", "--stop-with-stdin"]);
+        let mut child = command(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line);
+        let mut role = Self { child, ready: Value::Null };
+        role.ready = ready.unwrap_or_else(|_| panic!("ended: {:?}", role.child.wait()));
+        role
+    }
+
+    fn address(&self, what: &str) -> SocketAddr {
+        self.ready[what].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+#[test]
+fn regions_deployed_by_hand_as_the_readme_says_link_to_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let base = free_ports(25_000, &["eu", "us"]);
+    let mut regions = Vec::new();
+    for (id, name, peer) in [(1, "eu", "us"), (2, "us", "eu")] {
+        let node = format!("{name}-e1");
+        let made = command(&["pki", "--data", keys.to_str().unwrap(), "--node", &node, "--region", name, "--address"])
+            .arg(format!("192.0.2.{id},{name}.example.org"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", stderr(&made));
+        let data = dir.path().join(name);
+        std::fs::create_dir_all(data.join("pki")).unwrap();
+        let files = ["public.pem", "public.key", "node.pem", "node.key"].map(|end| format!("pki/{node}.{end}"));
+        let shared = ["pki/node-ca.pem", "tokens.jwk", "receipt.key", "direct.salt"].map(str::to_owned);
+        for file in files.iter().chain(&shared) {
+            std::fs::copy(keys.join(file), data.join(file)).unwrap();
+        }
+        let port = base + 10 * id;
+        let peer_port = base + 10 * (3 - id) + 2;
+        let config = dir.path().join(format!("{name}.toml"));
+        let text = format!(
+            "data = {data:?}\ndeployment = \"example\"\nadvertise = [\"192.0.2.{id}:443\"]\n\
+             peers = [{{ region = {}, name = \"{peer}\", addr = \"localhost:{peer_port}\" }}]\n\
+             [region]\nid = {id}\nname = \"{name}\"\nat = \"50.11,8.68\"\n\
+             [listen]\nip = \"127.0.0.1\"\nclient = {port}\n",
+            3 - id
+        );
+        std::fs::write(&config, text).unwrap();
+        regions.push(Role::start(&["region", "--init", "--config", config.to_str().unwrap()]));
+    }
+    for region in &regions {
+        let admin = region.address("admin");
+        wait_until("linked", || get(admin, "/metrics").1.contains("tern_link_peers_connected_count 1"));
+    }
+}
+
+#[test]
+fn dispatch_beside_regions_lists_their_edges() {
+    let data = tempfile::tempdir().unwrap();
+    let dev = Dev::start(data.path(), "eu,us", free_ports(26_000, &["eu", "us"]), &[]);
+    let sources: Vec<String> = dev.addresses("admin").iter().map(ToString::to_string).collect();
+    let sources = format!("dispatch.sources={}", sources.join(","));
+    let settings = [
+        &sources,
+        "name=eu-e1",
+        "region.id=1",
+        "region.name=eu",
+        "listen.ip=127.0.0.1",
+        "listen.client=0",
+        "listen.admin=127.0.0.1:0",
+    ];
+    let mut arguments = vec!["ipconf", "--data", data.path().to_str().unwrap()];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    let ipconf = Role::start(&arguments);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let env = tern_net::system::system_env().unwrap();
+        let ca = data.path().join("pki/public-ca.pem");
+        let mut lookup = tern::demo::lookup::Lookup::connect(&env, ipconf.address("dispatch"), &ca).await.unwrap();
+        lookup.wait_for_edges(2).await.unwrap();
+    });
+    let without = command(&["ipconf", "--set", "region.name=eu"]).output().unwrap();
+    assert_eq!(without.status.code(), Some(2));
+    assert!(stderr(&without).contains("dispatch.sources"), "{}", stderr(&without));
+}
+
 fn chat(data: &Path, user: &str, to: &str, typed: &str) -> String {
     let mut child = command(&["chat", "--user", user, "--to", to, "--data", data.to_str().unwrap()])
         .stdin(Stdio::piped())
