@@ -1,5 +1,6 @@
 //! From a Send or a shipment to acks, rows, pushes and shipments.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -66,7 +67,6 @@ impl Node {
             return;
         }
         let mut round = Round::default();
-        let before = conversation.published.clone();
         while let Some(job) = conversation.next_job(&round) {
             match job {
                 Job::Copies { .. } => Self::judge_copies(conversation, &mut round, job, self.settings.origin, &mut self.out),
@@ -147,7 +147,7 @@ impl Node {
         if round.entries.is_empty() {
             self.finish_round(now, id, round);
         } else {
-            self.append(now, id, round, &before);
+            self.append(now, id, round);
         }
     }
 
@@ -177,7 +177,7 @@ impl Node {
     }
 
     /// Hands a round's batches to the store, with the todo that they need and that is not noted yet.
-    fn append(&mut self, now: Now, id: ConvId, mut round: Round, before: &Heads) {
+    fn append(&mut self, now: Now, id: ConvId, mut round: Round) {
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let mut batches = BTreeMap::<Origin, Vec<Arc<Entry>>>::new();
         for (entry, _) in &round.entries {
@@ -186,7 +186,7 @@ impl Node {
         round.undecided = batches.len();
         let own = self.settings.origin;
         for (origin, entries) in batches {
-            let prefix = before.get(&origin).copied().unwrap_or(0);
+            let prefix = conversation.head(origin);
             let mut targets = vec![Target::Fanout];
             let shippers: Vec<Region> =
                 round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(region, _, _)| *region).collect();
@@ -370,7 +370,8 @@ impl Node {
         self.dirty.insert(member.clone());
         self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
         let heads = user.row(id).map(|r| r.heads.clone()).unwrap_or_default();
-        let base = Push { conversation: id, peer: change.peer, entries: Vec::new(), heads, prev_rev, rev };
+        let peer = change.peer.clone();
+        let base = Push { conversation: id, peer, entries: Vec::new(), heads, prev_rev, rev };
         let fresh: Vec<Arc<Entry>> = entries
             .iter()
             .filter(|(e, copy)| !copy && (!e.only_sender || e.by.user == *member))
@@ -471,9 +472,9 @@ impl Node {
     }
 }
 
-fn row_change(state: &LogState, published: &Heads, member: &UserId) -> RowChange {
+fn row_change<'a>(state: &LogState, published: &'a Heads, member: &UserId) -> RowChange<'a> {
     RowChange {
-        heads: published.clone(),
+        heads: Cow::Borrowed(published),
         last_hlc: state.highest_hlc,
         counted: state.counted,
         peer: state.peer_of(member).cloned(),

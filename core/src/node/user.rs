@@ -11,6 +11,7 @@
 //! Why simpler ways fail: time as a cursor lets a late copy slip under it; a counter that continues from
 //! disk reissues what a client was told and the disk was not.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -56,9 +57,9 @@ pub(super) struct Device {
 
 /// How a row is to change.
 #[derive(Clone, Debug, Default)]
-pub struct RowChange {
+pub struct RowChange<'a> {
     /// Heads held here, clipped to what the user may read.
-    pub heads: Heads,
+    pub heads: Cow<'a, Heads>,
     /// Of the newest entry.
     pub last_hlc: u64,
     /// Countable messages held.
@@ -139,22 +140,26 @@ impl User {
     }
 
     /// Merges by maximum. Returns the revisions before and after, or `None` if nothing changed.
-    pub fn merge(&mut self, conversation: ConvId, change: &RowChange) -> Option<(Rev, Rev)> {
-        let old = self.rows.get(&conversation);
-        let mut row = old.cloned().unwrap_or_default();
-        for (origin, seq) in &change.heads {
+    pub fn merge(&mut self, conversation: ConvId, change: &RowChange<'_>) -> Option<(Rev, Rev)> {
+        let mut changed = !self.rows.contains_key(&conversation);
+        let row = self.rows.entry(conversation).or_default();
+        for (origin, seq) in change.heads.iter() {
             let head = row.heads.entry(*origin).or_insert(0);
-            *head = (*head).max(*seq);
+            if *head < *seq {
+                *head = *seq;
+                changed = true;
+            }
         }
-        if change.generation >= row.generation {
-            row.generation = change.generation;
-            row.state = change.state;
+        let membership = (change.generation, change.state);
+        if change.generation >= row.generation && membership != (row.generation, row.state) {
+            (row.generation, row.state) = membership;
+            changed = true;
         }
-        if row.peer.is_none() {
+        if row.peer.is_none() && change.peer.is_some() {
             row.peer.clone_from(&change.peer);
+            changed = true;
         }
-        let seen = |r: &RowRecord| (r.heads.clone(), r.generation, r.state, r.peer.clone());
-        if old.is_some_and(|old| seen(old) == seen(&row)) {
+        if !changed {
             return None;
         }
         row.last_hlc = row.last_hlc.max(change.last_hlc);
@@ -165,7 +170,6 @@ impl User {
         self.by_rev.remove(&row.rev);
         row.rev = self.rev;
         self.by_rev.insert(self.rev, conversation);
-        self.rows.insert(conversation, row);
         self.dirty.insert(conversation);
         Some((before, self.rev))
     }
@@ -211,8 +215,8 @@ mod tests {
     const EU: Origin = Origin { region: 1, era: 1 };
     const US: Origin = Origin { region: 2, era: 1 };
 
-    fn change(heads: &[(Origin, u64)]) -> RowChange {
-        RowChange { heads: heads.iter().copied().collect(), generation: 1, ..RowChange::default() }
+    fn change(heads: &[(Origin, u64)]) -> RowChange<'static> {
+        RowChange { heads: Cow::Owned(heads.iter().copied().collect()), generation: 1, ..RowChange::default() }
     }
 
     #[test]
