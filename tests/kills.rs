@@ -6,6 +6,8 @@
 //! is held by a second region.
 //!
 //! `TERN_KILLS=N` kills more often, `TERN_KILLS_SEED=N` chooses the same victims again.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::disallowed_methods, reason = "real processes run in real time, and tasks end with the test")]
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -133,9 +135,10 @@ impl Person {
 
 /// Waits until `more` further messages are acked.
 async fn flow(acked: &Acked, more: usize, what: &str) {
-    let from = acked.lock().unwrap().len();
+    let count = || acked.lock().unwrap().len();
+    let from = count();
     let until = Instant::now() + FLOW_WITHIN;
-    while acked.lock().unwrap().len() < from + more {
+    while count() < from + more {
         assert!(Instant::now() < until, "no messages flow {} s after {what}", FLOW_WITHIN.as_secs());
         sleep_until(Instant::now() + Duration::from_millis(5)).await;
     }
@@ -212,7 +215,8 @@ async fn kills() {
         let status = status.unwrap_or_else(|_| panic!("{} still waits for acks or stability", person.user));
         assert!(status.unwrap().success());
     }
-    let record = judge(data, &people, acked.lock().unwrap().clone()).await;
+    let acked = acked.lock().unwrap().clone();
+    let record = judge(data, &people, acked).await;
     fleet.stop(Duration::from_secs(10)).await;
     let totals = record.totals();
     println!("{count} kills: {totals}");

@@ -150,6 +150,7 @@ impl Net for SystemNet {
 
     fn connect(&self, to: SocketAddr) -> BoxFut<'_, io::Result<Box<dyn Stream>>> {
         Box::pin(async move {
+            #[expect(clippy::disallowed_methods, reason = "this is the network of a real machine")]
             let stream = TcpStream::connect(to).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Stream>)

@@ -477,6 +477,7 @@ fn busy_scenario_of_a_child() {
         serve_echo(&b.env(), at(&b)).await;
         let loss = Entropy::seeded(seed);
         world.set_filter("ap", "eu", Some(Box::new(move |packet| packet.bytes > 0 && loss.below(10) == 0)));
+        #[expect(clippy::disallowed_types, reason = "its order, drawn from the hooked getrandom, must repeat too")]
         let mut names = std::collections::HashMap::new();
         for i in 0..5u64 {
             let env = a.env();

@@ -1,6 +1,7 @@
 //! The store contract, on every backend.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::disallowed_methods, reason = "a real disk is waited for, by tasks that end with the test")]
 
 #[path = "../src/store/contract.rs"]
 mod contract;

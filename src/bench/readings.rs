@@ -90,6 +90,7 @@ pub fn forced_writes(dir: &Path) -> Result<Latencies> {
     let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
     let mut took = Latencies::default();
     for _ in 0..FORCED_WRITES {
+        #[expect(clippy::disallowed_methods, reason = "a disk is timed, and nothing is simulated")]
         let began = Instant::now();
         file.write_all(&[0x5a; FORCED_BYTES])?;
         file.sync_data()?;

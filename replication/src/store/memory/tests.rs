@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "tests start tasks of their own, which end with the test")]
+
 use tern_core::entry::Entry;
 use tern_core::ids::{Heads, Identity, InstallId, Place, Rev, body_hash};
 use tern_core::limits::LAZY_SYNC;
