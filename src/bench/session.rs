@@ -111,8 +111,8 @@ impl First {
         let commit = Body::Commit(v1::Commit { race: hello.race, attempt: hello.attempt, order: 0 });
         let ping = Body::Ping(v1::Ping { echo: 1, foreground: true });
         let define = v1::define::What::Conversation(Bytes::from_static(&[0; 16]));
-        // A number that no Send of the generator uses.
-        let define = Body::Define(v1::Define { r#ref: tern_core::limits::REFERENCES, what: Some(define) });
+        // The first Send binds the number anew.
+        let define = Body::Define(v1::Define { r#ref: 1, what: Some(define) });
         let rows = Body::PullRows(v1::PullRows::default());
         Self {
             control: frame(&[v1::Frame::new(0, commit), v1::Frame::new(1, ping)]),
