@@ -10,7 +10,7 @@
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
 //! 7. [`chat`]: a client in a terminal.
-//! 8. [`bench`]: what a region costs on this machine.
+//! 8. [`bench`](mod@bench): what a region costs on this machine.
 //!
 //! Invariants: a role reads its configuration once and touches the outside through its `Env`; standard
 //! output belongs to the command, standard error to the log; no child process outlives its parent; nothing

@@ -5,6 +5,7 @@
 
 pub mod input;
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use tern_client::{
-    Change, Client, ConnectionState, Conversation, Draft, Event, Message, MessageId, MessageState, Placed, UserId,
+    Change, Client, ConnectionState, ConvId, Conversation, Draft, Event, Message, MessageId, MessageState, Placed,
+    UserId,
 };
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -62,6 +64,9 @@ struct Chat {
     client: Client,
     with: Option<(UserId, Conversation)>,
     told: Option<ConnectionState>,
+    /// Messages that came while catching up, by conversation: they come in any order, so they are shown once
+    /// all are there.
+    caught_up: BTreeMap<ConvId, usize>,
 }
 
 impl Chat {
@@ -74,7 +79,7 @@ impl Chat {
             .token_provider(tokens)
             .build()
             .context("the local store can't be opened")?;
-        let mut chat = Self { json, client, with: None, told: None };
+        let mut chat = Self { json, client, with: None, told: None, caught_up: BTreeMap::new() };
         if let Some(peer) = &args.to {
             chat.turn_to(peer.clone())?;
         }
@@ -88,7 +93,7 @@ impl Chat {
             Some(_) => {}
             None => self.list()?,
         }
-        self.connection(self.client.connection());
+        self.connection(self.client.connection())?;
         loop {
             tokio::select! {
                 biased;
@@ -104,9 +109,9 @@ impl Chat {
                 },
             }
         }
-        // The input was a file or a pipe: give what it held a chance to go out.
+        // The input was a file or a pipe: give what it held a chance to go out, and what is new to come in.
         let until = Instant::now() + FLUSH_WITHIN;
-        while self.client.waiting().0 > 0 && Instant::now() < until {
+        while !(self.is_live() && self.client.waiting().0 == 0) && Instant::now() < until {
             while let Some(event) = events.try_next() {
                 self.note(event)?;
             }
@@ -217,23 +222,13 @@ impl Chat {
 
     fn note(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Connection(state) => self.connection(state),
+            Event::Connection(state) => self.connection(state)?,
             Event::Message(Change { id, what, .. }) => {
                 if let Some(message) = self.client.message(id)?
                     && message.state == MessageState::Received
+                    && !matches!(what, Placed::Moved { .. })
                 {
-                    let place = match what {
-                        Placed::Appended => "",
-                        // While catching up, older messages come after newer ones: nothing is late.
-                        Placed::Inserted { .. } if !matches!(self.told, Some(ConnectionState::Live { .. })) => "",
-                        Placed::Inserted { .. } => " (late)",
-                        Placed::Moved { .. } => return Ok(()),
-                    };
-                    self.show(&message, place);
-                    if let Some((_, conversation)) = self.with.as_ref().filter(|(_, c)| c.id() == message.conversation)
-                    {
-                        conversation.mark_read()?;
-                    }
+                    self.received(&message, matches!(what, Placed::Inserted { .. }))?;
                 }
             }
             Event::Sent { id, .. } => self.became(id, "sent", json!({}))?,
@@ -265,6 +260,50 @@ impl Chat {
         Ok(())
     }
 
+    fn received(&mut self, message: &Message, late: bool) -> Result<()> {
+        if !self.is_live() {
+            *self.caught_up.entry(message.conversation).or_default() += 1;
+            return Ok(());
+        }
+        match &self.with {
+            Some((_, conversation)) if conversation.id() == message.conversation => {
+                self.show(message, if late { " (late)" } else { "" });
+                conversation.mark_read()?;
+            }
+            _ => {
+                let from = message.by.user.as_str();
+                let text = excerpt(&message.body);
+                self.remark(
+                    "from",
+                    &format!("{from}: {text} (/to {from} answers)"),
+                    json!({ "from": from, "text": text }),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows what came while catching up: the newest of this conversation, and that there is more in others.
+    fn show_caught_up(&mut self) -> Result<()> {
+        let caught_up = std::mem::take(&mut self.caught_up);
+        let here = self.with.as_ref().map(|(_, conversation)| conversation.id());
+        if let Some(count) = here.and_then(|here| caught_up.get(&here)) {
+            if *count > OPENING {
+                self.remark("new", &format!("{count} messages, the newest {OPENING}:"), json!({ "messages": count }));
+            }
+            self.history((*count).min(OPENING))?;
+        }
+        if caught_up.keys().any(|id| Some(*id) != here) {
+            self.list()?;
+        }
+        Ok(())
+    }
+
+    /// As far as was told.
+    fn is_live(&self) -> bool {
+        matches!(self.told, Some(ConnectionState::Live { .. }))
+    }
+
     fn became(&self, id: MessageId, what: &str, more: serde_json::Value) -> Result<()> {
         if let Some(message) = self.client.message(id)? {
             self.remark(what, &excerpt(&message.body), json!({ "id": id.0, "more": more }));
@@ -272,7 +311,7 @@ impl Chat {
         Ok(())
     }
 
-    fn connection(&mut self, state: ConnectionState) {
+    fn connection(&mut self, state: ConnectionState) -> Result<()> {
         // Waiting times change with every attempt: say once that it is connecting.
         let same = match (&self.told, &state) {
             (Some(ConnectionState::Connecting { .. }), ConnectionState::Connecting { .. })
@@ -283,6 +322,7 @@ impl Chat {
             self.remark("connection", &described(&state), json!({ "connection": described(&state) }));
         }
         self.told = Some(state);
+        if self.is_live() { self.show_caught_up() } else { Ok(()) }
     }
 
     fn show(&self, message: &Message, place: &str) {

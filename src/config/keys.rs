@@ -69,7 +69,7 @@ settings! {
     /// Name of the deployment: the audience of its tokens. All regions of a deployment have the same.
     deployment: String = "deployment", "\"tern\"";
     /// Name of this node, unique in its region: in logs, in certificates, and as the name of its edge.
-    /// Unset: "<region.name>-e1".
+    /// Unset: `<region.name>-e1`.
     name: Option<String> = "name", "";
 
     /// This region's number, 1 to 255, never used twice in a deployment.
@@ -87,7 +87,7 @@ settings! {
 
     /// Address that clients and nodes are served on.
     listen_ip: IpAddr = "listen.ip", "\"0.0.0.0\"";
-    /// Further addresses that clients are served on, such as "[::]:443"; port 0 is the client port.
+    /// Further addresses that clients are served on, such as `[::]:443`; port 0 is the client port.
     listen_also: Vec<SocketAddr> = "listen.also", "[]";
     /// Port for clients, QUIC and TCP. Unset: 7400 + 10 x region.
     listen_client: Option<u16> = "listen.client", "";
@@ -105,25 +105,25 @@ settings! {
     /// Unset: the region's name.
     failure_domain: Option<String> = "failure_domain", "";
 
-    /// Certificate chain shown to clients (PEM). Unset: <data>/pki/<name>.public.pem.
+    /// Certificate chain shown to clients (PEM). Unset: `<data>/pki/<name>.public.pem`.
     tls_public_cert: Option<PathBuf> = "tls.public_cert", "";
-    /// Its key (PEM). Unset: <data>/pki/<name>.public.key.
+    /// Its key (PEM). Unset: `<data>/pki/<name>.public.key`.
     tls_public_key: Option<PathBuf> = "tls.public_key", "";
-    /// Certificate chain shown to other nodes (PEM). Unset: <data>/pki/<name>.node.pem.
+    /// Certificate chain shown to other nodes (PEM). Unset: `<data>/pki/<name>.node.pem`.
     tls_node_cert: Option<PathBuf> = "tls.node_cert", "";
-    /// Its key (PEM). Unset: <data>/pki/<name>.node.key.
+    /// Its key (PEM). Unset: `<data>/pki/<name>.node.key`.
     tls_node_key: Option<PathBuf> = "tls.node_key", "";
-    /// The authority that nodes trust each other by (PEM). Unset: <data>/pki/node-ca.pem.
+    /// The authority that nodes trust each other by (PEM). Unset: `<data>/pki/node-ca.pem`.
     tls_node_ca: Option<PathBuf> = "tls.node_ca", "";
     /// Keys that tokens are checked with: a JWK set of Ed25519 (OKP) or HS256 (oct) keys, each with a kid.
-    /// Unset: <data>/tokens.jwk.
+    /// Unset: `<data>/tokens.jwk`.
     tokens_file: Option<PathBuf> = "tokens.file", "";
     /// The deployment's receipt key, 64 hex digits; instead of the file. Best given by TERN_RECEIPT_KEY.
     receipt_key: Option<Secret> = "receipt.key", "";
-    /// File with the receipt key as 64 hex digits, the same in every region. Unset: <data>/receipt.key.
+    /// File with the receipt key as 64 hex digits, the same in every region. Unset: `<data>/receipt.key`.
     receipt_key_file: Option<PathBuf> = "receipt.key_file", "";
     /// File with the salt of direct conversations' ids as 64 hex digits, the same in every region, never
-    /// changed. Unset: <data>/direct.salt.
+    /// changed. Unset: `<data>/direct.salt`.
     direct_salt_file: Option<PathBuf> = "direct.salt_file", "";
 
     /// Connections that this edge takes.

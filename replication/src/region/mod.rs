@@ -1,7 +1,7 @@
 //! A region's core at work: the machine of [`tern_core::node`], a store, edges and peer regions.
 //!
 //! Reading order: [`start`] (what a store is asked and told before it serves), `core_task` (the one task that
-//! owns the machine), `reads` (what the machine wants read), [`listen`] (nodes that connect: edges of this
+//! owns the machine), `reads` (what the machine wants read), `listen` (nodes that connect: edges of this
 //! region, and peers), `dial` (peers that this region connects to), `link` (frames of one connection),
 //! `metrics`.
 //!
