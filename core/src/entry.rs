@@ -83,12 +83,22 @@ impl Entry {
 
     /// Bytes of the stored form.
     pub fn encoded_len(&self) -> usize {
-        2 + 4 + 8 + 1 + 8 + 8 + 8 + 8
+        2 + 4
+            + 8
+            + 1
+            + 8
+            + 8
+            + 8
+            + 8
             + self.first.map_or(0, |_| 25)
-            + 1 + self.by.user.as_str().len()
-            + 1 + self.by.install.as_str().len()
+            + 1
+            + self.by.user.as_str().len()
+            + 1
+            + self.by.install.as_str().len()
             + self.peer.as_ref().map_or(0, |p| 1 + p.as_str().len())
-            + 32 + 4 + self.body.len()
+            + 32
+            + 4
+            + self.body.len()
     }
 
     /// Writes the stored form.
@@ -189,11 +199,7 @@ fn get_place(b: &mut Bytes) -> Result<Place, EntryError> {
     if b.len() < 25 {
         return Err(EntryError::Length);
     }
-    let place = Place {
-        hlc: b.get_u64(),
-        origin: Origin { region: b.get_u8(), era: b.get_u64() },
-        seq: b.get_u64(),
-    };
+    let place = Place { hlc: b.get_u64(), origin: Origin { region: b.get_u8(), era: b.get_u64() }, seq: b.get_u64() };
     if place.origin.region == 0 || place.seq == 0 { Err(EntryError::Zero) } else { Ok(place) }
 }
 
@@ -216,7 +222,11 @@ mod tests {
     pub(crate) fn sample() -> Entry {
         let body = Bytes::from_static(b"hi");
         Entry {
-            place: Place { hlc: 0x0102_0304_0506_0708, origin: Origin { region: 1, era: 0x1112_1314_1516_1718 }, seq: 3 },
+            place: Place {
+                hlc: 0x0102_0304_0506_0708,
+                origin: Origin { region: 1, era: 0x1112_1314_1516_1718 },
+                seq: 3,
+            },
             by: Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 4 },
             peer: Some(UserId::new("bob").unwrap()),
             kind: 0,
@@ -233,9 +243,21 @@ mod tests {
     fn the_stored_form_is_pinned() {
         let hex: String = sample().to_bytes().iter().map(|b| format!("{b:02x}")).collect();
         let expected = concat!(
-            "01", "04", "00000000", "0102030405060708", "01", "1112131415161718", "0000000000000003",
-            "0000000000000004", "0000000000000005", "02616c", "0170", "03626f62",
-            "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4", "00000002", "6869",
+            "01",
+            "04",
+            "00000000",
+            "0102030405060708",
+            "01",
+            "1112131415161718",
+            "0000000000000003",
+            "0000000000000004",
+            "0000000000000005",
+            "02616c",
+            "0170",
+            "03626f62",
+            "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4",
+            "00000002",
+            "6869",
         );
         assert_eq!(hex, expected);
     }

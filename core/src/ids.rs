@@ -240,9 +240,13 @@ mod tests {
     #[test]
     fn places_order_by_hlc_then_origin_then_seq() {
         let place = |hlc, region, era, seq| Place { hlc, origin: Origin { region, era }, seq };
-        let mut places = vec![place(2, 1, 0, 1), place(1, 2, 0, 1), place(1, 1, 9, 1), place(1, 1, 1, 2), place(1, 1, 1, 1)];
+        let mut places =
+            vec![place(2, 1, 0, 1), place(1, 2, 0, 1), place(1, 1, 9, 1), place(1, 1, 1, 2), place(1, 1, 1, 1)];
         places.sort();
-        assert_eq!(places, vec![place(1, 1, 1, 1), place(1, 1, 1, 2), place(1, 1, 9, 1), place(1, 2, 0, 1), place(2, 1, 0, 1)]);
+        assert_eq!(
+            places,
+            vec![place(1, 1, 1, 1), place(1, 1, 1, 2), place(1, 1, 9, 1), place(1, 2, 0, 1), place(2, 1, 0, 1)]
+        );
     }
 
     #[test]

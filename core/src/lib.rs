@@ -18,6 +18,8 @@
 //! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
 //! wherever an iteration can be seen outside); every queue has a limit in [`limits`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
@@ -25,8 +27,8 @@ pub mod codes;
 pub mod edge_api;
 pub mod entry;
 pub mod hlc;
-pub mod ids;
 pub mod identity;
+pub mod ids;
 pub mod limits;
 #[cfg(feature = "node")]
 pub mod node;

@@ -40,10 +40,16 @@ impl ReceiptKey {
     }
 
     /// Whether `receipt` was signed for exactly this. Takes the same time for every wrong receipt.
-    pub fn verify(&self, conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32], receipt: &[u8]) -> bool {
+    pub fn verify(
+        &self,
+        conversation: ConvId,
+        key: Place,
+        by: &Identity,
+        body_hash: &[u8; 32],
+        receipt: &[u8],
+    ) -> bool {
         let expected = self.sign(conversation, key, by, body_hash);
-        receipt.len() == RECEIPT_BYTES
-            && expected.iter().zip(receipt).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        receipt.len() == RECEIPT_BYTES && expected.iter().zip(receipt).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
     }
 }
 

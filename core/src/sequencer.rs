@@ -529,7 +529,9 @@ mod tests {
         assert!(in_eu.place < in_us.place);
         let further = us.take(&offer(1, &in_eu, b"valid"));
         assert_eq!((further.place.seq, further.first), (2, Some(in_eu.place)));
-        assert!(matches!(us.judge("phone", &offer(1, &in_eu, b"valid")), Verdict::Held(e) if e.display_key() == in_eu.place));
+        assert!(
+            matches!(us.judge("phone", &offer(1, &in_eu, b"valid")), Verdict::Held(e) if e.display_key() == in_eu.place)
+        );
     }
 
     #[test]
@@ -618,7 +620,10 @@ mod tests {
         }
         let bytes = eu.state.checkpoint();
         let back = LogState::from_checkpoint(eu.state.conversation, bytes.clone()).unwrap();
-        assert_eq!((&back.heads, back.highest_hlc, &back.pair, back.counted), (&eu.state.heads, eu.state.highest_hlc, &eu.state.pair, 5));
+        assert_eq!(
+            (&back.heads, back.highest_hlc, &back.pair, back.counted),
+            (&eu.state.heads, eu.state.highest_hlc, &eu.state.pair, 5)
+        );
         assert_eq!(back.held, eu.state.held);
         for cut in 0..bytes.len() {
             assert!(LogState::from_checkpoint(eu.state.conversation, bytes.slice(..cut)).is_none());

@@ -2,6 +2,8 @@
 //!
 //! `TERN_PRINT=1 cargo test -p tern-core --test worked_session -- --nocapture` prints the blocks.
 
+#![allow(clippy::unwrap_used, missing_docs)]
+
 use bytes::{Bytes, BytesMut};
 use tern_core::edge_api::{Ack, Push, SendRequest};
 use tern_core::entry::Entry;
@@ -62,7 +64,11 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         seen_address: "192.0.2.7:40000".into(),
         wall_ms: start,
         direct_salt: Bytes::from_static(SALT),
-        rows: Some(v1::Rows { preview: true, upto: Some(Cursor { store: EU, rev: Rev(0) }.into()), ..v1::Rows::default() }),
+        rows: Some(v1::Rows {
+            preview: true,
+            upto: Some(Cursor { store: EU, rev: Rev(0) }.into()),
+            ..v1::Rows::default()
+        }),
         region: "eu".into(),
         edge: "eu-e1".into(),
         token_expires_ms: start + 3_600_000,
@@ -139,7 +145,10 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         ("server, message: Define, Push of bob's answer", pushed),
         ("client, control: PushAck", plain(0, Body::PushAck(v1::PushAck { rev: own_row.rev.next().0 }))),
         ("client, control: Ping", plain(3, Body::Ping(v1::Ping { echo: 5, foreground: true }))),
-        ("server, control: Pong", plain(3, Body::Pong(v1::Pong { echo: 5, rev: own_row.rev.next().0, ..v1::Pong::default() }))),
+        (
+            "server, control: Pong",
+            plain(3, Body::Pong(v1::Pong { echo: 5, rev: own_row.rev.next().0, ..v1::Pong::default() })),
+        ),
         ("client, bulk: PullEntries", plain(4, Body::Pull(pull))),
         ("server, bulk: Page", plain(4, Body::Page(page))),
     ]

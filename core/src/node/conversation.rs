@@ -27,14 +27,7 @@ use super::ConnKey;
 #[derive(Clone, Debug)]
 pub(super) enum Job {
     /// A client's message.
-    Send {
-        key: ConnKey,
-        req: u32,
-        user: UserId,
-        install: InstallId,
-        send: Box<SendRequest>,
-        hash: [u8; 32],
-    },
+    Send { key: ConnKey, req: u32, user: UserId, install: InstallId, send: Box<SendRequest>, hash: [u8; 32] },
     /// A peer's shipment.
     Copies { from: Region, origin: Origin, entries: Vec<Arc<Entry>>, first_seq: Seq },
 }

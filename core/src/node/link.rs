@@ -263,7 +263,10 @@ impl Link {
     }
 
     /// The next log to read for shipping: its first missing seq. The caller ends with `read`.
-    pub(super) fn next_read(&mut self, published: impl Fn(ConvId) -> Option<Heads>) -> Option<(ConvId, Origin, Seq, Seq)> {
+    pub(super) fn next_read(
+        &mut self,
+        published: impl Fn(ConvId) -> Option<Heads>,
+    ) -> Option<(ConvId, Origin, Seq, Seq)> {
         if !self.connected || self.window_bytes >= LINK_WINDOW_BYTES {
             return None;
         }
@@ -308,9 +311,7 @@ impl Link {
 
     /// Whether the peer has acked every log of a conversation up to `heads`.
     pub fn has_acked(&self, id: ConvId, heads: &Heads) -> bool {
-        self.positions
-            .get(&id)
-            .is_none_or(|p| p.iter().all(|(o, p)| p.acked >= heads.get(o).copied().unwrap_or(0)))
+        self.positions.get(&id).is_none_or(|p| p.iter().all(|(o, p)| p.acked >= heads.get(o).copied().unwrap_or(0)))
     }
 
     /// All is acked: the todo is removed.
@@ -330,7 +331,8 @@ impl Link {
 
     pub(super) fn take_owed(&mut self, now: Duration) -> Vec<(ConvId, Origin, Seq)> {
         let due = |at: &Duration| *at <= now;
-        let taken = self.owed.iter().filter(|(_, (at, _))| due(at)).map(|((id, o), (_, upto))| (*id, *o, *upto)).collect();
+        let taken =
+            self.owed.iter().filter(|(_, (at, _))| due(at)).map(|((id, o), (_, upto))| (*id, *o, *upto)).collect();
         self.owed.retain(|_, (at, _)| !due(at));
         taken
     }

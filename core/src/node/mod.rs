@@ -562,9 +562,7 @@ impl Node {
                 .copied()
                 .filter(|target| match target {
                     Target::Fanout => conversation.fan_pending == 0 && conversation.fan_flush <= flushed,
-                    Target::Peer(region) => links
-                        .get(region)
-                        .is_none_or(|l| l.has_acked(id, &conversation.published)),
+                    Target::Peer(region) => links.get(region).is_none_or(|l| l.has_acked(id, &conversation.published)),
                 })
                 .collect();
             for target in done {

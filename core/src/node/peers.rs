@@ -98,10 +98,8 @@ impl Node {
         let id = ConvId::from_slice(&ship.conversation).ok_or_else(|| bad("a shipment of no conversation"))?;
         let log = origin(ship.origin)?;
         let entries = entries_from_wire(ship.entries)?;
-        let contiguous = entries
-            .iter()
-            .zip(ship.first_seq..)
-            .all(|(e, seq)| e.place.origin == log && e.place.seq == seq);
+        let contiguous =
+            entries.iter().zip(ship.first_seq..).all(|(e, seq)| e.place.origin == log && e.place.seq == seq);
         if !contiguous || entries.is_empty() || ship.first_seq == 0 || entries.len() > SHIP_ENTRIES {
             return Err(bad("a shipment that is not one part of one log"));
         }
@@ -139,7 +137,8 @@ impl Node {
     }
 
     fn ship_acked(&mut self, now: Now, region: Region, ack: wire::ShipAck) -> Result<(), Refusal> {
-        let id = ConvId::from_slice(&ack.conversation).ok_or_else(|| Refusal::new(Code::BadFrame, "an ack of no conversation"))?;
+        let id = ConvId::from_slice(&ack.conversation)
+            .ok_or_else(|| Refusal::new(Code::BadFrame, "an ack of no conversation"))?;
         let heads = heads_from_wire(ack.heads)?;
         let held = self.conversations.get(&id).map(|c| c.published.clone()).unwrap_or_default();
         let loading = self.conversations.get(&id).is_some_and(super::Conversation::is_loading);
@@ -160,7 +159,8 @@ impl Node {
     }
 
     fn offered(&mut self, now: Now, region: Region, offer: wire::Offer) -> Result<(), Refusal> {
-        let id = ConvId::from_slice(&offer.conversation).ok_or_else(|| Refusal::new(Code::BadFrame, "an offer of no conversation"))?;
+        let id = ConvId::from_slice(&offer.conversation)
+            .ok_or_else(|| Refusal::new(Code::BadFrame, "an offer of no conversation"))?;
         let theirs = heads_from_wire(offer.heads)?;
         if let Some(waiting) = self.conversation(id, now).waiting() {
             waiting.offers.push((region, theirs));
@@ -178,7 +178,12 @@ impl Node {
         let want = theirs.iter().any(|(o, seq)| {
             *seq > conversation.state.head(*o) && *o != self.settings.origin && !conversation.damaged.contains_key(o)
         });
-        let ack = wire::ShipAck { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads), want, answer: true };
+        let ack = wire::ShipAck {
+            conversation: Bytes::copy_from_slice(&id.0),
+            heads: heads_to_wire(&heads),
+            want,
+            answer: true,
+        };
         self.out.link(region, Body::ShipAck(ack));
     }
 
@@ -221,15 +226,10 @@ impl Node {
     pub(super) fn pump_all(&mut self, _now: Now) {
         let regions: Vec<Region> = self.links.keys().copied().collect();
         for region in regions {
-            loop {
-                let Some(link) = self.links.get_mut(&region) else { break };
-                if link.reads() >= SHIP_READS {
-                    break;
-                }
+            while let Some(link) = self.links.get_mut(&region).filter(|l| l.reads() < SHIP_READS) {
                 let conversations = &self.conversations;
-                let published = |id: ConvId| {
-                    conversations.get(&id).filter(|c| !c.is_loading()).map(|c| c.published.clone())
-                };
+                let published =
+                    |id: ConvId| conversations.get(&id).filter(|c| !c.is_loading()).map(|c| c.published.clone());
                 let Some((conversation, origin, from, to)) = link.next_read(published) else { break };
                 let range = Range {
                     conversation,
@@ -282,7 +282,8 @@ impl Node {
                 // One that is still being loaded is offered again when the answer stays out.
                 if let Some(c) = self.conversations.get(&id).filter(|c| !c.is_loading()) {
                     let heads = heads_to_wire(&c.published);
-                    self.out.link(region, Body::Offer(wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads }));
+                    self.out
+                        .link(region, Body::Offer(wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads }));
                 }
             }
             let owed = link.take_owed(now.mono);
@@ -314,9 +315,8 @@ impl Node {
     fn route_told(&mut self, region: Region, routes: wire::Routes) {
         for (user, install, bind) in self.routes.told(region, routes) {
             let Some(known) = self.users.get(&user) else { continue };
-            let ghost = |d: &super::user::Device| {
-                d.install == install && d.bound.is_some_and(|own| bind.is_newer_than(&own))
-            };
+            let ghost =
+                |d: &super::user::Device| d.install == install && d.bound.is_some_and(|own| bind.is_newer_than(&own));
             let keys: Vec<ConnKey> = known.devices.iter().filter(|(_, d)| ghost(d)).map(|(k, _)| *k).collect();
             for key in keys {
                 let refusal = Refusal::new(Code::Replaced, "this install has connected in another region");

@@ -69,7 +69,9 @@ impl Node {
         let mut round = Round::default();
         while let Some(job) = conversation.next_job(&round) {
             match job {
-                Job::Copies { .. } => Self::judge_copies(conversation, &mut round, job, self.settings.origin, &mut self.out),
+                Job::Copies { .. } => {
+                    Self::judge_copies(conversation, &mut round, job, self.settings.origin, &mut self.out);
+                }
                 Job::Send { key, req, ref user, ref install, ref send, hash } => {
                     if let Some(what) = conversation.damaged.get(&self.settings.origin) {
                         let refusal = Refusal::new(Code::Damaged, format!("the log is damaged here: {what}"));
@@ -192,7 +194,8 @@ impl Node {
                 round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(region, _, _)| *region).collect();
             for (region, link) in &mut self.links {
                 // Its own current log needs no way back, and whoever shipped an entry holds it.
-                let is_author = origin.region == *region && self.eras.get(region).is_none_or(|(_, era)| *era == origin.era);
+                let is_author =
+                    origin.region == *region && self.eras.get(region).is_none_or(|(_, era)| *era == origin.era);
                 if origin != own && (is_author || shippers.contains(region)) {
                     continue;
                 }
@@ -248,12 +251,15 @@ impl Node {
         for job in round.jobs {
             let refusal = match (&failure, &job) {
                 (Appended::Full, Job::Send { .. }) => {
-                    Refusal::new(Code::StoreFull, "the disk of this region is nearly full; nothing was stored").after_ms(5_000)
+                    Refusal::new(Code::StoreFull, "the disk of this region is nearly full; nothing was stored")
+                        .after_ms(5_000)
                 }
                 (Appended::Fenced, Job::Send { .. }) => {
                     Refusal::new(Code::Internal, "this node no longer owns the conversation; nothing was stored")
                 }
-                (Appended::Damaged, Job::Send { .. }) => Refusal::new(Code::Damaged, "the log is damaged here; nothing was stored"),
+                (Appended::Damaged, Job::Send { .. }) => {
+                    Refusal::new(Code::Damaged, "the log is damaged here; nothing was stored")
+                }
                 (Appended::Unknown(why), Job::Send { .. }) if give_up => {
                     tracing::error!(conversation = %id, why, "appends keep failing");
                     let text = "the store keeps failing; whether the message was stored is not known";
@@ -327,11 +333,8 @@ impl Node {
     fn ack(&mut self, id: ConvId, ack: PendingAck) {
         let sign = |e: &Entry| self.settings.receipt_key.sign(id, e.display_key(), &e.by, &e.body_hash);
         let entry = &ack.entry;
-        let also = ack
-            .also
-            .iter()
-            .map(|e| HeldAck { n: e.by.n, place: e.place, first: e.first, receipt: sign(e) })
-            .collect();
+        let also =
+            ack.also.iter().map(|e| HeldAck { n: e.by.n, place: e.place, first: e.first, receipt: sign(e) }).collect();
         let body = Ack {
             place: entry.place,
             first: entry.first,

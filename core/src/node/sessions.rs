@@ -10,7 +10,8 @@ use crate::edge_api::{DownBody, Page, Up};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Origin, Rev, Seq, UserId};
 use crate::limits::{
-    BODY_BYTES, CURSORS, DEVICES_PER_USER, FRAME_BYTES, IN_FLIGHT, PAGE_BYTES, PREVIEW_ROWS, PULL_BYTES, PULL_ENTRIES, ROWS_PER_PAGE,
+    BODY_BYTES, CURSORS, DEVICES_PER_USER, FRAME_BYTES, IN_FLIGHT, PAGE_BYTES, PREVIEW_ROWS, PULL_BYTES, PULL_ENTRIES,
+    ROWS_PER_PAGE,
 };
 use crate::store::{Range, RowRecord};
 use crate::wire::compact::Table;
@@ -305,13 +306,18 @@ impl Node {
         let Some(id) = ConvId::from_slice(&pull.conversation) else { return };
         let Some(conversation) = self.conversations.get(&id) else { return };
         if !conversation.state.is_member(&session.user) {
-            let refusal = Refusal::new(Code::NotMember, "not in this conversation, or this region does not know it yet");
+            let refusal =
+                Refusal::new(Code::NotMember, "not in this conversation, or this region does not know it yet");
             return self.out.refuse(key, req, &refusal);
         }
         let origin = match convert::origin(pull.origin) {
             Ok(origin) if pull.from >= 1 && pull.to >= pull.from => origin,
             Ok(_) => {
-                return self.out.refuse(key, req, &Refusal::new(Code::BadFrame, "a range that is none: 1 <= from <= to"));
+                return self.out.refuse(
+                    key,
+                    req,
+                    &Refusal::new(Code::BadFrame, "a range that is none: 1 <= from <= to"),
+                );
             }
             Err(refusal) => return self.out.refuse(key, req, &refusal),
         };
@@ -344,7 +350,8 @@ impl Node {
     fn next_page(&mut self, _now: Now, pull: Pull) {
         if pull.from > pull.to || pull.left == 0 {
             let gaps = pull.gap.filter(|_| pull.from > pull.to).into_iter().collect();
-            let page = Page { conversation: pull.conversation, origin: pull.origin, entries: Vec::new(), gaps, last: true };
+            let page =
+                Page { conversation: pull.conversation, origin: pull.origin, entries: Vec::new(), gaps, last: true };
             return self.out.down(pull.key, DownBody::Page { req: pull.req, page });
         }
         let range = Range {
@@ -405,4 +412,3 @@ fn wire_limits() -> v1::Limits {
         in_flight: clamp(IN_FLIGHT),
     }
 }
-

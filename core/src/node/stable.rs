@@ -50,7 +50,12 @@ impl Node {
         let own = origin == self.settings.origin;
         let upto = if own || over { self.links.iter().map(acked).max().unwrap_or(0) } else { head };
         let author = u32::from(!own && !over);
-        let holders = self.links.iter().filter(|(r, _)| over || **r != origin.region).filter(|l| acked(*l) >= upto.max(1)).count();
+        let holders = self
+            .links
+            .iter()
+            .filter(|(r, _)| over || **r != origin.region)
+            .filter(|l| acked(*l) >= upto.max(1))
+            .count();
         (upto, 1 + author + u32::try_from(holders).unwrap_or(0))
     }
 
@@ -60,7 +65,8 @@ impl Node {
         if !self.is_over(origin) || origin.region == self.settings.region {
             return;
         }
-        let (Some(link), Some(conversation)) = (self.links.get_mut(&origin.region), self.conversations.get_mut(&id)) else {
+        let (Some(link), Some(conversation)) = (self.links.get_mut(&origin.region), self.conversations.get_mut(&id))
+        else {
             return;
         };
         if conversation.head(origin) == 0 || link.acked_upto(id, origin).is_some() {
@@ -81,7 +87,8 @@ impl Node {
         for origin in origins {
             let (upto, _) = self.stable_upto(id, *origin);
             let Some(conversation) = self.conversations.get_mut(&id) else { return };
-            let room = conversation.watchers.len() < WATCHES_PER_CONVERSATION || conversation.watchers.contains_key(&key);
+            let room =
+                conversation.watchers.len() < WATCHES_PER_CONVERSATION || conversation.watchers.contains_key(&key);
             if upto < conversation.head(*origin)
                 && room
                 && let Some(session) = self.sessions.get_mut(&key)

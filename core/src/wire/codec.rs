@@ -89,6 +89,7 @@ impl FrameReader {
     }
 
     /// The next whole message.
+    #[expect(clippy::should_implement_trait, reason = "it fails and pauses, which an iterator does not")]
     pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, CodecError> {
         match self.next_bytes()? {
             None => Ok(None),

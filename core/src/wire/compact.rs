@@ -148,7 +148,8 @@ impl Writer {
         if fresh {
             define(conversation, v1::define::What::Conversation(Bytes::copy_from_slice(&push.conversation.0)), out);
         }
-        let heads = changed.into_iter().map(|(origin, seq)| v1::Head { origin: self.origin(origin, out), seq }).collect();
+        let heads =
+            changed.into_iter().map(|(origin, seq)| v1::Head { origin: self.origin(origin, out), seq }).collect();
         let body = v1::Push {
             conversation,
             entries,
@@ -517,7 +518,11 @@ mod tests {
         let body = Bytes::from_static(body);
         let entry = Entry {
             place: Place { hlc: hlc::from_ms(1_790_000_000_000) + 1, origin: own, seq },
-            by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("a-phone-0001").unwrap(), n: seq },
+            by: Identity {
+                user: UserId::new("alice").unwrap(),
+                install: InstallId::new("a-phone-0001").unwrap(),
+                n: seq,
+            },
             peer: Some(UserId::new("bob").unwrap()),
             kind: 0,
             wall_ms: 1_789_999_999_900,
@@ -605,9 +610,15 @@ mod tests {
         assert_eq!(refused(v1::frame::Body::Send(send)), Code::BadFrame);
         let send = v1::Send { conversation_id: vec![1; 16].into(), n: 2, floor_back: 2, ..Default::default() };
         assert_eq!(refused(v1::frame::Body::Send(send)), Code::BadFrame);
-        let send = v1::Send { conversation_id: vec![1; 16].into(), n: 1, body: vec![0; BODY_BYTES + 1].into(), ..Default::default() };
+        let send = v1::Send {
+            conversation_id: vec![1; 16].into(),
+            n: 1,
+            body: vec![0; BODY_BYTES + 1].into(),
+            ..Default::default()
+        };
         assert_eq!(refused(v1::frame::Body::Send(send)), Code::BodyTooLarge);
-        let define = v1::Define { r#ref: REFERENCES + 1, what: Some(v1::define::What::Conversation(vec![0; 16].into())) };
+        let define =
+            v1::Define { r#ref: REFERENCES + 1, what: Some(v1::define::What::Conversation(vec![0; 16].into())) };
         assert_eq!(refused(v1::frame::Body::Define(define)), Code::BadReference);
     }
 

@@ -60,10 +60,25 @@ impl v1::Frame {
     pub fn lane(&self) -> Option<Lane> {
         use v1::frame::Body as B;
         Some(match self.body.as_ref()? {
-            B::Send(_) | B::Ack(_) | B::Push(_) | B::Advance(_) | B::Stable(_) | B::Signal(_) | B::Define(_)
+            B::Send(_)
+            | B::Ack(_)
+            | B::Push(_)
+            | B::Advance(_)
+            | B::Stable(_)
+            | B::Signal(_)
+            | B::Define(_)
             | B::Mark(_) => Lane::Message,
-            B::PushAck(_) | B::Ping(_) | B::Pong(_) | B::Hello(_) | B::Welcome(_) | B::Commit(_) | B::GoAway(_)
-            | B::Kick(_) | B::Token(_) | B::Network(_) | B::Unstable(_) => Lane::Control,
+            B::PushAck(_)
+            | B::Ping(_)
+            | B::Pong(_)
+            | B::Hello(_)
+            | B::Welcome(_)
+            | B::Commit(_)
+            | B::GoAway(_)
+            | B::Kick(_)
+            | B::Token(_)
+            | B::Network(_)
+            | B::Unstable(_) => Lane::Control,
             B::PullRows(_) | B::Rows(_) | B::RowHashes(_) | B::Pull(_) | B::Page(_) | B::PullCells(_) => Lane::Bulk,
             B::Error(_) => return None,
         })

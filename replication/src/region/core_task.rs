@@ -34,13 +34,29 @@ pub(crate) enum Input {
     EdgeDown(EdgeId),
     Ups(EdgeId, Vec<Up>),
     /// A link of a peer: its start and era, and the way to it. The number tells links of one peer apart.
-    PeerUp { region: Region, link: u64, start: u64, era: u64, sender: Arc<LinkSender> },
-    PeerDown { region: Region, link: u64 },
-    PeerFrames { region: Region, link: u64, frames: Vec<Body> },
+    PeerUp {
+        region: Region,
+        link: u64,
+        start: u64,
+        era: u64,
+        sender: Arc<LinkSender>,
+    },
+    PeerDown {
+        region: Region,
+        link: u64,
+    },
+    PeerFrames {
+        region: Region,
+        link: u64,
+        frames: Vec<Body>,
+    },
     ConversationLoaded(Box<LogState>, BTreeMap<Origin, String>),
     UserLoaded(UserId, Vec<(ConvId, RowRecord)>),
     RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
-    Stop { until: Duration, tell: oneshot::Sender<(bool, Puts)> },
+    Stop {
+        until: Duration,
+        tell: oneshot::Sender<(bool, Puts)>,
+    },
 }
 
 /// Figures that others read.
@@ -216,7 +232,8 @@ impl Core {
             self.stats_at = now.mono + STATS_EVERY;
             self.publish(now.mono);
         }
-        let settled = self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.putting.is_none();
+        let settled =
+            self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.putting.is_none();
         match self.stop.take_if(|(until, _)| settled || *until <= now.mono) {
             Some((_, tell)) => {
                 let _the_caller_gave_up = tell.send((settled, self.node.last_puts()));
@@ -311,7 +328,10 @@ fn report(notice: &Notice) {
             tracing::warn!(region, ms, "a peer region's clock is far ahead: check its time synchronization");
         }
         Notice::OwnClockOff { ms, stopped: true } => {
-            tracing::error!(ms, "this region's clock is far off the other regions': it takes no sends until it is set right");
+            tracing::error!(
+                ms,
+                "this region's clock is far off the other regions': it takes no sends until it is set right"
+            );
         }
         Notice::OwnClockOff { ms, stopped: false } => {
             tracing::warn!(ms, "this region's clock is off the other regions': check its time synchronization");
@@ -321,6 +341,8 @@ fn report(notice: &Notice) {
         }
         Notice::Damaged { conversation, what } => tracing::error!(%conversation, what, "a log is damaged and refused"),
         Notice::Fenced => tracing::error!("another process has taken over this store; this one serves no more sends"),
-        Notice::BadPeer { region, what } => tracing::warn!(region, what, "a peer region sent what can't be; it was left out"),
+        Notice::BadPeer { region, what } => {
+            tracing::warn!(region, what, "a peer region sent what can't be; it was left out");
+        }
     }
 }

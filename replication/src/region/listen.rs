@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
+use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node::{down_to_wire, up_from_wire};
 use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, NodeFrame, Refused, node_frame::Body};
-use tern_core::wire::NODE_VERSION;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
 
@@ -21,7 +21,11 @@ const HELLO_WITHIN: Duration = Duration::from_secs(3);
 const REFUSED_FOR: Duration = Duration::from_millis(500);
 
 /// Listens. The port is known when this returns.
-pub(super) fn start(shared: &Arc<Shared>, at: SocketAddr, tls: Arc<rustls::ServerConfig>) -> Result<SocketAddr, QuicError> {
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    at: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+) -> Result<SocketAddr, QuicError> {
     let endpoint = quic::server_endpoint(&shared.env, at, tls, &quic::QuicParams::node())?;
     let addr = endpoint.local_addr().map_err(|cause| QuicError::Bind { at, cause })?;
     let shared = shared.clone();
@@ -88,7 +92,13 @@ impl EdgePort for RemoteEdge {
     }
 }
 
-async fn edge(shared: Arc<Shared>, connection: quinn::Connection, mut send: quinn::SendStream, mut frames: QuicFrames, hello: EdgeHello) {
+async fn edge(
+    shared: Arc<Shared>,
+    connection: quinn::Connection,
+    mut send: quinn::SendStream,
+    mut frames: QuicFrames,
+    hello: EdgeHello,
+) {
     let welcome = EdgeWelcome {
         region: u32::from(shared.config.region),
         region_name: shared.config.name.clone(),
@@ -121,7 +131,13 @@ async fn edge(shared: Arc<Shared>, connection: quinn::Connection, mut send: quin
 }
 
 /// Hands over what an edge sent. Whether the link may go on.
-fn take(shared: &Arc<Shared>, core: &Arc<super::LocalCore>, sender: &LinkSender, hello: &EdgeHello, received: Vec<Body>) -> bool {
+fn take(
+    shared: &Arc<Shared>,
+    core: &Arc<super::LocalCore>,
+    sender: &LinkSender,
+    hello: &EdgeHello,
+    received: Vec<Body>,
+) -> bool {
     let mut ups: Vec<Up> = Vec::with_capacity(received.len());
     for body in received {
         match body {

@@ -52,8 +52,10 @@ impl collector::Collector for Collector {
         ] {
             gauge(&mut encoder, name, help, value)?;
         }
-        let silence = stats.peers.values().map(|p| p.silence.as_millis()).max().unwrap_or(0);
-        gauge(&mut encoder, "tern_link_silence_milliseconds", "Longest silence of a peer region", usize::try_from(silence).unwrap_or(usize::MAX))
+        let silence = stats.peers.values().map(|p| p.silence.as_secs_f64()).fold(0.0, f64::max);
+        let gauge = ConstGauge::new(silence);
+        let help = "Longest silence of a peer region";
+        gauge.encode(encoder.encode_descriptor("tern_link_silence_seconds", help, None, gauge.metric_type())?)
     }
 }
 

@@ -63,7 +63,13 @@ async fn conversation(store: &dyn Store, id: ConvId) -> Result<(LogState, BTreeM
     Ok((state, image.damaged))
 }
 
-async fn above(store: &dyn Store, conversation: ConvId, origin: Origin, from: u64, to: u64) -> Result<Vec<Arc<Entry>>, StoreError> {
+async fn above(
+    store: &dyn Store,
+    conversation: ConvId,
+    origin: Origin,
+    from: u64,
+    to: u64,
+) -> Result<Vec<Arc<Entry>>, StoreError> {
     let range = Range {
         conversation,
         origin,

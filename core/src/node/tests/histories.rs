@@ -19,7 +19,14 @@ fn nothing_undecided_is_acked_pushed_shipped_or_readable() {
     assert!(w.told(alice).acks.is_empty() && w.told(bob).pushes.is_empty());
     assert!(w.links.values().all(VecDeque::is_empty));
     let eu = origin(&mut w, EU);
-    let pull = v1::PullEntries { conversation: alice_and_bob().0.to_vec().into(), origin: Some(eu.into()), from: 1, to: 1, limit: 0, backwards: false };
+    let pull = v1::PullEntries {
+        conversation: alice_and_bob().0.to_vec().into(),
+        origin: Some(eu.into()),
+        from: 1,
+        to: 1,
+        limit: 0,
+        backwards: false,
+    };
     w.frame(alice, 9, v1::frame::Body::Pull(pull));
     let page = w.told(alice).pages.pop().unwrap();
     assert!(page.entries.is_empty() && page.gaps == [(1, 1, v1::gap::Reason::NotHere)]);
@@ -347,5 +354,5 @@ fn an_answer_to_one_pull_is_bounded_in_bytes() {
     w.frame(alice, 9, v1::frame::Body::Pull(body));
     let pages = &w.told(alice).pages;
     let bytes: usize = pages.iter().flat_map(|p| &p.entries).map(|e| e.body.len()).sum();
-    assert!(bytes >= 256 * 1024 && bytes < 400 * 1024 && pages.last().unwrap().last);
+    assert!((256 * 1024..400 * 1024).contains(&bytes) && pages.last().unwrap().last);
 }

@@ -263,7 +263,11 @@ impl World {
         let todo = disk
             .todo
             .iter()
-            .map(|((target, conversation), prefix)| Todo { target: *target, conversation: *conversation, prefix: prefix.clone() })
+            .map(|((target, conversation), prefix)| Todo {
+                target: *target,
+                conversation: *conversation,
+                prefix: prefix.clone(),
+            })
             .collect();
         let node = Node::new(settings, todo, self.now(0));
         let core = Core {

@@ -146,8 +146,13 @@ fn a_lost_regions_message_is_offered_elsewhere_and_keeps_its_place() {
     let again = w.ack(alice, 10);
     assert_eq!(again.first, Some(m10.place));
     assert!(again.first.unwrap() < m11.place);
-    let shown: Vec<String> =
-        w.told(bob).pushes.iter().flat_map(|p| &p.entries).map(|e| String::from_utf8_lossy(&e.body).into_owned()).collect();
+    let shown: Vec<String> = w
+        .told(bob)
+        .pushes
+        .iter()
+        .flat_map(|p| &p.entries)
+        .map(|e| String::from_utf8_lossy(&e.body).into_owned())
+        .collect();
     assert_eq!(shown, ["m9", "m11", "m10"]);
     // The dead region returns with m10: a copy, not a second message.
     w.start(EU);

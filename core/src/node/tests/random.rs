@@ -486,7 +486,8 @@ impl Run {
         // Of a lost region some devices may hold copies that no survivor does. Until the region is sealed
         // (R15) they count where they are held, so no common place is promised for these messages.
         let survivor = self.world.cores[&self.up()[0]].as_ref().unwrap();
-        let survives = |o: Origin, seq: u64| survivor.disk.logs.get(&(alice_and_bob(), o)).is_some_and(|l| l.len() as u64 >= seq);
+        let survives =
+            |o: Origin, seq: u64| survivor.disk.logs.get(&(alice_and_bob(), o)).is_some_and(|l| l.len() as u64 >= seq);
         let mut adrift = BTreeSet::new();
         for device in &self.devices {
             let lost = |m: &crate::client::Message| m.key.is_some_and(|k| !survives(k.origin, k.seq));
@@ -515,7 +516,8 @@ impl Run {
             if bodies != reference {
                 let held = |d: &Device| {
                     let c = &d.book.image().conversations[&d.conversation()];
-                    let logs: Vec<_> = c.origins.iter().map(|(o, s)| format!("{o}:{}/{}/{:?}", s.floor, s.head, s.held)).collect();
+                    let logs: Vec<_> =
+                        c.origins.iter().map(|(o, s)| format!("{o}:{}/{}/{:?}", s.floor, s.head, s.held)).collect();
                     logs.join(" ")
                 };
                 let keys = |d: &Device| -> Vec<String> {
@@ -529,11 +531,19 @@ impl Run {
                 for (r, _) in REGIONS {
                     let Some(core) = &self.world.cores[&r] else { continue };
                     for ((user, _), row) in &core.disk.rows {
-                        rows.push_str(&format!("{r} {user:?} {:?} {:?}\n", row.rev, row.heads.iter().map(|(o, s)| (o.era, s)).collect::<Vec<_>>()));
+                        rows.push_str(&format!(
+                            "{r} {user:?} {:?} {:?}\n",
+                            row.rev,
+                            row.heads.iter().map(|(o, s)| (o.era, s)).collect::<Vec<_>>()
+                        ));
                     }
-                    rows.push_str(&format!("  logs {:?}\n", core.disk.logs.iter().map(|((_, o), l)| (o.era, l.len())).collect::<Vec<_>>()));
+                    rows.push_str(&format!(
+                        "  logs {:?}\n",
+                        core.disk.logs.iter().map(|((_, o), l)| (o.era, l.len())).collect::<Vec<_>>()
+                    ));
                 }
-                let rows = format!("{rows}{:?}\n{:?}", device.book.image().cursors, self.devices[2].book.image().cursors);
+                let rows =
+                    format!("{rows}{:?}\n{:?}", device.book.image().cursors, self.devices[2].book.image().cursors);
                 return Err(format!(
                     "{i} shows {bodies:?}\nbut 2 shows {reference:?}\n{differ:#?}\n{}\n{}\n{rows}",
                     held(device),
@@ -543,19 +553,40 @@ impl Run {
             let waiting: Vec<_> =
                 shown.iter().filter(|(_, s)| !matches!(s, MessageState::Received | MessageState::Stable)).collect();
             if !waiting.is_empty() {
-                let kept: Vec<_> = device.book.image().outgoing.into_iter().map(|o| (o.record.acked.map(|a| a.0), o.record.places)).collect();
+                let kept: Vec<_> = device
+                    .book
+                    .image()
+                    .outgoing
+                    .into_iter()
+                    .map(|o| (o.record.acked.map(|a| a.0), o.record.places))
+                    .collect();
                 let mut state = String::new();
                 for (r, _) in REGIONS {
                     let Some(core) = &self.world.cores[&r] else { continue };
-                    state.push_str(&format!("{r} era {} todo {:?} eras {:?}\n", core.node.origin().era, core.disk.todo, core.node.eras));
+                    state.push_str(&format!(
+                        "{r} era {} todo {:?} eras {:?}\n",
+                        core.node.origin().era,
+                        core.disk.todo,
+                        core.node.eras
+                    ));
                     for (other, _) in REGIONS {
                         state.push_str(&format!("  link {other} {:?}\n", core.node.link(other)));
                     }
                     let c = &core.node.conversations[&device.conversation()];
-                    state.push_str(&format!("  watchers {:?} published {:?}\n", c.watchers, c.published.iter().map(|(o, s)| (o.era, s)).collect::<Vec<_>>()));
-                    state.push_str(&format!("  logs {:?}\n", core.disk.logs.iter().map(|((_, o), l)| (o.era, l.len())).collect::<Vec<_>>()));
+                    state.push_str(&format!(
+                        "  watchers {:?} published {:?}\n",
+                        c.watchers,
+                        c.published.iter().map(|(o, s)| (o.era, s)).collect::<Vec<_>>()
+                    ));
+                    state.push_str(&format!(
+                        "  logs {:?}\n",
+                        core.disk.logs.iter().map(|((_, o), l)| (o.era, l.len())).collect::<Vec<_>>()
+                    ));
                 }
-                return Err(format!("{i} {:?} waits for ever with {waiting:?}\n{kept:#?}\n{state}", device.machine.connection()));
+                return Err(format!(
+                    "{i} {:?} waits for ever with {waiting:?}\n{kept:#?}\n{state}",
+                    device.machine.connection()
+                ));
             }
             if device.machine.waiting() != (0, 0) {
                 return Err(format!("the outbox of {i} holds {:?}", device.machine.waiting()));
