@@ -32,6 +32,9 @@ const READ_PAUSE: usize = 64 * 1024;
 /// Bytes read by one wake-up, so that no connection keeps a thread for itself.
 const READ_BUDGET: usize = 256 * 1024;
 
+/// Bytes that an empty buffer begins with: an ack and a push of a short message, without growing.
+const FIRST_RESERVE: usize = 512;
+
 /// How a connection ended.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -99,13 +102,14 @@ impl<L: Lanes> Driver<L> {
             let (now, wall_ms) = (self.edge.env.clock.now(), self.edge.env.clock.wall_ms());
             let mut out = Outcome::default();
             let turned = self.turn(cx, now, wall_ms, &mut budget, &mut out);
-            let moved = !out.ups.is_empty() || !out.answers.is_empty();
+            let answered = !out.answers.is_empty();
             self.settle(out);
             if let Err(end) = turned {
                 return Poll::Ready(end);
             }
-            if moved {
-                // Answers may have come already, and reading may go on.
+            if answered {
+                // They are to be written, and reading may have paused for them. What the core answers wakes
+                // this task by itself.
                 continue;
             }
             let due = self.due(now, wall_ms);
@@ -168,15 +172,17 @@ impl<L: Lanes> Driver<L> {
     /// Encodes and writes what waits, as far as there is room.
     fn send(&mut self, cx: &mut Context<'_>, scene: &session::Context<'_>) -> Result<(), End> {
         let before = self.lanes.waiting();
+        if before == 0 && self.conn.mailbox().is_settled() {
+            self.stalled = None;
+            return Ok(());
+        }
         let (mut encoded, mut frames) = (0, 0);
         let mut bodies = Vec::new();
         loop {
-            let mut any = false;
             for lane in Lane::ALL {
                 let carrier = self.lanes.carrier(lane);
                 let room = WRITE_AHEAD.saturating_sub(self.lanes.writer(carrier).len());
                 self.conn.mailbox().take(lane, room, &mut bodies, &self.edge.metrics);
-                any |= !bodies.is_empty();
                 frames += bodies.len() as u64;
                 for mut body in bodies.drain(..) {
                     let lane = self.session.down(&mut body, scene).unwrap_or(lane);
@@ -184,7 +190,8 @@ impl<L: Lanes> Driver<L> {
                     encoded += encode(&body, self.lanes.writer(carrier), &mut self.writers[carrier.index()]);
                 }
             }
-            if self.lanes.poll_write(cx)?.is_pending() || !any {
+            // What came meanwhile, or had no room.
+            if self.lanes.poll_write(cx)?.is_pending() || self.conn.mailbox().is_empty() {
                 break;
             }
         }
@@ -222,9 +229,9 @@ impl<L: Lanes> Driver<L> {
     ) -> Result<(), End> {
         let mut frames = 0;
         let mut result = Ok(());
+        let bulk_full = self.conn.mailbox().bulk_bytes() > self.edge.config.limits.queue_bytes;
         'lanes: for (index, lane) in L::readers().iter().enumerate() {
             loop {
-                let bulk_full = self.conn.mailbox().bulk_bytes() > self.edge.config.limits.queue_bytes;
                 // Answers made here wait in `out` until the turn ends.
                 while out.answers.len() < self.edge.config.limits.queue_frames
                     && self.lanes.waiting() < READ_PAUSE
@@ -292,6 +299,9 @@ fn unreadable(e: &CodecError) -> Refusal {
 /// Bytes appended.
 fn encode(body: &DownBody, writer: &mut tern_net::frames::FrameWriter, refs: &mut Writer) -> usize {
     let out = writer.buffer();
+    if out.capacity() == 0 {
+        out.reserve(FIRST_RESERVE);
+    }
     let before = out.len();
     match body {
         DownBody::Ack { req, ack } => refs.ack(*req, ack, out),

@@ -208,6 +208,11 @@ impl Mailbox {
         self.advance.is_none() && self.lanes.iter().all(VecDeque::is_empty)
     }
 
+    /// Nothing waits, and nothing was said that ends the connection.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_empty() && self.last.is_none() && !self.overfull
+    }
+
     /// Bytes that wait on the bulk lane.
     pub(crate) fn bulk_bytes(&self) -> usize {
         self.bulk_bytes
