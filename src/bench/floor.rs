@@ -29,7 +29,7 @@ use crate::stop::Stop;
 
 use super::Bench;
 use super::load::{Crowd, Phase, each};
-use super::messages::WARM_UP;
+use super::messages::warm_up;
 use super::readings::cpu_of;
 use super::session::Dialer;
 
@@ -37,7 +37,7 @@ use super::session::Dialer;
 pub const NAME: &str = "floor";
 /// Bytes of an echoed message: a Send with a body of 128 bytes, as it is on the wire.
 const MESSAGE_BYTES: usize = 166;
-/// How long an echo phase counts.
+/// How long an echo phase counts at most.
 const MEASURE: Duration = Duration::from_secs(3);
 /// Echoes in flight when a phase ends come back within this time.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -114,6 +114,7 @@ pub struct Echoed {
 pub async fn echo(bench: &mut Bench, connections: usize, in_flight: &[usize]) -> Result<Vec<Echoed>> {
     let server = bench.start_floor().await?;
     let dialer = Dialer::new(bench, &server)?;
+    let time = MEASURE.min(Duration::from_secs(u64::from(bench.args.seconds)));
     let mut results = Vec::new();
     for &most in in_flight {
         bench.report.progress(&format!("floor: quinn echo, {connections} connections, {most} in flight"));
@@ -131,9 +132,9 @@ pub async fn echo(bench: &mut Bench, connections: usize, in_flight: &[usize]) ->
         });
         let mut crowd = Crowd::start(&bench.env, clients.collect());
         let measured = async {
-            sleep(WARM_UP).await;
+            sleep(warm_up(time)).await;
             let (count, cpu, at) = (phase.counts().0, cpu_of(server.pid)?, bench.env.clock.now());
-            sleep(MEASURE).await;
+            sleep(time).await;
             let took = bench.env.clock.now().saturating_sub(at).as_secs_f64();
             let cpu = cpu_of(server.pid)?.saturating_sub(cpu).as_secs_f64();
             let echoed = (phase.counts().0 - count) as f64;
@@ -147,7 +148,12 @@ pub async fn echo(bench: &mut Bench, connections: usize, in_flight: &[usize]) ->
         phase.stop_sending();
         crowd.end(DRAIN).await.context("waiting for the last echoes")?;
         let key = |name: &str| format!("messages.echo.{most}.{name}");
-        bench.report.add(key("rate"), rate, "/s", format!("bare quinn echo of {MESSAGE_BYTES} bytes, {most} in flight: the floor"));
+        bench.report.add(
+            key("rate"),
+            rate,
+            "/s",
+            format!("bare quinn echo of {MESSAGE_BYTES} bytes, {most} in flight: the floor"),
+        );
         bench.report.add(key("cpu"), cpu_us, "us", "its server processor time per message");
         results.push(Echoed { cpu_us });
     }

@@ -108,8 +108,18 @@ async fn steps(bench: &mut Bench, server: &Server, transport: Transport) -> Resu
     let opened = (held.len() - WARM) as f64;
     let report = &mut bench.report;
     let connect = |what: &str| format!("idle.{name}.connect.{what}");
-    report.add(connect("rate"), opened / took.as_secs_f64(), "/s", format!("connections a second, {AT_ONCE} at once, both sides on this machine"));
-    report.add(connect("cpu"), cpu.as_secs_f64() * 1e6 / opened, "us", "server processor time per connect: handshake, token, welcome, lanes");
+    report.add(
+        connect("rate"),
+        opened / took.as_secs_f64(),
+        "/s",
+        format!("connections a second, {AT_ONCE} at once, both sides on this machine"),
+    );
+    report.add(
+        connect("cpu"),
+        cpu.as_secs_f64() * 1e6 / opened,
+        "us",
+        "server processor time per connect: handshake, token, welcome, lanes",
+    );
     Ok(held)
 }
 

@@ -37,12 +37,13 @@ pub const BODY_BYTES: usize = 128;
 const IN_FLIGHT: [usize; 2] = [1, 16];
 /// In the open loop a sender waits once so many are un-acked: the server reads no more either.
 const OPEN_LOOP_IN_FLIGHT: usize = 128;
-/// Before a phase counts: conversations are made, windows open, caches fill.
-pub const WARM_UP: Duration = Duration::from_secs(1);
+/// Before a phase counts: conversations are made, windows open, caches fill. A quarter of the phase, within
+/// these bounds.
+const WARM_UP: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 /// After the last send: the longest that acks and pushes may take.
 const DRAIN: Duration = Duration::from_secs(10);
 /// What was not pushed by then was given up for an `Advance`; the generator does not pull.
-const LAST_PUSHES: Duration = Duration::from_secs(1);
+const LAST_PUSHES: Duration = Duration::from_millis(500);
 /// Pushes are acked this late, as the SDK does.
 const PUSH_ACK_EVERY: Duration = Duration::from_millis(100);
 /// Connects under way at once.
@@ -51,6 +52,11 @@ const AT_ONCE: usize = 32;
 const CPU_GOALS: [f64; 2] = [40.0, 15.0];
 /// And the ack's 99th percentile at half load.
 const ACK_MS_GOAL: f64 = 15.0;
+
+/// How long a phase of this length runs before it counts.
+pub fn warm_up(time: Duration) -> Duration {
+    (time / 4).clamp(WARM_UP.0, WARM_UP.1)
+}
 
 /// See the module.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
@@ -119,7 +125,13 @@ enum Pace {
 }
 
 /// Runs one phase and gives the pairs back, nothing in flight.
-async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, time: Duration) -> Result<(Vec<Pair>, Measured)> {
+async fn phase(
+    bench: &Bench,
+    server: &Server,
+    pairs: Vec<Pair>,
+    pace: Pace,
+    time: Duration,
+) -> Result<(Vec<Pair>, Measured)> {
     let env = &bench.env;
     let shared = Arc::new(Phase::default());
     let connections: Vec<quinn::Connection> =
@@ -141,7 +153,7 @@ async fn phase(bench: &Bench, server: &Server, pairs: Vec<Pair>, pace: Pace, tim
     let (mut sending, mut receiving) = (Crowd::start(env, senders), Crowd::start(env, receivers));
 
     let watched = async {
-        sleep(WARM_UP).await;
+        sleep(warm_up(time)).await;
         let before = Sample::take(env, server, &connections, &shared).await?;
         shared.set_measuring(true);
         sleep(time).await;
@@ -182,6 +194,7 @@ struct Sample {
     bytes_down: u64,
     packets_up: u64,
     packets_down: u64,
+    lost: u64,
     metrics: Metrics,
 }
 
@@ -198,6 +211,7 @@ impl Sample {
             bytes_down: 0,
             packets_up: 0,
             packets_down: 0,
+            lost: 0,
             metrics,
         };
         for connection in connections {
@@ -206,6 +220,7 @@ impl Sample {
             sample.bytes_down += stats.udp_rx.bytes;
             sample.packets_up += stats.udp_tx.datagrams;
             sample.packets_down += stats.udp_rx.datagrams;
+            sample.lost += stats.path.lost_packets;
         }
         Ok(sample)
     }
@@ -267,15 +282,51 @@ impl Measured {
         }
         report.add(key("delivery.p50"), self.delivery.percentile_ms(50), "ms", "from send to the other device, median");
         report.add(key("delivery.p99"), self.delivery.percentile_ms(99), "ms", "likewise, 99 of 100");
-        report.add(key("wire.up"), per_message(after.bytes_up, before.bytes_up), "bytes", "UDP payload towards the server per message, both devices");
-        report.add(key("wire.down"), per_message(after.bytes_down, before.bytes_down), "bytes", "UDP payload from the server per message, both devices");
-        report.add(key("packets.up"), per_message(after.packets_up, before.packets_up), "", "datagrams towards the server per message");
-        report.add(key("packets.down"), per_message(after.packets_down, before.packets_down), "", "datagrams from the server per message");
+        report.add(
+            key("wire.up"),
+            per_message(after.bytes_up, before.bytes_up),
+            "bytes",
+            "UDP payload towards the server per message, both devices",
+        );
+        report.add(
+            key("wire.down"),
+            per_message(after.bytes_down, before.bytes_down),
+            "bytes",
+            "UDP payload from the server per message, both devices",
+        );
+        report.add(
+            key("packets.up"),
+            per_message(after.packets_up, before.packets_up),
+            "",
+            "datagrams towards the server per message",
+        );
+        report.add(
+            key("packets.down"),
+            per_message(after.packets_down, before.packets_down),
+            "",
+            "datagrams from the server per message",
+        );
+        report.add(
+            key("packets.lost"),
+            (after.lost - before.lost) as f64,
+            "",
+            "datagrams towards the server that QUIC took for lost",
+        );
         let since = |name| after.metrics.since(&before.metrics, name);
         let syncs = since("tern_store_syncs_total").max(1.0);
-        report.add(key("group"), since("tern_store_entries_total") / syncs, "messages", "made durable by one forced write");
+        report.add(
+            key("group"),
+            since("tern_store_entries_total") / syncs,
+            "messages",
+            "made durable by one forced write",
+        );
         let commits = since("tern_store_commit_seconds_count").max(1.0);
-        report.add(key("commit"), since("tern_store_commit_seconds_sum") * 1000.0 / commits, "ms", "mean time of a group's commit");
+        report.add(
+            key("commit"),
+            since("tern_store_commit_seconds_sum") * 1000.0 / commits,
+            "ms",
+            "mean time of a group's commit",
+        );
         if self.given_up > 0 {
             report.note(format!(
                 "{prefix}: {} messages were not pushed to a receiver that did not keep up; a client pulls them",

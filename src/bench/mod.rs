@@ -58,6 +58,8 @@ const BASE_PORT: u16 = 17_400;
 const REGION: &str = "eu";
 /// Tokens outlive any run.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// With more than this waiting for processors at the start, others are at work here.
+const LOAD_TO_TELL: f64 = 0.5;
 /// Sends per second and user that the server allows: the limit is not what is measured.
 const SENDS_PER_SECOND: u32 = 1_000_000;
 
@@ -125,6 +127,10 @@ impl Bench {
     async fn measure(&mut self) -> Result<()> {
         if cfg!(debug_assertions) {
             self.report.note("this is a debug build: times and rates say little; build with --release");
+        }
+        if let Some(load) = readings::load_average().filter(|load| *load > LOAD_TO_TELL) {
+            self.report
+                .note(format!("others were at work here (load average {load}): rates and latencies suffer most"));
         }
         let part = self.args.part;
         let wants = |one: BenchPart| part == BenchPart::All || part == one;

@@ -54,6 +54,11 @@ fn resident_in(rollup: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Threads that ran or waited for a processor, over the last minute, in the whole machine.
+pub fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
 /// The server's own counters.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Vec<(String, f64)>);
@@ -70,7 +75,12 @@ impl Metrics {
 
     fn parse(text: &str) -> Self {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
-        Self(samples.filter_map(|l| l.rsplit_once(' ')).filter_map(|(n, v)| Some((n.to_owned(), v.parse().ok()?))).collect())
+        Self(
+            samples
+                .filter_map(|l| l.rsplit_once(' '))
+                .filter_map(|(n, v)| Some((n.to_owned(), v.parse().ok()?)))
+                .collect(),
+        )
     }
 
     /// A sample by its whole name; 0 where there is none.
@@ -111,6 +121,7 @@ mod tests {
         assert_eq!(cpu_in("12 (a"), None);
         assert_eq!(resident_in("5-6 ---p 0 [rollup]\nRss:      2048 kB\nPss: 1 kB\n"), Some(2 << 20));
         assert_eq!(resident_in(""), None);
+        assert!(load_average().is_some());
         let own = std::process::id();
         assert!(cpu_of(own).is_ok() && resident_of(own).unwrap() > 1 << 20);
     }

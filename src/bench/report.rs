@@ -136,8 +136,7 @@ impl Report {
             part = own;
             let [name, measured, held, kept, meaning] = row;
             // Writing to a String does not fail.
-            let _infallible =
-                writeln!(out, "{name:<key$}  {measured:>value$}  {held:<goal$}  {kept:<met$}  {meaning}");
+            let _infallible = writeln!(out, "{name:<key$}  {measured:>value$}  {held:<goal$}  {kept:<met$}  {meaning}");
         }
         for note in &self.notes {
             let _infallible = write!(out, "\nnote: {note}");
