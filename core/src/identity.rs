@@ -43,7 +43,7 @@ impl Run {
 /// The identities that one conversation holds, copies included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeldIdentities {
-    installs: BTreeMap<(UserId, InstallId), Vec<Run>>,
+    installs: BTreeMap<UserId, BTreeMap<InstallId, Vec<Run>>>,
 }
 
 impl HeldIdentities {
@@ -73,8 +73,13 @@ impl HeldIdentities {
 
     /// Notes an entry. Entries of one log come in order of their seqs.
     pub fn insert(&mut self, by: &Identity, origin: Origin, seq: Seq) {
-        let key = (by.user.clone(), by.install.clone());
-        let runs = self.installs.entry(key).or_default();
+        // The usual case finds both; ids are cloned only for the first message of an install.
+        let known = self.installs.get_mut(&by.user).and_then(|installs| installs.get_mut(&by.install));
+        let Some(runs) = known else {
+            let runs = vec![Run { from: by.n, to: by.n, origin, seq_from: seq, seq_to: seq }];
+            self.installs.entry(by.user.clone()).or_default().insert(by.install.clone(), runs);
+            return;
+        };
         let last = runs.iter_mut().rev().find(|r| r.origin == origin);
         if let Some(run) = last
             && run.to + 1 == by.n
@@ -89,14 +94,15 @@ impl HeldIdentities {
     }
 
     fn runs(&self, user: &UserId, install: &InstallId) -> &[Run] {
-        // BTreeMap can't be asked by a pair of references; ids are cheap to clone.
-        self.installs.get(&(user.clone(), install.clone())).map_or(&[], Vec::as_slice)
+        self.installs.get(user).and_then(|installs| installs.get(install)).map_or(&[], Vec::as_slice)
     }
 
     /// For the conversation's checkpoint.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        put_count(out, self.installs.len());
-        for ((user, install), runs) in &self.installs {
+        put_count(out, self.installs.values().map(BTreeMap::len).sum());
+        let all =
+            self.installs.iter().flat_map(|(user, installs)| installs.iter().map(move |(i, runs)| (user, i, runs)));
+        for (user, install, runs) in all {
             for text in [user.as_str(), install.as_str()] {
                 put_count(out, text.len());
                 out.put_slice(text.as_bytes());
@@ -115,7 +121,7 @@ impl HeldIdentities {
 
     /// From a checkpoint; `None` where the bytes are none.
     pub(crate) fn decode(b: &mut Bytes) -> Option<Self> {
-        let mut installs = BTreeMap::new();
+        let mut installs = BTreeMap::<UserId, BTreeMap<InstallId, Vec<Run>>>::new();
         for _ in 0..get_count(b)? {
             let user = UserId::from_bytes(&get_text(b)?).ok()?;
             let install = InstallId::from_bytes(&get_text(b)?).ok()?;
@@ -133,7 +139,7 @@ impl HeldIdentities {
                 }
                 runs.push(run);
             }
-            installs.insert((user, install), runs);
+            installs.entry(user).or_default().insert(install, runs);
         }
         Some(Self { installs })
     }

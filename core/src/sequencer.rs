@@ -90,8 +90,8 @@ pub struct LogState {
     recent_bytes: usize,
     /// Entries that were read again for a resend.
     recalled: VecDeque<Arc<Entry>>,
-    /// Both of the above.
-    by_identity: BTreeMap<Identity, Vec<Arc<Entry>>>,
+    /// Both of the above, by n: few senders have the same one.
+    by_n: BTreeMap<u64, Vec<Arc<Entry>>>,
 }
 
 impl LogState {
@@ -107,7 +107,7 @@ impl LogState {
             recent: VecDeque::new(),
             recent_bytes: 0,
             recalled: VecDeque::new(),
-            by_identity: BTreeMap::new(),
+            by_n: BTreeMap::new(),
         }
     }
 
@@ -157,9 +157,9 @@ impl LogState {
         if !missing.is_empty() {
             return Verdict::Recall(missing);
         }
-        let copies = self.copies(from, send.n);
-        if let Some(lowest) = copies.iter().min_by_key(|e| e.display_key()) {
-            if copies.iter().any(|e| e.body_hash != *body_hash) {
+        let copies = || self.copies(from, send.n);
+        if let Some(lowest) = copies().min_by_key(|e| e.display_key()) {
+            if copies().any(|e| e.body_hash != *body_hash) {
                 let text = format!("message {} of this install has another body here", send.n);
                 return Verdict::Refuse(Refusal::new(Code::IdentityConflict, text));
             }
@@ -212,9 +212,8 @@ impl LogState {
         if window.is_empty() {
             return Vec::new();
         }
-        let by = |n| Identity { user: from.user.clone(), install: from.install.clone(), n };
-        let copies = self.by_identity.range(by(window.start)..by(window.end)).map(|(_, copies)| copies);
-        copies.filter_map(|c| c.iter().min_by_key(|e| e.display_key()).cloned()).collect()
+        let held = self.by_n.range(window.clone()).map(|(n, _)| *n);
+        held.filter_map(|n| self.copies(from, n).min_by_key(|e| e.display_key()).cloned()).collect()
     }
 
     /// Takes an entry at the end of its log. Returns whether a copy of it was held before.
@@ -281,24 +280,25 @@ impl LogState {
     }
 
     fn remember(&mut self, entry: &Arc<Entry>) {
-        let copies = self.by_identity.entry(entry.by.clone()).or_default();
-        copies.retain(|e| e.place != entry.place);
-        copies.push(entry.clone());
+        let same_n = self.by_n.entry(entry.by.n).or_default();
+        if !same_n.iter().any(|e| e.place == entry.place) {
+            same_n.push(entry.clone());
+        }
     }
 
     fn forget(&mut self, entry: Option<Arc<Entry>>) {
         let Some(entry) = entry else { return };
-        if let Some(copies) = self.by_identity.get_mut(&entry.by) {
-            copies.retain(|e| e.place != entry.place);
-            if copies.is_empty() {
-                self.by_identity.remove(&entry.by);
+        if let Some(same_n) = self.by_n.get_mut(&entry.by.n) {
+            same_n.retain(|e| e.place != entry.place);
+            if same_n.is_empty() {
+                self.by_n.remove(&entry.by.n);
             }
         }
     }
 
-    fn copies(&self, from: Sender<'_>, n: u64) -> &[Arc<Entry>] {
-        let by = Identity { user: from.user.clone(), install: from.install.clone(), n };
-        self.by_identity.get(&by).map_or(&[], Vec::as_slice)
+    fn copies(&self, from: Sender<'_>, n: u64) -> impl Iterator<Item = &Arc<Entry>> {
+        let same_n = self.by_n.get(&n).into_iter().flatten();
+        same_n.filter(move |e| e.by.user == *from.user && e.by.install == *from.install)
     }
 
     /// Held copies of `window` that are not in memory. A window wider than what clients keep in flight is
@@ -307,11 +307,10 @@ impl LogState {
         let start = window.start.max(window.end.saturating_sub(RECENT_ENTRIES as u64 / 2));
         let mut missing = Vec::new();
         for n in start..window.end {
-            let copies = self.copies(from, n);
             for run in self.held.locate(from.user, from.install, n) {
                 let (low, high) = run.range_of(n);
                 let here = |e: &Arc<Entry>| e.place.origin == run.origin && (low..=high).contains(&e.place.seq);
-                if !copies.iter().any(here) {
+                if !self.copies(from, n).any(here) {
                     missing.push((*run, n));
                 }
             }

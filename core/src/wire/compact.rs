@@ -26,14 +26,20 @@ use crate::wire::convert;
 /// Numbers for one kind of value: least recently used first to go.
 #[derive(Debug)]
 struct Numbers<K: Ord + Clone, V = ()> {
-    known: BTreeMap<K, (u32, u64, V)>,
-    used: BTreeMap<u64, K>,
+    known: BTreeMap<K, Number<V>>,
     clock: u64,
+}
+
+#[derive(Debug)]
+struct Number<V> {
+    number: u32,
+    used: u64,
+    told: V,
 }
 
 impl<K: Ord + Clone, V> Default for Numbers<K, V> {
     fn default() -> Self {
-        Self { known: BTreeMap::new(), used: BTreeMap::new(), clock: 0 }
+        Self { known: BTreeMap::new(), clock: 0 }
     }
 }
 
@@ -41,22 +47,23 @@ impl<K: Ord + Clone, V: Default> Numbers<K, V> {
     /// The number, whether it is new, and what is remembered with it.
     fn number(&mut self, key: &K) -> (u32, bool, &mut V) {
         self.clock += 1;
-        let clock = self.clock;
+        let used = self.clock;
         let fresh = !self.known.contains_key(key);
-        if fresh {
-            let number = if self.known.len() < REFERENCES as usize {
-                u32::try_from(self.known.len()).unwrap_or(REFERENCES) + 1
-            } else {
-                let evicted = self.used.pop_first().and_then(|(_, k)| self.known.remove(&k));
-                evicted.map_or(1, |(number, _, _)| number)
-            };
-            self.known.insert(key.clone(), (number, clock, V::default()));
+        let number = if fresh { self.free() } else { 0 };
+        let slot = self.known.entry(key.clone()).or_insert_with(|| Number { number, used, told: V::default() });
+        slot.used = used;
+        (slot.number, fresh, &mut slot.told)
+    }
+
+    /// A number that is not in use, or the one that was not used for longest. That is looked for by going
+    /// through all of them: a connection with over a thousand conversations at work is rare, and keeping them
+    /// in order of use would cost every frame.
+    fn free(&mut self) -> u32 {
+        if self.known.len() < REFERENCES as usize {
+            return u32::try_from(self.known.len()).unwrap_or(REFERENCES) + 1;
         }
-        let slot = self.known.entry(key.clone()).or_insert_with(|| (1, clock, V::default()));
-        self.used.remove(&slot.1);
-        slot.1 = clock;
-        self.used.insert(clock, key.clone());
-        (slot.0, fresh, &mut slot.2)
+        let oldest = self.known.iter().min_by_key(|(_, n)| n.used).map(|(key, _)| key.clone());
+        oldest.and_then(|key| self.known.remove(&key)).map_or(1, |n| n.number)
     }
 }
 
