@@ -187,6 +187,9 @@ pub struct BenchArgs {
     /// Pairs of users who write to each other
     #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=2000))]
     pub pairs: u16,
+    /// Messages a second while latencies are measured under a steady load [default: half of the highest rate]
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub rate: Option<u32>,
     /// Idle connections at which the server's memory is read, comma-separated
     #[arg(long, value_delimiter = ',', default_value = "1000,5000,10000", value_name = "COUNTS",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

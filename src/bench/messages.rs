@@ -2,7 +2,7 @@
 //!
 //! Each pair has a sender and a receiver, one device each. Closed loop: a sender keeps so many messages in
 //! flight and sends the next when an ack comes, so the rate is what the machine gives. Open loop: messages
-//! leave by the clock at half of that rate, which is where latencies mean something.
+//! leave by the clock at half of that rate (or at `--rate`), which is where latencies mean something.
 //!
 //! Server processor time per message counts everything a message causes: Send, commit, ack, push, the acks of
 //! pushes, rows, packets.
@@ -84,8 +84,8 @@ async fn all_phases(bench: &mut Bench, server: &Server, echoes: &[Echoed]) -> Re
         let (key, ratio) = (format!("messages.{in_flight}.over_echo"), measured.cpu_us() / echo.cpu_us);
         bench.report.add(key, ratio, "x", "server processor time per message over that of the bare echo");
     }
-    let rate = highest / 2.0;
-    bench.report.progress(&format!("messages: half load, {rate:.0} a second"));
+    let rate = bench.args.rate.map_or(highest / 2.0, f64::from);
+    bench.report.progress(&format!("messages: a steady load of {rate:.0} a second"));
     let (_, measured) = phase(bench, server, pairs, Pace::PerSecond(rate), time).await?;
     measured.report(bench, "messages.half", None, Some(ACK_MS_GOAL));
     Ok(())
