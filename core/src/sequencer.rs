@@ -29,8 +29,9 @@ use crate::identity::{HeldIdentities, Run};
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId};
 use crate::limits::CLOCK_AHEAD_MS;
 
-/// Entries kept in memory per active conversation: acks of resends and shipments rarely read the store.
-pub const RECENT_ENTRIES: usize = 256;
+/// Entries kept in memory per active conversation, so that resends rarely read the store: twice what a client
+/// keeps in flight. More would only be evicted from the processor's caches before it is used.
+pub const RECENT_ENTRIES: usize = 128;
 /// Bytes of bodies among them.
 pub const RECENT_BYTES: usize = 128 * 1024;
 /// What a conversation keeps once it is idle.

@@ -137,7 +137,7 @@ impl Node {
                 acked: Rev::default(),
                 remind_at: None,
             };
-            user.devices.insert(key, device);
+            user.devices.insert(key, Box::new(device));
         }
         self.out.frame(key, req, v1::frame::Body::Welcome(welcome));
         self.unstable(now, key, hello.unstable);

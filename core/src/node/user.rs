@@ -80,7 +80,8 @@ pub struct User {
     by_rev: BTreeMap<Rev, ConvId>,
     rev: Rev,
     dirty: BTreeSet<ConvId>,
-    pub(super) devices: BTreeMap<ConnKey, Device>,
+    /// Boxed: most users have one, and a leaf of the map has room for eleven.
+    pub(super) devices: BTreeMap<ConnKey, Box<Device>>,
     loading: Option<Waiting>,
 }
 

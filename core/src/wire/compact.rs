@@ -257,7 +257,13 @@ fn place_in<T>(table: &mut Vec<Option<T>>, reference: u32, value: T) -> Result<(
     if reference == 0 || reference > REFERENCES {
         return Err(Refusal::new(Code::BadReference, format!("reference {reference}; they are 1 to {REFERENCES}")));
     }
+    // Numbers without gaps: one high number must not cost a table of a thousand.
     let index = reference as usize;
+    let next = table.len().max(1);
+    if index > next {
+        let text = format!("reference {reference} before {next}; new ones are given out in order");
+        return Err(Refusal::new(Code::BadReference, text));
+    }
     if table.len() <= index {
         table.resize_with(index + 1, || None);
     }
@@ -627,6 +633,17 @@ mod tests {
         let define =
             v1::Define { r#ref: REFERENCES + 1, what: Some(v1::define::What::Conversation(vec![0; 16].into())) };
         assert_eq!(refused(v1::frame::Body::Define(define)), Code::BadReference);
+    }
+
+    #[test]
+    fn one_high_reference_costs_no_table() {
+        let define =
+            |reference| v1::Define { r#ref: reference, what: Some(v1::define::What::Conversation(vec![0; 16].into())) };
+        let mut reader = Reader::default();
+        for (reference, fine) in [(2, false), (1, true), (REFERENCES, false), (2, true), (1, true), (3, true)] {
+            let read = reader.read(v1::Frame::new(0, v1::frame::Body::Define(define(reference))));
+            assert_eq!(read.is_ok(), fine, "{reference}");
+        }
     }
 
     #[test]

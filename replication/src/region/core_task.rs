@@ -232,15 +232,16 @@ impl Core {
             self.stats_at = now.mono + STATS_EVERY;
             self.publish(now.mono);
         }
+        let Some(until) = self.stop.as_ref().map(|(until, _)| *until) else { return false };
         let settled =
             self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.putting.is_none();
-        match self.stop.take_if(|(until, _)| settled || *until <= now.mono) {
-            Some((_, tell)) => {
-                let _the_caller_gave_up = tell.send((settled, self.node.last_puts()));
-                true
-            }
-            None => false,
+        if !settled && now.mono < until {
+            return false;
         }
+        if let Some((_, tell)) = self.stop.take() {
+            let _the_caller_gave_up = tell.send((settled, self.node.last_puts()));
+        }
+        true
     }
 
     fn carry_out(&mut self) {

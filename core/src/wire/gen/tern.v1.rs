@@ -149,7 +149,7 @@ pub struct Cursor {
     pub rev: u64,
 }
 /// Binds a short number to something long, on this lane, in this direction, until bound anew. At most
-/// 1023 numbers per kind; 0 is never bound.
+/// 1023 numbers per kind; 0 is never bound, and a new one is at most one above those bound before.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Define {
     #[prost(uint32, tag = "1")]
