@@ -44,14 +44,19 @@ impl Scene {
     fn welcome(&mut self) -> v1::Welcome {
         let welcome =
             v1::Welcome { limits: Some(v1::Limits { in_flight: 999, ..Default::default() }), ..Default::default() };
-        let mut body = DownBody::Frame(Box::new(v1::Frame::new(1, Body::Welcome(welcome))));
-        self.down(&mut body);
-        match body {
-            DownBody::Frame(f) => match f.body {
-                Some(Body::Welcome(w)) => w,
-                _ => unreachable!(),
-            },
-            _ => unreachable!(),
+        match self.completed(Body::Welcome(welcome)) {
+            Body::Welcome(welcome) => welcome,
+            other => panic!("a Welcome became {other:?}"),
+        }
+    }
+
+    /// A frame of the core as the client gets it.
+    fn completed(&mut self, body: Body) -> Body {
+        let mut down = DownBody::Frame(Box::new(v1::Frame::new(1, body)));
+        self.down(&mut down);
+        match down {
+            DownBody::Frame(frame) => frame.body.expect("the frame keeps its body"),
+            other => panic!("a frame became {other:?}"),
         }
     }
 
@@ -367,16 +372,9 @@ fn a_hello_that_never_comes_and_a_core_that_never_answers_end_the_connection() {
 #[test]
 fn a_pong_tells_the_address_once_after_it_changed() {
     let mut scene = Scene::live();
-    let seen = |scene: &mut Scene| {
-        let mut body = DownBody::Frame(Box::new(v1::Frame::new(1, Body::Pong(v1::Pong::default()))));
-        scene.down(&mut body);
-        match body {
-            DownBody::Frame(f) => match f.body {
-                Some(Body::Pong(pong)) => pong.seen_address,
-                _ => unreachable!(),
-            },
-            _ => unreachable!(),
-        }
+    let seen = |scene: &mut Scene| match scene.completed(Body::Pong(v1::Pong::default())) {
+        Body::Pong(pong) => pong.seen_address,
+        other => panic!("a Pong became {other:?}"),
     };
     assert_eq!(seen(&mut scene), "");
     scene.peer = "198.51.100.7:6".parse().unwrap();

@@ -26,7 +26,7 @@ pub const PULLS_IN_FLIGHT: usize = 4;
 pub const PULL_PAUSE: Duration = Duration::from_secs(1);
 /// See [`PULL_PAUSE`].
 pub const PULL_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// First pause of a conversation whose send was refused for now; it doubles up to [`SEND_PAUSE_MAX`].
+/// First pause of a conversation whose send was refused with advice to try again; it doubles up to [`SEND_PAUSE_MAX`].
 pub const SEND_PAUSE: Duration = Duration::from_millis(100);
 /// See [`SEND_PAUSE`].
 pub const SEND_PAUSE_MAX: Duration = Duration::from_secs(5);

@@ -176,7 +176,7 @@ impl Outbox {
         );
     }
 
-    /// A send was refused for now.
+    /// A send was refused with advice to try again: the conversation waits.
     pub(super) fn pause(&mut self, now: Duration, at_least: Duration, growing: bool) {
         let grown = SEND_PAUSE.saturating_mul(1 << self.errors.min(6)).min(SEND_PAUSE_MAX);
         let wait = if growing || self.errors > 2 { grown.max(at_least) } else { at_least };

@@ -182,20 +182,26 @@ impl Device {
 
     /// Sends written since the last call.
     pub(super) fn sends(&mut self) -> Vec<(u32, SendRequest)> {
-        let (sends, rest) = std::mem::take(&mut self.written)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Send(..)));
-        self.written = rest;
-        sends.into_iter().map(|(_, o)| if let Outbound::Send(req, s) = o { (req, s) } else { unreachable!() }).collect()
+        let mut sends = Vec::new();
+        for (conn, out) in std::mem::take(&mut self.written) {
+            match out {
+                Outbound::Send(req, send) => sends.push((req, send)),
+                frame @ Outbound::Frame(_) => self.written.push((conn, frame)),
+            }
+        }
+        sends
     }
 
     /// Other frames written since the last call.
     pub(super) fn frames(&mut self) -> Vec<v1::Frame> {
-        let (frames, rest) = std::mem::take(&mut self.written)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(_, o)| matches!(o, Outbound::Frame(_)));
-        self.written = rest;
-        frames.into_iter().map(|(_, o)| if let Outbound::Frame(f) = o { f } else { unreachable!() }).collect()
+        let mut frames = Vec::new();
+        for (conn, out) in std::mem::take(&mut self.written) {
+            match out {
+                Outbound::Frame(frame) => frames.push(frame),
+                send @ Outbound::Send(..) => self.written.push((conn, send)),
+            }
+        }
+        frames
     }
 
     pub(super) fn ack(&mut self, conn: ConnNo, req: u32, place: Place, first: Option<Place>) {

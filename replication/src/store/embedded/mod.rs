@@ -150,7 +150,7 @@ impl EmbeddedStore {
         &self.metrics
     }
 
-    /// Free bytes on the store's disk, asked for now.
+    /// Free bytes on the store's disk, as the system says at this moment.
     pub fn disk_free_bytes(&self) -> std::io::Result<u64> {
         open::free_bytes(&self.claimed.dir)
     }
