@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tern_ipconf::IpPrefix;
 
+use super::gossip::Seed;
 use super::source::{Found, Layers, Source};
 use super::value::{ByteSize, HostPort, Peer, Position, Raw, Secret, Value};
 
@@ -98,6 +99,8 @@ settings! {
     /// Address and port of /metrics, /livez and /readyz: plain HTTP without a login, so keep it private.
     /// Unset: loopback, the client port + 3.
     listen_admin: Option<SocketAddr> = "listen.admin", "";
+    /// Address and port (UDP) for gossip between the nodes of a region. Unset: listen.ip, the client port + 3.
+    listen_gossip: Option<SocketAddr> = "listen.gossip", "";
     /// Addresses that clients are told to reach this edge by. Unset: listen.ip with the client port, which
     /// must then be a real address.
     advertise: Vec<SocketAddr> = "advertise", "[]";
@@ -125,6 +128,20 @@ settings! {
     /// File with the salt of direct conversations' ids as 64 hex digits, the same in every region, never
     /// changed. Unset: `<data>/direct.salt`.
     direct_salt_file: Option<PathBuf> = "direct.salt_file", "";
+
+    /// Nodes that this one joins the gossip of its region through; they need not run all the time. `tern
+    /// ipconf` joins the gossip of every region that it lists: give some nodes of each, with the region's number,
+    /// such as `["1@192.0.2.1:7413", "2@192.0.2.2:7423"]`. Unset: an edge asks the hosts of `core`, one port
+    /// above each.
+    gossip_seeds: Vec<Seed> = "gossip.seeds", "[]";
+    /// Address and port that other nodes send gossip to. Unset: listen.gossip if that names an address, else the
+    /// address that this machine has towards the first seed, else that of `advertise`.
+    gossip_advertise: Option<SocketAddr> = "gossip.advertise", "";
+    /// The deployment's gossip key, 64 hex digits; instead of the file. Best given by TERN_GOSSIP_KEY.
+    gossip_key: Option<Secret> = "gossip.key", "";
+    /// File with the gossip key as 64 hex digits, the same on every node; `tern pki` makes it from the receipt
+    /// key. Unset: `<data>/gossip.key`, and if there is none, the receipt key yields it.
+    gossip_key_file: Option<PathBuf> = "gossip.key_file", "";
 
     /// Connections that this edge takes.
     edge_capacity: u32 = "edge.capacity", "100000";

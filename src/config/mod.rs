@@ -7,6 +7,7 @@
 //! silently ignored is found in an incident. All problems are told at once. Each value remembers where it
 //! came from.
 
+pub mod gossip;
 pub mod keys;
 pub mod show;
 pub mod source;
