@@ -216,6 +216,8 @@ pub enum ConfigAction {
     Check,
     /// Print a file with every key, its description and its default
     Default,
+    /// Print a reference of every key as Markdown: type, range, default, roles, and when a change counts
+    Doc,
 }
 
 fn user(text: &str) -> Result<UserId, String> {

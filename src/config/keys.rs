@@ -9,6 +9,7 @@ use std::time::Duration;
 use tern_ipconf::IpPrefix;
 
 use super::gossip::Seed;
+use super::scope::{self, Reload, Role};
 use super::source::{Found, Layers, Source};
 use super::value::{ByteSize, HostPort, Peer, Position, Raw, Secret, Value};
 
@@ -23,10 +24,26 @@ pub struct Key {
     pub doc: &'static [&'static str],
     /// Type and unit in words.
     pub shape: &'static str,
+    /// What becomes of a change while the process runs.
+    pub reload: Reload,
+    /// Which processes use it.
+    pub roles: &'static [Role],
+    /// Least and most, as they would be written; None: whatever the type takes.
+    pub range: Option<(&'static str, &'static str)>,
+}
+
+macro_rules! range {
+    () => {
+        None
+    };
+    ($least:literal, $most:literal) => {
+        Some(($least, $most))
+    };
 }
 
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal, $default:literal;)+) => {
+    ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $name:literal, $default:literal, $reload:ident,
+        $roles:ident $(, $least:literal to $most:literal)?;)+) => {
         /// The configuration of one process, every value with its type.
         #[derive(Clone, Debug)]
         pub struct Settings {
@@ -40,6 +57,9 @@ macro_rules! settings {
             default: $default,
             doc: &[$($doc),+],
             shape: <$type as Value>::SHAPE,
+            reload: Reload::$reload,
+            roles: scope::$roles,
+            range: range!($($least, $most)?),
         }),+];
 
         impl Settings {
@@ -48,6 +68,7 @@ macro_rules! settings {
                 let before = problems.len();
                 let mut sources = BTreeMap::new();
                 $(let $field: Option<$type> = typed($name, $default, layers, &mut sources, problems);)+
+                $(check_range::<$type>($name, &$field, range!($($least, $most)?), &sources, problems);)+
                 if problems.len() != before {
                     return None;
                 }
@@ -60,129 +81,149 @@ macro_rules! settings {
                 shown.sort_by_key(|(name, ..)| *name);
                 shown
             }
+
+            /// Keys whose values differ from those of `other`, in the order in which they are documented.
+            pub fn changed(&self, other: &Self) -> Vec<&'static Key> {
+                let mut changed = Vec::new();
+                $(if self.$field != other.$field {
+                    changed.extend(key($name));
+                })+
+                changed
+            }
+
+            /// Takes the value of one key, and where it came from, from `other`.
+            pub fn take(&mut self, name: &str, other: &Self) {
+                $(if name == $name {
+                    self.$field.clone_from(&other.$field);
+                    match other.sources.get($name) {
+                        Some(source) => self.sources.insert($name, source.clone()),
+                        None => self.sources.remove($name),
+                    };
+                })+
+            }
         }
     };
 }
 
 settings! {
     /// Directory of everything this process keeps: store, keys, certificates.
-    data: PathBuf = "data", "\"tern-data\"";
+    data: PathBuf = "data", "\"tern-data\"", Restart, ALL;
     /// Name of the deployment: the audience of its tokens. All regions of a deployment have the same.
-    deployment: String = "deployment", "\"tern\"";
+    deployment: String = "deployment", "\"tern\"", Restart, ALL;
     /// Name of this node, unique in its region: in logs, in certificates, and as the name of its edge.
     /// Unset: `<region.name>-e1`.
-    name: Option<String> = "name", "";
+    name: Option<String> = "name", "", Restart, NODES;
 
     /// This region's number, 1 to 255, never used twice in a deployment.
-    region_id: Option<u8> = "region.id", "";
+    region_id: Option<u8> = "region.id", "", Restart, NODES, "1" to "255";
     /// This region's short name: a-z, 0-9 and "-", at most 16 bytes.
-    region_name: Option<String> = "region.name", "";
+    region_name: Option<String> = "region.name", "", Restart, NODES;
     /// Where this region is, for ranking by distance.
-    region_at: Option<Position> = "region.at", "";
+    region_at: Option<Position> = "region.at", "", Restart, NODES;
     /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
-    region_init: bool = "region.init", "false";
+    region_init: bool = "region.init", "false", Restart, REGION;
     /// The other regions, by their node ports; each region must list all others.
-    peers: Vec<Peer> = "peers", "[]";
+    peers: Vec<Peer> = "peers", "[]", Restart, REGION;
     /// Edges only: node ports of the cores of the region, tried in turn.
-    core: Vec<HostPort> = "core", "[]";
+    core: Vec<HostPort> = "core", "[]", Restart, EDGE;
 
     /// Address that clients and nodes are served on.
-    listen_ip: IpAddr = "listen.ip", "\"0.0.0.0\"";
+    listen_ip: IpAddr = "listen.ip", "\"0.0.0.0\"", Restart, NODES;
     /// Further addresses that clients are served on, such as `[::]:443`; port 0 is the client port.
-    listen_also: Vec<SocketAddr> = "listen.also", "[]";
+    listen_also: Vec<SocketAddr> = "listen.also", "[]", Restart, EDGES;
     /// Port for clients, QUIC and TCP. Unset: 7400 + 10 x region.
-    listen_client: Option<u16> = "listen.client", "";
+    listen_client: Option<u16> = "listen.client", "", Restart, NODES;
     /// Port for dispatch (HTTPS). Unset: the client port + 1.
-    listen_dispatch: Option<u16> = "listen.dispatch", "";
+    listen_dispatch: Option<u16> = "listen.dispatch", "", Restart, DISPATCH;
     /// Port for other nodes (QUIC, UDP). Unset: the client port + 2.
-    listen_node: Option<u16> = "listen.node", "";
+    listen_node: Option<u16> = "listen.node", "", Restart, REGION;
     /// Address and port of /metrics, /livez and /readyz: plain HTTP without a login, so keep it private.
     /// Unset: loopback, the client port + 3.
-    listen_admin: Option<SocketAddr> = "listen.admin", "";
+    listen_admin: Option<SocketAddr> = "listen.admin", "", Restart, NODES;
     /// Address and port (UDP) for gossip between the nodes of a region. Unset: listen.ip, the client port + 3.
-    listen_gossip: Option<SocketAddr> = "listen.gossip", "";
+    listen_gossip: Option<SocketAddr> = "listen.gossip", "", Restart, NODES;
     /// Addresses that clients are told to reach this edge by. Unset: listen.ip with the client port, which
     /// must then be a real address.
-    advertise: Vec<SocketAddr> = "advertise", "[]";
+    advertise: Vec<SocketAddr> = "advertise", "[]", AtOnce, EDGES;
     /// What fails together with this edge, a rack or a zone: dispatch spreads its answers over at least two.
     /// Unset: the region's name.
-    failure_domain: Option<String> = "failure_domain", "";
+    failure_domain: Option<String> = "failure_domain", "", AtOnce, EDGES;
 
     /// Certificate chain shown to clients (PEM). Unset: `<data>/pki/<name>.public.pem`.
-    tls_public_cert: Option<PathBuf> = "tls.public_cert", "";
+    tls_public_cert: Option<PathBuf> = "tls.public_cert", "", AtOnce, NODES;
     /// Its key (PEM). Unset: `<data>/pki/<name>.public.key`.
-    tls_public_key: Option<PathBuf> = "tls.public_key", "";
+    tls_public_key: Option<PathBuf> = "tls.public_key", "", AtOnce, NODES;
     /// Certificate chain shown to other nodes (PEM). Unset: `<data>/pki/<name>.node.pem`.
-    tls_node_cert: Option<PathBuf> = "tls.node_cert", "";
+    tls_node_cert: Option<PathBuf> = "tls.node_cert", "", AtOnce, EDGES;
     /// Its key (PEM). Unset: `<data>/pki/<name>.node.key`.
-    tls_node_key: Option<PathBuf> = "tls.node_key", "";
+    tls_node_key: Option<PathBuf> = "tls.node_key", "", AtOnce, EDGES;
     /// The authority that nodes trust each other by (PEM). Unset: `<data>/pki/node-ca.pem`.
-    tls_node_ca: Option<PathBuf> = "tls.node_ca", "";
+    tls_node_ca: Option<PathBuf> = "tls.node_ca", "", AtOnce, EDGES;
     /// Keys that tokens are checked with: a JWK set of Ed25519 (OKP) or HS256 (oct) keys, each with a kid.
     /// Unset: `<data>/tokens.jwk`.
-    tokens_file: Option<PathBuf> = "tokens.file", "";
+    tokens_file: Option<PathBuf> = "tokens.file", "", AtOnce, TOKENS;
     /// The deployment's receipt key, 64 hex digits; instead of the file. Best given by TERN_RECEIPT_KEY.
-    receipt_key: Option<Secret> = "receipt.key", "";
+    receipt_key: Option<Secret> = "receipt.key", "", Restart, REGION;
     /// File with the receipt key as 64 hex digits, the same in every region. Unset: `<data>/receipt.key`.
-    receipt_key_file: Option<PathBuf> = "receipt.key_file", "";
+    receipt_key_file: Option<PathBuf> = "receipt.key_file", "", Restart, REGION;
     /// File with the salt of direct conversations' ids as 64 hex digits, the same in every region, never
     /// changed. Unset: `<data>/direct.salt`.
-    direct_salt_file: Option<PathBuf> = "direct.salt_file", "";
+    direct_salt_file: Option<PathBuf> = "direct.salt_file", "", Restart, REGION;
 
     /// Nodes that this one joins the gossip of its region through; they need not run all the time. `tern
     /// ipconf` joins the gossip of every region that it lists: give some nodes of each, with the region's number,
     /// such as `["1@192.0.2.1:7413", "2@192.0.2.2:7423"]`. Unset: an edge asks the hosts of `core`, one port
     /// above each.
-    gossip_seeds: Vec<Seed> = "gossip.seeds", "[]";
+    gossip_seeds: Vec<Seed> = "gossip.seeds", "[]", Restart, NODES;
     /// Address and port that other nodes send gossip to. Unset: listen.gossip if that names an address, else the
     /// address that this machine has towards the first seed, else that of `advertise`.
-    gossip_advertise: Option<SocketAddr> = "gossip.advertise", "";
+    gossip_advertise: Option<SocketAddr> = "gossip.advertise", "", Restart, NODES;
     /// The deployment's gossip key, 64 hex digits; instead of the file. Best given by TERN_GOSSIP_KEY.
-    gossip_key: Option<Secret> = "gossip.key", "";
+    gossip_key: Option<Secret> = "gossip.key", "", Restart, NODES;
     /// File with the gossip key as 64 hex digits, the same on every node; `tern pki` makes it from the receipt
     /// key. Unset: `<data>/gossip.key`, and if there is none, the receipt key yields it.
-    gossip_key_file: Option<PathBuf> = "gossip.key_file", "";
+    gossip_key_file: Option<PathBuf> = "gossip.key_file", "", Restart, NODES;
 
     /// Connections that this edge takes.
-    edge_capacity: u32 = "edge.capacity", "100000";
+    edge_capacity: u32 = "edge.capacity", "100000", AtOnce, EDGES, "1" to "13000000";
     /// How long a stopping edge takes to send its clients away.
-    edge_drain_window: Duration = "edge.drain_window", "\"5s\"";
+    edge_drain_window: Duration = "edge.drain_window", "\"5s\"", AtOnce, EDGES, "0s" to "1h";
     /// Interval of a client's heartbeats while it is in the foreground.
-    heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"";
+    heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"", AtOnce, NODES, "1ms" to "10m";
     /// Shortest interval of heartbeats in the background.
-    heartbeat_background_min: Duration = "heartbeat.background_min", "\"60s\"";
+    heartbeat_background_min: Duration = "heartbeat.background_min", "\"60s\"", AtOnce, NODES, "1ms" to "5m";
     /// Longest interval of heartbeats in the background; connections end after 2.5 times as long a silence.
-    heartbeat_background_max: Duration = "heartbeat.background_max", "\"300s\"";
+    heartbeat_background_max: Duration = "heartbeat.background_max", "\"300s\"", AtOnce, NODES, "1ms" to "5m";
 
     /// Messages a second that a user may send in the long run.
-    limit_sends_per_second: u32 = "limits.sends_per_second", "20";
+    limit_sends_per_second: u32 = "limits.sends_per_second", "20", AtOnce, EDGES, "1" to "1000000";
     /// Messages that a user may send at once.
-    limit_sends_burst: u32 = "limits.sends_burst", "60";
+    limit_sends_burst: u32 = "limits.sends_burst", "60", AtOnce, EDGES, "1" to "1000000";
     /// Failed handshakes a second from one address block (IPv4 /24, IPv6 /56).
-    limit_failed_handshakes: u32 = "limits.failed_handshakes_per_second", "20";
+    limit_failed_handshakes: u32 = "limits.failed_handshakes_per_second", "20", AtOnce, EDGES, "1" to "1000000";
     /// A connection that has not said hello by then is closed.
-    limit_hello_timeout: Duration = "limits.hello_timeout", "\"5s\"";
+    limit_hello_timeout: Duration = "limits.hello_timeout", "\"5s\"", AtOnce, EDGES, "1ms" to "5m";
 
     /// Free disk below which messages are refused with store_full.
-    store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"";
+    store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"", Restart, REGION;
     /// Memory for the store's block cache.
-    store_cache: ByteSize = "store.cache", "\"64MiB\"";
+    store_cache: ByteSize = "store.cache", "\"64MiB\"", Restart, REGION, "1MiB" to "1024GiB";
     /// A region that was silent for this long: clients offer their unconfirmed messages elsewhere.
-    reoffer_after: Duration = "reoffer_after", "\"30s\"";
+    reoffer_after: Duration = "reoffer_after", "\"30s\"", Restart, REGION, "1ms" to "24h";
 
     /// GeoIP database in MMDB format, by country or city. Unset: the built-in DB-IP Lite country file.
-    dispatch_geoip: Option<PathBuf> = "dispatch.geoip", "";
+    dispatch_geoip: Option<PathBuf> = "dispatch.geoip", "", AtOnce, DISPATCH;
     /// Proxies whose X-Forwarded-For is believed.
-    dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]";
+    dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]", AtOnce, DISPATCH;
     /// Who may ask dispatch as another address, besides loopback.
-    dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]";
+    dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]", AtOnce, DISPATCH;
     /// `tern ipconf` only: admin addresses of the regions whose edges it lists, asked once a second.
-    dispatch_sources: Vec<HostPort> = "dispatch.sources", "[]";
+    dispatch_sources: Vec<HostPort> = "dispatch.sources", "[]", Restart, IPCONF;
 
     /// What is logged: a level (error, warn, info, debug, trace) or a filter such as "info,tern_edge=debug".
-    log_level: String = "log.level", "\"info\"";
+    log_level: String = "log.level", "\"info\"", AtOnce, ALL;
     /// Log as JSON, one object a line.
-    log_json: bool = "log.json", "false";
+    log_json: bool = "log.json", "false", Restart, ALL;
 }
 
 impl Settings {
@@ -208,6 +249,32 @@ fn typed<T: Value>(
             problems.push(format!("{}: {name} {what}", found.source));
             None
         }
+    }
+}
+
+/// The key of a name.
+pub fn key(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}
+
+/// Adds a problem where a value lies outside of its key's range.
+fn check_range<T: Value>(
+    name: &'static str,
+    value: &Option<T>,
+    range: Option<(&str, &str)>,
+    sources: &BTreeMap<&'static str, Source>,
+    problems: &mut Vec<String>,
+) {
+    let (Some(value), Some((least, most))) = (value, range) else { return };
+    let bound = |text: &str| T::from_text(text).ok().and_then(|bound| bound.size());
+    let outside = match (value.size(), bound(least), bound(most)) {
+        (Some(size), Some(least), Some(most)) => !(least..=most).contains(&size),
+        _ => false,
+    };
+    if outside {
+        let source = sources.get(name).unwrap_or(&Source::Default);
+        let shown = value.show().unwrap_or_default();
+        problems.push(format!("{source}: {name} is {shown}; it must be from {least} to {most}"));
     }
 }
 

@@ -1,7 +1,8 @@
 //! One typed configuration: a TOML file, over it the environment, over that flags.
 //!
 //! [`keys`] lists every key with its type, default and description; [`source`] reads the three places;
-//! [`value`] says what a value can be; [`show`] prints what `tern config` prints.
+//! [`value`] says what a value can be, [`scope`] whom a key concerns and when a change of it counts; [`show`] and
+//! [`reference`](mod@reference) print what `tern config` prints.
 //!
 //! Unknown keys are errors wherever they stand, and name the nearest valid one: a misspelled limit that is
 //! silently ignored is found in an incident. All problems are told at once. Each value remembers where it
@@ -9,6 +10,8 @@
 
 pub mod gossip;
 pub mod keys;
+pub mod reference;
+pub mod scope;
 pub mod show;
 pub mod source;
 pub mod value;
@@ -75,9 +78,6 @@ impl Settings {
     /// What types alone can't say.
     fn check(&self, problems: &mut Vec<String>) {
         let mut problem = |key: &str, what: &str| problems.push(format!("{}: {key} {what}", self.source(key)));
-        if self.region_id == Some(0) {
-            problem("region.id", "is 0; regions are 1 to 255");
-        }
         for (key, name) in [("region.name", &self.region_name), ("name", &self.name)] {
             if name.as_ref().is_some_and(|n| !is_name(n)) {
                 problem(key, "must be 1 to 32 characters of a-z, 0-9 and \"-\": it becomes part of a host name");
@@ -100,20 +100,6 @@ impl Settings {
         }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");
-        }
-        for (key, zero) in [
-            ("heartbeat.foreground", self.heartbeat_foreground.is_zero()),
-            ("heartbeat.background_min", self.heartbeat_background_min.is_zero()),
-            ("limits.hello_timeout", self.limit_hello_timeout.is_zero()),
-            ("limits.sends_per_second", self.limit_sends_per_second == 0),
-            ("limits.sends_burst", self.limit_sends_burst == 0),
-            ("limits.failed_handshakes_per_second", self.limit_failed_handshakes == 0),
-            ("edge.capacity", self.edge_capacity == 0),
-            ("reoffer_after", self.reoffer_after.is_zero()),
-        ] {
-            if zero {
-                problem(key, "is 0; it must be more");
-            }
         }
     }
 

@@ -97,6 +97,7 @@ pub fn check_json(settings: &Settings) -> String {
 pub fn run(global: &Global, action: ConfigAction) -> Result<(), Failure> {
     match action {
         ConfigAction::Default => print!("{}", default_toml()),
+        ConfigAction::Doc => print!("{}", super::reference::markdown()),
         ConfigAction::Check => {
             // The flag says how to print here, not how to log.
             let settings = crate::settings(&Global { json: false, ..global.clone() }, &[])?;

@@ -92,12 +92,12 @@ fn peers_can_be_a_list_of_tables_or_text() {
 #[test]
 fn values_that_contradict_each_other_are_refused() {
     for (toml, expected) in [
-        ("[region]\nid = 0\n", "regions are 1 to 255"),
+        ("[region]\nid = 0\n", "region.id is 0; it must be from 1 to 255"),
         ("[region]\nname = \"EU West\"\n", "host name"),
         ("peers = [\"1:eu@a:1\"]\n[region]\nid = 1\n", "which is this one"),
         ("peers = [\"2:eu@a:1\", \"2:us@b:1\"]\n", "twice"),
-        ("[heartbeat]\nbackground_min = \"10m\"\n", "above heartbeat.background_max"),
-        ("[limits]\nsends_per_second = 0\n", "must be more"),
+        ("[heartbeat]\nbackground_min = \"5m\"\nbackground_max = \"4m\"\n", "above heartbeat.background_max"),
+        ("[limits]\nsends_per_second = 0\n", "it must be from 1 to 1000000"),
     ] {
         let error = load(toml, &[], &[]).unwrap_err();
         assert!(error.contains(expected), "{toml}: {error}");
@@ -125,4 +125,40 @@ fn a_secret_is_not_printed_whatever_prints_it() {
     assert!(!everything.contains("00ff00ff"));
     assert!(everything.contains("environment TERN_RECEIPT_KEY"));
     assert_eq!(ENV_PREFIX, "TERN_");
+}
+
+#[test]
+fn a_range_is_part_of_its_keys_definition_and_holds_in_every_source() {
+    for key in KEYS {
+        let Some((least, most)) = key.range else { continue };
+        for bound in [least, most] {
+            // Bounds of two keys that depend on each other are not meant to stand alone.
+            if !key.name.starts_with("heartbeat.") {
+                assert!(load("", &[], &[(key.name, bound)]).is_ok(), "{} = {bound}", key.name);
+            }
+        }
+        let above = match most.find(|c: char| !c.is_ascii_digit()) {
+            Some(unit) => format!("{}{}", most[..unit].parse::<u64>().unwrap() + 1, &most[unit..]),
+            None => (most.parse::<u64>().unwrap() + 1).to_string(),
+        };
+        let error = load("", &[(&env_name(key.name), &above)], &[]).unwrap_err();
+        assert!(error.contains(key.name) && error.contains(&env_name(key.name)), "{error}");
+    }
+}
+
+#[test]
+fn what_changed_is_found_by_value_and_taken_with_its_source() {
+    let old = load("", &[("TERN_RECEIPT_KEY", "a")], &[]).unwrap();
+    let new = load("[edge]\ncapacity = 7\n", &[("TERN_RECEIPT_KEY", "b")], &[("log.level", "info")]).unwrap();
+    let names: Vec<&str> = new.changed(&old).iter().map(|k| k.name).collect();
+    assert_eq!(names, ["receipt.key", "edge.capacity"], "a secret that changes is seen, an equal value is not");
+    let mut mixed = old.clone();
+    mixed.take("edge.capacity", &new);
+    assert_eq!(
+        (mixed.edge_capacity, mixed.source("edge.capacity").to_string()),
+        (7, "FILE:2".to_owned().replace("FILE", &new.source("edge.capacity").to_string().replace(":2", "")))
+    );
+    assert_eq!(mixed.receipt_key, old.receipt_key);
+    mixed.take("edge.capacity", &old);
+    assert_eq!(mixed.source("edge.capacity"), &Source::Default);
 }

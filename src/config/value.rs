@@ -61,6 +61,11 @@ pub trait Value: Sized {
 
     /// As TOML. None: unset.
     fn show(&self) -> Option<String>;
+
+    /// How much it is, for keys with a range. None: it has no size, or is unset.
+    fn size(&self) -> Option<u128> {
+        None
+    }
 }
 
 fn wrong<T: Value>(raw: &Raw) -> String {
@@ -85,6 +90,9 @@ impl<T: Value> Value for Option<T> {
     }
     fn show(&self) -> Option<String> {
         self.as_ref().and_then(Value::show)
+    }
+    fn size(&self) -> Option<u128> {
+        self.as_ref().and_then(Value::size)
     }
 }
 
@@ -161,6 +169,9 @@ macro_rules! whole_numbers {
             fn show(&self) -> Option<String> {
                 Some(self.to_string())
             }
+            fn size(&self) -> Option<u128> {
+                Some(u128::from(*self))
+            }
         }
     )*};
 }
@@ -204,6 +215,9 @@ impl Value for Duration {
     }
     fn show(&self) -> Option<String> {
         Some(quoted(&show_duration(*self)))
+    }
+    fn size(&self) -> Option<u128> {
+        Some(self.as_millis())
     }
 }
 
@@ -262,6 +276,9 @@ impl Value for ByteSize {
             Some((unit, size)) => quoted(&format!("{}{unit}", self.0 / size)),
             None => self.0.to_string(),
         })
+    }
+    fn size(&self) -> Option<u128> {
+        Some(self.0.into())
     }
 }
 
