@@ -95,6 +95,16 @@ codes! {
     TooSlow = 29, "too_slow", Here;
     /// The region's clock is far off the other regions'. Nothing was stored.
     ClockOff = 30, "clock_off", Elsewhere;
+    /// The sender may not make this change.
+    NotAllowed = 31, "not_allowed", Never;
+    /// The group has as many members as are allowed.
+    GroupFull = 32, "group_full", Never;
+    /// A body of tern's own kinds that says nothing, or what can't be.
+    BadChange = 33, "bad_change", Never;
+    /// This device was removed by its user.
+    Kicked = 34, "kicked", Never;
+    /// The token was issued before its user's tokens were revoked.
+    TokenRevoked = 35, "token_revoked", NewToken;
 }
 
 /// A refusal, ready for the wire.

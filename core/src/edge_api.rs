@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use crate::codes::Refusal;
 use crate::entry::Entry;
-use crate::ids::{ConvId, Heads, InstallId, Origin, Place, Rev, Seq, UserId};
+use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, Seq, UserId};
 use crate::receipt::Receipt;
 use crate::wire::{node_v1, v1};
 
@@ -41,6 +41,28 @@ pub struct SendRequest {
     pub wall_ms: u64,
     /// A re-offer: display key and receipt of the first ack.
     pub offer: Option<(Place, Bytes)>,
+    /// An offer of a membership entry.
+    pub membership: Option<Box<MembershipOffer>>,
+    /// Groups: the newest membership entry that the client holds.
+    pub named: Option<Box<Named>>,
+}
+
+/// What an offer of a membership entry has besides place and receipt (R10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipOffer {
+    /// Who wrote it: not the connection's user, where a member offers another's entry.
+    pub author: (UserId, InstallId),
+    /// Its stamp's cut.
+    pub cut: Heads,
+}
+
+/// An entry that a client holds, by place and by identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Where the client has it.
+    pub place: Place,
+    /// Any copy of it will do.
+    pub by: Identity,
 }
 
 /// One held message in an ack.
@@ -54,6 +76,8 @@ pub struct HeldAck {
     pub first: Option<Place>,
     /// The proof.
     pub receipt: Receipt,
+    /// Membership entries: the cut of its stamp, which the receipt covers; otherwise empty.
+    pub cut: Heads,
 }
 
 /// Edge to core.
@@ -77,6 +101,8 @@ pub enum Up {
         transport: &'static str,
         /// Of the token, wall clock.
         token_expires_ms: u64,
+        /// Of the token, wall clock.
+        token_issued_ms: u64,
     },
     /// A message.
     Send {
@@ -154,6 +180,8 @@ pub struct Ack {
     pub first: Option<Place>,
     /// The proof.
     pub receipt: Receipt,
+    /// Membership entries: the cut of its stamp, which the receipt covers; otherwise empty.
+    pub cut: Heads,
     /// What is held of floor..n-1.
     pub also: Vec<HeldAck>,
     /// The offered receipt proved nothing.
@@ -175,6 +203,23 @@ pub struct Push {
     pub prev_rev: Rev,
     /// The user's rev after.
     pub rev: Rev,
+    /// The rest of the row, where it changed or is not the plain row of a member.
+    pub row: Option<Box<RowState>>,
+}
+
+/// What a row says besides its heads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowState {
+    /// See `store::RowRecord::state`.
+    pub state: u32,
+    /// Of the membership.
+    pub generation: u64,
+    /// Entries up to here are from before the membership.
+    pub from: Heads,
+    /// The user's read mark.
+    pub read: Heads,
+    /// Direct conversations: the other user's read mark.
+    pub peer_read: Heads,
 }
 
 /// See [`DownBody::Page`].

@@ -5,24 +5,31 @@
 //! is the format, and golden bytes in the tests pin it.
 //!
 //! ```text
-//! u8  format = 1        u8  flags (1 only_sender, 2 first, 4 peer, 8 erased)
+//! u8  format = 1        u8  flags (1 only_sender, 2 first, 4 peer, 8 erased, 16 stamp)
 //! u32 kind              u64 hlc   u8 region   u64 era   u64 seq   u64 n   u64 wall_ms
 //! [first: u64 hlc, u8 region, u64 era, u64 seq]
 //! u8+user  u8+install  [u8+peer]
+//! [stamp: u16 count, per origin u8 region, u64 era, u64 seq; [u8; 16] receipt]
 //! [u8; 32] SHA-256 of the body as it was sent    u32+body
 //! ```
 //! Integers are big-endian.
 
-use bytes::{Buf, BufMut, Bytes};
+use std::sync::Arc;
 
-use crate::ids::{Identity, InstallId, Origin, Place, Seq, UserId, body_hash};
+use bytes::{Buf, BufMut, Bytes};
+use ring::digest::{Context, SHA256};
+
+use crate::ids::{Heads, Identity, InstallId, Origin, Place, Seq, UserId, body_hash};
+use crate::kinds::is_membership;
 use crate::limits::BODY_BYTES;
+use crate::receipt::{RECEIPT_BYTES, Receipt};
 
 const FORMAT: u8 = 1;
 const ONLY_SENDER: u8 = 1;
 const FIRST: u8 = 2;
 const PEER: u8 = 4;
 const ERASED: u8 = 8;
+const STAMP: u8 = 16;
 
 /// One entry of one conversation's log. Immutable once decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct Entry {
     pub wall_ms: u64,
     /// The display key that an earlier copy of this identity was acked with (R4).
     pub first: Option<Place>,
+    /// Membership entries: what the sequencer added.
+    pub stamp: Option<Arc<Stamp>>,
     /// For the sender alone: the receiver has blocked him (R11).
     pub only_sender: bool,
     /// SHA-256 of the body as it was sent; stays when the body is erased (R16).
@@ -48,6 +57,36 @@ pub struct Entry {
     pub body: Bytes,
     /// The body was erased.
     pub erased: bool,
+}
+
+/// What the sequencer adds to a membership entry, so that every region applies the same, and any member can prove
+/// it to a region that lacks it (R10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// What the sequencing region held of the conversation, the entry itself included.
+    pub cut: Heads,
+    /// Over display key, identity and [`Entry::proof`].
+    pub receipt: Receipt,
+}
+
+/// What receipts cover besides display key and identity. For text that is the body's hash; other kinds, and what
+/// the sequencer added, are hashed in: a receipt for one kind must not pass for another.
+pub fn proof(kind: u32, body_hash: &[u8; 32], cut: &Heads) -> [u8; 32] {
+    if kind == 0 {
+        return *body_hash;
+    }
+    let mut hash = Context::new(&SHA256);
+    hash.update(b"tern proof 1");
+    hash.update(&kind.to_be_bytes());
+    hash.update(body_hash);
+    for (origin, seq) in cut {
+        hash.update(&[origin.region]);
+        hash.update(&origin.era.to_be_bytes());
+        hash.update(&seq.to_be_bytes());
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(hash.finish().as_ref());
+    out
 }
 
 /// Why bytes are not an entry.
@@ -65,6 +104,9 @@ pub enum EntryError {
     /// Region 0, or seq 0, or n 0.
     #[error("an entry with a place or identity of 0")]
     Zero,
+    /// A membership entry without its stamp, or a stamp on another.
+    #[error("a stamp where none belongs, or none where one does")]
+    Stamp,
     /// The body is not the one that the header describes.
     #[error("an entry whose body does not match its hash")]
     Hash,
@@ -74,6 +116,18 @@ impl Entry {
     /// The key that messages are displayed by: the lowest of all copies' keys counts.
     pub fn display_key(&self) -> Place {
         self.first.unwrap_or(self.place)
+    }
+
+    /// What a receipt for it covers, see [`proof`].
+    pub fn proof(&self) -> [u8; 32] {
+        let none = Heads::new();
+        proof(self.kind, &self.body_hash, self.stamp.as_ref().map_or(&none, |s| &s.cut))
+    }
+
+    /// The form that replaces it when its body is erased (R16).
+    #[must_use]
+    pub fn to_erased(&self) -> Self {
+        Self { body: Bytes::new(), erased: true, ..self.clone() }
     }
 
     /// Position in its log.
@@ -96,6 +150,7 @@ impl Entry {
             + 1
             + self.by.install.as_str().len()
             + self.peer.as_ref().map_or(0, |p| 1 + p.as_str().len())
+            + self.stamp.as_ref().map_or(0, |s| 2 + s.cut.len() * 17 + RECEIPT_BYTES)
             + 32
             + 4
             + self.body.len()
@@ -109,7 +164,8 @@ impl Entry {
             flag(self.only_sender, ONLY_SENDER)
                 | flag(self.first.is_some(), FIRST)
                 | flag(self.peer.is_some(), PEER)
-                | flag(self.erased, ERASED),
+                | flag(self.erased, ERASED)
+                | flag(self.stamp.is_some(), STAMP),
         );
         out.put_u32(self.kind);
         put_place(out, self.place);
@@ -122,6 +178,15 @@ impl Entry {
         put_text(out, self.by.install.as_str());
         if let Some(peer) = &self.peer {
             put_text(out, peer.as_str());
+        }
+        if let Some(stamp) = &self.stamp {
+            out.put_u16(u16::try_from(stamp.cut.len()).unwrap_or(u16::MAX));
+            for (origin, seq) in stamp.cut.iter().take(usize::from(u16::MAX)) {
+                out.put_u8(origin.region);
+                out.put_u64(origin.era);
+                out.put_u64(*seq);
+            }
+            out.put_slice(&stamp.receipt);
         }
         out.put_slice(&self.body_hash);
         #[expect(clippy::cast_possible_truncation, reason = "bodies are at most 64 KiB")]
@@ -164,6 +229,10 @@ impl Entry {
         } else {
             None
         };
+        let stamp = if flags & STAMP != 0 { Some(Arc::new(get_stamp(&mut b)?)) } else { None };
+        if stamp.is_some() != is_membership(kind) {
+            return Err(EntryError::Stamp);
+        }
         let mut body_hash = [0; 32];
         b.try_copy_to_slice(&mut body_hash).map_err(|_| EntryError::Length)?;
         let length = b.try_get_u32().map_err(|_| EntryError::Length)? as usize;
@@ -180,6 +249,7 @@ impl Entry {
             kind,
             wall_ms,
             first,
+            stamp,
             only_sender: flags & ONLY_SENDER != 0,
             body_hash,
             body: b,
@@ -201,6 +271,17 @@ fn get_place(b: &mut Bytes) -> Result<Place, EntryError> {
     }
     let place = Place { hlc: b.get_u64(), origin: Origin { region: b.get_u8(), era: b.get_u64() }, seq: b.get_u64() };
     if place.origin.region == 0 || place.seq == 0 { Err(EntryError::Zero) } else { Ok(place) }
+}
+
+fn get_stamp(b: &mut Bytes) -> Result<Stamp, EntryError> {
+    let count = usize::from(b.try_get_u16().map_err(|_| EntryError::Length)?);
+    if b.len() < count * 17 + RECEIPT_BYTES {
+        return Err(EntryError::Length);
+    }
+    let cut = (0..count).map(|_| (Origin { region: b.get_u8(), era: b.get_u64() }, b.get_u64())).collect();
+    let mut receipt = [0; RECEIPT_BYTES];
+    b.copy_to_slice(&mut receipt);
+    Ok(Stamp { cut, receipt })
 }
 
 fn put_text(out: &mut impl BufMut, text: &str) {
@@ -232,6 +313,7 @@ mod tests {
             kind: 0,
             wall_ms: 5,
             first: None,
+            stamp: None,
             only_sender: false,
             body_hash: body_hash(&body),
             body,
@@ -274,14 +356,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(hlc: u64, era: u64, seq in 1u64.., n in 1u64.., kind: u32, wall_ms: u64,
+        fn what_is_written_is_read(hlc: u64, era: u64, seq in 1u64.., n in 1u64.., kind in prop_oneof![any::<u32>(), 14u32..24], wall_ms: u64,
             user in "[a-zü]{1,20}", peer in proptest::option::of("[a-z]{1,64}"), body: Vec<u8>, only_sender: bool, first: bool) {
             let body = Bytes::from(body);
             let place = Place { hlc, origin: Origin { region: 7, era }, seq };
             let entry = Entry {
                 place, by: Identity { user: UserId::new(&user).unwrap(), install: InstallId::new("i").unwrap(), n },
                 peer: peer.map(|p| UserId::new(&p).unwrap()), kind, wall_ms,
-                first: first.then_some(place), only_sender, body_hash: body_hash(&body), body, erased: false,
+                first: first.then_some(place), stamp: is_membership(kind).then(|| Arc::new(Stamp { cut: [(place.origin, n)].into(), receipt: [7; 16] })),
+                only_sender, body_hash: body_hash(&body), body, erased: false,
             };
             prop_assert_eq!(entry.encoded_len(), entry.to_bytes().len());
             prop_assert_eq!(Entry::decode(entry.to_bytes()), Ok(entry));

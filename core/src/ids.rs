@@ -93,6 +93,21 @@ impl ConvId {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
+        Self::first_half(hash)
+    }
+
+    /// The id of a user's own log, which holds his cells: mutes, blocks, devices. The first 16 bytes of SHA-256
+    /// over "own log", the deployment's salt and his id, each with its length before it.
+    pub fn own(salt: &[u8], user: &UserId) -> Self {
+        let mut hash = Context::new(&SHA256);
+        for part in [b"own log", salt, user.as_str().as_bytes()] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self::first_half(hash)
+    }
+
+    fn first_half(hash: Context) -> Self {
         let mut id = [0; 16];
         id.copy_from_slice(&hash.finish().as_ref()[..16]);
         Self(id)

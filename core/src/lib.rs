@@ -11,6 +11,7 @@
 //! 2. [`entry`]: a message as it lies in a log, with its stored form; [`receipt`]: the proof of its place.
 //! 3. [`wire`]: the frames between clients and edges, and between nodes.
 //! 4. [`identity`], [`sequencer`]: what makes a resend harmless, and what gives a message its place.
+//!    [`kinds`], [`membership`]: groups; [`buckets`]: rows compared by hashes.
 //! 5. [`store`]: what the machines ask of a store, and no more.
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links.
 //! 7. [`ranking`]: which edges a client should try.
@@ -20,6 +21,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod buckets;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
@@ -29,7 +31,9 @@ pub mod entry;
 pub mod hlc;
 pub mod identity;
 pub mod ids;
+pub mod kinds;
 pub mod limits;
+pub mod membership;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod pacing;

@@ -75,3 +75,15 @@ pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 pub const UNSTABLE_MESSAGES: usize = 10_000;
 /// Bytes of them, likewise.
 pub const UNSTABLE_BYTES: usize = 64 * 1024 * 1024;
+/// Members of a group. Each message writes one row per member, so that larger groups need another way.
+pub const GROUP_MEMBERS: usize = 500;
+/// Bytes of a group's title: a line on a screen in any script.
+pub const TITLE_BYTES: usize = 256;
+/// Bytes of a cell's key: a prefix and an id.
+pub const CELL_KEY_BYTES: usize = 256;
+/// Bytes of a cell's value: cells are folded in memory, so they are small.
+pub const CELL_BYTES: usize = 4096;
+/// Cells that are folded of one conversation; of more, new keys are ignored. Bounds a checkpoint.
+pub const CELLS: usize = 4096;
+/// Origins that a read mark, a cut or a vector from a client may name.
+pub const VECTOR_ORIGINS: usize = 256;

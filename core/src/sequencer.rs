@@ -200,6 +200,7 @@ impl LogState {
             kind: send.kind,
             wall_ms: send.wall_ms,
             first: offered,
+            stamp: None,
             only_sender: false,
             body_hash: *body_hash,
             body: send.body.clone(),
@@ -462,6 +463,8 @@ mod tests {
             body: Bytes::from(format!("message {n}")),
             wall_ms: 0,
             offer: None,
+            membership: None,
+            named: None,
         }
     }
 

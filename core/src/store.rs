@@ -39,6 +39,9 @@ pub struct Todo {
     pub conversation: ConvId,
     /// Everything up to here is done; an origin that is absent has nothing to do. Empty = remove the row.
     pub prefix: Heads,
+    /// Read marks of this user are to be told to a peer region: `conversation` is his own log, and the prefix has
+    /// his rev up to which that is done, under an origin of era 0.
+    pub user: Option<UserId>,
 }
 
 /// A batch of one log.
@@ -80,6 +83,10 @@ pub struct RowRecord {
     pub heads: Heads,
     /// Read mark.
     pub read: Heads,
+    /// Direct conversations: the other user's read mark.
+    pub peer_read: Heads,
+    /// Entries up to here are from before the membership.
+    pub from: Heads,
     /// 0 = member, 1 = left, 2 = large.
     pub state: u32,
     /// Of the membership.
@@ -112,6 +119,16 @@ pub enum Put {
         conversation: ConvId,
         /// See `node::checkpoint`.
         value: Bytes,
+    },
+    /// Replaces a stored entry by its erased form: no body, `erased` set, all else as it was, so that the chain
+    /// over body hashes still holds (R16). Nothing happens where the entry is not held or erased already.
+    Erase {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Whose log.
+        origin: Origin,
+        /// Which entry.
+        seq: Seq,
     },
     /// A named value of the region.
     Meta {

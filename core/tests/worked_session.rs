@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use tern_core::edge_api::{Ack, Push, SendRequest};
 use tern_core::entry::Entry;
@@ -36,6 +38,7 @@ fn entry(sender: &str, install: &str, seq: u64, ms: u64, body: &'static [u8]) ->
         kind: 0,
         wall_ms: ms - 20,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -83,10 +86,19 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         body: Bytes::from_static(b"hello"),
         wall_ms: start + 980,
         offer: None,
+        membership: None,
+        named: None,
     };
     let mine = entry("alice", "phone-1", 1, start + 1_000, b"hello");
     let theirs = entry("bob", "pc", 2, start + 5_000, b"hi alice");
-    let ack = Ack { place: mine.place, first: None, receipt: RECEIPT, also: Vec::new(), receipt_refused: false };
+    let ack = Ack {
+        place: mine.place,
+        first: None,
+        receipt: RECEIPT,
+        also: Vec::new(),
+        receipt_refused: false,
+        cut: BTreeMap::new(),
+    };
     let own_row = Push {
         conversation,
         peer: Some(user("bob")),
@@ -94,6 +106,7 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         heads: [(EU, 1)].into(),
         prev_rev: Rev(0),
         rev: Rev(Rev::start_of(1).0 + 1),
+        row: None,
     };
     let their_push = Push {
         entries: vec![theirs.clone().into()],

@@ -192,6 +192,8 @@ async fn a_core_that_does_not_read_loses_the_link_rather_than_the_edges_memory()
             body: vec![0; 60_000].into(),
             wall_ms: 0,
             offer: None,
+            membership: None,
+            named: None,
         },
     };
     for n in 1..=100 {

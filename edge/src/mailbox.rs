@@ -287,12 +287,23 @@ mod tests {
             heads: Heads::new(),
             prev_rev: Rev(rev - 1),
             rev: Rev(rev),
+            row: None,
         }))
     }
 
     fn ack(req: u32) -> DownBody {
         let place = Place { hlc: 1, origin: Origin { region: 1, era: 1 }, seq: 1 };
-        DownBody::Ack { req, ack: Ack { place, first: None, receipt: [0; 16], also: vec![], receipt_refused: false } }
+        DownBody::Ack {
+            req,
+            ack: Ack {
+                place,
+                first: None,
+                receipt: [0; 16],
+                also: vec![],
+                receipt_refused: false,
+                cut: tern_core::ids::Heads::new(),
+            },
+        }
     }
 
     fn frame(body: Body) -> DownBody {

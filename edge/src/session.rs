@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use tern_core::buckets;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, DownBody, Up};
 use tern_core::ids::{Cursor, Origin};
-use tern_core::limits::{CURSORS, UNSTABLE_PER_FRAME};
+use tern_core::limits::{CURSORS, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
 use tern_core::wire::compact::{Read, Reader};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, VERSION, convert, v1};
@@ -223,6 +224,7 @@ impl Session {
             address: cx.peer.to_string(),
             transport: cx.transport,
             token_expires_ms: claims.exp_ms,
+            token_issued_ms: claims.iat_ms,
         });
         Ok(())
     }
@@ -249,7 +251,17 @@ impl Session {
                 out.answers.push((at, v1::Frame::new(req, Body::Pong(pong))));
                 return Ok(());
             }
-            Some(Body::Ping(_)) => self.open += 1,
+            Some(Body::Ping(_) | Body::PullDevices(_)) => self.open += 1,
+            Some(Body::Mark(mark)) => {
+                if let Err(refusal) = check_mark(mark) {
+                    return self.one(req, at, refusal, out);
+                }
+                self.open += 1;
+            }
+            Some(Body::RowHashes(hashes)) => {
+                let check = check_hashes(hashes);
+                return self.pull(check, frame, cx, out);
+            }
             Some(Body::PushAck(_) | Body::Commit(_) | Body::Network(_)) => {}
             Some(Body::Unstable(unstable)) => {
                 if let Err(refusal) = check_unstable(&unstable.logs) {
@@ -269,7 +281,7 @@ impl Session {
                 return self.token(req, &token, cx, out);
             }
             Some(Body::Hello(_)) => return Err(wrong("a second Hello")),
-            None | Some(Body::Signal(_) | Body::Mark(_) | Body::RowHashes(_) | Body::PullCells(_)) => {
+            None | Some(Body::Signal(_) | Body::PullCells(_)) => {
                 if req != 0 {
                     out.refuse(at, req, &bad("this version does not know such a frame; nothing was done"));
                 }
@@ -286,7 +298,10 @@ impl Session {
                 | Body::Kick(_)
                 | Body::Error(_)
                 | Body::Rows(_)
-                | Body::Page(_),
+                | Body::Page(_)
+                | Body::Marked(_)
+                | Body::TokenTaken(_)
+                | Body::Devices(_),
             ) => return Err(wrong("a frame that only servers send")),
         }
         if cx.core_reachable {
@@ -369,6 +384,10 @@ impl Session {
                     self.expires_ms = claims.exp_ms;
                     self.noticed = false;
                 }
+                let taken = v1::TokenTaken { token_expires_ms: self.expires_ms };
+                if req != 0 {
+                    out.answers.push((Lane::Control, v1::Frame::new(req, Body::TokenTaken(taken))));
+                }
                 return Ok(());
             }
             Ok(_) => Refusal::new(Code::TokenInvalid, "the token is another user's; the old one still counts"),
@@ -403,6 +422,7 @@ impl Session {
                         }
                     }
                     Some(Body::Rows(_)) => self.pulls.retain(|r| *r != req),
+                    Some(Body::Marked(_) | Body::Devices(_)) => self.open = self.open.saturating_sub(1),
                     Some(Body::Error(_)) if req != 0 => {
                         let before = self.pulls.len();
                         self.pulls.retain(|r| *r != req);
@@ -497,6 +517,22 @@ fn check_pull(pull: &v1::PullEntries) -> Result<(), Refusal> {
         return Err(bad("a range that is none: 1 <= from <= to"));
     }
     Ok(())
+}
+
+fn check_mark(mark: &v1::Mark) -> Result<(), Refusal> {
+    convert::conversation(&mark.conversation)?;
+    if mark.read.len() > VECTOR_ORIGINS {
+        return Err(bad("a read mark of more origins than 256"));
+    }
+    mark.read.iter().try_for_each(|h| convert::origin(h.origin).map(|_| ()))
+}
+
+fn check_hashes(hashes: &v1::RowHashes) -> Result<(), Refusal> {
+    let (total, first) = (hashes.total as usize, hashes.first_bucket as usize);
+    if total != buckets::FEW && total != buckets::MANY || first >= total || hashes.buckets.len() != total - first {
+        return Err(bad("hashes of 64 or 512 buckets, from the first asked for to the last"));
+    }
+    hashes.at.map(Cursor::try_from).transpose().map(|_| ())
 }
 
 #[cfg(test)]

@@ -149,7 +149,7 @@ fn error(out: &Outcome) -> (u32, Code, Retry, u32) {
 fn a_hello_goes_to_the_core_without_its_token_and_the_welcome_is_completed() {
     let mut scene = Scene::new();
     let out = scene.say(Lane::Control, 3, Body::Hello(hello("alice"))).unwrap();
-    let [Up::Open { conn: 7, req: 3, user, install, hello, address, transport: "quic", token_expires_ms }] =
+    let [Up::Open { conn: 7, req: 3, user, install, hello, address, transport: "quic", token_expires_ms, .. }] =
         &out.ups[..]
     else {
         panic!("{out:?}")
@@ -266,7 +266,14 @@ fn more_sends_than_allowed_are_refused_with_the_time_to_wait() {
     for n in 1..=60 {
         assert_eq!(scene.tell(1, send(n)).unwrap().ups.len(), 1);
         let place = Place { hlc: 1, origin: Origin { region: 1, era: 1 }, seq: 1 };
-        let ack = Ack { place, first: None, receipt: [0; 16], also: vec![], receipt_refused: false };
+        let ack = Ack {
+            place,
+            first: None,
+            receipt: [0; 16],
+            also: vec![],
+            receipt_refused: false,
+            cut: tern_core::ids::Heads::new(),
+        };
         scene.down(&mut DownBody::Ack { req: 1, ack });
     }
     assert_eq!(error(&scene.tell(2, send(61)).unwrap()), (2, Code::RateLimited, Retry::Here, 51));

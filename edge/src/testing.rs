@@ -96,7 +96,14 @@ impl FakeCore {
             _ if self.silent.load(Ordering::Relaxed) => None,
             Up::Send { req, .. } => {
                 let place = Place { hlc: 1 << 40, origin: ORIGIN, seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1 };
-                let ack = Ack { place, first: None, receipt: [7; 16], also: vec![], receipt_refused: false };
+                let ack = Ack {
+                    place,
+                    first: None,
+                    receipt: [7; 16],
+                    also: vec![],
+                    receipt_refused: false,
+                    cut: tern_core::ids::Heads::new(),
+                };
                 Some(DownBody::Ack { req: *req, ack })
             }
             Up::Frame { frame: f, .. } => match &f.body {
@@ -141,6 +148,7 @@ pub(crate) fn entry(seq: u64, bytes: usize) -> Entry {
         kind: 0,
         wall_ms: 1,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -156,6 +164,7 @@ pub(crate) fn push(rev: u64, bytes: usize) -> Push {
         heads: Heads::from([(ORIGIN, rev)]),
         prev_rev: Rev(rev - 1),
         rev: Rev(rev),
+        row: None,
     }
 }
 

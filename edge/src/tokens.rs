@@ -93,6 +93,8 @@ pub struct Claims {
     pub sub: UserId,
     /// Until when, milliseconds since 1970.
     pub exp_ms: u64,
+    /// When it was issued, milliseconds since 1970; 0 = it does not say.
+    pub iat_ms: u64,
 }
 
 /// The active keys of a deployment. `Debug` shows their ids alone.
@@ -217,7 +219,7 @@ impl TokenKeys {
         }
         let sub = claims.sub.as_deref().ok_or_else(|| invalid("the token has no sub"))?;
         let sub = UserId::new(sub).map_err(|e| TokenError::Invalid(format!("the token's sub is no user id: {e}")))?;
-        Ok(Claims { sub, exp_ms })
+        Ok(Claims { sub, exp_ms, iat_ms: claims.iat.and_then(to_ms).unwrap_or(0) })
     }
 }
 

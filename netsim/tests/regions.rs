@@ -108,6 +108,7 @@ impl Device {
             address: "192.0.2.1:1".into(),
             transport: "quic",
             token_expires_ms: u64::MAX,
+            token_issued_ms: 0,
         }]);
         device.wait("a welcome", |told| !told.salt.is_empty()).await;
         device.frame(Body::Commit(v1::Commit { race: 1, attempt: 0, order: 0 }));
@@ -131,6 +132,8 @@ impl Device {
             body: Bytes::from(format!("message {n}")),
             wall_ms: 0,
             offer: None,
+            membership: None,
+            named: None,
         };
         self.core.submit(vec![Up::Send { conn: 1, req: n, send }]);
     }

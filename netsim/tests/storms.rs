@@ -84,6 +84,7 @@ impl Sender {
             address: "192.0.2.1:1".into(),
             transport: "quic",
             token_expires_ms: u64::MAX,
+            token_issued_ms: 0,
         }]);
         self.line = Some((edge, core));
     }
@@ -128,6 +129,8 @@ impl Sender {
                 body: self.text(n),
                 wall_ms: 0,
                 offer: None,
+                membership: None,
+                named: None,
             },
         });
         core.submit(ups.collect());

@@ -27,6 +27,7 @@ fn entry(origin: Origin, seq: u64) -> Arc<Entry> {
         kind: 0,
         wall_ms: 1_790_000_000_000 + seq,
         first: (seq == 2).then_some(Place { hlc: 5, origin: COPY, seq: 9 }),
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -48,11 +49,17 @@ fn row() -> RowRecord {
         peer: Some(UserId::new("alice").unwrap()),
         last_hlc: 3 << 16,
         counted: 5,
+        ..RowRecord::default()
     }
 }
 
 fn todo() -> Todo {
-    Todo { target: Target::Peer(2), conversation: conversation(), prefix: [(HOME, 2)].into_iter().collect() }
+    Todo {
+        target: Target::Peer(2),
+        conversation: conversation(),
+        prefix: [(HOME, 2)].into_iter().collect(),
+        user: None,
+    }
 }
 
 async fn write(dir: &Path) {

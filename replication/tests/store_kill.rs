@@ -37,6 +37,7 @@ fn entry(log: u8, seq: u64) -> Arc<Entry> {
         kind: 0,
         wall_ms: 0,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -45,7 +46,7 @@ fn entry(log: u8, seq: u64) -> Arc<Entry> {
 }
 
 fn todo(log: u8) -> Todo {
-    Todo { target: Target::Fanout, conversation: conv(log), prefix: [(ORIGIN, 0)].into_iter().collect() }
+    Todo { target: Target::Fanout, conversation: conv(log), prefix: [(ORIGIN, 0)].into_iter().collect(), user: None }
 }
 
 /// The child's part; without the variable it does nothing.

@@ -462,6 +462,8 @@ impl Sender {
             body: body.freeze(),
             wall_ms: env.clock.wall_ms(),
             offer: None,
+            membership: None,
+            named: None,
         };
         self.in_flight.push_back(now);
         // Requests of one connection are told apart by the low bits of n; 0 would ask for no answer.

@@ -40,6 +40,7 @@ fn entry(user: &str, n: u64, place: Place, first: Option<Place>, body: &[u8]) ->
         kind: 0,
         wall_ms: u64::MAX - 5,
         first,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(body),
         body: Bytes::copy_from_slice(body),

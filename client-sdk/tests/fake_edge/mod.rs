@@ -265,6 +265,7 @@ impl Core {
             kind: 0,
             wall_ms: 1_800_000_000_000,
             first: None,
+            stamp: None,
             only_sender: false,
             body_hash: body_hash(&body),
             body,
@@ -281,7 +282,14 @@ impl Core {
         let held = self.log.iter().find(|e| e.by == by).cloned();
         let fresh = held.is_none();
         let entry = held.unwrap_or_else(|| self.append(by, send.body.clone()));
-        let ack = Ack { place: entry.place, first: None, receipt: [5; 16], also: Vec::new(), receipt_refused: false };
+        let ack = Ack {
+            place: entry.place,
+            first: None,
+            receipt: [5; 16],
+            also: Vec::new(),
+            receipt_refused: false,
+            cut: tern_core::ids::Heads::new(),
+        };
         let push = fresh.then(|| self.bob(&format!("re: {}", String::from_utf8_lossy(&send.body))));
         let swallow = fresh && self.swallow > 0;
         self.swallow -= u32::from(swallow);
@@ -300,6 +308,7 @@ impl Core {
             heads: Heads::from([(HERE, n)]),
             prev_rev: Rev(self.rev - 1),
             rev: Rev(self.rev),
+            row: None,
         }
     }
 

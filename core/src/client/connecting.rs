@@ -189,6 +189,7 @@ impl Machine {
             unstable: self.unstable.iter().take(UNSTABLE_PER_FRAME).filter_map(|id| self.unstable_log(*id)).collect(),
             early: false,
             agent: self.setup.agent.clone(),
+            compare: false,
         }
     }
 }

@@ -201,6 +201,8 @@ impl Machine {
             body: own.out.body.clone(),
             wall_ms: own.out.wall_ms,
             offer: record.acked.filter(|_| offer).map(|(key, receipt)| (key, Bytes::copy_from_slice(&receipt))),
+            membership: None,
+            named: None,
         };
         if offer {
             own.offered_at = Some(now);
@@ -240,6 +242,7 @@ impl Machine {
             kind: own.out.kind,
             wall_ms: own.out.wall_ms,
             first: ack.first,
+            stamp: None,
             only_sender: false,
             body_hash: body_hash(&body),
             body: body.clone(),

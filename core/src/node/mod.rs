@@ -568,7 +568,7 @@ impl Node {
             for target in done {
                 conversation.todo.remove(&target);
                 let prefix = crate::ids::Heads::new();
-                self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix }));
+                self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix, user: None }));
                 if let Target::Peer(region) = target
                     && let Some(link) = self.links.get_mut(&region)
                 {

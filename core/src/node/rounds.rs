@@ -207,7 +207,7 @@ impl Node {
                 let noted = conversation.todo.entry(target).or_default();
                 if let std::collections::btree_map::Entry::Vacant(slot) = noted.entry(origin) {
                     slot.insert(prefix);
-                    todo.push(Todo { target, conversation: id, prefix: noted.clone() });
+                    todo.push(Todo { target, conversation: id, prefix: noted.clone(), user: None });
                 }
             }
             let epoch = self.settings.epoch;
@@ -331,16 +331,21 @@ impl Node {
     }
 
     fn ack(&mut self, id: ConvId, ack: PendingAck) {
-        let sign = |e: &Entry| self.settings.receipt_key.sign(id, e.display_key(), &e.by, &e.body_hash);
+        let sign = |e: &Entry| self.settings.receipt_key.sign(id, e.display_key(), &e.by, &e.proof());
+        let cut = |e: &Entry| e.stamp.as_ref().map(|s| s.cut.clone()).unwrap_or_default();
         let entry = &ack.entry;
-        let also =
-            ack.also.iter().map(|e| HeldAck { n: e.by.n, place: e.place, first: e.first, receipt: sign(e) }).collect();
+        let also = ack
+            .also
+            .iter()
+            .map(|e| HeldAck { n: e.by.n, place: e.place, first: e.first, receipt: sign(e), cut: cut(e) })
+            .collect();
         let body = Ack {
             place: entry.place,
             first: entry.first,
             receipt: sign(entry),
             also,
             receipt_refused: ack.receipt_refused,
+            cut: cut(entry),
         };
         self.out.down(ack.key, DownBody::Ack { req: ack.req, ack: body });
         self.watch_acked(ack.key, id, entry.place.origin, entry.place.seq);
@@ -374,7 +379,7 @@ impl Node {
         self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
         let heads = user.row(id).map(|r| r.heads.clone()).unwrap_or_default();
         let peer = change.peer.clone();
-        let base = Push { conversation: id, peer, entries: Vec::new(), heads, prev_rev, rev };
+        let base = Push { conversation: id, peer, entries: Vec::new(), heads, prev_rev, rev, row: None };
         let fresh: Vec<Arc<Entry>> = entries
             .iter()
             .filter(|(e, copy)| !copy && (!e.only_sender || e.by.user == *member))

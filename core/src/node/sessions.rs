@@ -198,6 +198,8 @@ impl Node {
                     unread_exact: false,
                     inline,
                     last_hlc: row.last_hlc,
+                    from: table.heads(&row.from),
+                    peer_read: table.heads(&row.peer_read),
                 }
             })
             .collect();

@@ -76,7 +76,7 @@ impl Node {
         let target = Target::Peer(origin.region);
         let noted = conversation.todo.entry(target).or_default();
         noted.insert(origin, 0);
-        self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix: noted.clone() }));
+        self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix: noted.clone(), user: None }));
         conversation.active_at = now.mono;
         self.active.insert(id);
         self.schedule_flush(now);

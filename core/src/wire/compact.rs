@@ -15,11 +15,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::{codec, v1};
 use crate::codes::{Code, Refusal};
-use crate::edge_api::{Ack, HeldAck, Push, SendRequest};
-use crate::entry::Entry;
+use crate::edge_api::{Ack, HeldAck, MembershipOffer, Named, Push, RowState, SendRequest};
+use crate::entry::{Entry, Stamp};
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
-use crate::limits::{BODY_BYTES, REFERENCES};
+use crate::limits::{BODY_BYTES, REFERENCES, VECTOR_ORIGINS};
 use crate::receipt::RECEIPT_BYTES;
 use crate::wire::convert;
 
@@ -119,6 +119,13 @@ impl Writer {
             was,
             receipt,
             peer: send.peer.as_ref().map_or_else(String::new, |p| p.as_str().to_owned()),
+            author: send.membership.as_ref().map(|m| author_to_wire(&m.author)),
+            cut: send.membership.as_ref().map_or_else(Vec::new, |m| origin_heads_to_wire(&m.cut)),
+            named: send.named.as_ref().map(|named| v1::Named {
+                place: Some(named.place.into()),
+                author: Some(author_to_wire(&(named.by.user.clone(), named.by.install.clone()))),
+                n: named.by.n,
+            }),
             conversation_id: Bytes::new(),
         };
         codec::put(&v1::Frame::new(req, v1::frame::Body::Send(body)), out);
@@ -135,6 +142,7 @@ impl Writer {
             first: ack.first.map(Into::into),
             also: ack.also.iter().map(held_to_wire).collect(),
             receipt_refused: ack.receipt_refused,
+            cut: origin_heads_to_wire(&ack.cut),
         };
         codec::put(&v1::Frame::new(req, v1::frame::Body::Ack(body)), out);
     }
@@ -164,6 +172,7 @@ impl Writer {
             rev: push.rev.0,
             rev_back: push.rev.0.saturating_sub(push.prev_rev.0),
             peer,
+            row: push.row.as_ref().map(|row| row_state_to_wire(row)),
         };
         codec::put(&v1::Frame::new(0, v1::frame::Body::Push(body)), out);
     }
@@ -201,6 +210,7 @@ fn held_to_wire(held: &HeldAck) -> v1::Held {
         place: Some(held.place.into()),
         first: held.first.map(Into::into),
         receipt: Bytes::copy_from_slice(&held.receipt),
+        cut: origin_heads_to_wire(&held.cut),
     }
 }
 
@@ -218,7 +228,56 @@ fn entry_to_wire(entry: &Entry, origin: u32, sender: u32) -> v1::Entry {
         first: entry.first.map(Into::into),
         peer: String::new(),
         erased: entry.erased,
+        stamp: entry.stamp.as_ref().map(|stamp| v1::Stamp {
+            cut: origin_heads_to_wire(&stamp.cut),
+            receipt: Bytes::copy_from_slice(&stamp.receipt),
+        }),
+        body_hash: if entry.erased { Bytes::copy_from_slice(&entry.body_hash) } else { Bytes::new() },
     }
+}
+
+/// Heads outside a frame's tables.
+pub fn origin_heads_to_wire(heads: &Heads) -> Vec<v1::OriginHead> {
+    heads.iter().map(|(origin, seq)| v1::OriginHead { origin: Some((*origin).into()), seq: *seq }).collect()
+}
+
+/// Heads outside a frame's tables.
+///
+/// # Errors
+/// `bad_frame` above [`VECTOR_ORIGINS`], or where an origin is none.
+pub fn origin_heads_from_wire(heads: Vec<v1::OriginHead>) -> Result<Heads, Refusal> {
+    if heads.len() > VECTOR_ORIGINS {
+        return Err(Refusal::new(Code::BadFrame, format!("a vector of more than {VECTOR_ORIGINS} origins")));
+    }
+    heads.into_iter().map(|h| Ok((convert::origin(h.origin)?, h.seq))).collect()
+}
+
+fn author_to_wire((user, install): &(UserId, InstallId)) -> v1::Author {
+    v1::Author { user: user.as_str().to_owned(), install: install.as_str().to_owned() }
+}
+
+fn author_from_wire(author: &v1::Author) -> Result<(UserId, InstallId), Refusal> {
+    Ok((convert::user(&author.user)?, convert::install(&author.install)?))
+}
+
+fn row_state_to_wire(row: &RowState) -> v1::RowState {
+    v1::RowState {
+        state: row.state,
+        generation: row.generation,
+        from: origin_heads_to_wire(&row.from),
+        read: origin_heads_to_wire(&row.read),
+        peer_read: origin_heads_to_wire(&row.peer_read),
+    }
+}
+
+fn row_state_from_wire(row: v1::RowState) -> Result<RowState, Refusal> {
+    Ok(RowState {
+        state: row.state,
+        generation: row.generation,
+        from: origin_heads_from_wire(row.from)?,
+        read: origin_heads_from_wire(row.read)?,
+        peer_read: origin_heads_from_wire(row.peer_read)?,
+    })
 }
 
 /// What a lane's frame says once its references are resolved.
@@ -323,6 +382,14 @@ impl Reader {
             return Err(Refusal::new(Code::BodyTooLarge, text));
         }
         let peer = if send.peer.is_empty() { None } else { Some(convert::user(&send.peer)?) };
+        let membership = match send.author {
+            Some(author) => Some(Box::new(MembershipOffer {
+                author: author_from_wire(&author)?,
+                cut: origin_heads_from_wire(send.cut)?,
+            })),
+            None => None,
+        };
+        let named = send.named.map(named_from_wire).transpose()?.map(Box::new);
         Ok(SendRequest {
             conversation,
             peer,
@@ -336,6 +403,8 @@ impl Reader {
                 Some(was) => Some((was.try_into()?, send.receipt)),
                 None => None,
             },
+            membership,
+            named,
         })
     }
 
@@ -347,6 +416,7 @@ impl Reader {
             receipt: receipt_from_wire(&ack.receipt)?,
             also: ack.also.into_iter().map(held_from_wire).collect::<Result<_, _>>()?,
             receipt_refused: ack.receipt_refused,
+            cut: origin_heads_from_wire(ack.cut)?,
         })
     }
 
@@ -383,8 +453,16 @@ impl Reader {
             heads,
             prev_rev: Rev(push.rev.saturating_sub(push.rev_back)),
             rev: Rev(push.rev),
+            row: push.row.map(row_state_from_wire).transpose()?.map(Box::new),
         })
     }
+}
+
+fn named_from_wire(named: v1::Named) -> Result<Named, Refusal> {
+    let missing = || Refusal::new(Code::BadFrame, "a named entry has a place, an author and an n");
+    let (user, install) = author_from_wire(&named.author.ok_or_else(missing)?)?;
+    let place = named.place.ok_or_else(missing)?.try_into()?;
+    Ok(Named { place, by: Identity { user, install, n: named.n } })
 }
 
 fn sender_from_wire(sender: &v1::Sender) -> Result<(UserId, InstallId), Refusal> {
@@ -402,6 +480,7 @@ fn held_from_wire(held: v1::Held) -> Result<HeldAck, Refusal> {
         place: place.try_into()?,
         first: held.first.map(TryInto::try_into).transpose()?,
         receipt: receipt_from_wire(&held.receipt)?,
+        cut: origin_heads_from_wire(held.cut)?,
     })
 }
 
@@ -415,6 +494,17 @@ fn entry_from_wire(
         return Err(Refusal::new(Code::BadFrame, "an entry with seq or n 0"));
     }
     let peer = if e.peer.is_empty() { row_peer.cloned() } else { Some(convert::user(&e.peer)?) };
+    let stamp = match e.stamp {
+        Some(stamp) => {
+            let receipt = receipt_from_wire(&stamp.receipt)?;
+            Some(std::sync::Arc::new(Stamp { cut: origin_heads_from_wire(stamp.cut)?, receipt }))
+        }
+        None => None,
+    };
+    let hash = match <[u8; 32]>::try_from(&e.body_hash[..]) {
+        Ok(hash) if e.erased => hash,
+        _ => body_hash(&e.body),
+    };
     Ok(Entry {
         place: Place { hlc: e.hlc, origin, seq: e.seq },
         by: Identity { user, install, n: e.n },
@@ -422,8 +512,9 @@ fn entry_from_wire(
         kind: e.kind,
         wall_ms: hlc::to_ms(e.hlc).wrapping_add_signed(e.wall_delta_ms),
         first: e.first.map(TryInto::try_into).transpose()?,
+        stamp,
         only_sender: false,
-        body_hash: body_hash(&e.body),
+        body_hash: hash,
         body: e.body,
         erased: e.erased,
     })
@@ -523,6 +614,8 @@ mod tests {
             body: Bytes::from_static(body),
             wall_ms: 1_790_000_000_123,
             offer: None,
+            membership: None,
+            named: None,
         }
     }
 
@@ -540,6 +633,7 @@ mod tests {
             kind: 0,
             wall_ms: 1_789_999_999_900,
             first: None,
+            stamp: None,
             only_sender: false,
             body_hash: body_hash(&body),
             body,
@@ -552,6 +646,7 @@ mod tests {
             heads: [(own, seq), (Origin { region: 2, era: 7 }, 12), (Origin { region: 3, era: 8 }, 40)].into(),
             prev_rev: Rev(Rev::start_of(3).0 + seq - 1),
             rev: Rev(Rev::start_of(3).0 + seq),
+            row: None,
         }
     }
 

@@ -67,7 +67,8 @@ impl v1::Frame {
             | B::Stable(_)
             | B::Signal(_)
             | B::Define(_)
-            | B::Mark(_) => Lane::Message,
+            | B::Mark(_)
+            | B::Marked(_) => Lane::Message,
             B::PushAck(_)
             | B::Ping(_)
             | B::Pong(_)
@@ -78,7 +79,10 @@ impl v1::Frame {
             | B::Kick(_)
             | B::Token(_)
             | B::Network(_)
-            | B::Unstable(_) => Lane::Control,
+            | B::Unstable(_)
+            | B::TokenTaken(_)
+            | B::PullDevices(_)
+            | B::Devices(_) => Lane::Control,
             B::PullRows(_) | B::Rows(_) | B::RowHashes(_) | B::Pull(_) | B::Page(_) | B::PullCells(_) => Lane::Bulk,
             B::Error(_) => return None,
         })

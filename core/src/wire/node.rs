@@ -7,9 +7,9 @@ use prost::Message;
 
 use super::{convert, node_v1 as node, v1};
 use crate::codes::{Code, Refusal};
-use crate::edge_api::{Ack, Down, DownBody, HeldAck, Page, Push, SendRequest, Up};
+use crate::edge_api::{Ack, Down, DownBody, HeldAck, MembershipOffer, Named, Page, Push, RowState, SendRequest, Up};
 use crate::entry::Entry;
-use crate::ids::{Heads, Origin, Rev};
+use crate::ids::{Heads, Identity, Origin, Rev};
 use crate::receipt::RECEIPT_BYTES;
 
 fn bad(what: impl std::fmt::Display) -> Refusal {
@@ -40,24 +40,28 @@ pub fn entries_from_wire(entries: Vec<Bytes>) -> Result<Vec<Arc<Entry>>, Refusal
 pub fn up_to_wire(up: Up) -> node::Up {
     use node::up::Body;
     match up {
-        Up::Open { conn, req, user, install, hello, address, transport, token_expires_ms } => node::Up {
-            conn,
-            req: 0,
-            body: Some(Body::Open(node::Open {
-                user: user.as_str().to_owned(),
-                install: install.as_str().to_owned(),
-                hello: hello.encode_to_vec().into(),
-                address,
-                transport: transport.to_owned(),
-                req,
-                token_expires_ms,
-            })),
-        },
+        Up::Open { conn, req, user, install, hello, address, transport, token_expires_ms, token_issued_ms } => {
+            node::Up {
+                conn,
+                req: 0,
+                body: Some(Body::Open(node::Open {
+                    user: user.as_str().to_owned(),
+                    install: install.as_str().to_owned(),
+                    hello: hello.encode_to_vec().into(),
+                    address,
+                    transport: transport.to_owned(),
+                    req,
+                    token_expires_ms,
+                    token_issued_ms,
+                })),
+            }
+        }
         Up::Send { conn, req, send } => {
             let (was, receipt) = match send.offer {
                 Some((place, receipt)) => (Some(place.into()), receipt),
                 None => (None, Bytes::new()),
             };
+            let (author, cut) = send.membership.map(|m| (m.author, m.cut)).unzip();
             let body = node::Send {
                 conversation: Bytes::copy_from_slice(&send.conversation.0),
                 n: send.n,
@@ -69,6 +73,15 @@ pub fn up_to_wire(up: Up) -> node::Up {
                 was,
                 receipt,
                 peer: send.peer.map_or_else(String::new, |p| p.as_str().to_owned()),
+                author_user: author.as_ref().map_or_else(String::new, |(user, _)| user.as_str().to_owned()),
+                author_install: author.as_ref().map_or_else(String::new, |(_, install)| install.as_str().to_owned()),
+                cut: cut.as_ref().map_or_else(Vec::new, heads_to_wire),
+                named: send.named.map(|named| node::Named {
+                    place: Some(named.place.into()),
+                    user: named.by.user.as_str().to_owned(),
+                    install: named.by.install.as_str().to_owned(),
+                    n: named.by.n,
+                }),
             };
             node::Up { conn, req, body: Some(Body::Send(body)) }
         }
@@ -91,6 +104,7 @@ pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
             address: open.address,
             transport: if open.transport == "quic" { "quic" } else { "tcp" },
             token_expires_ms: open.token_expires_ms,
+            token_issued_ms: open.token_issued_ms,
         },
         Body::Send(send) => Up::Send {
             conn,
@@ -108,10 +122,33 @@ pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
                     Some(was) => Some((was.try_into()?, send.receipt)),
                     None => None,
                 },
+                membership: if send.author_user.is_empty() {
+                    None
+                } else {
+                    let author = (convert::user(&send.author_user)?, convert::install(&send.author_install)?);
+                    Some(Box::new(MembershipOffer { author, cut: heads_from_wire(send.cut)? }))
+                },
+                named: send.named.map(named_from_wire).transpose()?.map(Box::new),
             },
         },
         Body::Frame(bytes) => Up::Frame { conn, frame: v1::Frame::decode(bytes).map_err(bad)? },
         Body::Close(_) => Up::Close { conn },
+    })
+}
+
+fn named_from_wire(named: node::Named) -> Result<Named, Refusal> {
+    let place = named.place.ok_or_else(|| bad("place is missing"))?.try_into()?;
+    let (user, install) = (convert::user(&named.user)?, convert::install(&named.install)?);
+    Ok(Named { place, by: Identity { user, install, n: named.n } })
+}
+
+fn row_from_wire(row: node::RowState) -> Result<RowState, Refusal> {
+    Ok(RowState {
+        state: row.state,
+        generation: row.generation,
+        from: heads_from_wire(row.from)?,
+        read: heads_from_wire(row.read)?,
+        peer_read: heads_from_wire(row.peer_read)?,
     })
 }
 
@@ -134,9 +171,11 @@ pub fn down_to_wire(down: Down) -> node::Down {
                         place: Some(h.place.into()),
                         first: h.first.map(Into::into),
                         receipt: Bytes::copy_from_slice(&h.receipt),
+                        cut: heads_to_wire(&h.cut),
                     })
                     .collect(),
                 receipt_refused: ack.receipt_refused,
+                cut: heads_to_wire(&ack.cut),
             }),
         ),
         DownBody::Push(push) => (
@@ -148,6 +187,13 @@ pub fn down_to_wire(down: Down) -> node::Down {
                 prev_rev: push.prev_rev.0,
                 rev: push.rev.0,
                 peer: push.peer.as_ref().map_or_else(String::new, |p| p.as_str().to_owned()),
+                row: push.row.as_ref().map(|row| node::RowState {
+                    state: row.state,
+                    generation: row.generation,
+                    from: heads_to_wire(&row.from),
+                    read: heads_to_wire(&row.read),
+                    peer_read: heads_to_wire(&row.peer_read),
+                }),
             }),
         ),
         DownBody::Page { req, page } => (
@@ -193,10 +239,12 @@ pub fn down_from_wire(down: node::Down) -> Result<Down, Refusal> {
                             place: h.place.ok_or_else(|| bad("place is missing"))?.try_into()?,
                             first: h.first.map(TryInto::try_into).transpose()?,
                             receipt: receipt(&h.receipt)?,
+                            cut: heads_from_wire(h.cut)?,
                         })
                     })
                     .collect::<Result<_, Refusal>>()?,
                 receipt_refused: ack.receipt_refused,
+                cut: heads_from_wire(ack.cut)?,
             },
         },
         Body::Push(push) => DownBody::Push(Arc::new(Push {
@@ -206,6 +254,7 @@ pub fn down_from_wire(down: node::Down) -> Result<Down, Refusal> {
             heads: heads_from_wire(push.heads)?,
             prev_rev: Rev(push.prev_rev),
             rev: Rev(push.rev),
+            row: push.row.map(row_from_wire).transpose()?.map(Box::new),
         })),
         Body::Page(page) => DownBody::Page {
             req: down.req,

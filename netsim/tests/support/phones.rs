@@ -281,6 +281,7 @@ impl Phones {
                         address: "192.0.2.1:1".into(),
                         transport: "quic",
                         token_expires_ms: u64::MAX,
+                        token_issued_ms: 0,
                     }]);
                 }
             },

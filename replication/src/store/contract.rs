@@ -94,6 +94,7 @@ pub fn entry_with(conversation: ConvId, origin: Origin, seq: u64, salt: u64, bod
         kind: 0,
         wall_ms: salt ^ u64::from(conversation.0[0]),
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -126,7 +127,7 @@ pub fn whole(conversation: ConvId, origin: Origin) -> Range {
 }
 
 pub fn todo(target: Target, conversation: ConvId, done: u64) -> Todo {
-    Todo { target, conversation, prefix: [(origin(1), done)].into_iter().collect() }
+    Todo { target, conversation, prefix: [(origin(1), done)].into_iter().collect(), user: None }
 }
 
 pub fn row(rev: u64) -> RowRecord {
@@ -139,6 +140,7 @@ pub fn row(rev: u64) -> RowRecord {
         peer: Some(user("bob")),
         last_hlc: rev << 16,
         counted: rev,
+        ..RowRecord::default()
     }
 }
 

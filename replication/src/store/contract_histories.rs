@@ -89,6 +89,7 @@ impl Model {
             Put::Row { user, conversation, row } => {
                 (Key::Row(user.clone(), *conversation), Some(Value::Row(row.clone())))
             }
+            Put::Erase { .. } => return,
             Put::Todo(todo) => {
                 let value = (!todo.prefix.is_empty()).then(|| Value::Todo(todo.prefix.clone()));
                 (Key::Todo(todo.target, todo.conversation), value)

@@ -12,6 +12,7 @@ fn entry(seq: Seq, body: &'static [u8]) -> Entry {
         kind: 0,
         wall_ms: 5,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -88,6 +89,7 @@ fn rows_and_todo_are_pinned() {
         peer: Some(UserId::new("bob").unwrap()),
         last_hlc: 4,
         counted: 5,
+        ..RowRecord::default()
     };
     let vector = "0002010000000000000002000000000000000304000000000000000500000000000000\
                   06";
@@ -122,7 +124,7 @@ proptest! {
     fn rows_are_read_as_written(rev: u64, heads in vector(), read in vector(), state: u32, generation: u64,
         peer in proptest::option::of("[a-zü]{1,30}"), last_hlc: u64, counted: u64) {
         let peer = peer.map(|p| UserId::new(&p).unwrap());
-        let row = RowRecord { rev: Rev(rev), heads, read, state, generation, peer, last_hlc, counted };
+        let row = RowRecord { rev: Rev(rev), heads, read, state, generation, peer, last_hlc, counted, ..RowRecord::default() };
         let mut out = Vec::new();
         encode_row(&mut out, &row);
         prop_assert_eq!(decode_row(&out), Ok(row.clone()));

@@ -49,7 +49,7 @@ fn an_ack_tells_of_earlier_acks_that_were_lost() {
     let conn = d.connect(1, 0);
     let (one, two) = (d.send("one"), d.send("two"));
     let reqs: Vec<_> = d.sends().iter().map(|(r, _)| *r).collect();
-    let held = HeldAck { n: 1, place: place(10, 1, 1), first: None, receipt: [3; 16] };
+    let held = HeldAck { n: 1, place: place(10, 1, 1), first: None, receipt: [3; 16], cut: Heads::new() };
     let ack = Ack { also: vec![held], ..ack_of(place(11, 1, 2), None) };
     d.frame(conn, reqs[1], Read::Ack(ack));
     assert_eq!((d.state(one), d.state(two)), (MessageState::Sent, MessageState::Sent));

@@ -232,7 +232,7 @@ impl Device {
 }
 
 pub(super) fn ack_of(place: Place, first: Option<Place>) -> Ack {
-    Ack { place, first, receipt: [9; 16], also: Vec::<HeldAck>::new(), receipt_refused: false }
+    Ack { place, first, receipt: [9; 16], also: Vec::<HeldAck>::new(), receipt_refused: false, cut: Heads::new() }
 }
 
 pub(super) fn place(hlc: u64, region: u8, seq: u64) -> Place {
@@ -248,6 +248,7 @@ pub(super) fn entry(who: &str, install: &str, n: u64, at: Place, text: &str) -> 
         kind: 0,
         wall_ms: 1,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(text.as_bytes()),
         body: Bytes::copy_from_slice(text.as_bytes()),
@@ -267,6 +268,7 @@ pub(super) fn push(entries: Vec<Entry>, heads: &[(Origin, Seq)], prev: u64, rev:
         heads: heads.iter().copied().collect(),
         prev_rev: Rev(prev),
         rev: Rev(rev),
+        row: None,
     })
 }
 

@@ -223,6 +223,7 @@ impl World {
                         entries: entries.iter().filter(own_echo).cloned().collect(),
                         heads: heads.clone(),
                         prev_rev: Rev(rev - 1),
+                        row: None,
                         rev: Rev(rev),
                     };
                     wire.down[1].push_back((0, Read::Push(push)));
@@ -272,6 +273,7 @@ impl World {
                     kind: 0,
                     wall_ms: 1,
                     first: proven,
+                    stamp: None,
                     only_sender: false,
                     body_hash: hash,
                     body: send.body.clone(),
@@ -285,10 +287,17 @@ impl World {
         let also = (send.floor..send.n).filter_map(|n| {
             let e = self.regions[region].held(conv, &by(n)).into_iter().min_by_key(|e| e.display_key())?;
             let receipt = self.key.sign(conv, e.display_key(), &by(n), &e.body_hash);
-            Some(HeldAck { n, place: e.place, first: e.first, receipt })
+            Some(HeldAck { n, place: e.place, first: e.first, receipt, cut: Heads::new() })
         });
         let receipt = self.key.sign(conv, entry.display_key(), &by(send.n), &hash);
-        let ack = Ack { place: entry.place, first: entry.first, receipt, also: also.collect(), receipt_refused: false };
+        let ack = Ack {
+            place: entry.place,
+            first: entry.first,
+            receipt,
+            also: also.collect(),
+            receipt_refused: false,
+            cut: Heads::new(),
+        };
         answer(self, Read::Ack(ack));
     }
 

@@ -44,7 +44,7 @@ fn alice_and_bob() -> ConvId {
 struct Disk {
     logs: BTreeMap<(ConvId, Origin), Vec<Arc<Entry>>>,
     rows: BTreeMap<(UserId, ConvId), RowRecord>,
-    todo: BTreeMap<(Target, ConvId), Heads>,
+    todo: BTreeMap<(Target, ConvId), (Heads, Option<UserId>)>,
     checkpoints: BTreeMap<ConvId, Bytes>,
     meta: BTreeMap<String, Bytes>,
     lazy: Vec<Put>,
@@ -59,14 +59,20 @@ impl Disk {
                     self.rows.insert((user, conversation), row);
                 }
             }
-            Put::Todo(Todo { target, conversation, prefix }) if prefix.is_empty() => {
+            Put::Todo(Todo { target, conversation, prefix, .. }) if prefix.is_empty() => {
                 self.todo.remove(&(target, conversation));
             }
-            Put::Todo(Todo { target, conversation, prefix }) => {
-                self.todo.insert((target, conversation), prefix);
+            Put::Todo(Todo { target, conversation, prefix, user }) => {
+                self.todo.insert((target, conversation), (prefix, user));
             }
             Put::Checkpoint { conversation, value } => {
                 self.checkpoints.insert(conversation, value);
+            }
+            Put::Erase { conversation, origin, seq } => {
+                let log = self.logs.get_mut(&(conversation, origin));
+                if let Some(entry) = log.and_then(|l| l.get_mut(usize::try_from(seq).unwrap() - 1)) {
+                    *entry = Arc::new(entry.to_erased());
+                }
             }
             Put::Meta { key, value } => {
                 self.meta.insert(key, value);
@@ -263,10 +269,11 @@ impl World {
         let todo = disk
             .todo
             .iter()
-            .map(|((target, conversation), prefix)| Todo {
+            .map(|((target, conversation), (prefix, user))| Todo {
                 target: *target,
                 conversation: *conversation,
                 prefix: prefix.clone(),
+                user: user.clone(),
             })
             .collect();
         let node = Node::new(settings, todo, self.now(0));
@@ -458,6 +465,7 @@ impl World {
             address: "192.0.2.1:5".into(),
             transport: "quic",
             token_expires_ms: 0,
+            token_issued_ms: 0,
         };
         self.ups(region, 1, vec![up]);
         self.settle();
@@ -532,5 +540,7 @@ fn message(n: u64) -> SendRequest {
         body: Bytes::from(format!("m{n}")),
         wall_ms: 0,
         offer: None,
+        membership: None,
+        named: None,
     }
 }

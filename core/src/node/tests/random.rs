@@ -234,6 +234,7 @@ impl Run {
             address: String::new(),
             transport: "quic",
             token_expires_ms: 0,
+            token_issued_ms: 0,
         };
         self.devices[i].wires.insert(conn, wire);
         self.world.ups(region, 1, vec![open]);

@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -73,7 +73,7 @@ pub mod frame {
         /// b, server: answers PullRows
         #[prost(message, tag = "33")]
         Rows(super::Rows),
-        /// b, client (reserved: comparison by bucket hashes)
+        /// b, client: answered by Rows
         #[prost(message, tag = "34")]
         RowHashes(super::RowHashes),
         /// b, client
@@ -85,12 +85,24 @@ pub mod frame {
         /// b, client (reserved)
         #[prost(message, tag = "38")]
         PullCells(super::PullCells),
-        /// m, client (reserved: read marks held by the server)
+        /// m, client: answered by Marked once it is durable
         #[prost(message, tag = "39")]
         Mark(super::Mark),
         /// c, client
         #[prost(message, tag = "40")]
         Unstable(super::Unstable),
+        /// m, server: answers Mark
+        #[prost(message, tag = "41")]
+        Marked(super::Marked),
+        /// c, server: answers Token
+        #[prost(message, tag = "42")]
+        TokenTaken(super::TokenTaken),
+        /// c, client
+        #[prost(message, tag = "43")]
+        PullDevices(super::PullDevices),
+        /// c, server: answers PullDevices
+        #[prost(message, tag = "44")]
+        Devices(super::Devices),
     }
 }
 // ---- values ------------------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ pub mod define {
 }
 // ---- sending -----------------------------------------------------------------------------------------
 
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Send {
     /// a reference defined by the client, or 0 when conversation_id is set
     #[prost(uint32, tag = "1")]
@@ -204,9 +216,44 @@ pub struct Send {
     /// direct conversations: the other user, until an Ack came in this session
     #[prost(string, tag = "10")]
     pub peer: ::prost::alloc::string::String,
+    /// an offer of a membership entry that another wrote: who (with was and receipt)
+    #[prost(message, optional, tag = "11")]
+    pub author: ::core::option::Option<Author>,
+    /// an offer of a membership entry: its Stamp.cut
+    #[prost(message, repeated, tag = "12")]
+    pub cut: ::prost::alloc::vec::Vec<OriginHead>,
+    /// groups: the newest membership entry held, until an Ack came in this session
+    #[prost(message, optional, tag = "13")]
+    pub named: ::core::option::Option<Named>,
     /// 16 bytes, instead of a reference
     #[prost(bytes = "bytes", tag = "14")]
     pub conversation_id: ::prost::bytes::Bytes,
+}
+/// Who wrote an entry.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Author {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub install: ::prost::alloc::string::String,
+}
+/// A membership entry that a client holds: by place and by identity, since another region may hold a copy.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Named {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<Place>,
+    #[prost(message, optional, tag = "2")]
+    pub author: ::core::option::Option<Author>,
+    #[prost(uint64, tag = "3")]
+    pub n: u64,
+}
+/// A head outside the tables of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OriginHead {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ack {
@@ -229,9 +276,12 @@ pub struct Ack {
     /// the offered receipt did not prove the offered place: this place is fresh
     #[prost(bool, tag = "7")]
     pub receipt_refused: bool,
+    /// membership entries: the Stamp's cut, which the receipt covers
+    #[prost(message, repeated, tag = "8")]
+    pub cut: ::prost::alloc::vec::Vec<OriginHead>,
 }
 /// An earlier message of the same install in the same conversation that the region holds.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Held {
     #[prost(uint64, tag = "1")]
     pub n: u64,
@@ -242,6 +292,9 @@ pub struct Held {
     pub first: ::core::option::Option<Place>,
     #[prost(bytes = "bytes", tag = "4")]
     pub receipt: ::prost::bytes::Bytes,
+    /// as in Ack
+    #[prost(message, repeated, tag = "5")]
+    pub cut: ::prost::alloc::vec::Vec<OriginHead>,
 }
 /// Which own messages need a second region: the server answers with Stable frames, at once and as it changes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -279,7 +332,7 @@ pub struct Stable {
 }
 // ---- receiving ---------------------------------------------------------------------------------------
 
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Entry {
     /// a reference (Push: the lane's; Page, Rows: the frame's own table, from 1)
     #[prost(uint32, tag = "1")]
@@ -306,9 +359,25 @@ pub struct Entry {
     /// direct conversations, Page and Rows only: the other user as the sender named him
     #[prost(string, tag = "10")]
     pub peer: ::prost::alloc::string::String,
-    /// the body was erased (reserved)
+    /// the body was erased
     #[prost(bool, tag = "11")]
     pub erased: bool,
+    /// membership entries: lets any member offer them to a region that lacks them
+    #[prost(message, optional, tag = "12")]
+    pub stamp: ::core::option::Option<Stamp>,
+    /// erased entries: SHA-256 of the body as it was sent
+    #[prost(bytes = "bytes", tag = "13")]
+    pub body_hash: ::prost::bytes::Bytes,
+}
+/// What the sequencer added to a membership entry.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Stamp {
+    /// what the sequencing region held, this entry included
+    #[prost(message, repeated, tag = "1")]
+    pub cut: ::prost::alloc::vec::Vec<OriginHead>,
+    /// proves display key, identity, kind, cut and body
+    #[prost(bytes = "bytes", tag = "2")]
+    pub receipt: ::prost::bytes::Bytes,
 }
 /// New entries of one conversation and the change of the user's row that they made.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -333,6 +402,28 @@ pub struct Push {
     /// direct conversations: the other user, with the first Push on this connection
     #[prost(string, tag = "6")]
     pub peer: ::prost::alloc::string::String,
+    /// the rest of the row, where it changed or is not the plain row of a member
+    #[prost(message, optional, tag = "7")]
+    pub row: ::core::option::Option<RowState>,
+}
+/// What a row says besides its heads. Absent in a Push: unchanged.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RowState {
+    /// 0 = member, 1 = left, 2 = large
+    #[prost(uint32, tag = "1")]
+    pub state: u32,
+    /// of the membership
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// entries up to here are from before the membership and can't be read
+    #[prost(message, repeated, tag = "3")]
+    pub from: ::prost::alloc::vec::Vec<OriginHead>,
+    /// the user's read mark
+    #[prost(message, repeated, tag = "4")]
+    pub read: ::prost::alloc::vec::Vec<OriginHead>,
+    /// direct conversations: the other user's read mark
+    #[prost(message, repeated, tag = "5")]
+    pub peer_read: ::prost::alloc::vec::Vec<OriginHead>,
 }
 /// Cumulative, and delayed by up to 100 ms: everything up to rev is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -391,6 +482,9 @@ pub struct Hello {
     /// client name and version, for operators; at most 64 bytes
     #[prost(string, tag = "11")]
     pub agent: ::prost::alloc::string::String,
+    /// no cursor of this region, but rows of others: Welcome carries none, and the
+    #[prost(bool, tag = "12")]
+    pub compare: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetInfo {
@@ -626,7 +720,7 @@ pub struct Row {
     /// all origins; references into Rows.origins
     #[prost(message, repeated, tag = "3")]
     pub heads: ::prost::alloc::vec::Vec<Head>,
-    /// read mark (reserved)
+    /// read mark
     #[prost(message, repeated, tag = "4")]
     pub read: ::prost::alloc::vec::Vec<Head>,
     /// 0 = member, 1 = left, 2 = large
@@ -649,6 +743,12 @@ pub struct Row {
     /// of the newest entry
     #[prost(fixed64, tag = "11")]
     pub last_hlc: u64,
+    /// entries up to here are from before the membership and can't be read
+    #[prost(message, repeated, tag = "12")]
+    pub from: ::prost::alloc::vec::Vec<Head>,
+    /// direct conversations: the other user's read mark
+    #[prost(message, repeated, tag = "13")]
+    pub peer_read: ::prost::alloc::vec::Vec<Head>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullRows {
@@ -685,11 +785,26 @@ pub struct Rows {
     /// these rows are what changed after base; unset: from the beginning
     #[prost(message, optional, tag = "8")]
     pub base: ::core::option::Option<Cursor>,
+    /// answers RowHashes: go on from this bucket; 0 = this was the last part
+    #[prost(uint32, tag = "9")]
+    pub next_bucket: u32,
 }
+/// "These are my rows, as servers have told them": answered by Rows with the rows of all buckets that differ. The
+/// answer to the last part carries upto, which becomes the cursor. core/src/buckets.rs defines the hash.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RowHashes {
+    /// hashes of the buckets from first_bucket on
     #[prost(fixed64, repeated, tag = "1")]
     pub buckets: ::prost::alloc::vec::Vec<u64>,
+    /// buckets in all: 64, or 512 for more than 500 rows
+    #[prost(uint32, tag = "2")]
+    pub total: u32,
+    /// where this part begins; 0 = all are compared
+    #[prost(uint32, tag = "3")]
+    pub first_bucket: u32,
+    /// upto of the first part, where first_bucket is not 0
+    #[prost(message, optional, tag = "4")]
+    pub at: ::core::option::Option<Cursor>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullEntries {
@@ -793,12 +908,150 @@ pub struct PullCells {
     #[prost(message, repeated, tag = "2")]
     pub have: ::prost::alloc::vec::Vec<Head>,
 }
+/// The user has read these: merged with what was marked before, by maximum.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mark {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "2")]
-    pub read: ::prost::alloc::vec::Vec<Head>,
+    pub read: ::prost::alloc::vec::Vec<OriginHead>,
+}
+/// The mark is durable in this region.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Marked {
+}
+/// The fresh token is in force for this connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenTaken {
+    #[prost(uint64, tag = "1")]
+    pub token_expires_ms: u64,
+}
+/// Where the user's devices are connected now.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PullDevices {
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Devices {
+    #[prost(message, repeated, tag = "1")]
+    pub devices: ::prost::alloc::vec::Vec<Device>,
+}
+/// A connected device. Which devices a user has at all is in his own log, see Cell.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Device {
+    #[prost(string, tag = "1")]
+    pub install: ::prost::alloc::string::String,
+    /// 1-255
+    #[prost(uint32, tag = "2")]
+    pub region: u32,
+    /// empty where it is not known here
+    #[prost(string, tag = "3")]
+    pub region_name: ::prost::alloc::string::String,
+}
+// ---- bodies of tern's own kinds ----------------------------------------------------------------------
+//
+// Kinds 16-63 are tern's own; core/src/kinds.rs has the list. Their bodies are these messages.
+
+/// Kind 16: the first entry of a group, n = 1 of an install, under a random id that the client chose.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupCreate {
+    /// the creator included, each once; generation 1
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+    /// at most 256 bytes
+    #[prost(string, tag = "2")]
+    pub title: ::prost::alloc::string::String,
+    /// every member may add others; otherwise only admins
+    #[prost(bool, tag = "3")]
+    pub members_add: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupMember {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// 0 = member, 1 = admin
+    #[prost(uint32, tag = "2")]
+    pub role: u32,
+    /// GroupAdd, GroupRemove, GroupRole: which membership of this user
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+}
+/// Kind 17: new members. generation = the highest that the adding client holds of that user, + 1.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupAdd {
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+    /// they may read what was written before
+    #[prost(bool, tag = "2")]
+    pub history: bool,
+}
+/// Kind 18: members removed; of oneself: leaving. Final for the generation it names.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupRemove {
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+}
+/// Kind 19: new roles.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupRole {
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+}
+/// Kind 20: a value that the newest writer sets, by (hlc, origin, seq). In a group: "title". In a user's own log:
+/// "mute/" + conversation in hex, "block/" + user, "device/" + install, "kick/" + install, "revoke".
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cell {
+    /// at most 256 bytes
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// at most 4096 bytes; empty = as if it had never been set
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+}
+/// Value of "device/": a device of the user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeviceCell {
+    /// for its user, at most 64 bytes
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// first seen, milliseconds since 1970
+    #[prost(uint64, tag = "2")]
+    pub since_ms: u64,
+}
+/// Value of "kick/": this install may not connect any more.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KickCell {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Value of "revoke": tokens that were issued before may not be used any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeCell {
+    #[prost(uint64, tag = "1")]
+    pub before_ms: u64,
+}
+/// Value of "mute/".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MuteCell {
+    #[prost(uint64, tag = "1")]
+    pub until_ms: u64,
+}
+/// Value of "block/".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockCell {
+    #[prost(bool, tag = "1")]
+    pub blocked: bool,
+}
+/// Kind 21: erases the body of a message: of one's own, or, as an admin, of any of the group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Erase {
+    #[prost(message, optional, tag = "1")]
+    pub author: ::core::option::Option<Author>,
+    #[prost(uint64, tag = "2")]
+    pub n: u64,
+}
+/// Kind 22: erases the bodies of all messages that its author wrote in this conversation before it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EraseMine {
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -205,7 +205,7 @@ impl Tables {
             let (key, value) = row.into_inner().map_err(backend)?;
             let (target, conversation) =
                 parse_todo_key(&key).ok_or(FormatError::Malformed("todo row's key")).map_err(malformed)?;
-            found.push(Todo { target, conversation, prefix: decode_todo(&value).map_err(malformed)? });
+            found.push(Todo { target, conversation, prefix: decode_todo(&value).map_err(malformed)?, user: None });
         }
         Ok(found)
     }

@@ -24,6 +24,7 @@ fn entry_of(seq: u64, body: &[u8]) -> Arc<Entry> {
         kind: 0,
         wall_ms: 0,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -397,7 +398,12 @@ async fn below_the_reserve_appends_are_refused_and_rows_are_not() {
     let full = Options { disk_reserve_bytes: u64::MAX, ..options() };
     let (store, _) = EmbeddedStore::open(dir.path(), full).unwrap();
     let with_todo = Append {
-        todo: vec![Todo { target: Target::Fanout, conversation: conv(1), prefix: [(ORIGIN, 0)].into_iter().collect() }],
+        todo: vec![Todo {
+            target: Target::Fanout,
+            conversation: conv(1),
+            prefix: [(ORIGIN, 0)].into_iter().collect(),
+            user: None,
+        }],
         ..append(conv(1), 7, 7)
     };
     assert_eq!(store.append(vec![with_todo]).await, [Appended::Full]);

@@ -383,6 +383,7 @@ impl Writer {
                     encode_row(&mut self.value, &row);
                     batch.insert(&self.tables.rows, key, &self.value[..]);
                 }
+                Put::Erase { .. } => {}
                 Put::Todo(todo) => self.put_todo(batch, &todo),
                 Put::Checkpoint { conversation, value } => {
                     encode_opaque(&mut self.value, &value);

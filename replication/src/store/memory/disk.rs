@@ -167,7 +167,8 @@ impl Disk {
                 }
                 Before::Row(key.clone(), self.rows.insert(key, row))
             }
-            Put::Todo(Todo { target, conversation, prefix }) => {
+            Put::Erase { .. } => return,
+            Put::Todo(Todo { target, conversation, prefix, .. }) => {
                 let key = (target, conversation);
                 let old = if prefix.is_empty() { self.todo.remove(&key) } else { self.todo.insert(key, prefix) };
                 Before::Todo(key, old)
@@ -250,6 +251,7 @@ impl Disk {
                 target: *target,
                 conversation: *conversation,
                 prefix: prefix.clone(),
+                user: None,
             })
             .collect()
     }

@@ -22,6 +22,7 @@ fn entry(seq: u64) -> Arc<Entry> {
         kind: 0,
         wall_ms: 0,
         first: None,
+        stamp: None,
         only_sender: false,
         body_hash: body_hash(&body),
         body,
@@ -30,7 +31,7 @@ fn entry(seq: u64) -> Arc<Entry> {
 }
 
 fn todo(done: u64) -> Todo {
-    Todo { target: Target::Fanout, conversation: conv(1), prefix: [(ORIGIN, done)].into_iter().collect() }
+    Todo { target: Target::Fanout, conversation: conv(1), prefix: [(ORIGIN, done)].into_iter().collect(), user: None }
 }
 
 fn append(conversation: ConvId, from: u64, to: u64, todo: Vec<Todo>) -> Append {

@@ -1,0 +1,409 @@
+//! Who is in a group (R10).
+//!
+//! Problem: members are added, removed and promoted in several regions at once, and the changes reach every
+//! region, and every device, in another order.
+//!
+//! Rule: a membership is (user, generation). Adding names a new generation; removing and promoting name the one
+//! they mean; removal is final within it; the highest generation counts. Of two removals the cuts merge by
+//! maximum, of two adds what may be read merges to more; the role is the one set last by (hlc, origin, seq).
+//! So applying commutes, and may repeat. Authority is checked once, where an entry is sequenced.
+//!
+//! Why simpler ways fail: "the last change wins" lets a promotion that was written while the user was kicked
+//! bring him back; a generation chosen where the add is sequenced differs when the same add is sent again in
+//! another region.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut};
+
+use crate::codes::{Code, Refusal};
+use crate::ids::{Heads, Identity, Origin, Place, UserId};
+use crate::kinds::{MAX_GENERATION, Own};
+use crate::limits::GROUP_MEMBERS;
+use crate::wire::v1;
+
+/// What a member may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Writes and reads, and may leave.
+    #[default]
+    Member,
+    /// Adds, removes and promotes as well, and erases others' messages.
+    Admin,
+}
+
+impl Role {
+    fn from_wire(role: u32) -> Self {
+        if role == 1 { Self::Admin } else { Self::Member }
+    }
+}
+
+/// The newest membership of a user that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Which one; from 1.
+    pub generation: u64,
+    /// An add of it is known. A removal or promotion may come before.
+    added: bool,
+    /// Readable from here on; empty = all.
+    from: Heads,
+    /// Up to where he may read, once he is removed.
+    cut: Option<Heads>,
+    role: Role,
+    role_at: Option<Place>,
+}
+
+impl Member {
+    /// Added, and not removed.
+    pub fn is_present(&self) -> bool {
+        self.added && self.cut.is_none()
+    }
+
+    /// Entries up to here are from before his time.
+    pub fn from(&self) -> &Heads {
+        &self.from
+    }
+
+    /// What he may do while he is present.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Of what is held: up to where he may read.
+    pub fn clip<'a>(&self, held: &'a Heads) -> Cow<'a, Heads> {
+        match &self.cut {
+            _ if !self.added => Cow::Owned(Heads::new()),
+            None => Cow::Borrowed(held),
+            Some(cut) => Cow::Owned(
+                held.iter()
+                    .filter_map(|(o, seq)| Some((*o, (*seq).min(*cut.get(o)?))))
+                    .filter(|(_, seq)| *seq > 0)
+                    .collect(),
+            ),
+        }
+    }
+
+    /// Whether he may read an entry.
+    pub fn may_read(&self, origin: Origin, seq: u64) -> bool {
+        let bound = |heads: &Heads| heads.get(&origin).copied().unwrap_or(0);
+        self.added && seq > bound(&self.from) && self.cut.as_ref().is_none_or(|cut| seq <= bound(cut))
+    }
+
+    fn renew(&mut self, generation: u64) {
+        if generation > self.generation {
+            *self = Self { generation, ..Self::default() };
+        }
+    }
+
+    fn add(&mut self, role: Role, at: Place, from: &Heads) {
+        if self.added {
+            // Two regions added him at once: he may read what either allows.
+            self.from.retain(|o, _| from.contains_key(o));
+            for (origin, seq) in &mut self.from {
+                *seq = (*seq).min(from[origin]);
+            }
+        } else {
+            self.added = true;
+            self.from.clone_from(from);
+        }
+        self.set_role(role, at);
+    }
+
+    fn set_role(&mut self, role: Role, at: Place) {
+        if self.role_at.is_none_or(|last| (at, role) > (last, self.role)) {
+            (self.role, self.role_at) = (role, Some(at));
+        }
+    }
+
+    fn remove(&mut self, at: &Heads) {
+        let cut = self.cut.get_or_insert_with(Heads::new);
+        for (origin, seq) in at {
+            let bound = cut.entry(*origin).or_default();
+            *bound = (*bound).max(*seq);
+        }
+    }
+}
+
+/// The members of a group, as far as known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    users: BTreeMap<UserId, Member>,
+    created: bool,
+    members_add: bool,
+    present: usize,
+    /// The newest membership entry, by display key.
+    newest: Option<(Place, Identity)>,
+}
+
+/// A membership entry, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// Its display key: copies of one entry agree on the lowest.
+    pub at: Place,
+    /// Who made it.
+    pub by: &'a Identity,
+    /// What the sequencing region held, the entry itself included.
+    pub cut: &'a Heads,
+    /// What it says.
+    pub own: &'a Own,
+}
+
+impl Membership {
+    /// Whether the group's creation is known.
+    pub fn is_created(&self) -> bool {
+        self.created
+    }
+
+    /// Present members.
+    pub fn present(&self) -> usize {
+        self.present
+    }
+
+    /// All users of whom something is known, removed ones included.
+    pub fn users(&self) -> impl Iterator<Item = (&UserId, &Member)> {
+        self.users.iter()
+    }
+
+    /// What is known of a user.
+    pub fn member(&self, user: &UserId) -> Option<&Member> {
+        self.users.get(user)
+    }
+
+    /// Whether a user is in the group.
+    pub fn is_present(&self, user: &UserId) -> bool {
+        self.users.get(user).is_some_and(Member::is_present)
+    }
+
+    /// The generation that an add of this user is to name.
+    pub fn next_generation(&self, user: &UserId) -> u64 {
+        self.users.get(user).map_or(1, |m| m.generation + 1)
+    }
+
+    /// The newest membership entry: by display key, and by identity.
+    pub fn newest(&self) -> Option<&(Place, Identity)> {
+        self.newest.as_ref()
+    }
+
+    /// Whether any member may add others.
+    pub fn members_add(&self) -> bool {
+        self.members_add
+    }
+
+    /// Applies an entry. Commutes, and may repeat. Kinds that are no membership change nothing.
+    pub fn apply(&mut self, change: Change<'_>) {
+        let Change { at, by, cut, own } = change;
+        let (members, everything) = match own {
+            Own::Create(create) => {
+                self.created = true;
+                self.members_add |= create.members_add;
+                (&create.members, true)
+            }
+            Own::Add(add) => (&add.members, add.history),
+            Own::Remove(remove) => (&remove.members, true),
+            Own::Role(role) => (&role.members, true),
+            _ => return,
+        };
+        // The entry itself is the first that a new member may read.
+        let mut from = if everything { Heads::new() } else { cut.clone() };
+        if let Some(seq) = from.get_mut(&at.origin)
+            && *seq == at.seq
+        {
+            *seq -= 1;
+        }
+        for named in members {
+            let Ok(user) = UserId::new(&named.user) else { continue };
+            let generation = if matches!(own, Own::Create(_)) { 1 } else { named.generation };
+            if generation == 0 || generation > MAX_GENERATION {
+                continue;
+            }
+            let member = self.users.entry(user).or_default();
+            if generation < member.generation {
+                continue;
+            }
+            let before = member.is_present();
+            member.renew(generation);
+            match own {
+                Own::Create(_) | Own::Add(_) => member.add(Role::from_wire(named.role), at, &from),
+                Own::Remove(_) => member.remove(cut),
+                _ => member.set_role(Role::from_wire(named.role), at),
+            }
+            self.present = self.present + usize::from(member.is_present()) - usize::from(before);
+        }
+        if self.newest.as_ref().is_none_or(|(place, newest)| (at, by) > (*place, newest)) {
+            self.newest = Some((at, by.clone()));
+        }
+    }
+
+    /// Whether `user` may make this change here and now. Nothing is applied.
+    ///
+    /// # Errors
+    /// `not_allowed` where only an admin may, `group_full` above 500 members, `bad_change` where the change names
+    /// what is not so.
+    pub fn authorize(&self, user: &UserId, own: &Own) -> Result<(), Refusal> {
+        let no = |code, text: &str| Err(Refusal::new(code, text));
+        // A group whose admins have all left is everyone's.
+        let is_admin = |m: &Member| m.is_present() && m.role == Role::Admin;
+        let admin = self.users.get(user).is_some_and(is_admin) || !self.users.values().any(is_admin);
+        match own {
+            Own::Create(create) => {
+                if self.created {
+                    return no(Code::BadChange, "the group is created already");
+                }
+                if !create.members.iter().any(|m| m.user == user.as_str()) {
+                    return no(Code::BadChange, "who creates a group is in it");
+                }
+            }
+            Own::Add(add) => {
+                if !admin && (!self.members_add || add.members.iter().any(|m| m.role != 0)) {
+                    return no(Code::NotAllowed, "only an admin may do that in this group");
+                }
+                if self.present + add.members.len() > GROUP_MEMBERS {
+                    return no(Code::GroupFull, "a group has at most 500 members");
+                }
+                if add.members.iter().any(|m| self.differs(m, |known, named| named > known)) {
+                    return no(Code::BadChange, "an add names the user's next generation");
+                }
+            }
+            Own::Remove(remove) => {
+                if !admin && remove.members.iter().any(|m| m.user != user.as_str()) {
+                    return no(Code::NotAllowed, "only an admin may do that in this group");
+                }
+                if remove.members.iter().any(|m| self.differs(m, |known, named| named == known)) {
+                    return no(Code::BadChange, "a removal names a member and his generation");
+                }
+            }
+            Own::Role(role) => {
+                if !admin {
+                    return no(Code::NotAllowed, "only an admin may do that in this group");
+                }
+                if role.members.iter().any(|m| self.differs(m, |known, named| named == known)) {
+                    return no(Code::BadChange, "a promotion names a member and his generation");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn differs(&self, named: &v1::GroupMember, fits: impl Fn(u64, u64) -> bool) -> bool {
+        let known = UserId::new(&named.user).ok().and_then(|u| self.users.get(&u)).map_or(0, |m| m.generation);
+        !fits(known, named.generation)
+    }
+
+    /// Whether `user` is an admin, or nobody is.
+    pub fn may_erase_others(&self, user: &UserId) -> bool {
+        self.users.get(user).is_some_and(|m| m.is_present() && m.role == Role::Admin)
+    }
+
+    /// For the conversation's checkpoint.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(u8::from(self.created) | u8::from(self.members_add) << 1);
+        put_count(out, self.users.len());
+        for (user, m) in &self.users {
+            put_text(out, user.as_str());
+            out.put_u64(m.generation);
+            out.put_u8(
+                u8::from(m.added)
+                    | u8::from(m.cut.is_some()) << 1
+                    | u8::from(m.role == Role::Admin) << 2
+                    | u8::from(m.role_at.is_some()) << 3,
+            );
+            put_heads(out, &m.from);
+            if let Some(cut) = &m.cut {
+                put_heads(out, cut);
+            }
+            if let Some(at) = m.role_at {
+                put_place(out, at);
+            }
+        }
+        match &self.newest {
+            None => out.put_u8(0),
+            Some((at, by)) => {
+                out.put_u8(1);
+                put_place(out, *at);
+                put_text(out, by.user.as_str());
+                put_text(out, by.install.as_str());
+                out.put_u64(by.n);
+            }
+        }
+    }
+
+    /// From a checkpoint; `None` where the bytes are none.
+    pub(crate) fn decode(b: &mut bytes::Bytes) -> Option<Self> {
+        let flags = b.try_get_u8().ok()?;
+        let mut all = Self { created: flags & 1 != 0, members_add: flags & 2 != 0, ..Self::default() };
+        for _ in 0..get_count(b)? {
+            let user = UserId::from_bytes(&get_text(b)?).ok()?;
+            let generation = b.try_get_u64().ok()?;
+            let flags = b.try_get_u8().ok()?;
+            let from = get_heads(b)?;
+            let cut = if flags & 2 != 0 { Some(get_heads(b)?) } else { None };
+            let role = if flags & 4 != 0 { Role::Admin } else { Role::Member };
+            let role_at = if flags & 8 != 0 { Some(get_place(b)?) } else { None };
+            let member = Member { generation, added: flags & 1 != 0, from, cut, role, role_at };
+            all.present += usize::from(member.is_present());
+            all.users.insert(user, member);
+        }
+        if b.try_get_u8().ok()? == 1 {
+            let at = get_place(b)?;
+            let user = UserId::from_bytes(&get_text(b)?).ok()?;
+            let install = crate::ids::InstallId::from_bytes(&get_text(b)?).ok()?;
+            all.newest = Some((at, Identity { user, install, n: b.try_get_u64().ok()? }));
+        }
+        Some(all)
+    }
+}
+
+fn put_count(out: &mut Vec<u8>, count: usize) {
+    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
+}
+
+fn get_count(b: &mut bytes::Bytes) -> Option<usize> {
+    b.try_get_u32().ok().map(|c| c as usize).filter(|c| *c <= b.len())
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put_count(out, text.len());
+    out.put_slice(text.as_bytes());
+}
+
+fn get_text(b: &mut bytes::Bytes) -> Option<bytes::Bytes> {
+    let length = get_count(b)?;
+    Some(b.split_to(length))
+}
+
+pub(crate) fn put_heads(out: &mut Vec<u8>, heads: &Heads) {
+    put_count(out, heads.len());
+    for (origin, seq) in heads {
+        out.put_u8(origin.region);
+        out.put_u64(origin.era);
+        out.put_u64(*seq);
+    }
+}
+
+pub(crate) fn get_heads(b: &mut bytes::Bytes) -> Option<Heads> {
+    let mut heads = Heads::new();
+    for _ in 0..get_count(b)? {
+        let origin = Origin { region: b.try_get_u8().ok()?, era: b.try_get_u64().ok()? };
+        heads.insert(origin, b.try_get_u64().ok()?);
+    }
+    Some(heads)
+}
+
+pub(crate) fn put_place(out: &mut Vec<u8>, place: Place) {
+    out.put_u64(place.hlc);
+    out.put_u8(place.origin.region);
+    out.put_u64(place.origin.era);
+    out.put_u64(place.seq);
+}
+
+pub(crate) fn get_place(b: &mut bytes::Bytes) -> Option<Place> {
+    let hlc = b.try_get_u64().ok()?;
+    let origin = Origin { region: b.try_get_u8().ok()?, era: b.try_get_u64().ok()? };
+    Some(Place { hlc, origin, seq: b.try_get_u64().ok()? })
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;
