@@ -10,7 +10,8 @@
 //! 1. [`mod@env`]: the traits, and the `Env` every node and client is handed.
 //! 2. [`system`]: the real one: UDP with large buffers, TCP without delay, a clock that survives suspend.
 //! 3. [`tls`]: identities from PEM, and the four TLS set-ups there are: clients and servers of the public
-//!    side, and of the links between nodes (mutually authenticated).
+//!    side, and of the links between nodes (mutually authenticated). What they show can be replaced; [`x509`]
+//!    reads what a certificate says.
 //! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
@@ -31,6 +32,7 @@ pub mod http;
 pub mod quic;
 pub mod system;
 pub mod tls;
+pub mod x509;
 
 #[cfg(test)]
 mod testing;
