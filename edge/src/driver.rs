@@ -75,7 +75,7 @@ pub(crate) struct Driver<L> {
 impl<L: Lanes> Driver<L> {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L) -> Self {
         let now = edge.env.clock.now();
-        let session = Session::new(now, &edge.config);
+        let session = Session::new(now, edge.tuning().hello_timeout);
         Self { edge, conn, lanes, session, writers: Default::default(), heard: now, stalled: None, armed: None }
     }
 

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::Waker;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, CorePort, Down, DownBody, EdgePort, Up};
-use tern_core::pacing::Rate;
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
@@ -30,6 +30,7 @@ use crate::metrics::EdgeMetrics;
 use crate::pace::Paces;
 use crate::session;
 use crate::tokens::TokenKeys;
+use crate::tune::Tuning;
 
 /// How often the edge looks after itself: notices a lost core and forgets old allowances.
 const TICK: Duration = Duration::from_millis(250);
@@ -74,6 +75,7 @@ pub struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) metrics: EdgeMetrics,
     pub(crate) paces: Paces,
+    tuning: ArcSwap<Tuning>,
     keys: RwLock<Arc<TokenKeys>>,
     generation: u64,
     table: RwLock<Table>,
@@ -126,10 +128,12 @@ impl Edge {
     /// An edge that does not listen yet. `keys` check the tokens of clients.
     pub fn new(env: Env, config: EdgeConfig, keys: TokenKeys, metrics: EdgeMetrics) -> Arc<Self> {
         let l = &config.limits;
-        let guard = Guard::new(Rate::new(l.failed_handshakes_per_second, l.failed_handshakes_burst));
+        let tuning = Tuning::of(&config);
+        let guard = Guard::new(tuning.failed_handshakes());
         Arc::new(Self {
             paces: Paces::new(l.sends_per_second, l.sends_burst),
             guard: Mutex::new(guard),
+            tuning: ArcSwap::from_pointee(tuning),
             keys: RwLock::new(Arc::new(keys)),
             generation: env.rng.u64(),
             metrics,
@@ -202,6 +206,19 @@ impl Edge {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
 
+    /// What can be changed while it runs, as it is now.
+    pub fn tuning(&self) -> Arc<Tuning> {
+        self.tuning.load_full()
+    }
+
+    /// Changes it, and reports at once.
+    pub fn tune(&self, tuning: Tuning) {
+        self.paces.set_rate(tuning.sends_per_second, tuning.sends_burst);
+        lock(&self.guard).set_rate(tuning.failed_handshakes());
+        self.tuning.store(Arc::new(tuning));
+        self.report();
+    }
+
     /// How busy the process is, for the load report: 1000 = all the processors it has.
     pub fn set_cpu_permille(&self, permille: u32) {
         self.cpu_permille.store(permille, Ordering::Relaxed);
@@ -265,10 +282,11 @@ impl Edge {
     pub fn load(&self) -> node_v1::EdgeLoad {
         let bound = self.bound.get();
         let listening = bound.into_iter().flat_map(|b| std::iter::once(&b.local_addr).chain(&b.also));
-        let addresses: Vec<String> = if self.config.advertise.is_empty() {
+        let tuning = self.tuning.load();
+        let addresses: Vec<String> = if tuning.advertise.is_empty() {
             listening.map(ToString::to_string).collect()
         } else {
-            self.config.advertise.iter().map(ToString::to_string).collect()
+            tuning.advertise.iter().map(ToString::to_string).collect()
         };
         node_v1::EdgeLoad {
             edge: self.config.name.clone(),
@@ -276,14 +294,14 @@ impl Edge {
             region_name: self.config.region_name.clone(),
             addresses,
             connections: u32::try_from(self.connections()).unwrap_or(u32::MAX),
-            capacity: self.config.capacity,
+            capacity: tuning.capacity,
             cpu_permille: self.cpu_permille.load(Ordering::Relaxed),
             draining: self.draining.load(Ordering::Relaxed),
             age_ms: 0,
             latitude: self.config.latitude,
             longitude: self.config.longitude,
             generation: self.generation,
-            failure_domain: self.config.failure_domain.clone(),
+            failure_domain: tuning.failure_domain.clone(),
         }
     }
 
@@ -299,7 +317,8 @@ impl Edge {
 
     /// A place in the table, unless the edge is full.
     pub(crate) fn enter(&self, transport: &'static str) -> Option<Arc<Conn>> {
-        let most = self.config.capacity.saturating_add(self.config.capacity / 4);
+        let capacity = self.tuning.load().capacity;
+        let most = capacity.saturating_add(capacity / 4);
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let place = match table.free.pop() {
             Some(place) => place,
@@ -386,6 +405,7 @@ impl Edge {
             draining: self.draining.load(Ordering::Relaxed),
             keys: &self.keys,
             config: &self.config,
+            tuning: &self.tuning,
             paces: &self.paces,
             metrics: &self.metrics,
         }

@@ -6,7 +6,7 @@ use tern_core::wire::{ALPN_CLIENT, Lane};
 use tern_net::env::Stream;
 use tern_net::frames::{FrameWriter, QuicFrames};
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
-use tern_net::tls::{client_tls, server_tls};
+use tern_net::tls::{Credential, client_tls, server_tls, server_tls_with};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -225,4 +225,45 @@ async fn late_frames_of_a_connection_that_is_gone_reach_nobody() {
     let mut out = Vec::new();
     second.mailbox().take(Lane::Control, 1000, &mut out, &edge.metrics);
     assert_eq!(out.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replaced_certificate_is_shown_to_those_who_come_and_those_who_are_there_stay() {
+    let (old, new) = (Pki::new(), Pki::new());
+    let (edge, core) = crate::testing::edge(EdgeConfig::default());
+    let credential = Credential::new(&old.certificate).unwrap();
+    let tls = server_tls_with(credential.clone(), &[ALPN_CLIENT], edge.env.clock.clone()).unwrap();
+    let at = edge.run(core.clone(), tls).await.unwrap().local_addr;
+    let connection = quic(&edge, &old, at, ALPN_CLIENT).await.unwrap();
+    let mut control = QuicLane::open(&connection).await;
+    control.say(1, hello("alice")).await;
+    assert!(matches!(control.body().await, Body::Welcome(_)));
+    let mut over_tcp = tcp(&edge, &old, at, &[ALPN_CLIENT]).await.unwrap();
+    over_tcp.say(1, hello("bob")).await;
+    assert!(matches!(over_tcp.body().await, Body::Welcome(_)));
+
+    credential.replace(&new.certificate).unwrap();
+    assert!(quic(&edge, &new, at, ALPN_CLIENT).await.is_ok());
+    assert!(tcp(&edge, &new, at, &[ALPN_CLIENT]).await.is_ok());
+    assert!(quic(&edge, &old, at, ALPN_CLIENT).await.is_err());
+    assert!(tcp(&edge, &old, at, &[ALPN_CLIENT]).await.is_err());
+    control.say(2, ping(1)).await;
+    assert!(matches!(control.body().await, Body::Pong(_)));
+    over_tcp.say(2, ping(1)).await;
+    assert!(matches!(over_tcp.body().await, Body::Pong(_)));
+}
+
+#[tokio::test]
+async fn what_is_tuned_counts_for_the_next_who_comes_and_in_the_next_report() {
+    let pki = Pki::new();
+    let (edge, _core, at) = start(&pki, EdgeConfig { capacity: 4, ..EdgeConfig::default() }).await;
+    let before = quic(&edge, &pki, at, ALPN_CLIENT).await.unwrap();
+    let heartbeat = v1::Heartbeat { foreground_ms: 7, background_ms_min: 8, background_ms_max: 9 };
+    let advertise = vec!["192.0.2.1:443".parse().unwrap()];
+    edge.tune(Tuning { heartbeat: Some(heartbeat), advertise, capacity: 1, ..(*edge.tuning()).clone() });
+    assert_eq!((edge.load().capacity, edge.load().addresses), (1, vec!["192.0.2.1:443".to_owned()]));
+    assert!(quic(&edge, &pki, at, ALPN_CLIENT).await.is_err(), "full now");
+    let mut control = QuicLane::open(&before).await;
+    control.say(1, hello("alice")).await;
+    assert!(matches!(control.body().await, Body::Welcome(w) if w.heartbeat == Some(heartbeat)));
 }

@@ -30,6 +30,11 @@ impl Guard {
         Self { rate, blocks: BTreeMap::new(), looked: Duration::ZERO }
     }
 
+    /// Another rate from now on.
+    pub(crate) fn set_rate(&mut self, rate: Rate) {
+        self.rate = rate;
+    }
+
     /// How long connections from this block are refused, if they are.
     pub(crate) fn blocked(&self, from: IpAddr, now: Duration) -> Option<Duration> {
         self.blocks.get(&block(from)).and_then(|bucket| bucket.check(self.rate, now).err())

@@ -43,9 +43,11 @@ mod session;
 #[cfg(test)]
 mod testing;
 pub mod tokens;
+pub mod tune;
 
 pub use config::{EdgeConfig, EdgeLimits};
 pub use edge::{BoundEdge, Edge, EdgeError};
 pub use link::EdgeLink;
 pub use metrics::EdgeMetrics;
 pub use tokens::TokenKeys;
+pub use tune::Tuning;

@@ -92,7 +92,7 @@ async fn accept_quic(edge: Arc<Edge>, endpoint: quinn::Endpoint) {
 /// A task of its own: what a handshake needs is not kept for the life of the connection.
 async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming) {
     let accepted = match incoming.accept() {
-        Ok(connecting) => timeout(edge.config.limits.hello_timeout, connecting).await,
+        Ok(connecting) => timeout(edge.tuning().hello_timeout, connecting).await,
         Err(e) => Ok(Err(e)),
     };
     match accepted {
@@ -159,7 +159,7 @@ async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAc
 }
 
 async fn serve_tcp(edge: Arc<Edge>, conn: Arc<Conn>, stream: Box<dyn Stream>, from: SocketAddr, tls: TlsAcceptor) {
-    match timeout(edge.config.limits.hello_timeout, tls.accept(stream)).await {
+    match timeout(edge.tuning().hello_timeout, tls.accept(stream)).await {
         Ok(Ok(mut stream)) => {
             if stream.get_ref().1.alpn_protocol() == Some(ALPN_CLIENT) {
                 drive_stream(&edge, &conn, stream, from).await;

@@ -1,7 +1,7 @@
 //! Sends per user, over all of the user's connections to this edge.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tern_core::ids::UserId;
@@ -17,10 +17,22 @@ pub(crate) struct UserPace {
 /// All users that are connected, or were a moment ago.
 #[derive(Debug)]
 pub(crate) struct Paces {
+    rate: RwLock<Allowed>,
+    table: Mutex<Table>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Allowed {
     rate: Rate,
     /// By when an empty allowance is whole again: forgetting it earlier would make reconnecting pay.
     refill: Duration,
-    table: Mutex<Table>,
+}
+
+impl Allowed {
+    fn new(per_second: u32, burst: u32) -> Self {
+        let refill = Duration::from_secs(1) * burst.max(1) / per_second.max(1) + Duration::from_secs(1);
+        Self { rate: Rate::new(per_second, burst), refill }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -31,8 +43,16 @@ struct Table {
 
 impl Paces {
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
-        let refill = Duration::from_secs(1) * burst.max(1) / per_second.max(1) + Duration::from_secs(1);
-        Self { rate: Rate::new(per_second, burst), refill, table: Mutex::default() }
+        Self { rate: RwLock::new(Allowed::new(per_second, burst)), table: Mutex::default() }
+    }
+
+    /// Another rate from now on.
+    pub(crate) fn set_rate(&self, per_second: u32, burst: u32) {
+        *self.rate.write().unwrap_or_else(PoisonError::into_inner) = Allowed::new(per_second, burst);
+    }
+
+    fn allowed(&self) -> Allowed {
+        *self.rate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The allowance of a user who connects.
@@ -53,13 +73,13 @@ impl Paces {
         if whole {
             table.users.remove(&pace.id);
         } else {
-            table.leaving.push_back((now + self.refill, pace.id.clone()));
+            table.leaving.push_back((now + self.allowed().refill, pace.id.clone()));
         }
     }
 
     /// Takes one send, or says how long to wait.
     pub(crate) fn take(&self, pace: &UserPace, now: Duration) -> Result<(), Duration> {
-        pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.rate, now)
+        pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(self.allowed().rate, now)
     }
 
     /// Forgets those who left long enough ago.
@@ -85,6 +105,19 @@ impl Paces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_rate_counts_at_once_and_what_was_used_stays_used() {
+        let paces = Paces::new(20, 60);
+        let (id, now) = (UserId::new("u").unwrap(), Duration::from_secs(9));
+        let pace = paces.enter(&id);
+        assert!((0..10).all(|_| paces.take(&pace, now).is_ok()));
+        paces.set_rate(20, 12);
+        assert!((0..2).all(|_| paces.take(&pace, now).is_ok()));
+        assert_eq!(paces.take(&pace, now), Err(Duration::from_millis(50)));
+        paces.set_rate(20, 60);
+        assert!(paces.take(&pace, now).is_ok());
+    }
 
     #[test]
     fn reconnecting_does_not_refill_the_allowance_and_nobody_is_remembered_for_ever() {

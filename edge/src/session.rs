@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use prost::Message;
 use tern_core::buckets;
@@ -30,6 +31,7 @@ use crate::config::EdgeConfig;
 use crate::metrics::EdgeMetrics;
 use crate::pace::{Paces, UserPace};
 use crate::tokens::{Claims, TokenError, TokenKeys};
+use crate::tune::Tuning;
 
 /// Before its token expires a client is told so, this long ahead: time to fetch a new one over a bad link.
 pub(crate) const TOKEN_NOTICE_MS: u64 = 60_000;
@@ -63,6 +65,7 @@ pub(crate) struct Context<'a> {
     pub(crate) draining: bool,
     pub(crate) keys: &'a RwLock<Arc<TokenKeys>>,
     pub(crate) config: &'a EdgeConfig,
+    pub(crate) tuning: &'a ArcSwap<Tuning>,
     pub(crate) paces: &'a Paces,
     pub(crate) metrics: &'a EdgeMetrics,
 }
@@ -117,10 +120,10 @@ fn bad(what: impl Into<String>) -> Refusal {
 }
 
 impl Session {
-    pub(crate) fn new(now: Duration, config: &EdgeConfig) -> Self {
+    pub(crate) fn new(now: Duration, hello_timeout: Duration) -> Self {
         Self {
             phase: Phase::AwaitHello,
-            deadline: now + config.limits.hello_timeout,
+            deadline: now + hello_timeout,
             pace: None,
             expires_ms: 0,
             noticed: false,
@@ -477,8 +480,8 @@ impl Session {
 fn complete(welcome: &mut v1::Welcome, cx: &Context<'_>) {
     welcome.edge.clone_from(&cx.config.name);
     welcome.seen_address = cx.peer.to_string();
-    if cx.config.heartbeat.is_some() {
-        welcome.heartbeat = cx.config.heartbeat;
+    if let Some(heartbeat) = cx.tuning.load().heartbeat {
+        welcome.heartbeat = Some(heartbeat);
     }
     if let Some(limits) = &mut welcome.limits {
         limits.in_flight = limits.in_flight.min(cx.config.limits.in_flight);

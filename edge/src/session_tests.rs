@@ -21,7 +21,7 @@ impl Scene {
     fn new() -> Self {
         let config = EdgeConfig { name: "e1".into(), ..EdgeConfig::default() };
         Self {
-            session: Session::new(Duration::ZERO, &config),
+            session: Session::new(Duration::ZERO, config.limits.hello_timeout),
             paces: Paces::new(config.limits.sends_per_second, config.limits.sends_burst),
             config,
             keys: RwLock::new(Arc::new(keys())),
@@ -61,6 +61,7 @@ impl Scene {
     }
 
     fn with<T>(&mut self, f: impl FnOnce(&mut Session, &Context<'_>) -> T) -> T {
+        let tuning = ArcSwap::from_pointee(Tuning::of(&self.config));
         let cx = Context {
             conn: 7,
             peer: self.peer,
@@ -72,6 +73,7 @@ impl Scene {
             draining: self.draining,
             keys: &self.keys,
             config: &self.config,
+            tuning: &tuning,
             paces: &self.paces,
             metrics: &self.metrics,
         };
