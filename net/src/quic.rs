@@ -18,10 +18,11 @@ use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TimeSource,
     TransportConfig, ValidationTokenConfig, VarInt,
 };
-use ring::{hkdf, hmac};
+use ring::hkdf;
 use tern_core::clock::{Clock, Entropy};
 
 use crate::env::Env;
+use crate::reset::ResetKey;
 
 /// Bytes of the connection ids that this side issues: enough that none is guessed, and room for an encrypted
 /// node number.
@@ -165,8 +166,8 @@ impl TimeSource for TokenTime {
     }
 }
 
-fn endpoint_config(env: &Env) -> EndpointConfig {
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &random_key(&env.rng))));
+fn endpoint_config(env: &Env, reset: &ResetKey) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(reset.hmac()));
     let rng = env.rng.clone();
     config
         .rng_seed(Some(random_key(&env.rng)))
@@ -175,10 +176,11 @@ fn endpoint_config(env: &Env) -> EndpointConfig {
     config
 }
 
-fn open(env: &Env, at: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, QuicError> {
+fn open(env: &Env, at: SocketAddr, server: Option<ServerConfig>, reset: &ResetKey) -> Result<Endpoint, QuicError> {
     let bind = |cause| QuicError::Bind { at, cause };
     let socket = env.net.udp(at).map_err(bind)?;
-    Endpoint::new_with_abstract_socket(endpoint_config(env), server, socket, env.net.quic_runtime()).map_err(bind)
+    Endpoint::new_with_abstract_socket(endpoint_config(env, reset), server, socket, env.net.quic_runtime())
+        .map_err(bind)
 }
 
 /// What a server answers with; exposed for those that change it while running.
@@ -210,14 +212,26 @@ pub fn server_endpoint(
     tls: Arc<rustls::ServerConfig>,
     params: &QuicParams,
 ) -> Result<Endpoint, QuicError> {
+    server_endpoint_with(env, at, tls, params, &ResetKey::random(&env.rng))
+}
+
+/// Likewise, with a key of stateless resets that outlives the process: after a kill and a restart at the same
+/// address, clients learn within a round trip that their connections are gone.
+pub fn server_endpoint_with(
+    env: &Env,
+    at: SocketAddr,
+    tls: Arc<rustls::ServerConfig>,
+    params: &QuicParams,
+    reset: &ResetKey,
+) -> Result<Endpoint, QuicError> {
     let config = server_config(env, tls, params)?;
-    open(env, at, Some(config))
+    open(env, at, Some(config), reset)
 }
 
 /// An endpoint that opens connections from `bind`, whose family must be the target's: bind `0.0.0.0:0` for
 /// IPv4 and `[::]:0` for IPv6. One per connection where connections are to move between networks.
 pub fn client_endpoint(env: &Env, bind: SocketAddr) -> Result<Endpoint, QuicError> {
-    open(env, bind, None)
+    open(env, bind, None, &ResetKey::random(&env.rng))
 }
 
 /// What a connection is opened with, for `Endpoint::connect_with`.
@@ -336,6 +350,65 @@ mod tests {
         if let Ok(connection) = connect(&env, &server, none).await {
             connection.closed().await;
         }
+    }
+
+    /// A server in a runtime of its own that dies without a word, and a client that goes on talking to whoever
+    /// answers at that address next.
+    fn killed_and_restarted(keys: [&ResetKey; 2]) -> Option<quinn::ConnectionError> {
+        let pki = Pki::new();
+        let serve = |at: SocketAddr, key: ResetKey| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let endpoint = runtime.block_on(async {
+                let env = system_env().unwrap();
+                let tls = tls::server_tls(&pki.identity(), &[b"t"], env.clock.clone()).unwrap();
+                let server = server_endpoint_with(&env, at, tls, &QuicParams::edge(), &key).unwrap();
+                let accepting = server.clone();
+                env.tasks.spawn(async move {
+                    while let Some(incoming) = accepting.accept().await {
+                        if let Ok(connection) = incoming.await {
+                            connection.closed().await;
+                        }
+                    }
+                });
+                server
+            });
+            (runtime, endpoint.local_addr().unwrap(), endpoint)
+        };
+        let (first, at, endpoint) = serve(ANY.parse().unwrap(), keys[0].clone());
+        let client = tokio::runtime::Runtime::new().unwrap();
+        let connection = client.block_on(async {
+            let env = system_env().unwrap();
+            let tls = tls::client_tls(pki.ca_pem.as_bytes(), &[b"t"], env.clock.clone()).unwrap();
+            connect(&env, &endpoint, tls).await.unwrap()
+        });
+        // The runtime first: an endpoint that is dropped while its driver runs would say goodbye.
+        first.shutdown_background();
+        drop(endpoint);
+        let bound = || std::net::UdpSocket::bind(at).is_err();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while bound() {
+            assert!(std::time::Instant::now() < deadline, "the socket of the dead server stays open");
+            std::thread::yield_now();
+        }
+        let (second, _, _endpoint) = serve(at, keys[1].clone());
+        let ended = client.block_on(async {
+            let (mut send, _recv) = connection.open_bi().await.unwrap();
+            // Larger than the smallest packet that is answered.
+            send.write_all(&[1; 200]).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(3), connection.closed()).await.ok()
+        });
+        second.shutdown_background();
+        client.shutdown_background();
+        ended
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "this waits for a runtime of the real machine to end")]
+    fn clients_of_a_server_that_was_killed_learn_at_once_if_it_keeps_its_key_and_wait_if_not() {
+        let rng = Entropy::seeded(5);
+        let (one, other) = (ResetKey::random(&rng), ResetKey::random(&rng));
+        assert_eq!(killed_and_restarted([&one, &one]), Some(quinn::ConnectionError::Reset));
+        assert_eq!(killed_and_restarted([&one, &other]), None);
     }
 
     #[tokio::test]
