@@ -313,6 +313,7 @@ impl Core {
         });
         let (here, elsewhere) = self.node.routes().counts();
         self.shared.stats.set(Stats {
+            at: now,
             store_ok: self.store_ok,
             peers: peers.collect(),
             sizes: self.node.sizes(),

@@ -240,6 +240,13 @@ impl Region {
         (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.config.peers.len())
     }
 
+    /// Since when the core task has not been heard of: under two seconds, unless it is stuck.
+    pub fn core_silence(&self) -> Duration {
+        let at = self.shared.stats.get().at;
+        // Zero: it has been started, and not yet had its first turn.
+        if at.is_zero() { Duration::ZERO } else { self.shared.env.clock.now().saturating_sub(at) }
+    }
+
     /// Adds the core's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
@@ -287,6 +294,8 @@ impl CorePort for LocalCore {
 /// Where peers stand, for metrics and operators.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
+    /// When the core task took these figures: it does so once a second.
+    pub at: Duration,
     /// Whether the last commit succeeded.
     pub store_ok: bool,
     /// Per peer region.
