@@ -7,15 +7,18 @@
 //! The rule here:
 //!
 //! 1. Listed are edges that reported within [`SILENT_AFTER`] (their reports' own age included), are not
-//!    draining, not cordoned, and below their capacity ([`Standing`]).
+//!    draining, neither cordoned nor in a cordoned region, and below their capacity ([`Standing`]).
 //! 2. The round trip to an edge is estimated per *site* (a region at one position) from what is best known:
-//!    what this client measured, what clients of its network (/24, /48) measured, what clients of its country
-//!    measured, and the distance. Each blends over the next by its number of samples ([`RttTable`]).
+//!    what this client measured, what clients of its network (/24, /48) measured, what clients of its provider
+//!    in its country measured, what clients of its country measured, and the distance. Each blends over the
+//!    next by its number of samples ([`RttTable`]).
 //! 3. Edges within [`BAND_MS`] or 20 % of the best are equally near: the estimate is no better than that.
-//! 4. Among those, two are drawn and the less loaded one is taken. Load counts the reported connections *and
-//!    those sent there since that report was made*, so a stale report can't attract a herd; two random
-//!    choices keep several dispatchers from agreeing on one victim. A new edge starts with a tenth of its
-//!    capacity ([`SLOW_START`]).
+//! 4. Among those, clients are shared out in proportion to the edges' *room*: free places, fewer as the
+//!    processor gets busy, a tenth for a new edge ([`SLOW_START`]). Room counts the reported connections *and
+//!    those sent there since that report was made*, so a stale report can't attract a herd. How that is
+//!    exact in the sum and chance in the single case is told in `choose.rs`. Since room is in
+//!    proportion to capacity where edges are equally full, and those that are fuller get less, all tend to
+//!    the same load.
 //! 5. The rest of the list follows by the same draw. The third rank leaves the region, or at least the
 //!    failure domain, if the first two have not: a client that races down its list is then out of a dead
 //!    region with its third attempt.
@@ -33,14 +36,17 @@ mod position;
 mod rtt;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+mod share_tests;
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
 pub use choose::{Choice, Client, Policy, Ranking, RttSource, Why, rank};
 pub use fixture::{BenchInput, bench_input};
-pub use fleet::{Edge, EdgeReport, Fleet, ReportError, Reported, Standing};
+pub use fleet::{Edge, EdgeReport, Fleet, ReportError, Reported, SiteKey, Standing};
 pub use position::{Country, NetworkPrefix, Position};
-pub use rtt::RttTable;
+pub use rtt::{RttTable, Whence};
 
 use std::time::Duration;
 
@@ -57,5 +63,8 @@ pub const LIST_MAX: usize = 5;
 pub const BAND_MS: f64 = 10.0;
 /// An edge's capacity counts for a tenth when it is first seen, and rises to the whole within this time.
 pub const SLOW_START: Duration = Duration::from_secs(30);
-/// Networks whose round trips are remembered: 15 MB, and a large country's active /24s.
+/// Networks whose round trips are remembered: 20 MB, and a large country's active /24s.
 pub const NETWORKS_MAX: usize = 100_000;
+/// Averages kept of countries and of providers: 8 MB, 250 countries and some thousand providers to a few sites
+/// each.
+pub const GROUPS_MAX: usize = 65_536;

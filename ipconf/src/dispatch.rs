@@ -9,8 +9,8 @@ use std::time::Duration;
 use tern_core::ids::Region;
 use tern_core::limits::ID_BYTES;
 use tern_core::ranking::{
-    Choice, Client, Edge, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, Standing,
-    rank,
+    Choice, Client, Edge, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, SiteKey,
+    Standing, Whence, rank,
 };
 use tern_net::env::Env;
 
@@ -101,7 +101,7 @@ pub enum DispatchError {
 
 fn counts(unlisted: &[(Standing, u32)]) -> String {
     let known: Vec<String> =
-        unlisted.iter().filter(|(_, n)| *n > 0).map(|(s, n)| format!("{n} {s:?}").to_lowercase()).collect();
+        unlisted.iter().filter(|(_, n)| *n > 0).map(|(s, n)| format!("{n} {}", s.name())).collect();
     if known.is_empty() { "none has reported".to_owned() } else { known.join(", ") }
 }
 
@@ -190,6 +190,7 @@ impl Dispatch {
         let client = Client {
             position: located.position(),
             country: located.country(),
+            asn: located.asn(),
             network,
             measured: &measured,
             exclude: &request.exclude,
@@ -243,33 +244,34 @@ impl Dispatch {
         local || operator
     }
 
-    /// The client's samples by region. A loopback client measures nothing that is far, and "what if" no one.
+    /// The client's samples by site. A loopback client measures nothing that is far, and "what if" no one.
     fn measured(
         &self,
         fleet: &Fleet,
         request: &DispatchRequest,
         located: Located,
         what_if: bool,
-    ) -> Vec<(Region, f64)> {
+    ) -> Vec<(SiteKey, f64)> {
         if what_if || located == Located::Unknown(Unplaced::Loopback) {
             return Vec::new();
         }
-        request.rtt.iter().filter_map(|s| Some((fleet.region_of(&s.edge)?, s.ms))).collect()
+        request.rtt.iter().filter_map(|s| Some((fleet.site_of(&s.edge)?, s.ms))).collect()
     }
 
     fn learn(
         &self,
         learned: &mut RttTable,
         request: &DispatchRequest,
-        measured: &[(Region, f64)],
+        measured: &[(SiteKey, f64)],
         network: Option<NetworkPrefix>,
         located: Located,
         now: Duration,
     ) {
         let mut taken = 0;
         if let Some(network) = network {
-            for (region, ms) in measured {
-                taken += u64::from(learned.learn(now, network, located.country(), *region, *ms));
+            let whence = Whence { country: located.country(), asn: located.asn() };
+            for (site, ms) in measured {
+                taken += u64::from(learned.learn(now, network, whence, *site, *ms));
             }
         }
         self.metrics.sampled(taken, request.rtt.len() as u64 - taken);
@@ -297,8 +299,7 @@ impl Dispatch {
     }
 
     fn standings(&self, now: Duration) -> Vec<(Standing, u32)> {
-        let all = [Standing::Listed, Standing::Silent, Standing::Draining, Standing::Cordoned, Standing::Full];
-        let mut counts = all.map(|s| (s, 0)).to_vec();
+        let mut counts = Standing::ALL.map(|s| (s, 0)).to_vec();
         for edge in self.loads.fleet().edges() {
             let standing = edge.standing(now);
             if let Some((_, n)) = counts.iter_mut().find(|(s, _)| *s == standing) {

@@ -45,6 +45,8 @@ pub enum Located {
         position: Option<Position>,
         /// Whether the coordinates are the database's.
         exact: bool,
+        /// Number of its provider's autonomous system, if the database says.
+        asn: Option<u32>,
     },
     /// Nowhere.
     Unknown(Unplaced),
@@ -63,6 +65,14 @@ impl Located {
     pub fn position(&self) -> Option<Position> {
         match self {
             Self::At { position, .. } => *position,
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// Its provider's autonomous system.
+    pub fn asn(&self) -> Option<u32> {
+        match self {
+            Self::At { asn, .. } => *asn,
             Self::Unknown(_) => None,
         }
     }
@@ -241,6 +251,21 @@ struct Record<'a> {
     longitude: Option<f64>,
     #[serde(default)]
     location: Option<LocationField>,
+    /// MaxMind's and DB-IP's name for it.
+    #[serde(default)]
+    autonomous_system_number: Option<u32>,
+    /// IPinfo's, as text: "AS3320".
+    #[serde(default)]
+    asn: Option<AsnField>,
+    #[serde(default)]
+    traits: Option<TraitsField>,
+}
+
+/// Where MaxMind's larger files have the autonomous system.
+#[derive(Debug, Deserialize)]
+struct TraitsField {
+    #[serde(default)]
+    autonomous_system_number: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,7 +289,10 @@ impl Record<'_> {
         if country.is_none() && position.is_none() {
             return Located::Unknown(Unplaced::NotFound);
         }
-        Located::At { country, position, exact: exact.is_some() }
+        let in_traits = || self.traits.as_ref().and_then(|t| t.autonomous_system_number);
+        let as_text = || self.asn.as_ref().and_then(|a| a.0);
+        let asn = self.autonomous_system_number.or_else(as_text).or_else(in_traits).filter(|asn| *asn != 0);
+        Located::At { country, position, exact: exact.is_some(), asn }
     }
 }
 
@@ -299,5 +327,36 @@ impl<'de: 'a, 'a> Deserialize<'de> for CountryField<'a> {
             }
         }
         deserializer.deserialize_any(Field).map(CountryField)
+    }
+}
+
+/// The number of an autonomous system: a number, or text with or without "AS". Anything else is none.
+#[derive(Debug)]
+struct AsnField(Option<u32>);
+
+impl<'de> Deserialize<'de> for AsnField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Field;
+        impl<'de> Visitor<'de> for Field {
+            type Value = Option<u32>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an autonomous system: its number, or text like AS3320")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(text.strip_prefix("AS").unwrap_or(text).parse().ok())
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(u32::try_from(number).ok())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(None)
+            }
+        }
+        deserializer.deserialize_any(Field).map(AsnField)
     }
 }

@@ -66,6 +66,17 @@ impl LoadTable {
         self.fleet().set_cordoned(region, edge, cordoned)
     }
 
+    /// Takes all edges of a region out of this dispatcher's lists, those heard of later too, or back in.
+    /// Returns whether that changed anything.
+    pub fn set_region_cordoned(&self, region: Region, cordoned: bool) -> bool {
+        self.fleet().set_region_cordoned(region, cordoned)
+    }
+
+    /// Regions that are taken out of this dispatcher's lists.
+    pub fn cordoned_regions(&self) -> Vec<Region> {
+        self.fleet().cordoned_regions().collect()
+    }
+
     /// What the region tells others of its own edges: all that are not silent, in order of their names, with
     /// the age of what they said.
     pub fn own_loads(&self, region: Region, now: Duration) -> Vec<EdgeLoad> {

@@ -152,17 +152,7 @@ impl DispatchMetrics {
 
     pub(crate) fn set_edges(&self, counts: &[(Standing, u32)]) {
         for (standing, count) in counts {
-            self.edges.get_or_create(&StandingLabel { standing: name_of(*standing) }).set(i64::from(*count));
+            self.edges.get_or_create(&StandingLabel { standing: standing.name() }).set(i64::from(*count));
         }
-    }
-}
-
-fn name_of(standing: Standing) -> &'static str {
-    match standing {
-        Standing::Listed => "listed",
-        Standing::Silent => "silent",
-        Standing::Draining => "draining",
-        Standing::Cordoned => "cordoned",
-        Standing::Full => "full",
     }
 }

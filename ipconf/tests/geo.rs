@@ -38,7 +38,7 @@ fn real_addresses_are_in_their_countries() {
         ("13.54.0.1", "AU"),
         ("::ffff:91.0.0.1", "DE"),
     ] {
-        let Located::At { country: found, position, exact } = locate(shipped(), address) else {
+        let Located::At { country: found, position, exact, asn: None } = locate(shipped(), address) else {
             panic!("{address} is not placed")
         };
         assert_eq!(found, Country::new(country), "{address}");
@@ -103,7 +103,8 @@ fn opened(bytes: &[u8]) -> Result<Geo, GeoError> {
 #[test]
 fn flat_city_files_give_coordinates() {
     let geo = opened(&mmdb(4, "city", &[("0.0.0.0", 1, city(51.3, 12.4)), ("128.0.0.0", 1, city(91.0, 0.0))])).unwrap();
-    let leipzig = Located::At { country: Country::new("DE"), position: Position::new(51.3, 12.4), exact: true };
+    let leipzig =
+        Located::At { country: Country::new("DE"), position: Position::new(51.3, 12.4), exact: true, asn: None };
     assert_eq!(locate(&geo, "8.8.8.8"), leipzig);
     let Located::At { position: Some(_), exact: false, .. } = locate(&geo, "200.1.1.1") else {
         panic!("coordinates that can't be give way to the country's point")
@@ -140,7 +141,7 @@ fn nested_files_are_read_and_what_a_record_lacks_is_lacking() {
     assert_eq!(locate(&geo, "65.1.1.1"), Located::Unknown(Unplaced::NotFound));
     assert_eq!(locate(&geo, "97.1.1.1").country(), Country::new("FR"));
     assert_eq!(locate(&geo, "129.1.1.1").country(), Country::new("IE"));
-    let Located::At { country: None, position: Some(_), exact: true } = locate(&geo, "161.1.1.1") else {
+    let Located::At { country: None, position: Some(_), exact: true, .. } = locate(&geo, "161.1.1.1") else {
         panic!("a place without a country is a place")
     };
     assert_eq!(locate(&geo, "193.1.1.1"), Located::Unknown(Unplaced::NotFound));

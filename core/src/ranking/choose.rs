@@ -1,11 +1,29 @@
-//! The choice itself: estimates, the band, two random draws, the reserve.
+//! The choice itself: estimates, the band, the wheel, the reserve.
+//!
+//! Among edges that are equally near, who is first? What one dispatcher hands out within a load period must be
+//! in proportion to the edges' room, closely: drawn by chance alone, a small edge is a third above or below
+//! its share. And what several dispatchers hand out, each of them asked seldom, must be so too: counting alone
+//! begins with the largest edge everywhere.
+//!
+//! The rule: the edges of a band lie on a wheel, each with an arc as long as its room. The wheel starts
+//! anywhere and turns by the golden section of itself for every client; who lies under the mark is first.
+//! Wherever it started, each single turn is a fair draw by room, so that dispatchers who know nothing of each
+//! other agree on nothing; and the marks of `n` turns are spread so evenly (an additive recurrence, of all
+//! the one with the lowest discrepancy) that an arc has met its share of them to within one or two. Each band
+//! has a wheel of its own, or the turns of one would be a random selection for the other. The ranks after the
+//! first are drawn by chance, by room: of them few are ever connected to.
+//!
+//! Why not simpler: "two random choices, the less loaded one" can't give an edge more than twice its part of
+//! the draws, so a large one among many small ones never fills; and it fills the emptiest edge first, which
+//! every dispatcher sees as emptiest: the herd again. Counting what each edge got and taking the one that lags
+//! most favours small edges wherever few clients come, because they can't have had half a client.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::fleet::{Fleet, Site, Standing};
+use super::fleet::{Fleet, Site, SiteKey, Standing};
 use super::position::{Country, Direction, NetworkPrefix, Position};
-use super::rtt::{Known, RttTable};
+use super::rtt::{Known, RttTable, Whence};
 use super::{BAND_MS, LIST_MAX};
 use crate::ids::Region;
 
@@ -21,6 +39,10 @@ const UNKNOWN_MS: f64 = 150.0;
 const HOME_MS: f64 = 20.0;
 /// For them, other regions are so much farther than by their distance from the dispatching one: above the band.
 const AWAY_MS: f64 = 40.0;
+/// Wheels that are kept, 16 bytes each: some ten times as many as a deployment has bands.
+const WHEELS: usize = 1024;
+/// The golden section of a whole turn, which is 2^64.
+const TURN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The rank, counted from 0, that leaves the region: with the third attempt of a race, a second or so in.
 const RESERVE_AT: usize = 2;
 
@@ -31,10 +53,12 @@ pub struct Client<'a> {
     pub position: Option<Position>,
     /// Its country, likewise.
     pub country: Option<Country>,
+    /// Number of its provider's autonomous system, if known.
+    pub asn: Option<u32>,
     /// Its network; None = what was learned of networks does not apply (loopback, private addresses).
     pub network: Option<NetworkPrefix>,
-    /// What it measured itself, in milliseconds; the lowest of a region counts.
-    pub measured: &'a [(Region, f64)],
+    /// What it measured itself, in milliseconds; the lowest of a site counts.
+    pub measured: &'a [(SiteKey, f64)],
     /// Names of edges that it does not want. If no other is left, they are listed all the same.
     pub exclude: &'a [String],
 }
@@ -57,6 +81,8 @@ pub struct Policy {
 pub enum RttSource {
     /// Measured by the client or its network.
     Measured,
+    /// Measured by others of its provider in its country.
+    Provider,
     /// Measured by others of its country.
     Country,
     /// Computed from the distance.
@@ -70,6 +96,7 @@ impl RttSource {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Measured => "measured",
+            Self::Provider => "provider",
             Self::Country => "country",
             Self::Distance => "distance",
             Self::Unknown => "unknown",
@@ -80,7 +107,7 @@ impl RttSource {
 /// Why an edge has its rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// As near as the nearest: drawn by load.
+    /// As near as the nearest: drawn by room.
     Near,
     /// Farther than those, and next.
     Farther,
@@ -111,6 +138,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.rtt_ms, self.source) {
             (Some(ms), RttSource::Measured) => write!(f, "{ms:.0} ms measured")?,
+            (Some(ms), RttSource::Provider) => write!(f, "{ms:.0} ms measured at its provider")?,
             (Some(ms), RttSource::Country) => write!(f, "{ms:.0} ms measured in its country")?,
             (Some(ms), _) => write!(f, "{ms:.0} ms by distance")?,
             (None, _) => f.write_str("round trip unknown")?,
@@ -164,7 +192,9 @@ impl Ranking {
 pub(super) struct Scratch {
     estimates: Vec<Estimate>,
     candidates: Vec<Candidate>,
-    band: Vec<usize>,
+    /// Where the wheels stand, by a hash of their edges; None = not started. Two bands that meet in one place
+    /// are shared out less evenly, and no less fairly.
+    wheels: Vec<Option<u64>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -183,11 +213,11 @@ struct Candidate {
     domain: usize,
     site: usize,
     order_ms: f64,
-    weighed_load: f64,
+    room: f64,
 }
 
 /// Ranks the edges of `fleet` for `client`. `random` gives uniformly distributed numbers; one is drawn per
-/// rank. Equal arguments give equal answers.
+/// ranking. Equal arguments give equal answers.
 pub fn rank(
     fleet: &mut Fleet,
     learned: &RttTable,
@@ -202,7 +232,7 @@ pub fn rank(
     if scratch.candidates.is_empty() && !client.exclude.is_empty() {
         gather(fleet, &mut scratch, now, &[]);
     }
-    let ranking = draw(fleet, &mut scratch, policy.list_max.clamp(1, LIST_MAX), now, &mut random);
+    let ranking = draw(fleet, &mut scratch, policy, now, random());
     fleet.scratch = scratch;
     if policy.count
         && let Some(first) = ranking.iter().next()
@@ -221,7 +251,8 @@ fn estimate(
     now: Duration,
     out: &mut Vec<Estimate>,
 ) {
-    let known = learned.known(now, client.network, client.country);
+    let whence = Whence { country: client.country, asn: client.asn };
+    let known = learned.known(now, client.network, whence);
     let from = client.position.map(Position::direction);
     let home = policy.home_position.map(Position::direction);
     out.clear();
@@ -230,7 +261,7 @@ fn estimate(
         let (ms, source) = evidence(site, &known, by_distance, client.measured);
         let order_ms = ms.unwrap_or_else(|| match from {
             Some(_) => UNKNOWN_MS,
-            None if site.region == policy.home => HOME_MS,
+            None if site.key.region() == policy.home => HOME_MS,
             None => AWAY_MS + distance_ms(home, site).unwrap_or(UNKNOWN_MS),
         });
         Estimate { ms, source, by_distance, order_ms }
@@ -242,7 +273,7 @@ fn estimate(
 /// exceed their distances, the least excess is that of the access network, and belongs to every estimate by
 /// distance: or a client on a bad network would be sent to whatever region it has not measured yet.
 fn add_access(estimates: &mut [Estimate]) {
-    let measured = |e: &&Estimate| matches!(e.source, RttSource::Measured | RttSource::Country);
+    let measured = |e: &&Estimate| matches!(e.source, RttSource::Measured | RttSource::Provider | RttSource::Country);
     let excess = estimates.iter().filter(measured).filter_map(|e| Some(e.ms? - e.by_distance?));
     let access_ms = excess.fold(f64::INFINITY, f64::min);
     if access_ms <= 0.0 || access_ms.is_infinite() {
@@ -263,7 +294,7 @@ fn evidence(
     site: &Site,
     known: &Known<'_>,
     by_distance: Option<f64>,
-    measured: &[(Region, f64)],
+    measured: &[(SiteKey, f64)],
 ) -> (Option<f64>, RttSource) {
     let mut ms = by_distance;
     let mut source = if ms.is_some() { RttSource::Distance } else { RttSource::Unknown };
@@ -276,13 +307,16 @@ fn evidence(
             }
         }
     };
-    if let Some((average, weight)) = known.by_country(site.region) {
+    if let Some((average, weight)) = known.by_country(site.key) {
         blend(average, weight, RttSource::Country);
     }
-    if let Some((average, weight)) = known.by_network(site.region) {
+    if let Some((average, weight)) = known.by_provider(site.key) {
+        blend(average, weight, RttSource::Provider);
+    }
+    if let Some((average, weight)) = known.by_network(site.key) {
         blend(average, weight, RttSource::Measured);
     }
-    let own = measured.iter().filter(|(region, _)| *region == site.region).map(|(_, ms)| *ms);
+    let own = measured.iter().filter(|(key, _)| *key == site.key).map(|(_, ms)| *ms);
     // What the client itself measured needs no company.
     match own.min_by(f64::total_cmp) {
         Some(lowest) => (Some(lowest), RttSource::Measured),
@@ -304,19 +338,15 @@ fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String
             domain: edge.domain,
             site: edge.site,
             order_ms: scratch.estimates[edge.site].order_ms,
-            weighed_load: edge.weighed_load(now),
+            room: edge.room(now),
         });
     }
 }
 
 /// Draws rank by rank.
-fn draw(
-    fleet: &Fleet,
-    scratch: &mut Scratch,
-    limit: usize,
-    now: Duration,
-    random: &mut impl FnMut() -> u64,
-) -> Ranking {
+fn draw(fleet: &Fleet, scratch: &mut Scratch, policy: &Policy, now: Duration, seed: u64) -> Ranking {
+    let limit = policy.list_max.clamp(1, LIST_MAX);
+    let mut random = SplitMix(seed);
     let mut ranking = Ranking::default();
     let near_up_to = band_of(&scratch.candidates, |_| true);
     // Region and domain of all ranks so far, while they are one.
@@ -338,9 +368,12 @@ fn draw(
             None => true,
         };
         let up_to = band_of(rest, in_pool);
-        scratch.band.clear();
-        scratch.band.extend((0..rest.len()).filter(|i| in_pool(&rest[*i]) && rest[*i].order_ms <= up_to));
-        let Some(at) = less_loaded_of_two(rest, &scratch.band, random()) else { break };
+        let in_band = |c: &Candidate| in_pool(c) && c.order_ms <= up_to;
+        let mark = match ranking.is_empty() && policy.count {
+            true => turn(&mut scratch.wheels, rest.iter().filter(|c| in_band(c)), &mut random),
+            false => random.next(),
+        };
+        let Some(at) = under(mark, rest, in_band) else { break };
         let chosen = scratch.candidates.swap_remove(at);
         if ranking.is_empty() {
             (region, domain) = (Some(chosen.region), Some(chosen.domain));
@@ -368,17 +401,43 @@ fn band_of(candidates: &[Candidate], in_pool: impl Fn(&Candidate) -> bool) -> f6
     best + BAND_MS.max(best * BAND_SHARE)
 }
 
-/// Draws two of the band and returns the index of the one with less load; of equals, the first drawn.
-fn less_loaded_of_two(candidates: &[Candidate], band: &[usize], random: u64) -> Option<usize> {
-    let at = below(random >> 32, band.len());
-    let first = *band.get(at)?;
-    // Another one than the first: so many steps on, round the band.
-    let steps = 1 + below(random & 0xffff_ffff, band.len() - 1);
-    let second = band[(at + steps) % band.len()];
-    Some(if candidates[second].weighed_load < candidates[first].weighed_load { second } else { first })
+/// Turns the wheel of these edges and returns where its mark is now.
+fn turn<'a>(wheels: &mut Vec<Option<u64>>, band: impl Iterator<Item = &'a Candidate>, random: &mut SplitMix) -> u64 {
+    // FNV-1a over the edges' places in the fleet.
+    let hash = band.fold(0xcbf2_9ce4_8422_2325, |h: u64, c| (h ^ c.edge as u64).wrapping_mul(0x100_0000_01b3));
+    wheels.resize(WHEELS, None);
+    let at = usize::try_from(hash >> 32).unwrap_or(0) % WHEELS;
+    let start = wheels[at].unwrap_or_else(|| random.next());
+    wheels[at] = Some(start.wrapping_add(TURN));
+    start
 }
 
-/// A 32-bit random number scaled to `0..bound`; 0 where `bound` is 0.
-fn below(random: u64, bound: usize) -> usize {
-    usize::try_from((random * bound as u64) >> 32).unwrap_or(0)
+/// The index of the one of the band whose arc is under the mark; 2^64 is a whole turn.
+fn under(mark: u64, candidates: &[Candidate], in_band: impl Fn(&Candidate) -> bool) -> Option<usize> {
+    let band = || candidates.iter().enumerate().filter(|(_, c)| in_band(c));
+    let whole: f64 = band().map(|(_, c)| c.room).sum();
+    let mut rest = mark as f64 / 18_446_744_073_709_551_616.0 * whole;
+    let mut last = None;
+    for (at, candidate) in band() {
+        last = Some(at);
+        rest -= candidate.room;
+        if rest < 0.0 {
+            break;
+        }
+    }
+    // Past the end by an error of rounding is the last one.
+    last
+}
+
+/// A stream of random numbers from one (Steele, Lea, Flood 2014).
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Client, Country, EdgeReport, Fleet, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, rank,
+    Client, Country, EdgeReport, Fleet, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, SiteKey,
+    Whence, rank,
 };
 use crate::ids::Region;
 
@@ -67,10 +68,12 @@ pub fn bench_input(edges: usize) -> BenchInput {
             let network = NetworkPrefix::of(IpAddr::V4(Ipv4Addr::from(0x0800_0000 + (i << 8))));
             let country = Country::new(code);
             if i % 2 == 0 {
-                learned.learn(now, network, country, SITES[i as usize % SITES.len()].0, f64::from(20 + i % 200));
+                let (region, latitude, longitude) = SITES[i as usize % SITES.len()];
+                let site = SiteKey::new(region, Position::new(latitude, longitude));
+                learned.learn(now, network, Whence { country, asn: Some(i % 64) }, site, f64::from(20 + i % 200));
             }
             let position = Position::new(latitude, longitude);
-            let client = Client { position, country, network: Some(network), ..Client::default() };
+            let client = Client { position, country, asn: Some(i % 64), network: Some(network), ..Client::default() };
             (client, Policy { list_max: super::LIST_MAX, home: 1, home_position: None, count: true })
         })
         .collect();

@@ -1,6 +1,6 @@
 //! What edges said of themselves, and what was sent to them since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SETTLES_IN: Duration = Duration::from_secs(5);
 /// Share of its capacity with which a new edge starts.
 const SLOW_START_FROM: f64 = 0.1;
+/// An edge without any room is still drawn now and then, as if it had this part of its capacity left: its
+/// processor may be less busy than it was a second ago, and it may be the only one.
+const ROOM_LEAST: f64 = 0.001;
 
 /// What an edge said of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,8 +96,28 @@ pub enum Standing {
     Draining,
     /// An operator took it out.
     Cordoned,
+    /// An operator took its region out.
+    RegionCordoned,
     /// It has as many connections as it takes.
     Full,
+}
+
+impl Standing {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::Listed, Self::Silent, Self::Draining, Self::Cordoned, Self::RegionCordoned, Self::Full];
+
+    /// As it stands in answers and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Listed => "listed",
+            Self::Silent => "silent",
+            Self::Draining => "draining",
+            Self::Cordoned => "cordoned",
+            Self::RegionCordoned => "region_cordoned",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// An edge as it is remembered.
@@ -104,9 +127,11 @@ pub struct Edge {
     heard_at: Duration,
     new_since: Option<Duration>,
     replaced: Option<u64>,
+    /// First ranks since the report was made: its numbers do not hold them yet.
     assigned: u32,
     gone: bool,
     cordoned: bool,
+    region_cordoned: bool,
     pub(super) site: usize,
     pub(super) domain: usize,
 }
@@ -135,6 +160,8 @@ impl Edge {
             Standing::Draining
         } else if self.cordoned {
             Standing::Cordoned
+        } else if self.region_cordoned {
+            Standing::RegionCordoned
         } else if self.connections() >= self.report.capacity {
             Standing::Full
         } else {
@@ -155,12 +182,20 @@ impl Edge {
         if cpu < CPU_COUNTS_FROM { load } else { load.max(f64::from(cpu) / 1000.0) }
     }
 
-    /// What its load counts for against others: that of a new edge is over the part of its capacity that
-    /// counts so far, and may exceed 1.
-    pub(super) fn weighed_load(&self, now: Duration) -> f64 {
-        let Some(since) = self.new_since.filter(|_| self.is_new(now)) else { return self.load() };
-        let part = now.saturating_sub(since).as_secs_f64() / SLOW_START.as_secs_f64();
-        self.load() / (SLOW_START_FROM + (1.0 - SLOW_START_FROM) * part)
+    /// How many more connections it can take, as far as that is known: its free places, less as its processor
+    /// gets busy, and a part of them while it is new. Never zero. Clients are shared out by it.
+    pub(super) fn room(&self, now: Duration) -> f64 {
+        let capacity = f64::from(self.report.capacity.max(1));
+        let free = capacity - f64::from(self.connections());
+        let idle = f64::from(1000 - self.report.cpu_permille.min(1000)) / f64::from(1000 - CPU_COUNTS_FROM);
+        let part = match self.new_since.filter(|_| self.is_new(now)) {
+            None => 1.0,
+            Some(since) => {
+                let part = now.saturating_sub(since).as_secs_f64() / SLOW_START.as_secs_f64();
+                SLOW_START_FROM + (1.0 - SLOW_START_FROM) * part
+            }
+        };
+        (free * idle.min(1.0) * part).max(capacity * ROOM_LEAST)
     }
 
     fn connections(&self) -> u32 {
@@ -185,10 +220,27 @@ impl Edge {
     }
 }
 
-/// Edges that share an estimate: one region at one position.
+/// Edges that share an estimate: one region at one position, to a hundredth of a degree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteKey(u64);
+
+impl SiteKey {
+    /// The site of a region's edges at a position; None = somewhere. Region 0 is none.
+    pub fn new(region: Region, position: Option<Position>) -> Self {
+        let (latitude, longitude) = position.map_or((0, 0), Position::hundredths);
+        let at = u64::from(latitude) << 16 | u64::from(longitude);
+        Self(u64::from(region) << 32 | at)
+    }
+
+    /// Its region; 0 = this is no site.
+    pub fn region(self) -> Region {
+        Region::try_from(self.0 >> 32).unwrap_or(0)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Site {
-    pub(super) region: Region,
+    pub(super) key: SiteKey,
     pub(super) direction: Option<Direction>,
 }
 
@@ -200,6 +252,7 @@ pub struct Fleet {
     /// Sites and domains are to be numbered again before the next ranking.
     renumber: bool,
     swept_at: Duration,
+    cordoned_regions: BTreeSet<Region>,
     first_report_at: Option<Duration>,
     pub(super) scratch: super::choose::Scratch,
 }
@@ -248,6 +301,7 @@ impl Fleet {
             }
             at = self.find(report.region, &report.edge).unwrap_or_else(|at| at);
         }
+        let region_cordoned = self.cordoned_regions.contains(&report.region);
         let first_report = *self.first_report_at.get_or_insert(now);
         let edge = Edge {
             report,
@@ -257,6 +311,7 @@ impl Fleet {
             assigned: 0,
             gone: false,
             cordoned: false,
+            region_cordoned,
             site: 0,
             domain: 0,
         };
@@ -283,6 +338,20 @@ impl Fleet {
         true
     }
 
+    /// Takes all edges of a region out of the lists, those that are heard of later too, or back in. Returns
+    /// whether that changed anything.
+    pub fn set_region_cordoned(&mut self, region: Region, cordoned: bool) -> bool {
+        for edge in self.edges.iter_mut().filter(|e| e.report.region == region) {
+            edge.region_cordoned = cordoned;
+        }
+        if cordoned { self.cordoned_regions.insert(region) } else { self.cordoned_regions.remove(&region) }
+    }
+
+    /// Regions that an operator took out.
+    pub fn cordoned_regions(&self) -> impl Iterator<Item = Region> {
+        self.cordoned_regions.iter().copied()
+    }
+
     /// Drops what was silent for [`FORGOTTEN_AFTER`].
     pub fn forget(&mut self, now: Duration) {
         self.swept_at = now;
@@ -296,18 +365,18 @@ impl Fleet {
         &self.edges
     }
 
-    /// The region of the edge of this name; None if there is none, or one in each of several regions.
-    pub fn region_of(&self, edge: &str) -> Option<Region> {
+    /// The site of the edge of this name; None if there is none, or one in each of several regions.
+    pub fn site_of(&self, edge: &str) -> Option<SiteKey> {
         let mut found = None;
         let mut rest = &self.edges[..];
         while let Some(first) = rest.first() {
             let region = first.report.region;
             let (here, others) = rest.split_at(rest.partition_point(|e| e.report.region == region));
-            if here.binary_search_by(|e| (*e.report.edge).cmp(edge)).is_ok() {
+            if let Ok(at) = here.binary_search_by(|e| (*e.report.edge).cmp(edge)) {
                 if found.is_some() {
                     return None;
                 }
-                found = Some(region);
+                found = Some(SiteKey::new(region, here[at].report.position));
             }
             rest = others;
         }
@@ -333,10 +402,10 @@ impl Fleet {
         let mut domains = BTreeMap::new();
         for edge in &mut self.edges {
             let report = &edge.report;
-            let key = (report.region, report.position.map(Position::bits));
+            let key = SiteKey::new(report.region, report.position);
             edge.site = *sites.entry(key).or_insert_with(|| {
                 let direction = report.position.map(Position::direction);
-                self.sites.push(Site { region: report.region, direction });
+                self.sites.push(Site { key, direction });
                 self.sites.len() - 1
             });
             let next = domains.len();

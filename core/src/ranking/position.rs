@@ -41,9 +41,15 @@ impl Position {
         Direction([cos_lat * cos_lon, cos_lat * sin_lon, sin_lat])
     }
 
-    /// For use as a key: equal positions have equal bits.
-    pub(super) fn bits(self) -> (u64, u64) {
-        ((self.latitude + 0.0).to_bits(), (self.longitude + 0.0).to_bits())
+    /// For use in a key: both as hundredths of a degree, counted from the south pole and the date line, never
+    /// both 0 in a place where anyone lives.
+    pub(super) fn hundredths(self) -> (u16, u16) {
+        let of = |degrees: f64| {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 36,000 by construction")]
+            let hundredths = (degrees * 100.0).round() as u16;
+            hundredths
+        };
+        (of(self.latitude + 90.0), of(self.longitude + 180.0))
     }
 }
 

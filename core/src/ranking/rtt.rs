@@ -1,47 +1,73 @@
-//! Round trips that clients measured, per network and per country.
+//! Round trips that clients measured, per network, per provider in a country, and per country.
 //!
-//! A network's average follows its newest samples; a country's moves slowly and takes at most one sample per
-//! network in [`COUNTRY_EVERY_S`], so that one talkative (or lying) client does not speak for its country.
-//! Both bend the estimate by distance and never the other way round, because databases of addresses err.
+//! A network's average follows its newest samples; those of providers and countries move slowly and take at
+//! most one sample per network and site in [`GROUP_EVERY_S`], so that one talkative (or lying) client does not
+//! speak for all. They bend the estimate by distance and never the other way round, because databases of
+//! addresses err.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::GROUPS_MAX;
+use super::fleet::SiteKey;
 use super::position::{Country, NetworkPrefix};
-use crate::ids::Region;
 
 /// Samples above this are time-outs rather than round trips.
 const SAMPLE_MS_MAX: f64 = 10_000.0;
 /// Share of a new sample in a network's average, once that has a few.
 const NETWORK_SHARE: f64 = 0.2;
-/// Share of a new sample in a country's average, likewise.
-const COUNTRY_SHARE: f64 = 0.02;
-/// A network speaks for its country once in so many seconds.
-const COUNTRY_EVERY_S: u32 = 10;
-/// Regions remembered per network: a client measures the few edges it was given.
-const REGIONS_PER_NETWORK: usize = 4;
+/// Share of a new sample in a provider's or country's average, likewise.
+const GROUP_SHARE: f64 = 0.02;
+/// A network speaks for its provider and country, about one site, once in so many seconds.
+const GROUP_EVERY_S: u32 = 10;
+/// Sites remembered per network: a client measures the few edges it was given.
+const SITES_PER_NETWORK: usize = 4;
 /// So many samples of a network weigh as much as all that was known before.
 const NETWORK_HALF: f64 = 2.0;
+/// So many samples of a provider weigh as much as what is known of the country.
+const PROVIDER_HALF: f64 = 4.0;
 /// So many samples of a country weigh as much as the distance.
 const COUNTRY_HALF: f64 = 8.0;
 /// What is known loses half of its weight in a day of silence.
 const HALF_LIFE_S: u32 = 86_400;
 
+/// What is known of a client besides its network, and shared with others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Whence {
+    /// Its country.
+    pub country: Option<Country>,
+    /// Its provider's autonomous system.
+    pub asn: Option<u32>,
+}
+
+impl Whence {
+    /// Keys of its groups, about one site: the country, and the provider in it. Autonomous system 0 is none.
+    fn groups(self, site: SiteKey) -> [Option<GroupKey>; 2] {
+        let country = self.country;
+        let provider = self.asn.filter(|asn| *asn != 0);
+        [country.map(|c| (c, 0, site)), country.zip(provider).map(|(c, asn)| (c, asn, site))]
+    }
+}
+
+/// Country, autonomous system or 0 for the whole country, site.
+type GroupKey = (Country, u32, SiteKey);
+
 /// A moving average.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Average {
-    ms: f64,
+    ms: f32,
     at_s: u32,
     samples: u16,
-    /// To which; 0 = to none yet.
-    region: Region,
 }
 
 impl Average {
     fn take(&mut self, now_s: u32, ms: f64, share: f64) {
         // The first few are simply averaged.
         let share = share.max(1.0 / (f64::from(self.samples) + 1.0));
-        self.ms += (ms - self.ms) * share;
+        let before = f64::from(self.ms);
+        #[expect(clippy::cast_possible_truncation, reason = "at most SAMPLE_MS_MAX; a microsecond does not matter")]
+        let after = (before + (ms - before) * share) as f32;
+        self.ms = after;
         self.samples = self.samples.saturating_add(1);
         self.at_s = now_s;
     }
@@ -50,98 +76,115 @@ impl Average {
     fn weighed(&self, now_s: u32, half: f64) -> (f64, f64) {
         let days = now_s.saturating_sub(self.at_s) / HALF_LIFE_S;
         let samples = f64::from(self.samples.checked_shr(days).unwrap_or(0));
-        (self.ms, samples / (samples + half))
+        (f64::from(self.ms), samples / (samples + half))
     }
 }
 
-#[derive(Clone, Debug, Default)]
-struct Network {
-    /// Least recently learned first is what eviction wants: the key of this record in `by_age`.
-    tick: u64,
-    country_at_s: Option<u32>,
-    regions: [Average; REGIONS_PER_NETWORK],
+/// What a network knows of a site.
+#[derive(Clone, Copy, Debug, Default)]
+struct ToSite {
+    /// None where the site's region is 0.
+    site: SiteKey,
+    average: Average,
+    /// When the network last spoke for its groups about this site; 0 = never.
+    spoke_at_s: u32,
 }
 
-/// What clients measured, for at most a fixed number of networks; the one that was silent for the longest
+/// A map of bounded size; what was not written for the longest time makes room.
+#[derive(Debug)]
+struct Bounded<K, V> {
+    map: BTreeMap<K, (u64, V)>,
+    by_age: BTreeMap<u64, K>,
+    tick: u64,
+    most: usize,
+}
+
+impl<K: Ord + Copy, V: Default> Bounded<K, V> {
+    fn new(most: usize) -> Self {
+        Self { map: BTreeMap::new(), by_age: BTreeMap::new(), tick: 0, most: most.max(1) }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.map.get(key).map(|(_, value)| value)
+    }
+
+    /// The value, which is now the youngest; a new one if there is none.
+    fn touch(&mut self, key: K) -> &mut V {
+        self.tick += 1;
+        if self.map.len() >= self.most
+            && !self.map.contains_key(&key)
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.map.remove(&oldest);
+        }
+        let (tick, value) = self.map.entry(key).or_default();
+        self.by_age.remove(tick);
+        *tick = self.tick;
+        self.by_age.insert(self.tick, key);
+        value
+    }
+}
+
+/// What clients measured, for at most a fixed number of networks and groups; what was silent for the longest
 /// time makes room.
 #[derive(Debug)]
 pub struct RttTable {
-    networks: BTreeMap<NetworkPrefix, Network>,
-    by_age: BTreeMap<u64, NetworkPrefix>,
-    countries: BTreeMap<(Country, Region), Average>,
-    tick: u64,
-    networks_max: usize,
+    networks: Bounded<NetworkPrefix, [ToSite; SITES_PER_NETWORK]>,
+    groups: Bounded<GroupKey, Average>,
 }
 
-/// What is known of one network, looked up once per ranking.
+/// What is known of one client, looked up once per ranking.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known<'a> {
     table: &'a RttTable,
-    network: Option<&'a Network>,
-    country: Option<Country>,
+    network: Option<&'a [ToSite; SITES_PER_NETWORK]>,
+    whence: Whence,
     now_s: u32,
 }
 
 impl RttTable {
-    /// Empty; remembers at most `networks_max` networks, see [`super::NETWORKS_MAX`].
+    /// Empty; remembers at most `networks_max` networks, see [`super::NETWORKS_MAX`], and [`GROUPS_MAX`] groups.
     pub fn new(networks_max: usize) -> Self {
-        Self {
-            networks: BTreeMap::new(),
-            by_age: BTreeMap::new(),
-            countries: BTreeMap::new(),
-            tick: 0,
-            networks_max: networks_max.max(1),
-        }
+        Self { networks: Bounded::new(networks_max), groups: Bounded::new(GROUPS_MAX) }
     }
 
     /// Networks that are remembered.
     pub fn len(&self) -> usize {
-        self.networks.len()
+        self.networks.map.len()
     }
 
     /// Whether nothing was learned yet.
     pub fn is_empty(&self) -> bool {
-        self.networks.is_empty()
+        self.networks.map.is_empty()
     }
 
-    /// A client in `network` measured `ms` to `region`. Returns whether it was learned: values that are no
+    /// Averages of countries and of providers that are remembered.
+    pub fn groups(&self) -> usize {
+        self.groups.map.len()
+    }
+
+    /// A client in `network` measured `ms` to `site`. Returns whether it was learned: values that are no
     /// round trip are not.
-    pub fn learn(
-        &mut self,
-        now: Duration,
-        network: NetworkPrefix,
-        country: Option<Country>,
-        region: Region,
-        ms: f64,
-    ) -> bool {
-        if !(ms > 0.0 && ms <= SAMPLE_MS_MAX) || region == 0 {
+    pub fn learn(&mut self, now: Duration, network: NetworkPrefix, whence: Whence, site: SiteKey, ms: f64) -> bool {
+        if !(ms > 0.0 && ms <= SAMPLE_MS_MAX) || site.region() == 0 {
             return false;
         }
-        let now_s = seconds(now);
-        self.tick += 1;
-        if !self.networks.contains_key(&network)
-            && self.networks.len() >= self.networks_max
-            && let Some((_, oldest)) = self.by_age.pop_first()
-        {
-            self.networks.remove(&oldest);
-        }
-        let record = self.networks.entry(network).or_default();
-        self.by_age.remove(&record.tick);
-        record.tick = self.tick;
-        self.by_age.insert(self.tick, network);
-        record.average_of(region).take(now_s, ms, NETWORK_SHARE);
-        if let Some(country) = country
-            && record.country_at_s.is_none_or(|at| now_s.saturating_sub(at) >= COUNTRY_EVERY_S)
-        {
-            record.country_at_s = Some(now_s);
-            self.countries.entry((country, region)).or_default().take(now_s, ms, COUNTRY_SHARE);
+        // 0 is "never".
+        let now_s = seconds(now).max(1);
+        let to = to_site(self.networks.touch(network), site);
+        to.average.take(now_s, ms, NETWORK_SHARE);
+        if to.spoke_at_s == 0 || now_s.saturating_sub(to.spoke_at_s) >= GROUP_EVERY_S {
+            to.spoke_at_s = now_s;
+            for group in whence.groups(site).into_iter().flatten() {
+                self.groups.touch(group).take(now_s, ms, GROUP_SHARE);
+            }
         }
         true
     }
 
-    pub(super) fn known(&self, now: Duration, network: Option<NetworkPrefix>, country: Option<Country>) -> Known<'_> {
+    pub(super) fn known(&self, now: Duration, network: Option<NetworkPrefix>, whence: Whence) -> Known<'_> {
         let network = network.and_then(|n| self.networks.get(&n));
-        Known { table: self, network, country, now_s: seconds(now) }
+        Known { table: self, network, whence, now_s: seconds(now) }
     }
 }
 
@@ -150,30 +193,34 @@ fn seconds(now: Duration) -> u32 {
     u32::try_from(now.as_secs()).unwrap_or(u32::MAX)
 }
 
-impl Network {
-    /// The average of a region; a new one takes the place of an unused one, or of the one silent longest.
-    fn average_of(&mut self, region: Region) -> &mut Average {
-        let at = self.regions.iter().position(|a| a.region == region).unwrap_or_else(|| {
-            let at = (0..REGIONS_PER_NETWORK).min_by_key(|i| (self.regions[*i].region != 0, self.regions[*i].at_s));
-            let at = at.unwrap_or(0);
-            self.regions[at] = Average { region, ..Average::default() };
-            at
-        });
-        &mut self.regions[at]
-    }
+/// A network's record of a site; a new one takes the place of an unused one, or of the one silent longest.
+fn to_site(records: &mut [ToSite; SITES_PER_NETWORK], site: SiteKey) -> &mut ToSite {
+    let at = records.iter().position(|r| r.site == site).unwrap_or_else(|| {
+        let age = |i: &usize| (records[*i].site.region() != 0, records[*i].average.at_s);
+        let at = (0..SITES_PER_NETWORK).min_by_key(age).unwrap_or(0);
+        records[at] = ToSite { site, ..ToSite::default() };
+        at
+    });
+    &mut records[at]
 }
 
 impl Known<'_> {
-    /// Average and weight of the network's samples to a region.
-    pub(super) fn by_network(&self, region: Region) -> Option<(f64, f64)> {
-        let average = self.network?.regions.iter().find(|a| a.region == region)?;
-        Some(average.weighed(self.now_s, NETWORK_HALF))
+    /// Average and weight of the network's samples to a site.
+    pub(super) fn by_network(&self, site: SiteKey) -> Option<(f64, f64)> {
+        let record = self.network?.iter().find(|r| r.site == site)?;
+        Some(record.average.weighed(self.now_s, NETWORK_HALF))
     }
 
-    /// Average and weight of the country's samples to a region.
-    pub(super) fn by_country(&self, region: Region) -> Option<(f64, f64)> {
-        let average = self.table.countries.get(&(self.country?, region))?;
-        Some(average.weighed(self.now_s, COUNTRY_HALF))
+    /// Average and weight of the samples of its provider's clients in its country.
+    pub(super) fn by_provider(&self, site: SiteKey) -> Option<(f64, f64)> {
+        let [_, key] = self.whence.groups(site);
+        Some(self.table.groups.get(&key?)?.weighed(self.now_s, PROVIDER_HALF))
+    }
+
+    /// Average and weight of the country's samples to a site.
+    pub(super) fn by_country(&self, site: SiteKey) -> Option<(f64, f64)> {
+        let [key, _] = self.whence.groups(site);
+        Some(self.table.groups.get(&key?)?.weighed(self.now_s, COUNTRY_HALF))
     }
 }
 
@@ -182,71 +229,113 @@ impl Known<'_> {
 mod tests {
     use super::*;
 
+    const AT_FIVE: Duration = Duration::from_secs(5);
+
     fn network(a: u8) -> NetworkPrefix {
         NetworkPrefix::of(std::net::IpAddr::from([8, 8, a, 1]))
+    }
+
+    fn site(region: u8) -> SiteKey {
+        SiteKey::new(region, None)
+    }
+
+    fn german() -> Whence {
+        Whence { country: Country::new("DE"), asn: None }
+    }
+
+    fn of_provider(asn: u32) -> Whence {
+        Whence { asn: Some(asn), ..german() }
     }
 
     #[test]
     fn the_network_that_was_silent_longest_makes_room() {
         let mut table = RttTable::new(2);
-        let now = Duration::from_secs(5);
         for a in [1, 2, 1, 3] {
-            assert!(table.learn(now, network(a), None, 1, 20.0));
+            assert!(table.learn(AT_FIVE, network(a), Whence::default(), site(1), 20.0));
         }
-        assert_eq!((table.len(), table.by_age.len()), (2, 2));
-        assert!(table.known(now, Some(network(1)), None).by_network(1).is_some());
-        assert!(table.known(now, Some(network(2)), None).by_network(1).is_none());
-        assert!(table.known(now, Some(network(3)), None).by_network(1).is_some());
+        assert_eq!((table.len(), table.networks.by_age.len()), (2, 2));
+        let known = |a| table.known(AT_FIVE, Some(network(a)), Whence::default()).by_network(site(1)).is_some();
+        assert_eq!([1, 2, 3].map(known), [true, false, true]);
+    }
+
+    #[test]
+    fn groups_are_bounded_too() {
+        let mut table = RttTable { groups: Bounded::new(3), ..RttTable::new(100) };
+        for asn in 1..=50 {
+            table.learn(AT_FIVE, network(7), of_provider(asn), SiteKey::new(u8::try_from(asn).unwrap(), None), 20.0);
+        }
+        assert_eq!((table.groups(), table.groups.by_age.len()), (3, 3));
+        assert!(table.known(AT_FIVE, None, of_provider(50)).by_provider(site(50)).is_some());
     }
 
     #[test]
     fn what_is_no_round_trip_is_not_learned() {
         let mut table = RttTable::new(10);
         for ms in [0.0, -1.0, f64::NAN, f64::INFINITY, 10_001.0] {
-            assert!(!table.learn(Duration::ZERO, network(1), Country::new("de"), 1, ms), "{ms}");
+            assert!(!table.learn(Duration::ZERO, network(1), german(), site(1), ms), "{ms}");
         }
-        assert!(!table.learn(Duration::ZERO, network(1), None, 0, 5.0), "no region has number 0");
-        assert!(table.is_empty());
+        assert!(!table.learn(Duration::ZERO, network(1), german(), site(0), 5.0), "no region has number 0");
+        assert!(table.is_empty() && table.groups() == 0);
     }
 
     #[test]
-    fn one_network_speaks_for_its_country_once_in_ten_seconds() {
+    fn one_network_speaks_for_its_country_once_in_ten_seconds_about_each_site() {
         let mut table = RttTable::new(10);
-        let country = Country::new("DE");
+        let now = Duration::from_secs(1);
         for _ in 0..100 {
-            table.learn(Duration::from_secs(1), network(1), country, 1, 9_000.0);
+            table.learn(now, network(1), german(), site(1), 9_000.0);
+            table.learn(now, network(1), german(), site(2), 40.0);
         }
         for a in 2..6 {
-            table.learn(Duration::from_secs(1), network(a), country, 1, 20.0);
+            table.learn(now, network(a), german(), site(1), 20.0);
         }
-        let (ms, _) = table.known(Duration::from_secs(1), None, country).by_country(1).unwrap();
+        let known = table.known(now, None, german());
+        let (ms, _) = known.by_country(site(1)).unwrap();
         assert!(ms < 2_000.0, "{ms}");
+        let (ms, weight) = known.by_country(site(2)).unwrap();
+        assert!((ms - 40.0).abs() < 0.01 && weight < 0.2, "the second site of a request is heard too, once");
+    }
+
+    #[test]
+    fn providers_of_one_country_differ_and_are_told_apart() {
+        let mut table = RttTable::new(1_000);
+        for a in 0..50 {
+            table.learn(AT_FIVE, network(a), of_provider(3320), site(1), 10.0);
+            table.learn(AT_FIVE, network(100 + a), of_provider(6805), site(1), 80.0);
+        }
+        let of = |asn| table.known(AT_FIVE, None, of_provider(asn)).by_provider(site(1));
+        assert!((of(3320).unwrap().0 - 10.0).abs() < 0.01 && (of(6805).unwrap().0 - 80.0).abs() < 0.01);
+        assert!(of(3320).unwrap().1 > 0.9);
+        assert!(of(1).is_none() && of(0).is_none());
+        let (country, _) = table.known(AT_FIVE, None, german()).by_country(site(1)).unwrap();
+        assert!((20.0..=70.0).contains(&country), "{country}");
     }
 
     #[test]
     fn more_samples_weigh_more_and_silence_less() {
         let mut table = RttTable::new(10);
         let weight = |t: &RttTable, day: u64| {
-            t.known(Duration::from_secs(day * u64::from(HALF_LIFE_S)), Some(network(1)), None).by_network(1).unwrap().1
+            let now = Duration::from_secs(day * u64::from(HALF_LIFE_S));
+            t.known(now, Some(network(1)), Whence::default()).by_network(site(1)).unwrap().1
         };
-        table.learn(Duration::ZERO, network(1), None, 1, 20.0);
+        table.learn(Duration::ZERO, network(1), Whence::default(), site(1), 20.0);
         let one = weight(&table, 0);
         for _ in 0..20 {
-            table.learn(Duration::ZERO, network(1), None, 1, 20.0);
+            table.learn(Duration::ZERO, network(1), Whence::default(), site(1), 20.0);
         }
         assert!(one < 0.5 && weight(&table, 0) > 0.9);
-        assert!(weight(&table, 2) < weight(&table, 0));
+        assert!(weight(&table, 3) < weight(&table, 0));
         assert!(weight(&table, 400) == 0.0, "a year of silence");
     }
 
     #[test]
-    fn a_fifth_region_takes_the_place_of_the_one_silent_longest() {
+    fn a_fifth_site_takes_the_place_of_the_one_silent_longest() {
         let mut table = RttTable::new(10);
         for (second, region) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 5)] {
-            table.learn(Duration::from_secs(second), network(1), None, region, 20.0);
+            table.learn(Duration::from_secs(second), network(1), Whence::default(), site(region), 20.0);
         }
-        let known = table.known(Duration::from_secs(6), Some(network(1)), None);
-        let regions: Vec<u8> = (1..=5).filter(|r| known.by_network(*r).is_some()).collect();
+        let known = table.known(Duration::from_secs(6), Some(network(1)), Whence::default());
+        let regions: Vec<u8> = (1..=5).filter(|r| known.by_network(site(*r)).is_some()).collect();
         assert_eq!(regions, [1, 3, 4, 5]);
     }
 }
