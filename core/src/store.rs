@@ -198,6 +198,9 @@ pub enum StoreError {
     Backend(String),
 }
 
+/// A conversation and the head of each of its logs, as a list of all conversations tells them.
+pub type ConversationHeads = (ConvId, Heads);
+
 /// Where a region keeps what must outlive it.
 pub trait Store: Send + Sync + Debug + 'static {
     /// Appends batches of different logs; each is decided alone, in the order given. At most one batch per
@@ -219,8 +222,14 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// All todo rows, in order of (target, conversation).
     fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>>;
 
-    /// Conversations after `after` in order of their ids, at most `limit`.
-    fn conversations(&self, after: Option<ConvId>, limit: usize) -> BoxFut<'_, Result<Vec<ConvId>, StoreError>>;
+    /// Conversations after `after` in order of their ids, at most `limit`, each with the heads that
+    /// [`ConversationImage::heads`] would tell: refused logs are not among them, and a conversation of which every
+    /// log is refused has none.
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>>;
 
     /// A named value.
     fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>>;

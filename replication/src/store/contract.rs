@@ -233,7 +233,8 @@ pub async fn batches_of_one_call_are_decided_alone(world: &mut dyn World) {
     assert!(matches!(answers[1], Appended::Unknown(_)));
     assert_eq!(answers[2], Appended::Fenced);
     assert_eq!(answers[3], Appended::Decided);
-    assert_eq!(store.conversations(None, 10).await.unwrap(), [conv(1), conv(3)]);
+    let listed = store.conversations(None, 10).await.unwrap();
+    assert_eq!(listed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [conv(1), conv(3)]);
 }
 
 pub async fn many_logs_at_once_are_all_decided(world: &mut dyn World) {
@@ -443,17 +444,18 @@ pub async fn conversations_are_listed_in_order_page_by_page(world: &mut dyn Worl
     let store = world.store();
     for n in [200, 3, 255, 0, 77, 4] {
         for region in [1, 2] {
-            assert_eq!(append_one(&store, batch(conv(n), origin(region), 1, 2)).await, Appended::Decided);
+            assert_eq!(append_one(&store, batch(conv(n), origin(region), 1, 1 + u64::from(region))).await, Appended::Decided);
         }
     }
-    let all = [0, 3, 4, 77, 200, 255].map(conv);
+    let heads: Heads = [(origin(1), 2), (origin(2), 3)].into();
+    let all = [0, 3, 4, 77, 200, 255].map(|n| (conv(n), heads.clone()));
     for limit in 1..8 {
         let mut found = Vec::new();
         let mut after = None;
         loop {
             let page = store.conversations(after, limit).await.unwrap();
             assert!(page.len() <= limit);
-            after = page.last().copied();
+            after = page.last().map(|(id, _)| *id);
             if after.is_none() {
                 break;
             }
@@ -461,7 +463,7 @@ pub async fn conversations_are_listed_in_order_page_by_page(world: &mut dyn Worl
         }
         assert_eq!(found, all);
     }
-    assert_eq!(store.conversations(Some(conv(5)), 1).await.unwrap(), [conv(77)], "after an id that is not there");
+    assert_eq!(store.conversations(Some(conv(5)), 1).await.unwrap(), [(conv(77), heads)], "after an id that is not there");
     assert_eq!(store.conversations(None, 0).await.unwrap(), []);
 }
 

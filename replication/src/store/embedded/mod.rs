@@ -26,7 +26,8 @@ use bytes::Bytes;
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, UserId};
 use tern_core::store::{
-    Append, Appended, BoxFut, ConversationImage, Durability, Put, Range, RowRecord, Store, StoreError, Todo,
+    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
+    StoreError, Todo,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -230,7 +231,11 @@ impl Store for EmbeddedStore {
         Box::pin(self.scans.run(Tables::todo))
     }
 
-    fn conversations(&self, after: Option<ConvId>, limit: usize) -> BoxFut<'_, Result<Vec<ConvId>, StoreError>> {
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
         Box::pin(self.scans.run(move |tables| tables.conversations(after, limit)))
     }
 

@@ -7,10 +7,10 @@ use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
 use fjall::config::FilterPolicy;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Origin, UserId};
-use tern_core::store::{ConversationImage, Range, RowRecord, StoreError, Todo};
+use tern_core::ids::{ConvId, Heads, Origin, UserId};
+use tern_core::store::{ConversationHeads, ConversationImage, Range, RowRecord, StoreError, Todo};
 
 use super::super::format::{
     Chain, FormatError, LogId, checkpoint_key, decode_opaque, decode_row, decode_todo, entry_key, log_prefix, meta_key,
@@ -210,9 +210,13 @@ impl Tables {
         Ok(found)
     }
 
-    pub(super) fn conversations(&self, after: Option<ConvId>, limit: usize) -> Result<Vec<ConvId>, StoreError> {
+    pub(super) fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> Result<Vec<ConversationHeads>, StoreError> {
         let snapshot = self.db.snapshot();
-        let mut found = Vec::new();
+        let mut found: Vec<ConversationHeads> = Vec::new();
         let mut start = match after {
             Some(after) => match following(after) {
                 Some(start) => start,
@@ -233,8 +237,8 @@ impl Tables {
                     damage.end_of_span(start).ok_or_else(|| backend(error))?
                 }
             };
-            if found.last() != Some(&conversation) {
-                found.push(conversation);
+            if found.last().is_none_or(|(last, _)| *last != conversation) {
+                found.push((conversation, self.heads(&snapshot, conversation)?));
             }
             match following(conversation) {
                 Some(next) => start = next,
@@ -242,6 +246,42 @@ impl Tables {
             }
         }
         Ok(found)
+    }
+
+    /// The head of each log that is not refused: keys only, one seek a log.
+    fn heads(&self, snapshot: &Snapshot, conversation: ConvId) -> Result<Heads, StoreError> {
+        let (refused, unreadable) = {
+            let damage = self.damage.read().unwrap_or_else(PoisonError::into_inner);
+            (damage.of_conversation(conversation), damage.span_over(conversation).is_some())
+        };
+        let mut heads = Heads::new();
+        if unreadable {
+            return Ok(heads);
+        }
+        let mut end = entry_key(LogId { conversation, origin: Origin { region: u8::MAX, era: u64::MAX } }, u64::MAX);
+        let start = log_prefix(LogId { conversation, origin: Origin { region: 0, era: 0 } });
+        while let Some(newest) = snapshot.range(&self.entries, &start[..]..=&end[..]).next_back() {
+            let log = match newest.key() {
+                Ok(key) => {
+                    let (log, seq) =
+                        parse_entry_key(&key).ok_or(FormatError::Malformed("entry's key")).map_err(malformed)?;
+                    if !refused.contains_key(&log.origin) {
+                        heads.insert(log.origin, seq);
+                    }
+                    log
+                }
+                // Expected within a log that is refused for it; the other logs are still told.
+                Err(error) => {
+                    let logs = refused.keys().rev().map(|origin| LogId { conversation, origin: *origin });
+                    let Some(log) = logs.into_iter().find(|log| entry_key(*log, 0) < end) else {
+                        return Err(backend(error));
+                    };
+                    log
+                }
+            };
+            end = entry_key(log, 0);
+        }
+        Ok(heads)
     }
 
     pub(super) fn meta(&self, name: &str) -> Result<Option<Bytes>, StoreError> {

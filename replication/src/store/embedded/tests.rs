@@ -106,7 +106,9 @@ async fn refused_at(dir: &Path, place: u64, what: &str) {
         assert_eq!(store.range(whole(conv(n))).await.unwrap().len(), 6);
         assert_eq!(store.append(vec![append(conv(n), 7, 7)]).await, [Appended::Decided]);
     }
-    assert_eq!(store.conversations(None, 9).await.unwrap(), [1, 2, 3].map(conv));
+    let listed = store.conversations(None, 9).await.unwrap();
+    let heads = Heads::from([(ORIGIN, 7)]);
+    assert_eq!(listed, [(conv(1), heads.clone()), (conv(2), Heads::new()), (conv(3), heads)]);
 }
 
 #[tokio::test]

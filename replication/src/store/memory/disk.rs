@@ -8,7 +8,9 @@ use bytes::Bytes;
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Heads, Origin, UserId};
 use tern_core::limits::LAZY_SYNC;
-use tern_core::store::{Append, Appended, ConversationImage, Put, Range, RowRecord, StoreError, Target, Todo};
+use tern_core::store::{
+    Append, Appended, ConversationHeads, ConversationImage, Put, Range, RowRecord, StoreError, Target, Todo,
+};
 use tokio::time::Instant;
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
@@ -196,14 +198,11 @@ impl Disk {
     }
 
     pub(super) fn conversation(&self, conversation: ConvId) -> ConversationImage {
-        let mut image =
-            ConversationImage { checkpoint: self.checkpoints.get(&conversation).cloned(), ..Default::default() };
-        for (log, entries) in self.logs_of(conversation) {
+        let checkpoint = self.checkpoints.get(&conversation).cloned();
+        let mut image = ConversationImage { heads: self.heads(conversation), checkpoint, ..Default::default() };
+        for (_, entries) in self.logs_of(conversation) {
             let newest = entries.last().map_or(0, |entry| entry.place.hlc);
             image.highest_hlc = image.highest_hlc.max(newest);
-            if !self.damaged.contains_key(log) {
-                image.heads.insert(log.origin, entries.len() as u64);
-            }
         }
         for (log, what) in &self.damaged {
             if log.conversation == conversation {
@@ -256,17 +255,24 @@ impl Disk {
             .collect()
     }
 
-    pub(super) fn conversations(&self, after: Option<ConvId>, limit: usize) -> Vec<ConvId> {
-        let mut found: Vec<ConvId> = Vec::new();
+    pub(super) fn conversations(&self, after: Option<ConvId>, limit: usize) -> Vec<ConversationHeads> {
+        let mut found: Vec<ConversationHeads> = Vec::new();
         let mut last = after;
         while found.len() < limit {
             let above = last.map(|conversation| LogId { conversation, origin: Origin { region: 255, era: u64::MAX } });
             let bounds = (above.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
             let Some((log, _)) = self.logs.range(bounds).next() else { break };
-            found.push(log.conversation);
+            found.push((log.conversation, self.heads(log.conversation)));
             last = Some(log.conversation);
         }
         found
+    }
+
+    fn heads(&self, conversation: ConvId) -> Heads {
+        self.logs_of(conversation)
+            .filter(|(log, _)| !self.damaged.contains_key(log))
+            .map(|(log, entries)| (log.origin, entries.len() as u64))
+            .collect()
     }
 
     pub(super) fn meta(&self, key: &str) -> Option<Bytes> {

@@ -27,7 +27,8 @@ use bytes::Bytes;
 use tern_core::ids::{ConvId, Origin, UserId};
 
 use tern_core::store::{
-    Append, Appended, BoxFut, ConversationImage, Durability, Put, Range, RowRecord, Store, StoreError, Todo,
+    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
+    StoreError, Todo,
 };
 use tokio::time::Instant;
 
@@ -242,7 +243,11 @@ impl Store for MemoryStore {
         Box::pin(self.read(|disk| Ok(disk.todo())))
     }
 
-    fn conversations(&self, after: Option<ConvId>, limit: usize) -> BoxFut<'_, Result<Vec<ConvId>, StoreError>> {
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
         Box::pin(self.read(move |disk| Ok(disk.conversations(after, limit))))
     }
 
