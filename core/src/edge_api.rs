@@ -244,6 +244,11 @@ pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
     fn submit(&self, ups: Vec<Up>);
     /// Whether the core is there. After it was not, every connection that was open is unknown to the core.
     fn reachable(&self) -> bool;
+    /// So much waits to be handed over that what can be refused should be: sends and pulls, with advice to
+    /// come again. What is submitted all the same is taken.
+    fn crowded(&self) -> bool {
+        false
+    }
     /// The edge's load, once a second: for dispatch only.
     fn report(&self, load: node_v1::EdgeLoad);
 }

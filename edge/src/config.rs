@@ -6,6 +6,7 @@ use std::time::Duration;
 use tern_core::limits;
 use tern_core::wire::v1;
 use tern_net::quic::QuicParams;
+use tern_net::reset::ResetKey;
 
 /// One edge.
 #[derive(Clone, Debug)]
@@ -36,6 +37,9 @@ pub struct EdgeConfig {
     pub heartbeat: Option<v1::Heartbeat>,
     /// GoAways per second of a drain: clients that come back elsewhere cost a handshake each there.
     pub drain_per_second: u32,
+    /// Kept over restarts, so that clients of an edge that was killed learn of it at once. `None`: one for
+    /// this start.
+    pub reset_key: Option<ResetKey>,
     /// Bounds.
     pub limits: EdgeLimits,
 }
@@ -56,6 +60,7 @@ impl Default for EdgeConfig {
             longitude: 0.0,
             heartbeat: None,
             drain_per_second: 1_000,
+            reset_key: None,
             limits: EdgeLimits::default(),
         }
     }
@@ -91,6 +96,36 @@ pub struct EdgeLimits {
     pub failed_handshakes_burst: u32,
     /// After the core was not heard of for so long, its sessions are sent elsewhere.
     pub core_lost: Duration,
+    /// Handshakes under way whose address is proven, from the first packet to an accepted Hello. 2,048: over
+    /// six thousand clients a second on links of 300 ms, and 256 MiB if all of them send their worst.
+    pub handshakes: u32,
+    /// Likewise, whose address may be forged (QUIC's first packets). With more, everyone proves his address
+    /// first, which costs him a round trip.
+    pub unproven_handshakes: u32,
+    /// Likewise, of one address block.
+    pub unproven_handshakes_per_block: u32,
+    /// Handshakes per second and address block that are broken off without a Hello. Racing clients break off
+    /// two of three, so this is far above the failed ones, and an accepted Hello from the block clears it.
+    pub abandoned_handshakes_per_second: u32,
+    /// Likewise, at once.
+    pub abandoned_handshakes_burst: u32,
+    /// Connections of one user to this edge: three for each of his devices, and two for races under way.
+    pub connections_per_user: usize,
+    /// TCP connections, each of which takes a file descriptor. The process sets it below what it may open, so
+    /// that stores, links and log files never find none left.
+    pub tcp_connections: u32,
+    /// Bytes that may wait for and of all clients together. Above it new clients and pulls are refused with
+    /// `overloaded`, pushes give way at once, and who is slow is closed after `pressed_timeout`.
+    pub memory_bytes: usize,
+    /// Takes the place of `too_slow` and `frame_timeout` above `memory_bytes`.
+    pub pressed_timeout: Duration,
+    /// From a frame's first byte to its last: a body of 64 KiB at 1 KiB/s, and no slower.
+    pub frame_timeout: Duration,
+    /// Frames per second that have no answer (acks of pushes, changes of network, fresh tokens and the like),
+    /// for which nothing in flight is counted. Clients send about ten.
+    pub notes_per_second: u32,
+    /// Likewise, at once: 50 frames of `Unstable` when a client connects, and much room.
+    pub notes_burst: u32,
 }
 
 impl Default for EdgeLimits {
@@ -109,6 +144,18 @@ impl Default for EdgeLimits {
             failed_handshakes_per_second: limits::FAILED_HANDSHAKES_PER_SECOND,
             failed_handshakes_burst: 2 * limits::FAILED_HANDSHAKES_PER_SECOND,
             core_lost: Duration::from_secs(5),
+            handshakes: 2_048,
+            unproven_handshakes: 512,
+            unproven_handshakes_per_block: 64,
+            abandoned_handshakes_per_second: 100,
+            abandoned_handshakes_burst: 500,
+            connections_per_user: 3 * limits::DEVICES_PER_USER + 2,
+            tcp_connections: u32::MAX,
+            memory_bytes: 512 * 1024 * 1024,
+            pressed_timeout: Duration::from_secs(2),
+            frame_timeout: Duration::from_secs(60),
+            notes_per_second: 200,
+            notes_burst: 2_000,
         }
     }
 }

@@ -19,6 +19,7 @@ use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, v1};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::admission::Ticket;
 use crate::edge::Edge;
 use crate::lanes::Lanes;
 use crate::mailbox::Conn;
@@ -68,15 +69,33 @@ pub(crate) struct Driver<L> {
     heard: Duration,
     /// Since when something waits and nothing moves.
     stalled: Option<Duration>,
+    /// Since when a frame has begun and not ended, per reader.
+    begun: [Option<Duration>; 3],
+    /// The place among the handshakes, until the Hello is accepted.
+    ticket: Option<Ticket>,
+    /// Bytes in readers and writers, as the edge counts them.
+    counted: usize,
     /// What the timer is set to.
     armed: Option<Duration>,
 }
 
 impl<L: Lanes> Driver<L> {
-    pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L) -> Self {
+    pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L, ticket: Option<Ticket>) -> Self {
         let now = edge.env.clock.now();
         let session = Session::new(now, edge.tuning().hello_timeout);
-        Self { edge, conn, lanes, session, writers: Default::default(), heard: now, stalled: None, armed: None }
+        Self {
+            edge,
+            conn,
+            lanes,
+            session,
+            writers: Default::default(),
+            heard: now,
+            stalled: None,
+            begun: [None; 3],
+            ticket,
+            counted: 0,
+            armed: None,
+        }
     }
 
     /// Runs until the connection ends, and tells the core.
@@ -84,11 +103,15 @@ impl<L: Lanes> Driver<L> {
         let mut timer = pin!(sleep(Duration::ZERO));
         let end = poll_fn(|cx| self.poll(cx, timer.as_mut())).await;
         self.conn.mailbox().close(&self.edge.metrics);
-        if self.session.is_open() {
-            self.edge.submit(vec![Up::Close { conn: self.conn.id }]);
-        } else if let End::Refused(refusal) = &end {
-            self.edge.handshake_failed(self.lanes.peer().ip(), refusal.code);
+        self.count(0);
+        let from = self.lanes.peer().ip();
+        match &end {
+            _ if self.session.is_open() => self.edge.submit(vec![Up::Close { conn: self.conn.id }]),
+            End::Refused(refusal) => self.edge.handshake_failed(from, refusal.code),
+            End::Gone => self.edge.handshake_abandoned(from),
         }
+        // Last words may take a moment; they are no handshake.
+        self.ticket = None;
         if let Some(pace) = self.session.take_pace() {
             self.edge.paces.leave(pace, self.edge.env.clock.now());
         }
@@ -107,6 +130,8 @@ impl<L: Lanes> Driver<L> {
             if let Err(end) = turned {
                 return Poll::Ready(end);
             }
+            let buffered = self.buffered();
+            self.count(buffered);
             if answered {
                 // They are to be written, and reading may have paused for them. What the core answers wakes
                 // this task by itself.
@@ -127,8 +152,35 @@ impl<L: Lanes> Driver<L> {
 
     fn due(&self, now: Duration, wall_ms: u64) -> Duration {
         let limits = &self.edge.config.limits;
-        let due = self.session.next_deadline(now, wall_ms).min(self.heard + limits.idle_timeout);
-        self.stalled.map_or(due, |since| due.min(since + limits.too_slow))
+        let mut due = self.session.next_deadline(now, wall_ms).min(self.heard + limits.idle_timeout);
+        if let Some(since) = self.stalled {
+            due = due.min(since + self.patience(limits.too_slow));
+        }
+        if let Some(since) = self.begun.iter().flatten().min() {
+            due = due.min(*since + self.patience(limits.frame_timeout));
+        }
+        due
+    }
+
+    /// How long to put up with what keeps memory in use.
+    fn patience(&self, usual: Duration) -> Duration {
+        let limits = &self.edge.config.limits;
+        if self.edge.pressed() { usual.min(limits.pressed_timeout) } else { usual }
+    }
+
+    fn buffered(&mut self) -> usize {
+        let read =
+            (0..L::readers().len()).filter_map(|i| self.lanes.reader(i).map(|r| r.buffer().len())).sum::<usize>();
+        read + self.lanes.waiting()
+    }
+
+    /// Tells the edge how many bytes this connection holds.
+    fn count(&mut self, bytes: usize) {
+        if bytes != self.counted {
+            let (new, old) = (i64::try_from(bytes), i64::try_from(self.counted));
+            self.edge.metrics.buffer_bytes.inc_by(new.unwrap_or(i64::MAX) - old.unwrap_or(i64::MAX));
+            self.counted = bytes;
+        }
     }
 
     /// Hands over what the session wants done.
@@ -166,7 +218,17 @@ impl<L: Lanes> Driver<L> {
         let scene = edge.scene(self.conn.id, self.lanes.peer(), L::TRANSPORT, now, wall_ms);
         self.session.tick(&scene, out)?;
         self.send(cx, &scene)?;
-        self.receive(cx, &scene, budget, out)
+        self.receive(cx, &scene, budget, out)?;
+        if self.ticket.is_some() && self.session.is_open() {
+            self.ticket = None;
+            self.edge.handshake_done(scene.peer.ip());
+            self.lanes.widen();
+        }
+        let patience = self.patience(self.edge.config.limits.frame_timeout);
+        if self.begun.iter().flatten().any(|since| now >= *since + patience) {
+            return Err(Refusal::new(Code::TooSlow, "a frame was begun and not ended in time").into());
+        }
+        Ok(())
     }
 
     /// Encodes and writes what waits, as far as there is room.
@@ -213,7 +275,8 @@ impl<L: Lanes> Driver<L> {
             self.stalled = None;
         } else if before + encoded > waiting || self.stalled.is_none() {
             self.stalled = Some(scene.now);
-        } else if self.stalled.is_some_and(|since| scene.now >= since + self.edge.config.limits.too_slow) {
+        } else if self.stalled.is_some_and(|since| scene.now >= since + self.patience(self.edge.config.limits.too_slow))
+        {
             return Err(too_slow().into());
         }
         Ok(())
@@ -231,6 +294,7 @@ impl<L: Lanes> Driver<L> {
         let mut result = Ok(());
         let bulk_full = self.conn.mailbox().bulk_bytes() > self.edge.config.limits.queue_bytes;
         'lanes: for (index, lane) in L::readers().iter().enumerate() {
+            let before = frames;
             loop {
                 // Answers made here wait in `out` until the turn ends.
                 while out.answers.len() < self.edge.config.limits.queue_frames
@@ -276,6 +340,14 @@ impl<L: Lanes> Driver<L> {
                     }
                 }
             }
+            // While this side does not read, the client can't end his frame.
+            let reads = self.lanes.waiting() < READ_PAUSE && self.session.may_read(*lane, &self.edge.config, bulk_full);
+            let cut = reads && self.lanes.reader(index).is_some_and(|reader| reader.in_frame());
+            self.begun[index] = match self.begun[index] {
+                _ if !cut => None,
+                Some(since) if frames == before => Some(since),
+                _ => Some(scene.now),
+            };
         }
         if frames > 0 {
             self.edge.metrics.frames_in.inc_by(frames);

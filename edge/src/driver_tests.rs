@@ -12,7 +12,7 @@ fn join(edge: &Arc<Edge>, bytes: usize) -> Peer<DuplexStream> {
     let edge = edge.clone();
     let conn = edge.enter("tcp").unwrap();
     edge.env.tasks.clone().spawn(async move {
-        drive_stream(&edge, &conn, far, "192.0.2.1:7".parse().unwrap()).await;
+        drive_stream(&edge, &conn, far, "192.0.2.1:7".parse().unwrap(), None).await;
         edge.leave(&conn, "tcp");
     });
     Peer::new(near)
@@ -145,7 +145,7 @@ async fn a_client_that_reads_slowly_but_reads_is_not_closed() {
     let conn = edge.enter("tcp").unwrap();
     let driving = edge.clone();
     edge.env.tasks.spawn(async move {
-        drive_stream(&driving, &conn, far, "192.0.2.1:7".parse().unwrap()).await;
+        drive_stream(&driving, &conn, far, "192.0.2.1:7".parse().unwrap(), None).await;
         driving.leave(&conn, "tcp");
     });
     let (mut read, write) = tokio::io::split(near);

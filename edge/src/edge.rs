@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, CorePort, Down, DownBody, EdgePort, Up};
+use tern_core::pacing::Rate;
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
@@ -22,6 +23,7 @@ use tern_net::quic::QuicError;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::admission::{Admission, Admitted};
 use crate::config::EdgeConfig;
 use crate::guard::Guard;
 use crate::listen;
@@ -80,6 +82,7 @@ pub struct Edge {
     generation: u64,
     table: RwLock<Table>,
     guard: Mutex<Guard>,
+    admission: Admission,
     core: OnceLock<Arc<dyn CorePort>>,
     /// Since when the core is gone.
     lost: Mutex<Option<Duration>>,
@@ -129,10 +132,12 @@ impl Edge {
     pub fn new(env: Env, config: EdgeConfig, keys: TokenKeys, metrics: EdgeMetrics) -> Arc<Self> {
         let l = &config.limits;
         let tuning = Tuning::of(&config);
-        let guard = Guard::new(tuning.failed_handshakes());
+        let abandoned = Rate::new(l.abandoned_handshakes_per_second, l.abandoned_handshakes_burst);
+        let guard = Guard::new(tuning.failed_handshakes(), abandoned);
         Arc::new(Self {
             paces: Paces::new(l.sends_per_second, l.sends_burst),
             guard: Mutex::new(guard),
+            admission: Admission::new(l),
             tuning: ArcSwap::from_pointee(tuning),
             keys: RwLock::new(Arc::new(keys)),
             generation: env.rng.u64(),
@@ -318,15 +323,18 @@ impl Edge {
     /// A place in the table, unless the edge is full.
     pub(crate) fn enter(&self, transport: &'static str) -> Option<Arc<Conn>> {
         let capacity = self.tuning.load().capacity;
-        let most = capacity.saturating_add(capacity / 4);
+        let most = capacity.saturating_add(capacity / 4).min(1 << PLACE_BITS);
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        // Counted rather than found by the table's length: after the capacity was lowered there are free places
+        // that are not to be given out.
+        let taken = table.places.len() - table.free.len();
+        if taken >= usize::try_from(most).unwrap_or(usize::MAX) {
+            return None;
+        }
         let place = match table.free.pop() {
             Some(place) => place,
             None => {
                 let place = u32::try_from(table.places.len()).ok()?;
-                if place >= most.min(1 << PLACE_BITS) {
-                    return None;
-                }
                 table.places.push(None);
                 place
             }
@@ -372,11 +380,48 @@ impl Edge {
 
     /// A connection of a proven address ended before its Hello was accepted, by the client's fault.
     pub(crate) fn handshake_failed(&self, from: IpAddr, code: Code) {
-        if matches!(code, Code::Draining | Code::CoreUnreachable | Code::UnsupportedVersion | Code::Overloaded) {
-            return;
-        }
         self.metrics.handshake_failed(code.name());
-        lock(&self.guard).failed(from, self.env.clock.now());
+        match code {
+            // No fault of the client's: there is no telling whether it would have finished.
+            Code::Draining | Code::CoreUnreachable | Code::UnsupportedVersion => {}
+            // Whoever is told to come later and comes at once all the same.
+            Code::Overloaded => lock(&self.guard).abandoned(from, self.env.clock.now()),
+            _ => lock(&self.guard).failed(from, self.env.clock.now()),
+        }
+    }
+
+    /// A connection of a proven address ended before its Hello was accepted, without having been refused.
+    pub(crate) fn handshake_abandoned(&self, from: IpAddr) {
+        self.metrics.handshake_failed("gone");
+        lock(&self.guard).abandoned(from, self.env.clock.now());
+    }
+
+    /// A Hello from there was accepted.
+    pub(crate) fn handshake_done(&self, from: IpAddr) {
+        lock(&self.guard).accepted(from);
+    }
+
+    /// Whether a handshake from there may begin. `proven`: see [`Admission::arrive`].
+    pub(crate) fn admit(&self, from: IpAddr, proven: bool) -> Admitted {
+        let admitted = if self.blocked(from).is_some() {
+            self.metrics.handshake_failed(Code::TooManyFailures.name());
+            return Admitted::No;
+        } else {
+            self.admission.arrive(from, proven)
+        };
+        match &admitted {
+            Admitted::Yes(_) => {}
+            Admitted::Retry => {
+                self.metrics.retries.inc();
+            }
+            Admitted::No => self.metrics.handshake_failed(Code::Overloaded.name()),
+        }
+        admitted
+    }
+
+    /// Whether more waits for and of all clients than is good.
+    pub(crate) fn pressed(&self) -> bool {
+        self.metrics.memory_bytes() > self.config.limits.memory_bytes
     }
 
     pub(crate) fn submit(&self, ups: Vec<Up>) {
@@ -403,6 +448,8 @@ impl Edge {
                 && !self.is_lost.load(Ordering::Acquire),
             core_generation: self.core_generation.load(Ordering::Acquire),
             draining: self.draining.load(Ordering::Relaxed),
+            pressed: self.pressed(),
+            crowded: self.core.get().is_some_and(|core| core.crowded()),
             keys: &self.keys,
             config: &self.config,
             tuning: &self.tuning,
@@ -461,6 +508,11 @@ impl Edge {
                 let now = self.env.clock.now();
                 self.paces.forget(now);
                 lock(&self.guard).forget(now);
+                self.metrics.handshakes.set(i64::from(self.admission.pending()));
+                if self.pressed() {
+                    // Who is slow has less time now, and does not know of it.
+                    self.all().iter().for_each(|conn| conn.wake());
+                }
             }
             tick += 1;
             tokio::select! {

@@ -11,6 +11,7 @@ use tern_core::store::BoxFut;
 use tern_core::wire::Lane;
 use tern_core::wire::codec::FrameReader;
 use tern_net::frames::{CHUNK_BYTES, FrameWriter, poll_fill};
+use tern_net::quic::QuicParams;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A transport as the driver sees it.
@@ -42,6 +43,9 @@ pub(crate) trait Lanes: Send {
 
     /// Where the client is now.
     fn peer(&self) -> SocketAddr;
+
+    /// The client's Hello was accepted: he may send more ahead of what is read.
+    fn widen(&self) {}
 }
 
 /// Streams 0, 4 and 8 of a QUIC connection.
@@ -153,6 +157,10 @@ impl Lanes for QuicLanes {
 
     fn peer(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    fn widen(&self) {
+        self.connection.set_receive_window(QuicParams::edge().receive_window.into());
     }
 }
 

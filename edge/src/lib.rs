@@ -7,8 +7,8 @@
 //! Reading order:
 //!
 //! 1. [`config`]: what an operator sets, with all limits.
-//! 2. [`tokens`]: the keys of a deployment, and what a token says; `guard`: address blocks whose handshakes
-//!    keep failing; `pace`: sends per user.
+//! 2. [`tokens`]: the keys of a deployment, and what a token says; `admission`: who may begin a handshake;
+//!    `guard`: address blocks whose handshakes keep failing; `pace`: sends and connections per user.
 //! 3. `session`: the machine of one connection, from its Hello on: which frame may come when and on which
 //!    lane, what the edge answers itself, what it counts. No I/O; both transports drive it.
 //! 4. `mailbox`: what waits to be written to one connection. Pushes give way to `Advance`, answers never do.
@@ -29,6 +29,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod admission;
 pub mod config;
 mod driver;
 pub mod edge;

@@ -9,7 +9,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -40,6 +40,9 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Bytes that may wait to be written to the core. More means that the core does not keep up or is gone:
 /// the link is dropped, and the clients go to edges whose core does.
 pub const QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Above this many clients' sends and pulls are refused with advice to come again: a few clients with large
+/// messages must not bring the link down for all.
+pub const CROWDED_BYTES: usize = QUEUE_BYTES / 4;
 /// Bytes moved from the queue to the stream's buffer at once.
 const WRITE_BYTES: usize = 256 * 1024;
 
@@ -72,6 +75,8 @@ enum LinkError {
 #[derive(Debug)]
 pub struct EdgeLink {
     reachable: AtomicBool,
+    /// Bytes in the queue, for those who ask often.
+    waiting: AtomicUsize,
     queue: Mutex<Queue>,
     /// Counts what the core sent wrongly, for one log line per link rather than one per frame.
     nonsense: AtomicU64,
@@ -95,8 +100,12 @@ impl EdgeLink {
         tls: Arc<rustls::ClientConfig>,
         edge: Arc<Edge>,
     ) -> Arc<dyn CorePort> {
-        let link =
-            Arc::new(Self { reachable: AtomicBool::new(false), queue: Mutex::default(), nonsense: AtomicU64::new(0) });
+        let link = Arc::new(Self {
+            reachable: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            nonsense: AtomicU64::new(0),
+        });
         let keeper = Keeper { env: env.clone(), core_addrs, server_name, tls, edge, link: link.clone() };
         env.tasks.spawn(keeper.keep());
         link
@@ -116,6 +125,7 @@ impl EdgeLink {
             codec::put(&frame, &mut queue.out);
         }
         queue.overfull |= queue.out.len() > QUEUE_BYTES;
+        self.waiting.store(queue.out.len(), Ordering::Relaxed);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -142,6 +152,7 @@ impl EdgeLink {
                     } else {
                         *writer.buffer() = queue.out.split_to(WRITE_BYTES);
                     }
+                    self.waiting.store(queue.out.len(), Ordering::Relaxed);
                 }
                 if writer.is_empty() {
                     queue.waker = Some(cx.waker().clone());
@@ -168,6 +179,10 @@ impl CorePort for EdgeLink {
 
     fn reachable(&self) -> bool {
         self.reachable.load(Ordering::Acquire)
+    }
+
+    fn crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > CROWDED_BYTES
     }
 
     fn report(&self, load: node_v1::EdgeLoad) {
@@ -219,6 +234,7 @@ impl Keeper {
 
     fn down(&self) -> bool {
         *self.link.queue() = Queue::default();
+        self.link.waiting.store(0, Ordering::Relaxed);
         let was_up = self.link.reachable.swap(false, Ordering::AcqRel);
         if was_up {
             self.edge.core_lost();

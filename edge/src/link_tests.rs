@@ -83,7 +83,7 @@ fn join(edge: &Arc<Edge>) -> Peer<DuplexStream> {
     let edge = edge.clone();
     let conn = edge.enter("tcp").unwrap();
     edge.env.tasks.clone().spawn(async move {
-        crate::listen::drive_stream(&edge, &conn, far, "192.0.2.1:7".parse().unwrap()).await;
+        crate::listen::drive_stream(&edge, &conn, far, "192.0.2.1:7".parse().unwrap(), None).await;
         edge.leave(&conn, "tcp");
     });
     Peer::new(near)

@@ -10,12 +10,14 @@ use tern_core::codes::{Code, Refusal};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{ALPN_CLIENT, codec, v1};
 use tern_net::env::{Acceptor, Stream};
-use tern_net::quic::{QuicParams, server_endpoint};
+use tern_net::quic::{QuicParams, server_endpoint_with};
+use tern_net::reset::ResetKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
+use crate::admission::{Admitted, Ticket};
 use crate::driver::{Driver, End};
 use crate::edge::{Edge, EdgeError};
 use crate::lanes::{Lanes, QuicLanes, StreamLanes};
@@ -25,6 +27,9 @@ use crate::mailbox::Conn;
 const PORT_TRIES: usize = 16;
 /// After a failed accept (no file descriptors left, say) the listener waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that a QUIC client may send ahead of what is read until its Hello is accepted: the largest Hello of our
+/// client is 50 KiB.
+const HELLO_WINDOW: u32 = 64 * 1024;
 /// A closing TCP connection's last frame is written by then or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -38,11 +43,13 @@ pub(crate) struct Sockets {
 /// Opens both sockets of an address.
 pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerConfig>) -> Result<Sockets, EdgeError> {
     let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
+    let params = QuicParams { receive_window: HELLO_WINDOW, ..QuicParams::edge() };
+    let reset = edge.config.reset_key.clone().unwrap_or_else(|| ResetKey::random(&edge.env.rng));
     loop {
         tries -= 1;
         let tcp = edge.env.net.listen(at).await.map_err(|cause| EdgeError::Listen { at, cause })?;
         let local_addr = tcp.local_addr();
-        match server_endpoint(&edge.env, local_addr, tls.clone(), &QuicParams::edge()) {
+        match server_endpoint_with(&edge.env, local_addr, tls.clone(), &params, &reset) {
             Ok(quic) => return Ok(Sockets { local_addr, tcp, quic }),
             Err(e) if tries == 0 => return Err(e.into()),
             Err(_) => {}
@@ -75,22 +82,32 @@ async fn accept_quic(edge: Arc<Edge>, endpoint: quinn::Endpoint) {
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if edge.blocked(incoming.remote_address().ip()).is_some() {
-            edge.metrics.handshake_failed(Code::TooManyFailures.name());
-            incoming.refuse();
-            continue;
-        }
+        let ticket = match edge.admit(incoming.remote_address().ip(), incoming.remote_address_validated()) {
+            Admitted::Yes(ticket) => ticket,
+            Admitted::Retry => {
+                if let Err(e) = incoming.retry() {
+                    // It has proven its address, which quinn knows better than this code.
+                    e.into_incoming().refuse();
+                }
+                continue;
+            }
+            Admitted::No => {
+                incoming.refuse();
+                continue;
+            }
+        };
         let Some(conn) = edge.enter(QuicLanes::TRANSPORT) else {
             edge.metrics.handshake_failed(Code::Overloaded.name());
             incoming.refuse();
             continue;
         };
-        edge.env.tasks.spawn(shake_hands(edge.clone(), conn, incoming));
+        edge.env.tasks.spawn(shake_hands(edge.clone(), conn, ticket, incoming));
     }
 }
 
 /// A task of its own: what a handshake needs is not kept for the life of the connection.
-async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming) {
+async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incoming: quinn::Incoming) {
+    let (from, proven) = (incoming.remote_address().ip(), incoming.remote_address_validated());
     let accepted = match incoming.accept() {
         Ok(connecting) => timeout(edge.tuning().hello_timeout, connecting).await,
         Err(e) => Ok(Err(e)),
@@ -99,11 +116,17 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, incoming: quinn::Incoming
         Ok(Ok(connection)) => {
             let tasks = edge.env.tasks.clone();
             let span = connection_span(&conn, QuicLanes::TRANSPORT, connection.remote_address());
-            tasks.spawn(serve_quic(edge, conn, connection).instrument(span));
+            ticket.prove();
+            tasks.spawn(serve_quic(edge, conn, ticket, connection).instrument(span));
         }
-        // The address is not proven: counting the failure against its block would let anyone lock out others.
+        // If the address is not proven, counting the failure against its block would let anyone lock out
+        // others.
         Ok(Err(_)) | Err(_) => {
-            edge.metrics.handshake_failed("quic");
+            if proven {
+                edge.handshake_abandoned(from);
+            } else {
+                edge.metrics.handshake_failed("quic");
+            }
             edge.leave(&conn, QuicLanes::TRANSPORT);
         }
     }
@@ -115,8 +138,8 @@ fn connection_span(conn: &Conn, transport: &'static str, from: SocketAddr) -> tr
     tracing::debug_span!("connection", conn = conn.id, transport, %from)
 }
 
-async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, connection: quinn::Connection) {
-    let mut driver = Driver::new(edge, conn, QuicLanes::new(connection));
+async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, ticket: Ticket, connection: quinn::Connection) {
+    let mut driver = Driver::new(edge, conn, QuicLanes::new(connection), Some(ticket));
     let (code, reason) = match driver.run().await {
         End::Gone => (Code::Closed, String::new()),
         End::Refused(refusal) => {
@@ -145,8 +168,9 @@ async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAc
                 continue;
             }
         };
-        if edge.blocked(from.ip()).is_some() {
-            edge.metrics.handshake_failed(Code::TooManyFailures.name());
+        let Admitted::Yes(ticket) = edge.admit(from.ip(), true) else { continue };
+        if edge.metrics.tcp.get() >= i64::from(edge.config.limits.tcp_connections) {
+            edge.metrics.handshake_failed(Code::Overloaded.name());
             continue;
         }
         let Some(conn) = edge.enter(StreamLanes::<Box<dyn Stream>>::TRANSPORT) else {
@@ -154,15 +178,23 @@ async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAc
             continue;
         };
         let span = connection_span(&conn, StreamLanes::<Box<dyn Stream>>::TRANSPORT, from);
-        edge.env.tasks.spawn(serve_tcp(edge.clone(), conn, stream, from, tls.clone()).instrument(span));
+        let serving = serve_tcp(edge.clone(), conn, ticket, stream, from, tls.clone());
+        edge.env.tasks.spawn(serving.instrument(span));
     }
 }
 
-async fn serve_tcp(edge: Arc<Edge>, conn: Arc<Conn>, stream: Box<dyn Stream>, from: SocketAddr, tls: TlsAcceptor) {
+async fn serve_tcp(
+    edge: Arc<Edge>,
+    conn: Arc<Conn>,
+    ticket: Ticket,
+    stream: Box<dyn Stream>,
+    from: SocketAddr,
+    tls: TlsAcceptor,
+) {
     match timeout(edge.tuning().hello_timeout, tls.accept(stream)).await {
         Ok(Ok(mut stream)) => {
             if stream.get_ref().1.alpn_protocol() == Some(ALPN_CLIENT) {
-                drive_stream(&edge, &conn, stream, from).await;
+                drive_stream(&edge, &conn, stream, from, Some(ticket)).await;
             } else {
                 edge.handshake_failed(from.ip(), Code::WrongProtocol);
                 let text = "offer the application protocol tern/1 by ALPN";
@@ -170,7 +202,7 @@ async fn serve_tcp(edge: Arc<Edge>, conn: Arc<Conn>, stream: Box<dyn Stream>, fr
             }
         }
         // A client whose other attempt was faster hangs up in the middle, which is no failure.
-        Ok(Err(e)) if e.kind() != ErrorKind::InvalidData => edge.metrics.handshake_failed("gone"),
+        Ok(Err(e)) if e.kind() != ErrorKind::InvalidData => edge.handshake_abandoned(from.ip()),
         Ok(Err(_)) => edge.handshake_failed(from.ip(), Code::WrongProtocol),
         Err(_) => edge.handshake_failed(from.ip(), Code::HelloTimeout),
     }
@@ -182,8 +214,9 @@ pub(crate) async fn drive_stream<S: AsyncRead + AsyncWrite + Send + Unpin>(
     conn: &Arc<Conn>,
     stream: S,
     from: SocketAddr,
+    ticket: Option<Ticket>,
 ) {
-    let mut driver = Driver::new(edge.clone(), conn.clone(), StreamLanes::new(stream, from));
+    let mut driver = Driver::new(edge.clone(), conn.clone(), StreamLanes::new(stream, from), ticket);
     if let End::Refused(refusal) = driver.run().await {
         tracing::debug!(code = refusal.code.name(), reason = refusal.message, "connection ended");
         edge.metrics.closed(refusal.code);

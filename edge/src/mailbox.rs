@@ -132,7 +132,9 @@ impl Mailbox {
 
     fn append(&mut self, body: DownBody, lane: Lane, limits: &EdgeLimits, metrics: &EdgeMetrics) -> bool {
         let bytes = size(&body);
-        let room = self.lanes[lane.index()].len() < limits.queue_frames && self.bytes + bytes <= limits.queue_bytes;
+        let room = self.lanes[lane.index()].len() < limits.queue_frames
+            && self.bytes + bytes <= limits.queue_bytes
+            && metrics.memory_bytes() <= limits.memory_bytes;
         if room {
             self.push_back(lane, Waiting { body, bytes }, metrics);
         }

@@ -21,6 +21,10 @@ pub struct EdgeMetrics {
     pub(crate) bytes_out: Counter,
     pub(crate) pushes_given_up: Counter,
     pub(crate) queue_bytes: Gauge,
+    /// In readers and writers of connections; with `queue_bytes` this is what the edge's memory limit counts.
+    pub(crate) buffer_bytes: Gauge,
+    pub(crate) handshakes: Gauge,
+    pub(crate) retries: Counter,
     sends_refused: Family<Label, Counter>,
     handshakes_failed: Family<Label, Counter>,
     closed: Family<Label, Counter>,
@@ -50,6 +54,21 @@ impl EdgeMetrics {
             m.pushes_given_up.clone(),
         );
         registry.register("tern_edge_queue_bytes", "Bytes that wait to be written to clients", m.queue_bytes.clone());
+        registry.register(
+            "tern_edge_buffer_bytes",
+            "Bytes read and not handled, or encoded and not written, of all connections",
+            m.buffer_bytes.clone(),
+        );
+        registry.register(
+            "tern_edge_pending_handshakes",
+            "Connections without an accepted Hello",
+            m.handshakes.clone(),
+        );
+        registry.register(
+            "tern_edge_sent_retries",
+            "QUIC handshakes that were told to prove their address first",
+            m.retries.clone(),
+        );
         registry.register("tern_edge_refused_sends", "Sends that the edge refused, by code", m.sends_refused.clone());
         registry.register(
             "tern_edge_failed_handshakes",
@@ -66,6 +85,11 @@ impl EdgeMetrics {
 
     pub(crate) fn connections(&self, transport: &str) -> &Gauge {
         if transport == "quic" { &self.quic } else { &self.tcp }
+    }
+
+    /// Bytes that wait for and of all clients.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        usize::try_from(self.queue_bytes.get().saturating_add(self.buffer_bytes.get())).unwrap_or(0)
     }
 
     pub(crate) fn send_refused(&self, code: Code) {

@@ -55,25 +55,32 @@ impl Paces {
         *self.rate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The allowance of a user who connects.
-    pub(crate) fn enter(&self, id: &UserId) -> Arc<UserPace> {
+    /// The allowance of a user who connects; `None` where he has `most` connections already.
+    pub(crate) fn enter(&self, id: &UserId, most: usize) -> Option<Arc<UserPace>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || Arc::new(UserPace { id: id.clone(), bucket: Mutex::default() });
-        table.users.entry(id.clone()).or_insert_with(fresh).clone()
+        let pace = table.users.entry(id.clone()).or_insert_with(fresh);
+        // One handle is the table's.
+        (Arc::strong_count(pace) <= most).then(|| pace.clone())
     }
 
     /// One connection of the user ended.
     pub(crate) fn leave(&self, pace: Arc<UserPace>, now: Duration) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         // This handle and the table's.
-        if Arc::strong_count(&pace) > 2 {
+        let stays = Arc::strong_count(&pace) > 2;
+        let whole = pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).is_whole(now);
+        let id = pace.id.clone();
+        // While the table is locked: of two that leave at once each would otherwise take the other for one that
+        // stays, and the user would never be forgotten.
+        drop(pace);
+        if stays {
             return;
         }
-        let whole = pace.bucket.lock().unwrap_or_else(PoisonError::into_inner).is_whole(now);
         if whole {
-            table.users.remove(&pace.id);
+            table.users.remove(&id);
         } else {
-            table.leaving.push_back((now + self.allowed().refill, pace.id.clone()));
+            table.leaving.push_back((now + self.allowed().refill, id));
         }
     }
 
@@ -110,7 +117,7 @@ mod tests {
     fn another_rate_counts_at_once_and_what_was_used_stays_used() {
         let paces = Paces::new(20, 60);
         let (id, now) = (UserId::new("u").unwrap(), Duration::from_secs(9));
-        let pace = paces.enter(&id);
+        let pace = paces.enter(&id, 9).unwrap();
         assert!((0..10).all(|_| paces.take(&pace, now).is_ok()));
         paces.set_rate(20, 12);
         assert!((0..2).all(|_| paces.take(&pace, now).is_ok()));
@@ -120,22 +127,53 @@ mod tests {
     }
 
     #[test]
+    fn a_user_has_so_many_connections_and_one_more_when_one_ends() {
+        let paces = Paces::new(20, 60);
+        let (id, now) = (UserId::new("u").unwrap(), Duration::from_secs(9));
+        let mut held: Vec<_> = (0..9).map(|_| paces.enter(&id, 9).unwrap()).collect();
+        assert!(paces.enter(&id, 9).is_none());
+        assert!(paces.enter(&UserId::new("v").unwrap(), 9).is_some());
+        paces.leave(held.pop().unwrap(), now);
+        assert!(paces.enter(&id, 9).is_some());
+    }
+
+    #[test]
+    fn connections_of_a_user_that_end_at_once_leave_nothing_behind() {
+        let paces = Paces::new(20, 60);
+        for i in 0..2_000 {
+            let id = UserId::new(&format!("u{i}")).unwrap();
+            let ends = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    let pace = paces.enter(&id, 9).unwrap();
+                    let (ends, paces) = (&ends, &paces);
+                    scope.spawn(move || {
+                        ends.wait();
+                        paces.leave(pace, Duration::ZERO);
+                    });
+                }
+            });
+        }
+        assert_eq!(paces.len(), 0);
+    }
+
+    #[test]
     fn reconnecting_does_not_refill_the_allowance_and_nobody_is_remembered_for_ever() {
         let paces = Paces::new(20, 60);
         let (id, now) = (UserId::new("u").unwrap(), Duration::from_secs(9));
-        let one = paces.enter(&id);
-        let two = paces.enter(&id);
+        let one = paces.enter(&id, 9).unwrap();
+        let two = paces.enter(&id, 9).unwrap();
         assert!((0..60).all(|i| paces.take(if i % 2 == 0 { &one } else { &two }, now).is_ok()));
         paces.leave(one, now);
         paces.leave(two, now);
-        let again = paces.enter(&id);
+        let again = paces.enter(&id, 9).unwrap();
         assert_eq!(paces.take(&again, now), Err(Duration::from_millis(50)));
         paces.leave(again, now);
         paces.forget(now + Duration::from_secs(3));
         assert_eq!(paces.len(), 1);
         paces.forget(now + Duration::from_secs(4));
         assert_eq!(paces.len(), 0);
-        let calm = paces.enter(&id);
+        let calm = paces.enter(&id, 9).unwrap();
         paces.leave(calm, now);
         assert_eq!(paces.len(), 0);
     }

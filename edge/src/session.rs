@@ -20,9 +20,10 @@ use bytes::Bytes;
 use prost::Message;
 use tern_core::buckets;
 use tern_core::codes::{Code, Refusal};
-use tern_core::edge_api::{ConnId, DownBody, Up};
+use tern_core::edge_api::{ConnId, DownBody, SendRequest, Up};
 use tern_core::ids::{Cursor, Origin};
 use tern_core::limits::{CURSORS, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
+use tern_core::pacing::{Bucket, Rate};
 use tern_core::wire::compact::{Read, Reader};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, VERSION, convert, v1};
@@ -41,6 +42,8 @@ pub(crate) const BAD_TOKENS: u8 = 5;
 pub(crate) const AGENT_BYTES: usize = 64;
 /// Origins per conversation in `Unstable`.
 pub(crate) const UNSTABLE_ORIGINS: usize = 16;
+/// Who is refused for overload is told to wait so long, and up to twice that.
+const RETRY_MS: u32 = 2_000;
 /// A session looks at the calendar at least this often, since that may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -53,6 +56,7 @@ pub(crate) enum Phase {
 }
 
 /// What the machine needs to know of its surroundings.
+#[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) conn: ConnId,
     pub(crate) peer: SocketAddr,
@@ -63,6 +67,10 @@ pub(crate) struct Context<'a> {
     /// Of the core: a session opened in an earlier one is unknown to it.
     pub(crate) core_generation: u64,
     pub(crate) draining: bool,
+    /// Too many bytes wait for and of all clients together.
+    pub(crate) pressed: bool,
+    /// The core does not keep up with what it is told.
+    pub(crate) crowded: bool,
     pub(crate) keys: &'a RwLock<Arc<TokenKeys>>,
     pub(crate) config: &'a EdgeConfig,
     pub(crate) tuning: &'a ArcSwap<Tuning>,
@@ -107,6 +115,8 @@ pub(crate) struct Session {
     /// Pulls that wait for their last page.
     pulls: Vec<u32>,
     reader: Reader,
+    /// Frames without an answer.
+    notes: Bucket,
     told_address: Option<SocketAddr>,
     core_generation: u64,
 }
@@ -131,6 +141,7 @@ impl Session {
             open: 0,
             pulls: Vec::new(),
             reader: Reader::default(),
+            notes: Bucket::default(),
             told_address: None,
             core_generation: 0,
         }
@@ -207,15 +218,21 @@ impl Session {
         if hello.agent.len() > AGENT_BYTES {
             return Err(bad(format!("an agent of {} bytes; at most {AGENT_BYTES} are allowed", hello.agent.len())));
         }
+        if cx.pressed || cx.crowded {
+            return Err(overloaded("this edge has more work waiting than it takes; come again, or elsewhere", cx));
+        }
         let token = std::mem::take(&mut hello.token);
         let claims = cx.verify(&token).map_err(|e| e.refusal())?;
         if !cx.core_reachable {
             return Err(unreachable_core());
         }
+        let Some(pace) = cx.paces.enter(&claims.sub, cx.config.limits.connections_per_user) else {
+            return Err(overloaded("this user has too many connections to this edge; close some", cx));
+        };
         self.phase = Phase::Opening;
         self.deadline = cx.now + cx.config.limits.open_timeout;
         self.expires_ms = claims.exp_ms;
-        self.pace = Some(cx.paces.enter(&claims.sub));
+        self.pace = Some(pace);
         self.told_address = Some(cx.peer);
         self.core_generation = cx.core_generation;
         out.ups.push(Up::Open {
@@ -247,6 +264,13 @@ impl Session {
         }
         let at = own.or(lane).unwrap_or(Lane::Control);
         let req = frame.req;
+        if is_note(&frame) {
+            let rate = Rate::new(cx.config.limits.notes_per_second, cx.config.limits.notes_burst);
+            if self.notes.take(rate, cx.now).is_err() {
+                let text = "more frames than a client has reason for, of kinds that have no answer";
+                return Err(Refusal::new(Code::RateLimited, text).after_ms(RETRY_MS));
+            }
+        }
         match &frame.body {
             Some(Body::Send(_) | Body::Define(_)) => return self.compact(frame, cx, out),
             Some(Body::Ping(ping)) if !cx.core_reachable => {
@@ -325,7 +349,8 @@ impl Session {
     fn compact(&mut self, frame: v1::Frame, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
         let req = frame.req;
         let send = match self.reader.read(frame) {
-            Ok(Read::Send(send)) => send,
+            // The body on its own: it may wait in the core for long, and would keep all that was read with it.
+            Ok(Read::Send(send)) => SendRequest { body: Bytes::copy_from_slice(&send.body), ..send },
             Ok(_) => return Ok(()),
             Err(refusal) if matches!(refusal.code, Code::BadReference | Code::BadFrame) => return Err(refusal),
             Err(refusal) => {
@@ -338,6 +363,8 @@ impl Session {
         }
         let refusal = if !cx.core_reachable {
             unreachable_core()
+        } else if cx.crowded {
+            overloaded("the core of this region does not keep up; this message was not stored", cx)
         } else {
             match self.pace.as_ref().map_or(Ok(()), |pace| cx.paces.take(pace, cx.now)) {
                 Ok(()) => {
@@ -368,8 +395,13 @@ impl Session {
         if req == 0 {
             return Err(bad("a pull without req can't be answered"));
         }
+        if self.pulls.contains(&req) {
+            return Err(bad(format!("a pull with req {req}, which another pull that waits has")));
+        }
         if let Err(refusal) = check {
             out.refuse(Lane::Bulk, req, &refusal);
+        } else if cx.core_reachable && (cx.pressed || cx.crowded) {
+            out.refuse(Lane::Bulk, req, &overloaded("this edge has more work waiting than it takes", cx));
         } else if cx.core_reachable {
             self.pulls.push(req);
             out.ups.push(Up::Frame { conn: cx.conn, frame });
@@ -486,6 +518,30 @@ fn complete(welcome: &mut v1::Welcome, cx: &Context<'_>) {
     if let Some(limits) = &mut welcome.limits {
         limits.in_flight = limits.in_flight.min(cx.config.limits.in_flight);
     }
+}
+
+/// Nothing in flight is counted for it, so its rate is limited instead.
+fn is_note(frame: &v1::Frame) -> bool {
+    match &frame.body {
+        None
+        | Some(
+            Body::PushAck(_)
+            | Body::Commit(_)
+            | Body::Network(_)
+            | Body::Unstable(_)
+            | Body::Token(_)
+            | Body::Signal(_)
+            | Body::PullCells(_),
+        ) => true,
+        Some(Body::Ping(_) | Body::PullDevices(_) | Body::Mark(_)) => frame.req == 0,
+        Some(_) => false,
+    }
+}
+
+/// Whoever is refused comes again at a time of his own.
+fn overloaded(what: &str, cx: &Context<'_>) -> Refusal {
+    let spread = u32::try_from(cx.conn.wrapping_mul(2_654_435_761) % u64::from(RETRY_MS)).unwrap_or(0);
+    Refusal::new(Code::Overloaded, what).after_ms(RETRY_MS + spread)
 }
 
 pub(crate) fn unreachable_core() -> Refusal {

@@ -13,6 +13,8 @@ struct Scene {
     wall_ms: u64,
     core: bool,
     draining: bool,
+    pressed: bool,
+    crowded: bool,
     peer: SocketAddr,
     session: Session,
 }
@@ -30,6 +32,8 @@ impl Scene {
             wall_ms: WALL_MS,
             core: true,
             draining: false,
+            pressed: false,
+            crowded: false,
             peer: "192.0.2.1:5".parse().unwrap(),
         }
     }
@@ -71,6 +75,8 @@ impl Scene {
             core_reachable: self.core,
             core_generation: 0,
             draining: self.draining,
+            pressed: self.pressed,
+            crowded: self.crowded,
             keys: &self.keys,
             config: &self.config,
             tuning: &tuning,
@@ -236,7 +242,8 @@ fn unknown_frames_and_fields_come_from_newer_clients_and_garbage_from_nobody() {
     let mut ping = v1::Frame::new(4, Body::Ping(v1::Ping::default())).encode_to_vec();
     ping.extend([0xa2, 0x06, 0]);
     assert_eq!(scene.raw(Some(Lane::Control), &ping).unwrap().ups.len(), 1);
-    assert_eq!(error(&scene.tell(5, Body::Mark(v1::Mark::default())).unwrap()).1, Code::BadFrame);
+    assert_eq!(error(&scene.tell(5, Body::Mark(v1::Mark::default())).unwrap()).1, Code::BadId);
+    assert_eq!(error(&scene.tell(5, Body::PullCells(v1::PullCells::default())).unwrap()).1, Code::BadFrame);
     assert_eq!(code(scene.raw(Some(Lane::Control), &[0xff; 9])), Code::BadFrame);
 }
 
@@ -350,7 +357,10 @@ fn a_token_that_ends_is_announced_and_a_fresh_one_of_the_same_user_extends_the_s
     };
     let out = scene.tell(5, Body::Token(v1::Token { token: fresh("mallory") })).unwrap();
     assert_eq!(error(&out).1, Code::TokenInvalid);
-    assert!(scene.tell(6, Body::Token(v1::Token { token: fresh("alice") })).unwrap().answers.is_empty());
+    let out = scene.tell(6, Body::Token(v1::Token { token: fresh("alice") })).unwrap();
+    let taken = Body::TokenTaken(v1::TokenTaken { token_expires_ms: WALL_MS + 7_200_000 });
+    assert_eq!(out.answers, [(Lane::Control, v1::Frame::new(6, taken))]);
+    assert!(scene.tell(0, Body::Token(v1::Token { token: fresh("alice") })).unwrap().answers.is_empty());
     scene.wall_ms = WALL_MS + 3_700_000;
     assert!(scene.tick().is_ok());
     scene.wall_ms = WALL_MS + 7_200_000;
@@ -363,6 +373,119 @@ fn a_session_that_keeps_sending_bad_tokens_is_closed() {
     let mut say = || scene.tell(1, Body::Token(v1::Token { token: "x".into() }));
     assert!((1..BAD_TOKENS).all(|_| error(&say().unwrap()).1 == Code::TokenInvalid));
     assert_eq!(code(say()), Code::TokenInvalid);
+}
+
+#[test]
+fn pulls_with_a_number_in_use_close_so_that_no_more_are_under_way_than_are_counted() {
+    let mut scene = Scene::live();
+    for req in 2..=4 {
+        scene.tell(req, Body::Pull(pull())).unwrap();
+    }
+    assert!(scene.may_read(Lane::Bulk));
+    assert_eq!(code(scene.tell(3, Body::Pull(pull()))), Code::BadFrame);
+    assert_eq!(code(scene.tell(3, Body::PullRows(v1::PullRows::default()))), Code::BadFrame);
+    // An answered one may be used again.
+    let page = Page {
+        conversation: ConvId([1; 16]),
+        origin: Origin { region: 1, era: 2 },
+        entries: vec![],
+        gaps: vec![],
+        last: true,
+    };
+    scene.down(&mut DownBody::Page { req: 3, page });
+    scene.tell(3, Body::Pull(pull())).unwrap();
+    scene.tell(5, Body::Pull(pull())).unwrap();
+    assert!(!scene.may_read(Lane::Bulk));
+}
+
+#[test]
+fn a_body_does_not_keep_what_was_read_with_it() {
+    let mut scene = Scene::live();
+    let mut read = v1::Frame::new(2, send(1)).encode_to_vec();
+    let length = read.len();
+    read.resize(64 * 1024, 0);
+    let read = Bytes::from(read);
+    let out = scene
+        .with(|s, cx| {
+            let mut out = Outcome::default();
+            s.frame(Some(Lane::Message), read.slice(..length), cx, &mut out).map(|()| out)
+        })
+        .unwrap();
+    let [Up::Send { send, .. }] = &out.ups[..] else { panic!("{out:?}") };
+    assert_eq!(send.body, "hi");
+    assert!(read.try_into_mut().is_ok(), "nobody else holds the 64 KiB");
+}
+
+#[test]
+fn frames_without_an_answer_are_limited_and_answered_ones_are_not() {
+    let mut scene = Scene::live();
+    let burst = scene.config.limits.notes_burst;
+    let note = |scene: &mut Scene, i: u32| match i % 4 {
+        0 => scene.tell(0, Body::PushAck(v1::PushAck { rev: 1 })),
+        1 => scene.tell(0, Body::Network(v1::Network::default())),
+        2 => scene.tell(0, Body::Unstable(v1::Unstable::default())),
+        _ => scene.raw(Some(Lane::Control), &[0xa2, 0x06, 0]),
+    };
+    assert!((0..burst).all(|i| note(&mut scene, i).is_ok()));
+    for req in 1..=100 {
+        scene.tell(req, Body::Ping(v1::Ping::default())).unwrap();
+    }
+    let refusal = note(&mut scene, 0).unwrap_err();
+    assert_eq!((refusal.code, refusal.retry_after_ms), (Code::RateLimited, RETRY_MS));
+    scene.now = Duration::from_millis(5);
+    assert!(note(&mut scene, 0).is_ok());
+}
+
+#[test]
+fn a_user_has_so_many_connections_and_is_told_to_come_again() {
+    let mut scene = Scene::new();
+    let scene = &mut scene;
+    let shared = Paces::new(20, 60);
+    let most = EdgeConfig::default().limits.connections_per_user;
+    let enter = |session: &mut Session, scene: &mut Scene, user: &str| {
+        std::mem::swap(session, &mut scene.session);
+        let bytes = v1::Frame::new(1, Body::Hello(hello(user))).encode_to_vec().into();
+        let result = scene.with(|s, cx| {
+            let cx = Context { paces: &shared, ..*cx };
+            s.frame(Some(Lane::Control), bytes, &cx, &mut Outcome::default())
+        });
+        std::mem::swap(session, &mut scene.session);
+        result
+    };
+    let fresh = |scene: &Scene| Session::new(Duration::ZERO, scene.config.limits.hello_timeout);
+    let mut held: Vec<Session> = (0..most).map(|_| fresh(scene)).collect();
+    held.iter_mut().for_each(|session| enter(session, scene, "alice").unwrap());
+    let mut more = fresh(scene);
+    let refusal = enter(&mut more, scene, "alice").unwrap_err();
+    assert_eq!((refusal.code, refusal.code.retry()), (Code::Overloaded, Retry::Here));
+    assert!((RETRY_MS..2 * RETRY_MS).contains(&refusal.retry_after_ms));
+    assert_eq!(more.phase(), Phase::AwaitHello);
+    enter(&mut fresh(scene), scene, "bob").unwrap();
+    shared.leave(held[0].take_pace().unwrap(), Duration::ZERO);
+    enter(&mut more, scene, "alice").unwrap();
+}
+
+#[test]
+fn under_pressure_new_clients_and_pulls_come_again_later_and_a_core_that_is_behind_gets_no_sends() {
+    for (pressed, crowded) in [(true, false), (false, true)] {
+        let mut scene = Scene::new();
+        (scene.pressed, scene.crowded) = (pressed, crowded);
+        let refusal = scene.tell(1, Body::Hello(hello("alice"))).unwrap_err();
+        assert_eq!(refusal.code, Code::Overloaded);
+        assert!(refusal.retry_after_ms >= RETRY_MS);
+        let mut scene = Scene::live();
+        (scene.pressed, scene.crowded) = (pressed, crowded);
+        let (req, refused, retry, after_ms) = error(&scene.tell(2, Body::Pull(pull())).unwrap());
+        assert_eq!((req, refused, retry), (2, Code::Overloaded, Retry::Here));
+        assert!(after_ms >= RETRY_MS);
+        let out = scene.tell(3, send(1)).unwrap();
+        if crowded {
+            assert_eq!(error(&out).1, Code::Overloaded);
+        } else {
+            assert_eq!(out.ups.len(), 1, "a message takes memory in the core, not here");
+        }
+        assert_eq!(scene.tell(4, Body::Ping(v1::Ping::default())).unwrap().ups.len(), 1);
+    }
 }
 
 #[test]

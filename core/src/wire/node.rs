@@ -116,7 +116,8 @@ pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
                 floor: send.floor,
                 seen_hlc: send.seen_hlc,
                 kind: send.kind,
-                body: send.body,
+                // On its own: it may wait for long, and would keep all that was read with it.
+                body: Bytes::copy_from_slice(&send.body),
                 wall_ms: send.wall_ms,
                 offer: match send.was {
                     Some(was) => Some((was.try_into()?, send.receipt)),
