@@ -1,20 +1,26 @@
-//! The admin listener: `/metrics` for Prometheus, `/livez` and `/readyz` for whatever restarts and routes.
+//! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
+//! routes and waits; `/config` and `/reload` for operators.
 //!
 //! A region also has `/loads` there: what its edges report, as a `tern.node.v1.LoadReport`, for a
 //! `tern ipconf` of its own.
 //!
-//! Plain HTTP without a login, so it listens on loopback unless told otherwise. Nothing here names a user.
+//! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
+//! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user or
+//! shows a secret.
+//!
+//! It is the first thing that listens, so that a start that takes long can be told from one that hangs. What
+//! the role adds ([`Shared::publish`]) comes when its start is over.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -22,105 +28,144 @@ use prometheus_client::registry::{Registry, Unit};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
 
+use crate::health::Health;
 use crate::process;
-
-/// What `/readyz` asks: a name, and whether that part can do its work now.
-pub type Check = (&'static str, Box<dyn Fn() -> bool + Send + Sync>);
+use crate::reload::Reloader;
 
 /// What `/loads` answers: an encoded `LoadReport`.
 pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
-/// Whether this process wants to be sent work. Cheap to clone.
-#[derive(Clone)]
-pub struct Readiness {
-    serving: Arc<AtomicBool>,
-    checks: Arc<Vec<Check>>,
+/// What is answered with.
+pub struct Shared {
+    health: Health,
+    reloader: Arc<Reloader>,
+    base: Registry,
+    role: OnceLock<(Registry, Option<Loads>)>,
 }
 
-impl std::fmt::Debug for Readiness {
+impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Readiness").field("serving", &self.serving).finish_non_exhaustive()
+        f.debug_struct("Shared").field("health", &self.health).finish_non_exhaustive()
     }
 }
 
-impl Readiness {
-    /// Not serving yet.
-    pub fn new(checks: Vec<Check>) -> Self {
-        Self { serving: Arc::new(AtomicBool::new(false)), checks: Arc::new(checks) }
+impl Shared {
+    /// `base`: the metrics that are there from the beginning.
+    pub fn new(health: Health, reloader: Arc<Reloader>, base: Registry) -> Arc<Self> {
+        Arc::new(Self { health, reloader, base, role: OnceLock::new() })
     }
 
-    /// Says whether work is wanted: true once everything listens, false when draining begins.
-    pub fn set_serving(&self, serving: bool) {
-        self.serving.store(serving, Ordering::Relaxed);
+    /// Adds what the role has when its start is over; counts once.
+    pub fn publish(&self, registry: Registry, loads: Option<Loads>) {
+        if self.role.set((registry, loads)).is_err() {
+            tracing::error!("the role's metrics were published twice");
+        }
     }
 
-    /// What is not ready, by name; empty: all is.
-    fn missing(&self) -> Vec<&'static str> {
-        let serving = (!self.serving.load(Ordering::Relaxed)).then_some("serving");
-        serving.into_iter().chain(self.checks.iter().filter(|(_, ok)| !ok()).map(|(name, _)| *name)).collect()
+    fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        encode_registry(&mut out, &self.base)?;
+        if let Some((registry, _)) = self.role.get() {
+            encode_registry(&mut out, registry)?;
+        }
+        encode_eof(&mut out)?;
+        Ok(out)
     }
 }
 
 /// Starts the listener and returns where it listens. It ends with the node's tasks.
-pub async fn start(
-    env: &Env,
-    at: SocketAddr,
-    registry: Registry,
-    readiness: Readiness,
-    loads: Option<Loads>,
-) -> Result<SocketAddr> {
+pub async fn start(env: &Env, at: SocketAddr, shared: &Arc<Shared>) -> Result<SocketAddr> {
     let acceptor = env.net.listen(at).await.with_context(|| {
         format!("can't serve metrics on {at}; is another process using the port? Set listen.admin to another one")
     })?;
     let local = acceptor.local_addr();
-    env.tasks.spawn(serve(env.clone(), acceptor, None, HttpLimits::default(), handler(registry, readiness, loads)));
+    env.tasks.spawn(serve(env.clone(), acceptor, None, HttpLimits::default(), handler(shared.clone())));
     Ok(local)
 }
 
 /// Answers the paths.
-fn handler(registry: Registry, readiness: Readiness, loads: Option<Loads>) -> Handler {
-    let shared = Arc::new((registry, readiness, loads));
-    Arc::new(move |_, request: Request<hyper::body::Incoming>| {
-        let (registry, readiness, loads) = &*shared;
-        let answer = answer(request.method(), request.uri().path(), registry, readiness, loads.as_ref());
-        Box::pin(std::future::ready(answer))
+fn handler(shared: Arc<Shared>) -> Handler {
+    Arc::new(move |from, request: Request<hyper::body::Incoming>| {
+        let shared = shared.clone();
+        Box::pin(async move {
+            let (head, _body) = request.into_parts();
+            answer(&head.method, head.uri.path(), from, &head.headers, &shared)
+        })
     })
 }
 
 fn answer(
     method: &Method,
     path: &str,
-    registry: &Registry,
-    readiness: &Readiness,
-    loads: Option<&Loads>,
+    from: SocketAddr,
+    headers: &HeaderMap,
+    shared: &Shared,
 ) -> Response<Full<Bytes>> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n".into());
+    let wanted = if path == "/reload" { &[Method::POST][..] } else { &[Method::GET, Method::HEAD][..] };
+    if !wanted.contains(method) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("{} is what is answered here\n", wanted[0]));
+        let allowed = if path == "/reload" { "POST" } else { "GET, HEAD" };
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        return response;
+    }
+    if matches!(path, "/config" | "/reload")
+        && (!from.ip().to_canonical().is_loopback() || headers.contains_key(ORIGIN))
+    {
+        let message = "this is answered on the machine itself only, and to no browser: use curl there\n";
+        return text(StatusCode::FORBIDDEN, message.into());
     }
     match path {
-        "/livez" => text(StatusCode::OK, "live\n".into()),
-        "/readyz" => match readiness.missing() {
-            missing if missing.is_empty() => text(StatusCode::OK, "ready\n".into()),
-            missing => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))),
-        },
-        "/metrics" => {
-            let mut out = String::new();
-            match prometheus_client::encoding::text::encode(&mut out, registry) {
-                Ok(()) => {
-                    let mut response = text(StatusCode::OK, out);
-                    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-                    response.headers_mut().insert(CONTENT_TYPE, kind);
-                    response
-                }
-                Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n".into()),
+        "/livez" => verdict("live", "stuck", &shared.health.stuck()),
+        "/readyz" => verdict("ready", "not ready", &shared.health.not_ready()),
+        "/startupz" => match shared.health.starting() {
+            None => text(StatusCode::OK, "started\n".into()),
+            Some((phase, since)) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("starting: {phase}, for {} s\n", since.as_secs()))
             }
+        },
+        "/metrics" => match shared.metrics() {
+            Ok(out) => {
+                let mut response = text(StatusCode::OK, out);
+                let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n".into()),
+        },
+        "/config" => json(StatusCode::OK, &shared.reloader.json()),
+        "/reload" => match shared.health.starting() {
+            Some((phase, _)) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("starting ({phase}): reload when it is ready\n"))
+            }
+            None => {
+                // Reading files must not hold up the other tasks of this thread.
+                let report = tokio::task::block_in_place(|| shared.reloader.reload());
+                let status = if report.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
+                json(status, &report.json())
+            }
+        },
+        "/loads" => match shared.role.get() {
+            Some((_, Some(loads))) => {
+                let mut response = Response::new(Full::new(Bytes::from(loads())));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+                response
+            }
+            Some((_, None)) => text(StatusCode::NOT_FOUND, "only a region tells its edges' loads\n".into()),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n".into()),
+        },
+        _ => {
+            let paths = "/metrics, /livez, /readyz, /startupz, /config and, by POST, /reload";
+            text(StatusCode::NOT_FOUND, format!("here are {paths}\n"))
         }
-        "/loads" if loads.is_some() => {
-            let mut response = Response::new(Full::new(Bytes::from(loads.map_or_else(Vec::new, |loads| loads()))));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-            response
-        }
-        _ => text(StatusCode::NOT_FOUND, "here are /metrics, /livez and /readyz\n".into()),
+    }
+}
+
+/// 200 where nothing is missing, else 503 with what is.
+fn verdict(good: &str, bad: &str, missing: &[String]) -> Response<Full<Bytes>> {
+    if missing.is_empty() {
+        text(StatusCode::OK, format!("{good}\n"))
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, format!("{bad}: {}\n", missing.join("; ")))
     }
 }
 
@@ -128,6 +173,12 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = text(status, format!("{value:#}\n"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -162,47 +213,94 @@ impl Collector for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Sources;
+    use crate::config::scope::Role;
+    use tern_net::system::SystemClock;
 
-    fn get(path: &str, readiness: &Readiness) -> (StatusCode, String) {
+    const HERE: &str = "127.0.0.1:5";
+
+    fn shared() -> Arc<Shared> {
+        let sources = Sources { environment: vec![("TERN_RECEIPT_KEY".into(), "hidden".into())], ..Sources::default() };
+        let settings = sources.load().unwrap();
+        let clock = Arc::new(SystemClock);
         let mut registry = Registry::default();
         register_process(&mut registry);
-        let response = answer(&Method::GET, path, &registry, readiness, None);
-        let status = response.status();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        Shared::new(Health::new(clock.clone()), Reloader::new(Role::Edge, sources, settings, clock), registry)
+    }
+
+    fn ask(shared: &Shared, method: &Method, path: &str, from: &str, headers: &HeaderMap) -> (u16, String) {
+        // Several threads, as in a running node: reloading blocks one of them.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let from = from.parse().unwrap();
+        let response = runtime.block_on(async { answer(method, path, from, headers, shared) });
+        let status = response.status().as_u16();
         let body = runtime
             .block_on(async { http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes() });
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
-    #[test]
-    fn readiness_names_what_is_missing_and_ends_when_draining_begins() {
-        let store = Arc::new(AtomicBool::new(false));
-        let seen = store.clone();
-        let readiness = Readiness::new(vec![("store", Box::new(move || seen.load(Ordering::Relaxed)))]);
-        assert_eq!(get("/readyz", &readiness), (StatusCode::SERVICE_UNAVAILABLE, "not ready: serving, store\n".into()));
-        readiness.set_serving(true);
-        assert_eq!(get("/readyz", &readiness).1, "not ready: store\n");
-        store.store(true, Ordering::Relaxed);
-        assert_eq!(get("/readyz", &readiness).0, StatusCode::OK);
-        readiness.set_serving(false);
-        assert_eq!(get("/readyz", &readiness).0, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(get("/livez", &readiness).0, StatusCode::OK);
+    fn get(shared: &Shared, path: &str) -> (u16, String) {
+        ask(shared, &Method::GET, path, HERE, &HeaderMap::new())
     }
 
     #[test]
-    fn metrics_are_in_the_text_format_and_name_their_units() {
-        let (status, text) = get("/metrics", &Readiness::new(Vec::new()));
-        assert_eq!(status, StatusCode::OK);
+    fn the_three_health_questions_have_three_answers() {
+        let shared = shared();
+        shared.health.phase("opening the store");
+        assert_eq!(get(&shared, "/startupz"), (503, "starting: opening the store, for 0 s\n".into()));
+        assert_eq!(get(&shared, "/readyz"), (503, "not ready: starting: opening the store, for 0 s\n".into()));
+        assert_eq!(get(&shared, "/livez"), (200, "live\n".into()), "a long start is no reason to restart");
+        shared.health.needs("core", || Err("no link".into()));
+        shared.health.started();
+        assert_eq!(get(&shared, "/startupz"), (200, "started\n".into()));
+        assert_eq!(get(&shared, "/readyz"), (503, "not ready: core: no link\n".into()));
+        shared.health.watches("core", || crate::health::STUCK_AFTER);
+        assert_eq!(get(&shared, "/livez"), (503, "stuck: core: has not answered for 60 s\n".into()));
+    }
+
+    #[test]
+    fn metrics_are_in_the_text_format_and_name_their_units_before_and_after_the_start() {
+        let shared = shared();
+        let (status, text) = get(&shared, "/metrics");
+        assert_eq!(status, 200);
         assert!(text.contains("# UNIT tern_process_resident_bytes bytes"), "{text}");
         assert!(text.contains("tern_build_info{version="), "{text}");
-        assert!(text.ends_with("# EOF\n"));
+        let mut registry = Registry::default();
+        registry.register("tern_things", "Things", Gauge::<i64>::default());
+        shared.publish(registry, None);
+        let (_, text) = get(&shared, "/metrics");
+        assert!(text.contains("tern_things 0") && text.contains("tern_build_info"), "{text}");
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+    }
+
+    #[test]
+    fn the_configuration_is_shown_and_read_again_on_this_machine_only() {
+        let shared = shared();
+        let (none, mut page) = (HeaderMap::new(), HeaderMap::new());
+        page.insert(ORIGIN, HeaderValue::from_static("https://example.org"));
+        let (status, config) = get(&shared, "/config");
+        assert!(status == 200 && !config.contains("hidden"), "{config}");
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let key = config["keys"].as_array().unwrap().iter().find(|k| k["key"] == "receipt.key").unwrap();
+        assert_eq!(key["source"], "environment TERN_RECEIPT_KEY");
+        for (path, method) in [("/config", Method::GET), ("/reload", Method::POST)] {
+            assert_eq!(ask(&shared, &method, path, "192.0.2.1:5", &none).0, 403);
+            assert_eq!(ask(&shared, &method, path, HERE, &page).0, 403);
+        }
+        assert_eq!(ask(&shared, &Method::POST, "/reload", HERE, &none).0, 503, "not while it starts");
+        shared.health.started();
+        let (status, report) = ask(&shared, &Method::POST, "/reload", "[::1]:5", &none);
+        assert!(status == 200 && report.contains("\"ok\": true"), "{report}");
+        assert_eq!(get(&shared, "/reload").0, 405);
     }
 
     #[test]
     fn other_paths_and_methods_are_refused_politely() {
-        let readiness = Readiness::new(Vec::new());
-        assert_eq!(get("/", &readiness).0, StatusCode::NOT_FOUND);
-        let response = answer(&Method::POST, "/metrics", &Registry::default(), &readiness, None);
-        assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+        let shared = shared();
+        assert_eq!(get(&shared, "/").0, 404);
+        assert_eq!(ask(&shared, &Method::POST, "/metrics", HERE, &HeaderMap::new()).0, 405);
+        assert_eq!(get(&shared, "/loads").0, 503);
+        shared.publish(Registry::default(), Some(Box::new(|| b"loads".to_vec())));
+        assert_eq!(get(&shared, "/loads"), (200, "loads".into()));
     }
 }

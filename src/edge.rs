@@ -1,6 +1,7 @@
 //! `tern edge`: a further edge of a region; and the edge that a region's own process has.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +9,20 @@ use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort};
 use tern_core::wire::{ALPN_CLIENT, v1};
-use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys};
+use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys, Tuning};
 use tracing::Instrument;
 
-use crate::admin::{self, Readiness};
 use crate::cli::{Global, RoleArgs};
+use crate::config::scope::Role;
 use crate::config::{ConfigError, Settings};
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::logging;
 use crate::node::Node;
+use crate::operations::{Operations, Origins};
 use crate::pki::region_server_name;
 use crate::process;
+use crate::reload::Part;
 use crate::stop::Stop;
 
 /// How often the edge is told how busy this process is.
@@ -32,23 +35,24 @@ const CORE_POLL: Duration = Duration::from_millis(20);
 
 /// Runs an edge until told to stop.
 pub fn run(global: &Global, args: &RoleArgs) -> Result<(), Failure> {
-    let settings = crate::settings(global, &[])?;
-    logging::start(&settings.log_level, settings.log_json)?;
+    let sources = crate::sources(global, &[])?;
+    let settings = sources.load()?;
+    let log = logging::start(&settings.log_level, settings.log_json)?;
     if settings.core.is_empty() {
         let message = "core is empty: give the node addresses of the region's core, such as [\"192.0.2.1:7412\"]";
         return Err(ConfigError(vec![message.into()]).into());
     }
     crate::block_on(async {
         let mut stop = Stop::watch(args.stop_with_stdin)?;
-        let node = Node::new(settings)?;
-        serve(&node, &mut stop, global.json).instrument(node.span.clone()).await
+        let node = Node::new(settings, Role::Edge)?;
+        serve(&node, &mut stop, Origins { sources, log }, global.json).instrument(node.span.clone()).await
     })
 }
 
-async fn serve(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
+async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Result<(), Failure> {
     let settings = &node.settings;
+    let (operations, hangup) = Operations::start(node, origins).await?;
     let mut registry = Registry::default();
-    admin::register_process(&mut registry);
     let (_, tls) = node.node_tls()?;
     let edge = OwnEdge::new(node, &mut registry)?;
     let mut cores = Vec::new();
@@ -57,20 +61,27 @@ async fn serve(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> 
     }
     let core_name = region_server_name(&node.region_name);
     let core = EdgeLink::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
+    operations.health.phase("linking to the core");
     wait_for(&*core).await;
+    operations.health.phase("listening");
     let client = edge.serve(node, core.clone()).await?;
-    let readiness = Readiness::new(vec![("core", Box::new(move || core.reachable()))]);
-    readiness.set_serving(true);
-    let admin = admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), None).await?;
-    Ready { ready: node.name.clone(), client: Some(client), admin: Some(admin), ..Ready::default() }.print(json);
+    operations.health.needs("core", move || match core.reachable() {
+        true => Ok(()),
+        false => Err("it can't be reached".to_owned()),
+    });
+    edge.add_parts(&operations);
+    operations.ready(node, hangup, registry, None);
+    let admin = Some(operations.admin);
+    Ready { ready: node.name.clone(), client: Some(client), admin, ..Ready::default() }.print(json);
 
     let reason = stop.requested().await;
     tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
-    readiness.set_serving(false);
+    let settings = operations.reload.settings();
+    operations.stopping(settings.edge_drain_window);
     tokio::select! {
         biased;
         _ = stop.requested() => tracing::warn!("stopped without draining"),
-        () = edge.drain(node, Vec::new()) => tracing::info!("stopped"),
+        () = edge.drain(&settings, Vec::new()) => tracing::info!("stopped"),
     }
     Ok(())
 }
@@ -97,8 +108,7 @@ impl OwnEdge {
     /// Reads keys and certificates; nothing listens yet.
     pub fn new(node: &Node, registry: &mut Registry) -> Result<Self> {
         let settings = &node.settings;
-        let keys = settings.path(&settings.tokens_file, "tokens.jwk");
-        let keys = TokenKeys::from_file(&keys).context("set tokens.file, or run `tern pki`")?;
+        let keys = TokenKeys::from_file(&token_keys(settings)).context("set tokens.file, or run `tern pki`")?;
         let tls = node.public_tls(&[ALPN_CLIENT])?;
         let config = config(node)?;
         let edge = Edge::new(node.env.clone(), config, keys, EdgeMetrics::register(registry));
@@ -117,10 +127,29 @@ impl OwnEdge {
         Ok(bound.local_addr)
     }
 
-    /// Sends the clients away, to `alternates` ("ip:port") if there are any, and returns when they are gone.
-    pub async fn drain(&self, node: &Node, alternates: Vec<String>) {
-        self.edge.set_alternates(alternates);
-        self.edge.drain(node.settings.edge_drain_window).await;
+    /// Adds what can be changed of the edge while it runs.
+    pub fn add_parts(&self, operations: &Operations) {
+        let edge = self.edge.clone();
+        operations.reload.add(Part::new("edge", TUNED, move |settings| {
+            edge.tune(tuning(settings).map_err(|error| format!("{error:#}"))?);
+            Ok(())
+        }));
+        let edge = self.edge.clone();
+        let keys = Part::new("token keys", &["tokens.file"], move |settings| {
+            edge.set_keys(TokenKeys::from_file(&token_keys(settings)).map_err(|error| error.to_string())?);
+            Ok(())
+        });
+        operations.reload.add(keys.with_files(|settings| vec![token_keys(settings)]));
+        // Looked up when it drains.
+        operations.reload.add(Part::new("drain", &["edge.drain_window", "edge.alternates"], |_| Ok(())));
+    }
+
+    /// Sends the clients away, to `alternates` ("ip:port") unless the operator names others, and returns when
+    /// they are gone.
+    pub async fn drain(&self, settings: &Settings, alternates: Vec<String>) {
+        let named: Vec<String> = settings.edge_alternates.iter().map(ToString::to_string).collect();
+        self.edge.set_alternates(if named.is_empty() { alternates } else { named });
+        self.edge.drain(settings.edge_drain_window).await;
         self.edge.stop();
     }
 }
@@ -133,6 +162,40 @@ async fn tell_cpu(edge: Arc<Edge>) {
             edge.set_cpu_permille(permille);
         }
     }
+}
+
+/// Keys of [`tuning`].
+const TUNED: &[&str] = &[
+    "advertise",
+    "failure_domain",
+    "edge.capacity",
+    "heartbeat.foreground",
+    "heartbeat.background_min",
+    "heartbeat.background_max",
+    "limits.sends_per_second",
+    "limits.sends_burst",
+    "limits.failed_handshakes_per_second",
+    "limits.hello_timeout",
+];
+
+/// What can be changed while the edge runs.
+fn tuning(settings: &Settings) -> Result<Tuning> {
+    Ok(Tuning {
+        advertise: settings.advertised()?,
+        failure_domain: settings.failure_domain()?,
+        capacity: settings.edge_capacity,
+        heartbeat: Some(heartbeat(settings)),
+        hello_timeout: settings.limit_hello_timeout,
+        sends_per_second: settings.limit_sends_per_second,
+        sends_burst: settings.limit_sends_burst,
+        failed_handshakes_per_second: settings.limit_failed_handshakes,
+        failed_handshakes_burst: settings.limit_failed_handshakes.saturating_mul(2),
+    })
+}
+
+/// Where the keys that tokens are checked with are.
+fn token_keys(settings: &Settings) -> PathBuf {
+    settings.path(&settings.tokens_file, "tokens.jwk")
 }
 
 fn config(node: &Node) -> Result<EdgeConfig> {

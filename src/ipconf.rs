@@ -17,13 +17,14 @@ use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::http::{HttpClient, HttpLimits, serve};
 use tracing::Instrument;
 
-use crate::admin::{self, Readiness};
 use crate::cli::{Global, IpconfArgs};
+use crate::config::scope::Role;
 use crate::config::value::HostPort;
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::logging;
 use crate::node::Node;
+use crate::operations::{Operations, Origins};
 use crate::stop::Stop;
 
 /// How often a region is asked for its edges' loads.
@@ -35,35 +36,36 @@ const LOADS_BYTES: usize = 1024 * 1024;
 
 /// Serves dispatch until told to stop.
 pub fn run(global: &Global, args: &IpconfArgs) -> Result<(), Failure> {
-    let settings = crate::settings(global, &crate::geoip_flag(args.geoip.as_deref()))?;
-    logging::start(&settings.log_level, settings.log_json)?;
+    let sources = crate::sources(global, &crate::geoip_flag(args.geoip.as_deref()))?;
+    let settings = sources.load()?;
+    let log = logging::start(&settings.log_level, settings.log_json)?;
     if settings.dispatch_sources.is_empty() {
         let message = "dispatch.sources is empty: give the admin addresses of the regions whose edges are to be listed";
         return Err(Failure::Usage(message.into()));
     }
     crate::block_on(async {
         let mut stop = Stop::watch(args.role.stop_with_stdin)?;
-        let node = Node::new(settings)?;
-        serve_until_stopped(&node, &mut stop, global.json).instrument(node.span.clone()).await
+        let node = Node::new(settings, Role::Ipconf)?;
+        serve_until_stopped(&node, &mut stop, Origins { sources, log }, global.json).instrument(node.span.clone()).await
     })
 }
 
-async fn serve_until_stopped(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
+async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Result<(), Failure> {
+    let (operations, hangup) = Operations::start(node, origins).await?;
+    operations.health.phase("listening");
     let mut registry = Registry::default();
-    admin::register_process(&mut registry);
     let loads = LoadTable::new();
     let dispatch = start(node, &loads, &mut registry).await?;
     for source in &node.settings.dispatch_sources {
         let at = node.resolve(source).await?;
         node.env.tasks.spawn(follow(node.env.clone(), source.clone(), at, loads.clone()));
     }
-    let readiness = Readiness::new(Vec::new());
-    readiness.set_serving(true);
-    let admin = admin::start(&node.env, node.settings.admin_listen(), registry, readiness, None).await?;
-    let name = node.name.clone();
-    Ready { ready: name, dispatch: Some(dispatch), admin: Some(admin), ..Ready::default() }.print(json);
+    operations.ready(node, hangup, registry, None);
+    let (name, admin) = (node.name.clone(), Some(operations.admin));
+    Ready { ready: name, dispatch: Some(dispatch), admin, ..Ready::default() }.print(json);
     let reason = stop.requested().await;
     tracing::info!(reason, "stopping");
+    operations.stopping(Duration::ZERO);
     Ok(())
 }
 

@@ -6,13 +6,14 @@
 //! 1. [`cli`], [`config`], [`exit`]: what a process is asked to be, and how it ends.
 //! 2. [`node`]: what every role builds first: environment, certificates, keys.
 //! 3. [`region`], [`edge`], [`ipconf`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
-//! 4. [`admin`], [`logging`], [`stop`]: what operators see and do.
+//! 4. [`operations`]: what operators have of every role: [`admin`], [`health`], [`reload`], [`certs`],
+//!    [`systemd`]; and [`logging`], [`stop`].
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
 //! 7. [`chat`]: a client in a terminal.
 //! 8. [`bench`](mod@bench): what a region costs on this machine.
 //!
-//! Invariants: a role reads its configuration once and touches the outside through its `Env`; standard
+//! Invariants: a role reads its configuration at its start and when it is told to, and touches the outside through its `Env`; standard
 //! output belongs to the command, standard error to the log; no child process outlives its parent; nothing
 //! here prints a secret.
 //!
@@ -22,6 +23,7 @@
 
 pub mod admin;
 pub mod bench;
+pub mod certs;
 pub mod chat;
 pub mod cli;
 pub mod cluster;
@@ -31,13 +33,17 @@ pub mod dev;
 pub mod edge;
 pub mod exit;
 pub mod fleet;
+pub mod health;
 pub mod ipconf;
 pub mod logging;
 pub mod node;
+pub mod operations;
 pub mod pki;
 pub mod process;
 pub mod region;
+pub mod reload;
 pub mod stop;
+pub mod systemd;
 pub mod token;
 
 use std::future::Future;
@@ -80,6 +86,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Reads the configuration of a command: its file, the environment, its flags.
 pub fn settings(global: &Global, own: &[(&str, &str, String)]) -> Result<Settings, Failure> {
+    Ok(sources(global, own)?.load()?)
+}
+
+/// Where the configuration of a command is read from.
+pub fn sources(global: &Global, own: &[(&str, &str, String)]) -> Result<Sources, Failure> {
     let mut flags: Vec<(String, String, String)> = Vec::new();
     if let Some(data) = &global.data {
         flags.push(("--data".into(), "data".into(), data.display().to_string()));
@@ -97,8 +108,7 @@ pub fn settings(global: &Global, own: &[(&str, &str, String)]) -> Result<Setting
             .ok_or_else(|| Failure::Usage(format!("--set {setting}: expected KEY=VALUE, such as region.name=eu")))?;
         flags.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
     }
-    let sources = Sources { file: global.config.clone(), flags, environment: std::env::vars().collect() };
-    Ok(sources.load()?)
+    Ok(Sources { file: global.config.clone(), flags, environment: std::env::vars().collect() })
 }
 
 /// The flag of an own GeoIP file as a setting.

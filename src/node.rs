@@ -1,6 +1,5 @@
 //! What every role builds first: the environment, and the secrets its configuration names.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,12 +10,14 @@ use tern_core::receipt::ReceiptKey;
 use tern_core::store::BoxFut;
 use tern_net::env::{Env, Spawn, Spawner};
 use tern_net::system::system_env;
-use tern_net::tls::{Identity, node_client_tls, node_server_tls, server_tls};
+use tern_net::tls::{node_client_tls_with, node_server_tls_with, server_tls_with};
 use tracing::{Instrument, Span};
 
+use crate::certs::Certificates;
 use crate::config::Settings;
+use crate::config::scope::Role;
 use crate::config::value::HostPort;
-use crate::pki::{leaf_files, parse_hex, read_hex_file};
+use crate::pki::{parse_hex, read_hex_file, region_server_name};
 
 /// A node of a deployment, before it does anything.
 #[derive(Debug)]
@@ -29,8 +30,12 @@ pub struct Node {
     pub region_name: String,
     /// Its region's id.
     pub region: u8,
-    /// Its configuration.
+    /// What it is.
+    pub role: Role,
+    /// The configuration that it was started with.
     pub settings: Settings,
+    /// What it shows to others, and whom it trusts.
+    pub certificates: Arc<Certificates>,
     /// What its log lines are marked with; for the role's own future, which is no task of `env`.
     pub span: Span,
 }
@@ -50,39 +55,30 @@ impl Spawn for InSpan {
 
 impl Node {
     /// Reads what names the node. Must run inside a tokio runtime.
-    pub fn new(settings: Settings) -> Result<Self> {
+    pub fn new(settings: Settings, role: Role) -> Result<Self> {
         let name = settings.node_name()?;
         let region_name = settings.region_name()?.to_owned();
         let region = settings.region_id()?;
         let mut env = system_env().context("the system gives no randomness or clock")?;
         let span = tracing::info_span!("node", region = %region_name, node = %name);
         env.tasks = Spawner::new(Arc::new(InSpan { inner: env.tasks, span: span.clone() }));
-        Ok(Self { env, name, region_name, region, settings, span })
+        // Nodes are dialled by the region's name, and edges by nobody.
+        let dialled_as = (role == Role::Region).then(|| region_server_name(&region_name));
+        let certificates = Certificates::new(env.clock.clone(), name.clone(), dialled_as);
+        Ok(Self { env, name, region_name, region, role, settings, certificates, span })
     }
 
     /// TLS towards clients; `alpn`: what is spoken.
     pub fn public_tls(&self, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>> {
-        let leaf = leaf_files(&self.settings.data.join("pki"), &self.name);
-        let cert = self.settings.tls_public_cert.as_ref().unwrap_or(&leaf.public_cert);
-        let key = self.settings.tls_public_key.as_ref().unwrap_or(&leaf.public_key);
-        let identity =
-            Identity::from_files(cert, key).context("set tls.public_cert and tls.public_key, or run `tern pki`")?;
-        Ok(server_tls(&identity, alpn, self.env.clock.clone())?)
+        Ok(server_tls_with(self.certificates.public(&self.settings)?, alpn, self.env.clock.clone())?)
     }
 
     /// TLS towards other nodes: as the one that is dialled, and as the one that dials.
     pub fn node_tls(&self) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
-        let pki = self.settings.data.join("pki");
-        let leaf = leaf_files(&pki, &self.name);
-        let cert = self.settings.tls_node_cert.as_ref().unwrap_or(&leaf.node_cert);
-        let key = self.settings.tls_node_key.as_ref().unwrap_or(&leaf.node_key);
-        let ca = self.settings.tls_node_ca.clone().unwrap_or_else(|| pki.join("node-ca.pem"));
-        let identity =
-            Identity::from_files(cert, key).context("set tls.node_cert and tls.node_key, or run `tern pki`")?;
-        let ca = fs::read(&ca)
-            .with_context(|| format!("can't read {}; set tls.node_ca, or run `tern pki`", ca.display()))?;
+        let (credential, trust) = self.certificates.node(&self.settings)?;
         let clock = || self.env.clock.clone();
-        Ok((node_server_tls(&identity, &ca, clock())?, node_client_tls(&identity, &ca, clock())?))
+        let server = node_server_tls_with(credential.clone(), trust.clone(), clock())?;
+        Ok((server, node_client_tls_with(credential, trust, clock())?))
     }
 
     /// The deployment's receipt key, and what tells this deployment from others: a MAC of its name under that

@@ -15,14 +15,16 @@ use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig
 use tern_replication::store::embedded::{EmbeddedStore, Options};
 use tracing::Instrument;
 
-use crate::admin::{self, Readiness};
+use crate::admin;
 use crate::cli::{Global, RegionArgs};
+use crate::config::scope::Role;
 use crate::edge::{OwnEdge, heartbeat};
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::ipconf;
 use crate::logging;
 use crate::node::Node;
+use crate::operations::{Operations, Origins};
 use crate::pki::region_server_name;
 use crate::stop::Stop;
 
@@ -36,17 +38,18 @@ pub fn run(global: &Global, args: &RegionArgs) -> Result<(), Failure> {
     if args.init {
         flags.push(("--init", "region.init", "true".to_owned()));
     }
-    let settings = crate::settings(global, &flags)?;
-    logging::start(&settings.log_level, settings.log_json)?;
+    let sources = crate::sources(global, &flags)?;
+    let settings = sources.load()?;
+    let log = logging::start(&settings.log_level, settings.log_json)?;
     crate::block_on(async {
         let mut stop = Stop::watch(args.role.stop_with_stdin)?;
-        let node = Node::new(settings)?;
-        serve(&node, &mut stop, global.json).instrument(node.span.clone()).await
+        let node = Node::new(settings, Role::Region)?;
+        serve(&node, &mut stop, Origins { sources, log }, global.json).instrument(node.span.clone()).await
     })
 }
 
-async fn serve(node: &Node, stop: &mut Stop, json: bool) -> Result<(), Failure> {
-    let region = Serving::start(node).await?;
+async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Result<(), Failure> {
+    let region = Serving::start(node, origins).await?;
     region.ready.print(json);
     let reason = stop.requested().await;
     tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
@@ -66,56 +69,66 @@ struct Serving {
     region: Arc<Region>,
     edge: OwnEdge,
     loads: Arc<LoadTable>,
-    readiness: Readiness,
+    operations: Operations,
     ready: Ready,
 }
 
 impl Serving {
-    async fn start(node: &Node) -> Result<Self> {
-        let settings = &node.settings;
+    async fn start(node: &Node, origins: Origins) -> Result<Self> {
+        let (operations, hangup) = Operations::start(node, origins).await?;
+        let health = &operations.health;
         let mut registry = Registry::default();
-        admin::register_process(&mut registry);
 
-        // Everything that can be wrong with files comes before the first socket.
+        // Everything that can be wrong with files comes before the first socket that others use.
         let (server, client) = node.node_tls()?;
         let mut config = config(node).await?;
         let edge = OwnEdge::new(node, &mut registry)?;
+        health.phase("opening the store: replaying its journal and verifying its logs");
         let (store, whole) = open_store(node)?;
         config.store_damaged = !whole;
         store.metrics().register(&mut registry);
 
+        health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
         let exchange = Arc::new(Loads(loads.clone()));
         let region = Region::start(node.env.clone(), config, store.clone(), NodeTls { server, client }, exchange)
             .await
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
+        health.phase("listening");
         let client = edge.serve(node, region.attach_edge(edge.port())).await?;
         let dispatch = ipconf::start(node, &loads, &mut registry).await?;
 
         let checked = region.clone();
-        let readiness = Readiness::new(vec![("store", Box::new(move || checked.health().0))]);
+        health.needs("store", move || match checked.health().0 {
+            true => Ok(()),
+            false => Err("its last commit failed; see the log".to_owned()),
+        });
+        let watched = region.clone();
+        health.watches("core", move || watched.core_silence());
+        operations.watch_store(node, store.clone());
+        edge.add_parts(&operations);
         let told = own_loads(loads.clone(), node.region, node.env.clone());
-        let admin = admin::start(&node.env, settings.admin_listen(), registry, readiness.clone(), Some(told)).await?;
-        readiness.set_serving(true);
+        operations.ready(node, hangup, registry, Some(told));
         let ready = Ready {
             ready: node.name.clone(),
             client: Some(client),
             dispatch: Some(dispatch),
             node: Some(region.node_addr()),
-            admin: Some(admin),
+            admin: Some(operations.admin),
         };
-        Ok(Self { store, region, edge, loads, readiness, ready })
+        Ok(Self { store, region, edge, loads, operations, ready })
     }
 
     /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
     async fn stop(self, node: &Node) -> Result<()> {
-        self.readiness.set_serving(false);
+        let settings = self.operations.reload.settings();
+        self.operations.stopping(settings.edge_drain_window + LINK_ACKS_WITHIN);
         let now = node.env.clock.now();
         // The edges of this region lose their core now: others are better.
         let elsewhere = node.settings.peers.iter().flat_map(|peer| self.loads.own_loads(peer.region, now));
         let alternates = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses).collect();
-        self.edge.drain(node, alternates).await;
+        self.edge.drain(&settings, alternates).await;
         if !self.region.stop(LINK_ACKS_WITHIN).await {
             tracing::warn!(
                 "some messages are not yet held by every other region; they are shipped after the next start"

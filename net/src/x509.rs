@@ -5,6 +5,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 /// What a certificate says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -109,6 +112,11 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
         subject_der: subject.whole.to_vec(),
         issuer_der: issuer.whole.to_vec(),
     })
+}
+
+/// Those of all certificates in a PEM text, up to the first that can't be read.
+pub fn pem_facts(pem: &[u8]) -> Vec<Facts> {
+    CertificateDer::pem_slice_iter(pem).map_while(|certificate| facts(&certificate.ok()?)).collect()
 }
 
 fn common_name(name: &[u8]) -> Option<String> {

@@ -21,6 +21,7 @@ use tern_net::quic::{QuicParams, server_endpoint};
 use tokio::time::sleep;
 
 use crate::cli::{Global, RoleArgs};
+use crate::config::scope::Role;
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::logging;
@@ -52,7 +53,7 @@ pub fn run(global: &Global, args: &RoleArgs) -> Result<(), Failure> {
     logging::start(&settings.log_level, settings.log_json)?;
     crate::block_on(async {
         let mut stop = Stop::watch(args.stop_with_stdin)?;
-        let node = Node::new(settings)?;
+        let node = Node::new(settings, Role::Tools)?;
         let any = ([127, 0, 0, 1], 0).into();
         let endpoint = server_endpoint(&node.env, any, node.public_tls(&[ALPN_CLIENT])?, &QuicParams::edge())
             .context("the echo can't be served")?;

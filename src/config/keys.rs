@@ -137,7 +137,8 @@ settings! {
     listen_dispatch: Option<u16> = "listen.dispatch", "", Restart, DISPATCH;
     /// Port for other nodes (QUIC, UDP). Unset: the client port + 2.
     listen_node: Option<u16> = "listen.node", "", Restart, REGION;
-    /// Address and port of /metrics, /livez and /readyz: plain HTTP without a login, so keep it private.
+    /// Address and port of /metrics, /livez, /readyz, /startupz, /config and /reload: plain HTTP without a login, so
+    /// keep it private. The last two answer on the machine itself only.
     /// Unset: loopback, the client port + 3.
     listen_admin: Option<SocketAddr> = "listen.admin", "", Restart, NODES;
     /// Address and port (UDP) for gossip between the nodes of a region. Unset: listen.ip, the client port + 3.
@@ -188,6 +189,9 @@ settings! {
     edge_capacity: u32 = "edge.capacity", "100000", AtOnce, EDGES, "1" to "13000000";
     /// How long a stopping edge takes to send its clients away.
     edge_drain_window: Duration = "edge.drain_window", "\"5s\"", AtOnce, EDGES, "0s" to "1h";
+    /// Addresses that clients are sent to when this edge drains. Unset: a region names edges of other regions, an
+    /// edge nothing, and clients choose from the list they have.
+    edge_alternates: Vec<SocketAddr> = "edge.alternates", "[]", AtOnce, EDGES;
     /// Interval of a client's heartbeats while it is in the foreground.
     heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"", AtOnce, NODES, "1ms" to "10m";
     /// Shortest interval of heartbeats in the background.
