@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tern_core::ids::Region;
 use tern_core::limits::ID_BYTES;
 use tern_core::ranking::{
@@ -54,6 +55,17 @@ pub struct DispatchConfig {
     pub ttl_s: u32,
     /// Networks whose round trips are remembered.
     pub networks_max: usize,
+    /// What clients are told.
+    pub heartbeat: HeartbeatView,
+}
+
+/// What an operator may change while a dispatcher runs; see the fields of [`DispatchConfig`].
+#[derive(Clone, Debug)]
+pub struct DispatchTuning {
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<IpPrefix>,
+    /// Who may ask "what if".
+    pub operators: Vec<IpPrefix>,
     /// What clients are told.
     pub heartbeat: HeartbeatView,
 }
@@ -125,7 +137,8 @@ impl Timeout {
 pub struct Dispatch {
     env: Env,
     pub(crate) config: DispatchConfig,
-    geo: Arc<Geo>,
+    tuning: ArcSwap<DispatchTuning>,
+    geo: ArcSwap<Geo>,
     loads: Arc<LoadTable>,
     learned: Mutex<RttTable>,
     /// Second of the clock at which the gauges were last set.
@@ -137,7 +150,7 @@ impl fmt::Debug for Dispatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dispatch")
             .field("region", &self.config.region_name)
-            .field("geo", &self.geo)
+            .field("geo", &self.geo.load())
             .finish_non_exhaustive()
     }
 }
@@ -153,7 +166,28 @@ impl Dispatch {
     ) -> Arc<Self> {
         let learned = Mutex::new(RttTable::new(config.networks_max));
         let gauges_at_s = AtomicU64::new(u64::MAX);
-        Arc::new(Self { env, config, geo, loads, learned, gauges_at_s, metrics })
+        let tuning = ArcSwap::from_pointee(DispatchTuning {
+            trusted_proxies: config.trusted_proxies.clone(),
+            operators: config.operators.clone(),
+            heartbeat: config.heartbeat,
+        });
+        let geo = ArcSwap::new(geo);
+        Arc::new(Self { env, config, tuning, geo, loads, learned, gauges_at_s, metrics })
+    }
+
+    /// Places addresses by another database from now on.
+    pub fn set_geo(&self, geo: Arc<Geo>) {
+        self.geo.store(geo);
+    }
+
+    /// What can be changed while it runs, as it is now.
+    pub fn tuning(&self) -> Arc<DispatchTuning> {
+        self.tuning.load_full()
+    }
+
+    /// Changes it from the next request on.
+    pub fn tune(&self, tuning: DispatchTuning) {
+        self.tuning.store(Arc::new(tuning));
     }
 
     /// The list for a client at `address`, which opened the connection itself. `request.as_address` is
@@ -174,7 +208,7 @@ impl Dispatch {
         if self.gauges_at_s.swap(started.as_secs(), Ordering::Relaxed) != started.as_secs() {
             self.refresh_metrics();
         }
-        let located = self.geo.locate(address);
+        let located = self.geo.load().locate(address);
         if let Located::Unknown(why) = located {
             self.metrics.unplaced(why);
         }
@@ -212,7 +246,7 @@ impl Dispatch {
             ttl_s: self.ttl_s(),
             client: view_of(address, located),
             edges,
-            heartbeat: self.config.heartbeat,
+            heartbeat: self.tuning.load().heartbeat,
         })
     }
 
@@ -240,7 +274,7 @@ impl Dispatch {
     /// (whose clients would all seem to be this machine), or from an operator's address.
     fn may_ask_what_if(&self, caller: Caller) -> bool {
         let local = caller.direct && caller.address.is_loopback();
-        let operator = caller.trusted && self.config.operators.iter().any(|p| p.contains(caller.address));
+        let operator = caller.trusted && self.tuning.load().operators.iter().any(|p| p.contains(caller.address));
         local || operator
     }
 

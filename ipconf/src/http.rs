@@ -129,7 +129,7 @@ impl Dispatch {
         // All fields are optional, and so is the whole.
         let request: DispatchRequest =
             if body.trim_ascii().is_empty() { DispatchRequest::default() } else { serde_json::from_slice(&body)? };
-        let caller = Caller::of(connection.ip(), &head.headers, &self.config.trusted_proxies);
+        let caller = Caller::of(connection.ip(), &head.headers, &self.tuning().trusted_proxies);
         let answer = self.decide_for(&request, caller)?;
         Ok((json(StatusCode::OK, &answer), Outcome::Ok))
     }

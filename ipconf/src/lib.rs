@@ -40,7 +40,7 @@ pub mod load;
 pub mod metrics;
 pub mod prefix;
 
-pub use dispatch::{Dispatch, DispatchConfig, DispatchError};
+pub use dispatch::{Dispatch, DispatchConfig, DispatchError, DispatchTuning};
 pub use geo::{Geo, GeoError, Located, Unplaced};
 pub use load::{LoadError, LoadTable};
 pub use metrics::DispatchMetrics;
