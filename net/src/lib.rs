@@ -15,7 +15,7 @@
 //! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
 //!    [`reset`]: the key by which clients of a killed node learn of it.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
-//! 6. [`http`]: HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
+//! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
 //!
 //! Invariants:
 //!
