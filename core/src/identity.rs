@@ -71,6 +71,11 @@ impl HeldIdentities {
         self.runs(user, install).iter().filter(move |r| r.covers(n))
     }
 
+    /// All runs of a user.
+    pub fn of_user(&self, user: &UserId) -> impl Iterator<Item = &Run> {
+        self.installs.get(user).into_iter().flat_map(BTreeMap::values).flatten()
+    }
+
     /// Notes an entry. Entries of one log come in order of their seqs.
     pub fn insert(&mut self, by: &Identity, origin: Origin, seq: Seq) {
         // The usual case finds both; ids are cloned only for the first message of an install.

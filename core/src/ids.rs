@@ -107,6 +107,28 @@ impl ConvId {
         Self::first_half(hash)
     }
 
+    /// The id of a group: only its creator can make a creation that fits it. The first 16 bytes of SHA-256 over
+    /// "group", his id and 16 bytes that he drew, each with its length before it.
+    pub fn group(creator: &UserId, nonce: &[u8]) -> Self {
+        let mut hash = Context::new(&SHA256);
+        for part in [b"group", creator.as_str().as_bytes(), nonce] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self::first_half(hash)
+    }
+
+    /// The id under which a store notes that read marks of a user are to be told to other regions: that of no
+    /// conversation.
+    pub fn marks(salt: &[u8], user: &UserId) -> Self {
+        let mut hash = Context::new(&SHA256);
+        for part in [b"marks", salt, user.as_str().as_bytes()] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self::first_half(hash)
+    }
+
     fn first_half(hash: Context) -> Self {
         let mut id = [0; 16];
         id.copy_from_slice(&hash.finish().as_ref()[..16]);

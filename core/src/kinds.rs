@@ -147,7 +147,9 @@ mod tests {
 
     fn create(users: &[&str]) -> Bytes {
         let members = users.iter().map(|u| v1::GroupMember { user: (*u).to_owned(), role: 0, generation: 1 });
-        v1::GroupCreate { members: members.collect(), title: "t".to_owned(), members_add: false }.encode_to_vec().into()
+        v1::GroupCreate { members: members.collect(), title: "t".to_owned(), ..v1::GroupCreate::default() }
+            .encode_to_vec()
+            .into()
     }
 
     fn refused(kind: u32, body: Bytes) -> String {

@@ -60,6 +60,11 @@ impl Member {
         self.added && self.cut.is_none()
     }
 
+    /// Whether an add of it is known.
+    pub fn is_added(&self) -> bool {
+        self.added
+    }
+
     /// Entries up to here are from before his time.
     pub fn from(&self) -> &Heads {
         &self.from
@@ -243,8 +248,7 @@ impl Membership {
     pub fn authorize(&self, user: &UserId, own: &Own) -> Result<(), Refusal> {
         let no = |code, text: &str| Err(Refusal::new(code, text));
         // A group whose admins have all left is everyone's.
-        let is_admin = |m: &Member| m.is_present() && m.role == Role::Admin;
-        let admin = self.users.get(user).is_some_and(is_admin) || !self.users.values().any(is_admin);
+        let admin = self.is_admin(user) || !self.users.values().any(|m| m.is_present() && m.role == Role::Admin);
         match own {
             Own::Create(create) => {
                 if self.created {
@@ -291,8 +295,8 @@ impl Membership {
         !fits(known, named.generation)
     }
 
-    /// Whether `user` is an admin, or nobody is.
-    pub fn may_erase_others(&self, user: &UserId) -> bool {
+    /// Whether `user` is an admin.
+    pub fn is_admin(&self, user: &UserId) -> bool {
         self.users.get(user).is_some_and(|m| m.is_present() && m.role == Role::Admin)
     }
 

@@ -91,7 +91,7 @@ fn change(membership: &Membership, what: u8, about: usize, role: u32, history: b
 fn created() -> (Vec<Region>, Vec<Vec<Sent>>) {
     let mut regions = vec![Region::default(); usize::from(REGIONS)];
     let members = vec![named(0, 1, 1), named(1, 1, 1), named(2, 1, 0)];
-    let create = Own::Create(v1::GroupCreate { members, title: String::new(), members_add: true });
+    let create = Own::Create(v1::GroupCreate { members, members_add: true, ..v1::GroupCreate::default() });
     let first = regions[0].write(0, 0, create);
     for region in &mut regions[1..] {
         region.take(&first);

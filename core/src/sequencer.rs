@@ -23,11 +23,14 @@ use bytes::{Buf, BufMut, Bytes};
 
 use crate::codes::{Code, Refusal};
 use crate::edge_api::SendRequest;
-use crate::entry::Entry;
+use crate::entry::{Entry, Stamp};
+use crate::fold::{Erasing, Fold, Members, is_own_key};
 use crate::hlc;
 use crate::identity::{HeldIdentities, Run};
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId};
+use crate::kinds::{Own, is_countable, is_membership};
 use crate::limits::CLOCK_AHEAD_MS;
+use crate::membership::Membership;
 
 /// Entries kept in memory per active conversation, so that resends rarely read the store: twice what a client
 /// keeps in flight. More would only be evicted from the processor's caches before it is used.
@@ -37,7 +40,7 @@ pub const RECENT_BYTES: usize = 128 * 1024;
 /// What a conversation keeps once it is idle.
 pub const RECENT_IDLE: usize = 8;
 
-const CHECKPOINT_FORMAT: u8 = 1;
+const CHECKPOINT_FORMAT: u8 = 2;
 
 /// Who sends, by the connection.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +62,8 @@ pub struct Court<'a> {
     pub direct_salt: &'a [u8],
     /// Whether the offered receipt, if any, proves the offered place.
     pub receipt_valid: bool,
+    /// Direct conversations: the other user has blocked the sender.
+    pub blocked: bool,
 }
 
 /// What becomes of a Send.
@@ -82,8 +87,8 @@ pub struct LogState {
     pub heads: Heads,
     /// The highest hlc of all logs.
     pub highest_hlc: u64,
-    /// The two users of a direct conversation, ascending.
-    pub pair: Option<(UserId, UserId)>,
+    /// Who takes part, cells, erasures.
+    pub fold: Fold,
     /// Countable messages held, one per identity: the server's hint of unread is never too low.
     pub counted: u64,
     held: HeldIdentities,
@@ -102,7 +107,7 @@ impl LogState {
             conversation,
             heads: Heads::new(),
             highest_hlc: 0,
-            pair: None,
+            fold: Fold::default(),
             counted: 0,
             held: HeldIdentities::default(),
             recent: VecDeque::new(),
@@ -120,21 +125,6 @@ impl LogState {
     /// The end of a log here.
     pub fn head(&self, origin: Origin) -> Seq {
         self.heads.get(&origin).copied().unwrap_or(0)
-    }
-
-    /// Whether a user takes part.
-    pub fn is_member(&self, user: &UserId) -> bool {
-        self.pair.as_ref().is_some_and(|(a, b)| a == user || b == user)
-    }
-
-    /// The members, each once.
-    pub fn members(&self) -> impl Iterator<Item = &UserId> {
-        self.pair.iter().flat_map(|(a, b)| std::iter::once(a).chain((a != b).then_some(b)))
-    }
-
-    /// The other user of a direct conversation, as `user` names him.
-    pub fn peer_of(&self, user: &UserId) -> Option<&UserId> {
-        self.pair.as_ref().map(|(a, b)| if a == user { b } else { a })
     }
 
     /// Whether a copy of this identity is held.
@@ -168,8 +158,8 @@ impl LogState {
                 return Verdict::Held(lowest.clone());
             }
         }
-        let peer = match self.check_pair(court.direct_salt, user, send.peer.as_ref()) {
-            Ok(peer) => peer,
+        let place = match self.admit(court, user, send, offered.is_some()) {
+            Ok(place) => place,
             Err(refusal) => return Verdict::Refuse(refusal),
         };
         if offered.is_none() {
@@ -189,23 +179,34 @@ impl LogState {
         } else {
             send.seen_hlc
         };
-        Verdict::Append(Entry {
-            place: Place {
-                hlc: hlc::next(court.now_ms, trusted_seen, self.highest_hlc),
-                origin: court.origin,
-                seq: self.head(court.origin) + 1,
-            },
+        let seq = self.head(court.origin) + 1;
+        let stamp = is_membership(send.kind).then(|| {
+            // An offer keeps its cut; its receipt covers that.
+            let offered = send.offer.as_ref().zip(send.membership.as_ref()).filter(|_| court.receipt_valid);
+            let receipt = offered.and_then(|((_, receipt), _)| receipt[..].try_into().ok());
+            let cut = match offered {
+                Some((_, membership)) => membership.cut.clone(),
+                None => self.heads.iter().map(|(o, s)| (*o, *s)).chain([(court.origin, seq)]).collect(),
+            };
+            Arc::new(Stamp { cut, receipt: receipt.unwrap_or_default() })
+        });
+        let entry = Entry {
+            place: Place { hlc: hlc::next(court.now_ms, trusted_seen, self.highest_hlc), origin: court.origin, seq },
             by: Identity { user: user.clone(), install: install.clone(), n: send.n },
-            peer: Some(peer),
+            only_sender: court.blocked && matches!(place, Admitted::Direct(_)),
+            peer: match place {
+                Admitted::Direct(peer) => Some(peer),
+                Admitted::Group => None,
+            },
             kind: send.kind,
             wall_ms: send.wall_ms,
             first: offered,
-            stamp: None,
-            only_sender: false,
+            stamp,
             body_hash: *body_hash,
             body: send.body.clone(),
             erased: false,
-        })
+        };
+        Verdict::Append(if self.fold.is_erased(&entry) { entry.to_erased() } else { entry })
     }
 
     /// The lowest copies of those of `window` that are held: their acks were lost, and must not be forgotten
@@ -225,12 +226,8 @@ impl LogState {
         self.heads.insert(entry.place.origin, entry.place.seq);
         self.highest_hlc = self.highest_hlc.max(entry.place.hlc);
         self.held.insert(&entry.by, entry.place.origin, entry.place.seq);
-        if self.pair.is_none()
-            && let Some(peer) = &entry.peer
-        {
-            self.pair = Some(ordered(&entry.by.user, peer));
-        }
-        if !copy && entry.kind == 0 {
+        self.fold.apply(&entry);
+        if !copy && is_countable(entry.kind) {
             self.counted += 1;
         }
         self.recent_bytes += entry.body.len();
@@ -320,20 +317,124 @@ impl LogState {
         missing
     }
 
-    /// Checks that `user` takes part, and returns the other one.
-    fn check_pair(&self, salt: &[u8], user: &UserId, named: Option<&UserId>) -> Result<UserId, Refusal> {
-        if self.pair.is_some() {
-            let peer = self.peer_of(user).filter(|_| self.is_member(user)).cloned();
-            return peer.ok_or_else(|| Refusal::new(Code::NotMember, "the sender is not in this conversation"));
+    /// Whether `user` may write this here. A valid receipt says that a region has checked it before (R10).
+    fn admit(&self, court: Court<'_>, user: &UserId, send: &SendRequest, proven: bool) -> Result<Admitted, Refusal> {
+        let own = Own::read(send.kind, &send.body)?;
+        match &self.fold.members {
+            Members::Pair(a, b) => {
+                if user != a && user != b {
+                    return Err(Refusal::new(Code::NotMember, "the sender is not in this conversation"));
+                }
+                self.admit_direct(court, user, if user == a { b } else { a }, own.as_ref())
+            }
+            Members::Group(group) => self.admit_to_group(group, user, send, own.as_ref(), proven),
+            Members::Unknown => match &send.peer {
+                Some(peer) => self.admit_direct(court, user, peer, own.as_ref()),
+                None => self.admit_to_group(&Membership::default(), user, send, own.as_ref(), proven),
+            },
         }
-        let Some(peer) = named else {
-            let text = "this region does not know the conversation: name the peer";
+    }
+
+    fn admit_direct(
+        &self,
+        court: Court<'_>,
+        user: &UserId,
+        peer: &UserId,
+        own: Option<&Own>,
+    ) -> Result<Admitted, Refusal> {
+        let id = self.conversation;
+        let own_log = user == peer && ConvId::own(court.direct_salt, user) == id;
+        if !own_log && ConvId::direct(court.direct_salt, user, peer) != id {
+            let text = "the conversation's id is not that of the sender and the peer";
+            return Err(Refusal::new(Code::NotMember, text));
+        }
+        match own {
+            None | Some(Own::EraseMine) => {}
+            Some(Own::Cell(cell)) if own_log && is_own_key(&cell.key) => {}
+            Some(Own::Erase { user: author, .. }) if author == user => {}
+            Some(Own::Erase { .. }) => {
+                return Err(Refusal::new(Code::NotAllowed, "only its author may erase a message here"));
+            }
+            Some(_) => return Err(Refusal::new(Code::BadChange, "a direct conversation has no such change")),
+        }
+        Ok(Admitted::Direct(peer.clone()))
+    }
+
+    fn admit_to_group(
+        &self,
+        group: &Membership,
+        user: &UserId,
+        send: &SendRequest,
+        own: Option<&Own>,
+        proven: bool,
+    ) -> Result<Admitted, Refusal> {
+        if let Some(Own::Create(create)) = own
+            && ConvId::group(user, &create.nonce) != self.conversation
+        {
+            return Err(Refusal::new(Code::BadChange, "the group's id does not follow from its creator and nonce"));
+        }
+        if proven {
+            return Ok(Admitted::Group);
+        }
+        if let Some(Own::Create(_)) = own {
+            if send.n != 1 {
+                return Err(Refusal::new(Code::BadChange, "a creation is the first message of its install"));
+            }
+            group.authorize(user, &Own::read(send.kind, &send.body)?.unwrap_or(Own::EraseMine))?;
+            return Ok(Admitted::Group);
+        }
+        if let Some(named) = &send.named
+            && !self.holds(&named.by)
+            && self.head(named.place.origin) < named.place.seq
+        {
+            let text = "this region lacks a change of members that the sender has seen: offer it";
+            return Err(Refusal::new(Code::Behind, text));
+        }
+        if !group.is_created() {
+            let text = "this region does not know the conversation: name the peer, or offer the creation";
             return Err(Refusal::new(Code::UnknownConversation, text));
+        }
+        if !group.is_present(user) {
+            return Err(Refusal::new(Code::NotMember, "the sender is not in this group"));
+        }
+        match own {
+            None | Some(Own::EraseMine) => {}
+            Some(Own::Cell(cell)) if is_own_key(&cell.key) => {
+                return Err(Refusal::new(Code::BadChange, "such a cell belongs into the user's own log"));
+            }
+            Some(Own::Cell(_)) if group.members_add() || group.is_admin(user) => {}
+            Some(Own::Cell(_)) => {
+                return Err(Refusal::new(Code::NotAllowed, "only an admin may do that in this group"));
+            }
+            Some(Own::Erase { user: author, .. }) if author == user || group.is_admin(user) => {}
+            Some(Own::Erase { .. }) => {
+                return Err(Refusal::new(Code::NotAllowed, "only its author or an admin may erase a message"));
+            }
+            Some(change) => group.authorize(user, change)?,
+        }
+        Ok(Admitted::Group)
+    }
+
+    /// Takes the bodies of erased messages out of memory. Returns which of the held copies lie where, as far as
+    /// that is known: each is a run of a log to be read and its messages to be erased in the store.
+    pub fn erase(&mut self, what: &Erasing) -> Vec<Run> {
+        let Self { fold, recent, recalled, by_n, recent_bytes, held, .. } = self;
+        let swap = |e: &mut Arc<Entry>| {
+            if !e.erased && fold.is_erased(e) {
+                *e = Arc::new(e.to_erased());
+            }
         };
-        if ConvId::direct(salt, user, peer) == self.conversation {
-            Ok(peer.clone())
-        } else {
-            Err(Refusal::new(Code::NotMember, "the conversation's id is not that of the sender and the peer"))
+        recent.iter_mut().chain(recalled).chain(by_n.values_mut().flatten()).for_each(swap);
+        *recent_bytes = recent.iter().map(|e| e.body.len()).sum();
+        match what {
+            Erasing::One(by) => held
+                .locate(&by.user, &by.install, by.n)
+                .map(|run| {
+                    let (seq_from, seq_to) = run.range_of(by.n);
+                    Run { from: by.n, to: by.n, seq_from, seq_to, ..*run }
+                })
+                .collect(),
+            Erasing::Mine(user, _) => held.of_user(user).copied().collect(),
         }
     }
 
@@ -349,16 +450,7 @@ impl LogState {
         }
         out.put_u64(self.highest_hlc);
         out.put_u64(self.counted);
-        match &self.pair {
-            None => out.put_u8(0),
-            Some((a, b)) => {
-                out.put_u8(1);
-                for user in [a, b] {
-                    out.put_u8(u8::try_from(user.as_str().len()).unwrap_or(u8::MAX));
-                    out.put_slice(user.as_str().as_bytes());
-                }
-            }
-        }
+        self.fold.encode(&mut out);
         self.held.encode(&mut out);
         out.into()
     }
@@ -376,261 +468,19 @@ impl LogState {
         }
         state.highest_hlc = b.try_get_u64().ok()?;
         state.counted = b.try_get_u64().ok()?;
-        if b.try_get_u8().ok()? == 1 {
-            let mut user = || {
-                let length = usize::from(b.try_get_u8().ok()?);
-                (length <= b.len()).then(|| UserId::from_bytes(&b.split_to(length)).ok())?
-            };
-            state.pair = Some((user()?, user()?));
-        }
+        state.fold = Fold::decode(&mut b)?;
         state.held = HeldIdentities::decode(&mut b)?;
         Some(state)
     }
 }
 
-fn ordered(a: &UserId, b: &UserId) -> (UserId, UserId) {
-    if a <= b { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
+/// Where a message may be written.
+enum Admitted {
+    /// To this user.
+    Direct(UserId),
+    Group,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::body_hash;
-
-    const EU: Origin = Origin { region: 1, era: 10 };
-    const US: Origin = Origin { region: 2, era: 20 };
-    const NOW: u64 = 1_000_000;
-
-    struct Region {
-        state: LogState,
-        origin: Origin,
-        skew: i64,
-    }
-
-    fn user(name: &str) -> UserId {
-        UserId::new(name).unwrap()
-    }
-
-    impl Region {
-        fn new(origin: Origin) -> Self {
-            let id = ConvId::direct(b"s", &user("alice"), &user("bob"));
-            Self { state: LogState::new(id), origin, skew: 0 }
-        }
-
-        fn judge(&self, install: &str, send: &SendRequest) -> Verdict {
-            let court = Court {
-                now_ms: NOW.saturating_add_signed(self.skew),
-                origin: self.origin,
-                direct_salt: b"s",
-                receipt_valid: send.offer.as_ref().is_some_and(|(_, r)| &r[..] == b"valid"),
-            };
-            let install = InstallId::new(install).unwrap();
-            let from = Sender { user: &user("alice"), install: &install };
-            self.state.judge(court, from, send, &body_hash(&send.body), &(send.floor..send.n))
-        }
-
-        /// Sequences what must be new; returns its entry.
-        fn take(&mut self, send: &SendRequest) -> Entry {
-            match self.judge("phone", send) {
-                Verdict::Append(entry) => {
-                    self.state.apply(Arc::new(entry.clone()));
-                    entry
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-
-        fn copy(&mut self, entry: &Entry) -> bool {
-            self.state.apply(Arc::new(entry.clone()))
-        }
-
-        fn refused(&self, send: &SendRequest) -> Code {
-            match self.judge("phone", send) {
-                Verdict::Refuse(refusal) => refusal.code,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    fn send(n: u64) -> SendRequest {
-        SendRequest {
-            conversation: ConvId::direct(b"s", &user("alice"), &user("bob")),
-            peer: Some(user("bob")),
-            n,
-            floor: n,
-            seen_hlc: 0,
-            kind: 0,
-            body: Bytes::from(format!("message {n}")),
-            wall_ms: 0,
-            offer: None,
-            membership: None,
-            named: None,
-        }
-    }
-
-    fn offer(n: u64, of: &Entry, receipt: &'static [u8]) -> SendRequest {
-        SendRequest { offer: Some((of.display_key(), Bytes::from_static(receipt))), ..send(n) }
-    }
-
-    #[test]
-    fn a_resend_is_acked_at_its_old_place() {
-        let mut eu = Region::new(EU);
-        let first = eu.take(&send(1));
-        eu.take(&send(2));
-        assert_eq!(eu.judge("phone", &send(1)), Verdict::Held(Arc::new(first)));
-    }
-
-    #[test]
-    fn a_reinstall_that_counts_from_1_again_is_not_taken_for_a_resend() {
-        let mut eu = Region::new(EU);
-        eu.take(&send(1));
-        let other = SendRequest { body: Bytes::from_static(b"hello again"), ..send(1) };
-        assert!(matches!(eu.judge("reinstalled", &other), Verdict::Append(_)));
-    }
-
-    #[test]
-    fn a_clone_of_a_phones_backup_gets_a_conflict_and_overwrites_nothing() {
-        let mut eu = Region::new(EU);
-        eu.take(&send(1));
-        let clone = SendRequest { body: Bytes::from_static(b"from the clone"), ..send(1) };
-        assert_eq!(eu.refused(&clone), Code::IdentityConflict);
-    }
-
-    #[test]
-    fn n_11_does_not_hide_that_n_10_is_missing() {
-        // m10 was acked by a region that died with it; m11 goes elsewhere first, then m10 is offered.
-        let (mut eu, mut us) = (Region::new(EU), Region::new(US));
-        for n in 1..=9 {
-            us.copy(&eu.take(&send(n)));
-        }
-        let m10 = eu.take(&send(10));
-        let m11 = us.take(&SendRequest { floor: 11, seen_hlc: m10.place.hlc, ..send(11) });
-        let again = us.take(&offer(10, &m10, b"valid"));
-        assert_eq!(again.first, Some(m10.place));
-        assert!(again.display_key() < m11.display_key(), "m10 stays before m11");
-    }
-
-    #[test]
-    fn the_dead_region_returns_with_m10_and_the_lowest_copy_is_acked() {
-        let (mut eu, mut us) = (Region::new(EU), Region::new(US));
-        let m1 = eu.take(&send(1));
-        let again = us.take(&offer(1, &m1, b"valid"));
-        assert!(us.copy(&m1), "a copy of what is held: no push, no unread");
-        assert!(eu.copy(&again));
-        for region in [&us, &eu] {
-            let Verdict::Held(lowest) = region.judge("phone", &send(1)) else { panic!() };
-            assert_eq!(lowest.display_key(), m1.place);
-        }
-    }
-
-    #[test]
-    fn a_re_offer_lower_than_every_copy_is_written_as_a_further_copy() {
-        let (mut eu, mut us) = (Region::new(EU), Region::new(US));
-        us.skew = 500;
-        let in_eu = eu.take(&send(1));
-        let in_us = us.take(&send(1)); // a race: both regions sequenced it, the client knows eu's ack
-        assert!(in_eu.place < in_us.place);
-        let further = us.take(&offer(1, &in_eu, b"valid"));
-        assert_eq!((further.place.seq, further.first), (2, Some(in_eu.place)));
-        assert!(
-            matches!(us.judge("phone", &offer(1, &in_eu, b"valid")), Verdict::Held(e) if e.display_key() == in_eu.place)
-        );
-    }
-
-    #[test]
-    fn a_forged_receipt_gets_a_fresh_place() {
-        let mut eu = Region::new(EU);
-        let m1 = eu.take(&send(1));
-        let forged = Entry { place: Place { hlc: 1, ..m1.place }, ..m1.clone() };
-        let m2 = eu.take(&offer(2, &forged, b"forged"));
-        assert_eq!(m2.first, None);
-        assert!(m2.place > m1.place);
-    }
-
-    #[test]
-    fn a_gap_below_n_is_refused_and_a_floor_above_it_is_not() {
-        let mut eu = Region::new(EU);
-        eu.take(&send(1));
-        assert_eq!(eu.refused(&SendRequest { floor: 1, ..send(3) }), Code::OutOfOrder);
-        // 2 was acked elsewhere: the floor says so.
-        eu.take(&send(3));
-        // 2 may still come, offered.
-        let elsewhere = Region::new(US).take(&send(2));
-        assert_eq!(eu.take(&offer(2, &elsewhere, b"valid")).first, Some(elsewhere.place));
-    }
-
-    #[test]
-    fn a_roaming_sender_stays_behind_what_he_saw_and_far_stamps_are_refused() {
-        let mut eu = Region::new(EU);
-        eu.skew = -50;
-        let seen = hlc::from_ms(NOW) + 7;
-        assert_eq!(eu.take(&SendRequest { seen_hlc: seen, ..send(1) }).place.hlc, seen + 1);
-        let far = hlc::from_ms(NOW + 120_000);
-        assert_eq!(eu.refused(&SendRequest { seen_hlc: far, ..send(2) }), Code::Behind);
-        // A copy of a region whose clock is ten minutes ahead is followed, not refused.
-        let mut fast = Region::new(US);
-        fast.skew = 600_000;
-        let ahead = fast.take(&SendRequest { body: Bytes::from_static(b"x"), ..send(9) });
-        eu.copy(&ahead);
-        assert!(eu.take(&send(2)).place.hlc > ahead.place.hlc);
-    }
-
-    #[test]
-    fn strangers_and_wrong_ids_are_refused() {
-        let mut eu = Region::new(EU);
-        assert_eq!(eu.refused(&SendRequest { peer: None, ..send(1) }), Code::UnknownConversation);
-        assert_eq!(eu.refused(&SendRequest { peer: Some(user("carol")), ..send(1) }), Code::NotMember);
-        eu.take(&send(1));
-        eu.take(&SendRequest { peer: None, ..send(2) });
-        let install = InstallId::new("m").unwrap();
-        let court = Court { now_ms: NOW, origin: EU, direct_salt: b"s", receipt_valid: false };
-        let mallory = Sender { user: &user("mallory"), install: &install };
-        let verdict = eu.state.judge(court, mallory, &send(1), &body_hash(b"message 1"), &(1..1));
-        assert!(matches!(verdict, Verdict::Refuse(r) if r.code == Code::NotMember));
-    }
-
-    #[test]
-    fn acks_tell_of_what_is_held_below_n() {
-        let mut eu = Region::new(EU);
-        for n in 1..=3 {
-            eu.take(&send(n));
-        }
-        let install = InstallId::new("phone").unwrap();
-        let from = Sender { user: &user("alice"), install: &install };
-        let also: Vec<u64> = eu.state.also_held(from, &(1..3)).iter().map(|e| e.by.n).collect();
-        assert_eq!(also, [1, 2]);
-    }
-
-    #[test]
-    fn old_messages_are_recalled_from_the_store_and_then_judged() {
-        let mut eu = Region::new(EU);
-        let first = eu.take(&send(1));
-        for n in 2..=RECENT_ENTRIES as u64 + 10 {
-            eu.take(&send(n));
-        }
-        let Verdict::Recall(wanted) = eu.judge("phone", &send(1)) else { panic!() };
-        let (run, n) = wanted[0];
-        assert!(run.range_of(n).0 <= 1 && 1 <= run.range_of(n).1);
-        eu.state.recall([Arc::new(first.clone())]);
-        assert_eq!(eu.judge("phone", &send(1)), Verdict::Held(Arc::new(first)));
-    }
-
-    #[test]
-    fn a_checkpoint_says_all_but_the_bodies() {
-        let mut eu = Region::new(EU);
-        for n in 1..=5 {
-            eu.take(&send(n));
-        }
-        let bytes = eu.state.checkpoint();
-        let back = LogState::from_checkpoint(eu.state.conversation, bytes.clone()).unwrap();
-        assert_eq!(
-            (&back.heads, back.highest_hlc, &back.pair, back.counted),
-            (&eu.state.heads, eu.state.highest_hlc, &eu.state.pair, 5)
-        );
-        assert_eq!(back.held, eu.state.held);
-        for cut in 0..bytes.len() {
-            assert!(LogState::from_checkpoint(eu.state.conversation, bytes.slice(..cut)).is_none());
-        }
-        assert_eq!(bytes[..18], [1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0], "the format is pinned");
-    }
-}
+#[path = "sequencer_tests.rs"]
+mod tests;

@@ -308,7 +308,11 @@ impl Session {
                 return self.token(req, &token, cx, out);
             }
             Some(Body::Hello(_)) => return Err(wrong("a second Hello")),
-            None | Some(Body::Signal(_) | Body::PullCells(_)) => {
+            Some(Body::PullCells(pull)) => {
+                let check = convert::conversation(&pull.conversation).map(|_| ());
+                return self.pull(check, frame, cx, out);
+            }
+            None | Some(Body::Signal(_)) => {
                 if req != 0 {
                     out.refuse(at, req, &bad("this version does not know such a frame; nothing was done"));
                 }
@@ -328,7 +332,8 @@ impl Session {
                 | Body::Page(_)
                 | Body::Marked(_)
                 | Body::TokenTaken(_)
-                | Body::Devices(_),
+                | Body::Devices(_)
+                | Body::Cells(_),
             ) => return Err(wrong("a frame that only servers send")),
         }
         if cx.core_reachable {
@@ -456,7 +461,7 @@ impl Session {
                             pong.seen_address = cx.peer.to_string();
                         }
                     }
-                    Some(Body::Rows(_)) => self.pulls.retain(|r| *r != req),
+                    Some(Body::Rows(_) | Body::Cells(_)) => self.pulls.retain(|r| *r != req),
                     Some(Body::Marked(_) | Body::Devices(_)) => self.open = self.open.saturating_sub(1),
                     Some(Body::Error(_)) if req != 0 => {
                         let before = self.pulls.len();

@@ -9,7 +9,7 @@
 //! Why simpler ways fail: with two batches in flight the second can be decided and the first not; whoever
 //! takes over then reuses the first's numbers under an acked entry.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ use crate::store::{Appended, Target};
 use crate::wire::v1;
 
 use super::ConnKey;
+use super::erase::EraseJob;
+use super::user::Open;
 
 /// Something to judge.
 #[derive(Clone, Debug)]
@@ -65,6 +67,11 @@ pub(super) struct Waiting {
     pub pulls: Vec<(ConnKey, u32, v1::PullEntries)>,
     pub unstable: Vec<(ConnKey, Vec<Origin>)>,
     pub offers: Vec<(Region, Heads)>,
+    /// Conversations whose senders may be blocked by the owner of this log.
+    pub gates: BTreeSet<ConvId>,
+    /// Hellos of the owner of this log.
+    pub opens: Vec<Open>,
+    pub cells: Vec<(ConnKey, u32)>,
 }
 
 /// See the module.
@@ -93,6 +100,10 @@ pub struct Conversation {
     pub(super) since_checkpoint: usize,
     /// Appends that failed in a row.
     pub(super) failures: u32,
+    /// Senders of a direct conversation, and the own log of the other one: cells there may block them.
+    pub(super) gates: BTreeMap<UserId, ConvId>,
+    /// Erased bodies that are being looked for in the store.
+    pub(super) erasing: Option<EraseJob>,
 }
 
 impl Conversation {
@@ -113,6 +124,8 @@ impl Conversation {
             active_at: now,
             since_checkpoint: 0,
             failures: 0,
+            gates: BTreeMap::new(),
+            erasing: None,
         }
     }
 
@@ -127,7 +140,12 @@ impl Conversation {
 
     /// Nothing waits, nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.loading.is_none() && self.round.is_none() && self.queue.is_empty() && self.parked.is_empty()
+        self.loading.is_none()
+            && self.round.is_none()
+            && self.queue.is_empty()
+            && self.parked.is_empty()
+            && self.erasing.is_none()
+            && self.state.fold.erasing.is_empty()
     }
 
     pub(super) fn waiting(&mut self) -> Option<&mut Waiting> {

@@ -3,7 +3,8 @@
 //! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
-//! other regions say), `stable` (R14), [`routes`] (who is where).
+//! other regions say), `stable` (R14), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
+//! [`routes`] (who is where).
 //!
 //! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
 //!
@@ -15,9 +16,12 @@
 //! before the todo that stands for it goes; every collection is ordered, so equal inputs give equal outputs;
 //! the node never waits: what needs a read is parked and goes on when the answer comes.
 
+mod cells;
 mod clocks;
 pub mod conversation;
+mod erase;
 pub mod link;
+mod marks;
 mod peers;
 mod rounds;
 pub mod routes;
@@ -218,6 +222,8 @@ pub struct Counters {
     pub pushes: u64,
     /// Entries shipped to other regions.
     pub shipped: u64,
+    /// Bodies erased.
+    pub erased: u64,
 }
 
 /// A connection's session, as far as the core knows it.
@@ -225,6 +231,7 @@ pub struct Counters {
 struct Session {
     user: UserId,
     install: InstallId,
+    token_issued_ms: u64,
     /// Which of its own messages are acked on this connection, per conversation: first and last.
     acked: BTreeMap<ConvId, (u64, u64)>,
     /// Conversations whose stability it waits for.
@@ -252,6 +259,7 @@ enum Ticket {
     Recall { conversation: ConvId },
     Ship { region: Region, conversation: ConvId, origin: Origin },
     Pull(sessions::Pull),
+    Erase { conversation: ConvId },
 }
 
 /// See the module.
@@ -276,6 +284,7 @@ pub struct Node {
     /// Devices that owe an ack: (when to remind, whose, which).
     owing: BTreeSet<(Duration, UserId, ConnKey)>,
     flush: Flush,
+    marks: marks::Marks,
     routes_at: Option<Duration>,
     draining: bool,
     counters: Counters,
@@ -314,6 +323,7 @@ impl Node {
             dirty: BTreeSet::new(),
             owing: BTreeSet::new(),
             flush: Flush::default(),
+            marks: marks::Marks::default(),
             routes_at: None,
             draining: false,
             counters: Counters::default(),
@@ -357,6 +367,9 @@ impl Node {
     }
 
     fn resume_todo(&mut self, t: Todo, now: Now) {
+        if let (Some(user), Target::Peer(region)) = (&t.user, t.target) {
+            return self.resume_marks(region, user, &t.prefix);
+        }
         let conversation = self.conversation(t.conversation, now);
         conversation.todo.insert(t.target, t.prefix.clone());
         self.active.insert(t.conversation);
@@ -413,8 +426,17 @@ impl Node {
         for (region, heads) in waiting.offers {
             self.answer_offer(region, id, &heads);
         }
+        for (key, req) in waiting.cells {
+            self.answer_cells(key, req, id);
+        }
+        for open in waiting.opens {
+            self.admit(now, open);
+        }
+        self.touched.extend(waiting.gates);
+        self.erase_next(id);
         self.pump_all(now);
         self.start_round(now, id);
+        self.start_rounds(now);
     }
 
     /// A user's rows that were wanted.
@@ -426,6 +448,12 @@ impl Node {
         for conversation in waiting.merges {
             self.merged_late(conversation);
             self.merge_row(now, id, conversation, &[]);
+        }
+        for (from, marks) in waiting.marks {
+            self.take_marks(now, id, from, marks);
+        }
+        for region in waiting.ship_marks {
+            self.ship_marks(now, region, id);
         }
         for open in waiting.opens {
             self.welcome(now, open);
@@ -440,6 +468,7 @@ impl Node {
                 self.ship_read(now, region, conversation, origin, entries);
             }
             Some(Ticket::Pull(pull)) => self.pull_read(now, pull, entries),
+            Some(Ticket::Erase { conversation }) => self.erase_read(now, conversation, entries),
             None => {}
         }
     }
@@ -455,12 +484,14 @@ impl Node {
         self.flush.in_flight = false;
         self.flush.rows.clear();
         self.flush.done = self.flush.begun;
+        self.marks_flushed();
         self.settle(now);
     }
 
     /// The flush failed: its rows are written again.
     pub fn flush_failed(&mut self, now: Now) {
         self.flush.in_flight = false;
+        self.marks.flush_failed();
         for (id, conversation) in std::mem::take(&mut self.flush.rows) {
             if let Some(user) = self.users.get_mut(&id) {
                 user.mark_dirty(conversation);
@@ -501,9 +532,10 @@ impl Node {
     pub fn is_settled(&self) -> bool {
         let busy = |c: &Conversation| !c.is_idle();
         self.dirty.is_empty()
+            && !self.marks.is_waiting()
             && !self.flush.in_flight
             && !self.conversations.values().any(busy)
-            && self.links.values().all(|l| !l.is_connected() || l.is_caught_up())
+            && self.links.iter().all(|(r, l)| !l.is_connected() || l.is_caught_up() && self.marks.is_told(*r))
     }
 
     /// What a clean stop writes last: checkpoints of all conversations in memory, so that the next start need
@@ -518,7 +550,7 @@ impl Node {
     }
 
     fn begin_flush(&mut self, now: Now) {
-        let mut puts = Vec::new();
+        let mut puts = self.marks.begin_flush();
         for id in std::mem::take(&mut self.dirty) {
             if let Some(user) = self.users.get_mut(&id) {
                 for (conversation, row) in user.take_dirty() {
@@ -531,6 +563,7 @@ impl Node {
         self.flush.at = if self.active.is_empty() { None } else { Some(now.mono + FLUSH_EVERY) };
         if puts.is_empty() {
             self.flush.done = self.flush.begun;
+            self.marks_flushed();
             self.settle(now);
         } else {
             self.flush.in_flight = true;

@@ -35,6 +35,7 @@ impl Node {
         if let Some(link) = self.links.get_mut(&region) {
             link.up(now.mono);
         }
+        self.ship_all_marks(now, region);
         for snapshot in self.routes.snapshot() {
             self.out.link(region, Body::Routes(snapshot));
         }
@@ -70,6 +71,8 @@ impl Node {
                 self.route_told(region, routes);
                 Ok(())
             }
+            Body::Marks(marks) => self.marks_told(now, region, marks),
+            Body::MarksAck(ack) => self.marks_acked(now, region, &ack),
             _ => Ok(()),
         };
         if let Err(refusal) = told {

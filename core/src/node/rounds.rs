@@ -1,21 +1,22 @@
 //! From a Send or a shipment to acks, rows, pushes and shipments.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::codes::{Code, Refusal};
-use crate::edge_api::{Ack, DownBody, HeldAck, Push, SendRequest};
-use crate::entry::Entry;
+use crate::edge_api::{Ack, DownBody, HeldAck, Push, RowState, SendRequest};
+use crate::entry::{Entry, Stamp, proof};
+use crate::fold::Reader;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
 use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT};
+use crate::receipt::{RECEIPT_BYTES, ReceiptKey};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
 
 use super::conversation::{Job, PendingAck, Round};
-use super::user::RowChange;
+use super::user::{Merged, RowChange};
 use super::{ConnKey, Node, Notice, Now, Ticket, Want};
 
 /// Appends of one conversation that may fail in a row before its senders are told.
@@ -28,7 +29,11 @@ impl Node {
     /// A client's message.
     pub(super) fn send(&mut self, now: Now, key: ConnKey, req: u32, send: SendRequest) {
         let Some(session) = self.sessions.get(&key) else { return };
-        let (user, install) = (session.user.clone(), session.install.clone());
+        // Whoever offers a membership entry of another has its receipt, which names the author.
+        let (user, install) = match &send.membership {
+            Some(offer) => offer.author.clone(),
+            None => (session.user.clone(), session.install.clone()),
+        };
         if let Some(ms) = self.clocks.own_error_ms().filter(|ms| *ms > CLOCK_STOP_MS) {
             let text = format!("this region's clock is {ms} ms off the median of all; nothing was stored");
             return self.refuse_send(key, req, &Refusal::new(Code::ClockOff, text));
@@ -62,10 +67,8 @@ impl Node {
     }
 
     pub(super) fn start_round(&mut self, now: Now, id: ConvId) {
+        let Some(blocked) = self.senders_blocked(now, id) else { return };
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        if !conversation.is_ready() {
-            return;
-        }
         let mut round = Round::default();
         while let Some(job) = conversation.next_job(&round) {
             match job {
@@ -80,30 +83,43 @@ impl Node {
                         continue;
                     }
                     let by = Identity { user: user.clone(), install: install.clone(), n: send.n };
+                    let none = Heads::new();
+                    let cut = send.membership.as_ref().map_or(&none, |m| &m.cut);
                     let receipt_valid = send.offer.as_ref().is_some_and(|(place, receipt)| {
-                        self.settings.receipt_key.verify(id, *place, &by, &hash, receipt)
+                        self.settings.receipt_key.verify(id, *place, &by, &proof(send.kind, &hash, cut), receipt)
                     });
+                    let session = self.sessions.get(&key);
+                    if !receipt_valid && session.is_some_and(|s| s.user != *user) {
+                        let text = "the receipt does not prove the membership entry of another";
+                        self.counters.refused += 1;
+                        self.out.refuse(key, req, &Refusal::new(Code::NotAllowed, text));
+                        continue;
+                    }
                     let court = Court {
                         now_ms: now.wall_ms,
                         origin: self.settings.origin,
                         direct_salt: &self.settings.direct_salt,
                         receipt_valid,
+                        blocked: blocked.contains(user),
                     };
                     let from = Sender { user, install };
                     // What is acked before on this connection is known to the client: a lane keeps its order.
-                    let acked = self.sessions.get(&key).and_then(|s| s.acked.get(&id)).copied();
+                    let own_install = session.filter(|s| s.install == *install && s.user == *user);
+                    let acked = own_install.and_then(|s| s.acked.get(&id)).copied();
                     let also = match acked {
                         Some((first, last)) if last + 1 >= send.n => send.floor..first.min(send.n),
                         _ => send.floor..send.n,
                     };
                     let verdict = conversation.state.judge(court, from, send, &hash, &also);
                     if matches!(verdict, Verdict::Append(_) | Verdict::Held(_))
-                        && let Some(session) = self.sessions.get_mut(&key)
+                        && let Some(session) =
+                            self.sessions.get_mut(&key).filter(|s| s.install == *install && s.user == *user)
                     {
                         session.will_ack(id, send.n);
                     }
                     match verdict {
-                        Verdict::Append(entry) => {
+                        Verdict::Append(mut entry) => {
+                            stamp(&self.settings.receipt_key, id, &mut entry);
                             let entry = Arc::new(entry);
                             let copy = conversation.state.apply(entry.clone());
                             let also = conversation.state.also_held(from, &also);
@@ -168,8 +184,11 @@ impl Node {
         } else if !conversation.damaged.contains_key(&origin) && first_seq <= conversation.state.head(origin) + 1 {
             for entry in entries {
                 if entry.place.seq == conversation.state.head(origin) + 1 {
+                    // A body whose erasure is known here is not written any more (R16).
+                    let erased = !entry.erased && conversation.state.fold.is_erased(entry);
+                    let entry = if erased { Arc::new(entry.to_erased()) } else { entry.clone() };
                     let copy = conversation.state.apply(entry.clone());
-                    round.entries.push((entry.clone(), copy));
+                    round.entries.push((entry, copy));
                 }
             }
         }
@@ -320,6 +339,8 @@ impl Node {
         if !round.entries.is_empty() {
             self.fan_out(now, id, &round.entries);
             self.ship_decided(now, id, &round.entries);
+            self.cells_changed(now, id, &round.entries);
+            self.erase_next(id);
         }
         self.ack_shipments(id, &round.shipments);
         if !grown.is_empty() {
@@ -354,9 +375,12 @@ impl Node {
     /// Merges the rows of all members and pushes to their devices.
     pub(super) fn fan_out(&mut self, now: Now, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
         let Some(conversation) = self.conversations.get(&id) else { return };
-        let members: Vec<UserId> = conversation.state.members().cloned().collect();
-        for member in members {
-            self.merge_row(now, &member, id, entries);
+        for member in conversation.state.fold.users() {
+            // What a blocked sender wrote is no news for anybody else.
+            let hidden = |(e, _): &(Arc<Entry>, bool)| e.only_sender && e.by.user != member;
+            if entries.is_empty() || !entries.iter().all(hidden) {
+                self.merge_row(now, &member, id, entries);
+            }
         }
     }
 
@@ -370,21 +394,47 @@ impl Node {
             return;
         }
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        let change = row_change(&conversation.state, &conversation.published, member);
+        let Some(reader) = conversation.state.fold.reader(member) else { return };
+        let change = row_change(&conversation.state, &conversation.published, member, reader);
         let Some(user) = self.users.get_mut(member) else { return };
         let merged = user.merge(id, &change);
         conversation.fan_flush = self.flush.begun + 1;
-        let Some((prev_rev, rev)) = merged else { return };
+        let Some(merged) = merged else { return };
+        let readable =
+            |e: &Entry| reader.may_read(e.place.origin, e.place.seq) && (!e.only_sender || e.by.user == *member);
+        let fresh: Vec<Arc<Entry>> =
+            entries.iter().filter(|(e, copy)| !copy && readable(e)).map(|(e, _)| e.clone()).collect();
         self.dirty.insert(member.clone());
         self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
-        let heads = user.row(id).map(|r| r.heads.clone()).unwrap_or_default();
-        let peer = change.peer.clone();
-        let base = Push { conversation: id, peer, entries: Vec::new(), heads, prev_rev, rev, row: None };
-        let fresh: Vec<Arc<Entry>> = entries
-            .iter()
-            .filter(|(e, copy)| !copy && (!e.only_sender || e.by.user == *member))
-            .map(|(e, _)| e.clone())
-            .collect();
+        self.push_row(now, member, id, merged, fresh);
+    }
+
+    /// Pushes a changed row, and what is new in it, to the user's devices.
+    pub(super) fn push_row(&mut self, now: Now, member: &UserId, id: ConvId, merged: Merged, fresh: Vec<Arc<Entry>>) {
+        let Some(user) = self.users.get_mut(member) else { return };
+        if user.devices.values().all(|d| d.bound.is_none()) {
+            return;
+        }
+        let Some(row) = user.row(id) else { return };
+        let state = merged.state.then(|| {
+            Box::new(RowState {
+                state: row.state,
+                generation: row.generation,
+                from: row.from.clone(),
+                read: row.read.clone(),
+                peer_read: row.peer_read.clone(),
+            })
+        });
+        let (prev_rev, rev) = (merged.before, merged.after);
+        let base = Push {
+            conversation: id,
+            peer: row.peer.clone(),
+            entries: Vec::new(),
+            heads: row.heads.clone(),
+            prev_rev,
+            rev,
+            row: state,
+        };
         let whole = Arc::new(Push { entries: fresh.clone(), ..base.clone() });
         for (key, device) in &mut user.devices {
             if device.bound.is_none() {
@@ -480,13 +530,23 @@ impl Node {
     }
 }
 
-fn row_change<'a>(state: &LogState, published: &'a Heads, member: &UserId) -> RowChange<'a> {
+/// Signs a new membership entry, so that any member can prove it elsewhere. An offered one has its receipt.
+fn stamp(key: &ReceiptKey, id: ConvId, entry: &mut Entry) {
+    let Some(stamp) = &entry.stamp else { return };
+    if stamp.receipt == <[u8; RECEIPT_BYTES]>::default() {
+        let receipt = key.sign(id, entry.display_key(), &entry.by, &entry.proof());
+        entry.stamp = Some(Arc::new(Stamp { receipt, cut: stamp.cut.clone() }));
+    }
+}
+
+fn row_change<'a>(state: &LogState, published: &'a Heads, member: &UserId, reader: Reader<'a>) -> RowChange<'a> {
     RowChange {
-        heads: Cow::Borrowed(published),
+        heads: reader.clip(published),
         last_hlc: state.highest_hlc,
         counted: state.counted,
-        peer: state.peer_of(member).cloned(),
-        generation: 1,
-        state: 0,
+        peer: state.fold.peer_of(member).cloned(),
+        generation: reader.generation(),
+        state: reader.state(),
+        from: reader.from(),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::buckets;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{DownBody, Page, Up};
 use crate::entry::Entry;
@@ -38,8 +39,8 @@ pub(super) struct Pull {
     left: usize,
     left_bytes: usize,
     backwards: bool,
-    /// Beyond what is held here, told with the last page.
-    gap: Option<(Seq, Seq, v1::gap::Reason)>,
+    /// What is not held here or not for this user, told with the last page.
+    gaps: Vec<(Seq, Seq, v1::gap::Reason)>,
 }
 
 impl Node {
@@ -48,8 +49,9 @@ impl Node {
         for up in ups {
             let key = ConnKey { edge, conn: up.conn() };
             match up {
-                Up::Open { req, user, install, hello, address, token_expires_ms, .. } => {
-                    self.open(now, Open { key, req, user, hello, address, token_expires_ms }, install);
+                Up::Open { req, user, install, hello, address, token_expires_ms, token_issued_ms, .. } => {
+                    let open = Open { key, req, user, hello, address, token_expires_ms };
+                    self.open(now, open, install, token_issued_ms);
                 }
                 Up::Send { req, send, .. } => self.send(now, key, req, send),
                 Up::Frame { frame, .. } => self.frame(now, key, frame),
@@ -70,7 +72,7 @@ impl Node {
         self.out.downs.remove(&edge);
     }
 
-    fn open(&mut self, now: Now, open: Open, install: crate::ids::InstallId) {
+    fn open(&mut self, now: Now, open: Open, install: crate::ids::InstallId, token_issued_ms: u64) {
         let key = open.key;
         let refuse = |code, text: &str| DownBody::Last(Refusal::new(code, text));
         if self.draining {
@@ -80,14 +82,9 @@ impl Node {
             return self.out.down(key, refuse(Code::BadFrame, "more cursors than regions"));
         }
         let user = open.user.clone();
-        let session = Session { user, install, acked: BTreeMap::new(), watching: BTreeSet::new() };
+        let session = Session { user, install, token_issued_ms, acked: BTreeMap::new(), watching: BTreeSet::new() };
         self.sessions.insert(key, session);
-        let user_id = open.user.clone();
-        if let Some(waiting) = self.user(&user_id).waiting() {
-            waiting.opens.push(open);
-        } else {
-            self.welcome(now, open);
-        }
+        self.admit(now, open);
     }
 
     /// Answers a Hello: one round trip connects and tells what changed.
@@ -109,8 +106,10 @@ impl Node {
             .max_by_key(|c| (c.store == self.settings.origin, c.rev));
         let (base, reset) = self.check_cursor(user, given);
         let rows = match base {
-            Some(base) => self.rows_above(user, Some(base), ROWS_PER_PAGE),
-            None => self.rows_preview(user),
+            Some(base) => self.rows_above(&id, user, Some(base), ROWS_PER_PAGE),
+            // The client will compare what it knows from other regions.
+            None if hello.compare => v1::Rows::default(),
+            None => self.rows_preview(&id, user),
         };
         let rows = v1::Rows { reset: reset as i32, ..rows };
         let rev = user.rev();
@@ -153,31 +152,38 @@ impl Node {
         }
     }
 
-    fn rows_above(&self, user: &User, base: Option<Rev>, limit: usize) -> v1::Rows {
+    fn rows_above(&self, id: &UserId, user: &User, base: Option<Rev>, limit: usize) -> v1::Rows {
         let (page, last) = user.above(base.unwrap_or_default(), limit);
         let upto = match page.last() {
             Some((_, row)) if !last => row.rev,
             _ => user.rev().max(base.unwrap_or_default()),
         };
         let cursor = |rev| Cursor { store: self.settings.origin, rev }.into();
-        v1::Rows { base: base.map(cursor), upto: Some(cursor(upto)), last, ..self.rows(&page) }
+        v1::Rows { base: base.map(cursor), upto: Some(cursor(upto)), last, ..self.rows(id, &page) }
     }
 
-    fn rows_preview(&self, user: &User) -> v1::Rows {
+    fn rows_preview(&self, id: &UserId, user: &User) -> v1::Rows {
         let page = user.preview(PREVIEW_ROWS);
         let upto = Cursor { store: self.settings.origin, rev: user.rev() };
-        v1::Rows { preview: true, upto: Some(upto.into()), ..self.rows(&page) }
+        v1::Rows { preview: true, upto: Some(upto.into()), ..self.rows(id, &page) }
     }
 
-    fn rows(&self, page: &[(ConvId, &RowRecord)]) -> v1::Rows {
+    fn rows(&self, user: &UserId, page: &[(ConvId, &RowRecord)]) -> v1::Rows {
         let mut table = Table::default();
         let mut inline_bytes = 0;
         let rows = page
             .iter()
             .map(|(id, row)| {
                 let conversation = self.conversations.get(id).filter(|c| !c.is_loading());
+                let reader = conversation.and_then(|c| c.state.fold.reader(user));
+                let may_read = |e: &Entry| {
+                    reader.is_some_and(|r| r.may_read(e.place.origin, e.place.seq))
+                        && (!e.only_sender || e.by.user == *user)
+                };
                 let newest = conversation.into_iter().flat_map(|c| c.state.newest());
+                let unread = unread_at_most(row);
                 let inline = newest
+                    .filter(|e| may_read(e))
                     .filter(|e| row.heads.get(&e.place.origin).is_some_and(|head| e.place.seq <= *head))
                     .take(INLINE_ENTRIES)
                     .take_while(|e| {
@@ -194,8 +200,8 @@ impl Node {
                     state: row.state,
                     generation: row.generation,
                     peer: row.peer.as_ref().map_or_else(String::new, |p| p.as_str().to_owned()),
-                    unread: u32::try_from(row.counted).unwrap_or(u32::MAX),
-                    unread_exact: false,
+                    unread: u32::try_from(unread).unwrap_or(u32::MAX),
+                    unread_exact: unread == 0,
                     inline,
                     last_hlc: row.last_hlc,
                     from: table.heads(&row.from),
@@ -231,7 +237,7 @@ impl Node {
                     0 => ROWS_PER_PAGE,
                     limit => limit.min(ROWS_PER_PAGE),
                 };
-                let rows = self.rows_above(user, base, limit);
+                let rows = self.rows_above(&session.user, user, base, limit);
                 self.out.frame(key, req, Body::Rows(v1::Rows { reset: reset as i32, ..rows }));
             }
             Some(Body::Pull(pull)) => {
@@ -245,6 +251,10 @@ impl Node {
                     self.pull(now, key, req, pull);
                 }
             }
+            Some(Body::RowHashes(hashes)) => self.compare_rows(key, req, &hashes),
+            Some(Body::PullCells(pull)) => self.pull_cells(now, key, req, &pull.conversation),
+            Some(Body::Mark(mark)) => self.mark(now, key, req, mark),
+            Some(Body::PullDevices(_)) => self.devices(key, req),
             Some(Body::Unstable(unstable)) => self.unstable(now, key, unstable.logs),
             Some(Body::Network(_) | Body::Signal(_)) => {}
             _ if req != 0 => {
@@ -253,6 +263,43 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    /// Rows of all buckets that differ from the client's (R8), as many as fit one part.
+    fn compare_rows(&mut self, key: ConnKey, req: u32, hashes: &v1::RowHashes) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(user) = self.users.get(&session.user) else { return };
+        let (total, first) = (hashes.total as usize, hashes.first_bucket as usize);
+        // Parts of one comparison have one cursor: what changed since the first part is above it.
+        let at = match hashes.at.and_then(|at| Cursor::try_from(at).ok()).filter(|_| first > 0) {
+            Some(at) if at.store == self.settings.origin && user.may_have_issued(at.rev) => at,
+            Some(_) => {
+                let refusal = Refusal::new(Code::BadFrame, "a comparison that began at another store: begin anew");
+                return self.out.refuse(key, req, &refusal);
+            }
+            None => Cursor { store: self.settings.origin, rev: user.rev() },
+        };
+        let own = buckets::sums(user.all().map(|(id, row)| view(id, row)), total);
+        let differs = |bucket: usize| hashes.buckets.get(bucket.wrapping_sub(first)) != own.get(bucket);
+        let mut page: Vec<(usize, ConvId, &RowRecord)> = user
+            .all()
+            .map(|(id, row)| (buckets::bucket_of(id, total), id, row))
+            .filter(|(bucket, _, _)| *bucket >= first && differs(*bucket))
+            .collect();
+        page.sort_unstable_by_key(|(bucket, id, _)| (*bucket, *id));
+        // A part ends with a bucket: the next one names where to go on.
+        let next = page.get(ROWS_PER_PAGE).map(|(bucket, _, _)| (*bucket).max(page[0].0 + 1));
+        if let Some(next) = next {
+            page.retain(|(bucket, _, _)| *bucket < next);
+        }
+        let page: Vec<(ConvId, &RowRecord)> = page.into_iter().map(|(_, id, row)| (id, row)).collect();
+        let rows = v1::Rows {
+            upto: Some(at.into()),
+            next_bucket: next.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            last: next.is_none() && at.rev == user.rev(),
+            ..self.rows(&session.user, &page)
+        };
+        self.out.frame(key, req, v1::frame::Body::Rows(rows));
     }
 
     /// The client uses this connection: older ones of its install end, and it is pushed to.
@@ -285,7 +332,7 @@ impl Node {
         self.route_changed(now);
     }
 
-    fn close(&mut self, now: Now, key: ConnKey) {
+    pub(super) fn close(&mut self, now: Now, key: ConnKey) {
         let Some(session) = self.sessions.remove(&key) else { return };
         let id: UserId = session.user;
         let Some(device) = self.users.get_mut(&id).and_then(|u| u.devices.remove(&key)) else { return };
@@ -307,11 +354,11 @@ impl Node {
         let Some(session) = self.sessions.get(&key) else { return };
         let Some(id) = ConvId::from_slice(&pull.conversation) else { return };
         let Some(conversation) = self.conversations.get(&id) else { return };
-        if !conversation.state.is_member(&session.user) {
+        let Some(reader) = conversation.state.fold.reader(&session.user) else {
             let refusal =
                 Refusal::new(Code::NotMember, "not in this conversation, or this region does not know it yet");
             return self.out.refuse(key, req, &refusal);
-        }
+        };
         let origin = match convert::origin(pull.origin) {
             Ok(origin) if pull.from >= 1 && pull.to >= pull.from => origin,
             Ok(_) => {
@@ -328,30 +375,41 @@ impl Node {
             limit => limit.min(PULL_ENTRIES),
         };
         let head = conversation.head(origin);
-        let mut gap = (pull.to > head).then_some((pull.from.max(head + 1), pull.to, v1::gap::Reason::NotHere));
-        let mut to = pull.to.min(head);
+        let readable = reader.clip(&conversation.published).get(&origin).copied().unwrap_or(0);
+        let before = reader.from().and_then(|from| from.get(&origin)).copied().unwrap_or(0);
+        let mut gaps = Vec::new();
+        let mut gap = |from: Seq, to: Seq, reason| {
+            if from <= to {
+                gaps.push((from, to, reason));
+            }
+        };
+        gap(pull.from, before.min(pull.to), v1::gap::Reason::NoAccess);
+        gap(pull.from.max(readable + 1), head.min(pull.to), v1::gap::Reason::NoAccess);
+        gap(pull.from.max(head + 1), pull.to, v1::gap::Reason::NotHere);
+        let mut from = pull.from.max(before + 1);
+        let mut to = pull.to.min(readable);
         if conversation.damaged.contains_key(&origin) {
-            gap = Some((pull.from, pull.to, v1::gap::Reason::Damaged));
-            to = 0;
+            gaps = vec![(pull.from, pull.to, v1::gap::Reason::Damaged)];
+            (from, to) = (1, 0);
         }
         let pull = Pull {
             key,
             req,
             conversation: id,
             origin,
-            from: pull.from,
+            from,
             to,
             left: limit,
             left_bytes: PULL_BYTES,
             backwards: pull.backwards,
-            gap,
+            gaps,
         };
         self.next_page(now, pull);
     }
 
     fn next_page(&mut self, _now: Now, pull: Pull) {
         if pull.from > pull.to || pull.left == 0 {
-            let gaps = pull.gap.filter(|_| pull.from > pull.to).into_iter().collect();
+            let gaps = if pull.from > pull.to { pull.gaps } else { Vec::new() };
             let page =
                 Page { conversation: pull.conversation, origin: pull.origin, entries: Vec::new(), gaps, last: true };
             return self.out.down(pull.key, DownBody::Page { req: pull.req, page });
@@ -369,10 +427,9 @@ impl Node {
     }
 
     pub(super) fn pull_read(&mut self, now: Now, mut pull: Pull, entries: Result<Vec<Arc<Entry>>, String>) {
-        if !self.sessions.contains_key(&pull.key) {
-            return;
-        }
-        let entries = match entries {
+        let Some(user) = self.sessions.get(&pull.key).map(|s| s.user.clone()) else { return };
+        let user = Some(user);
+        let mut entries = match entries {
             Ok(entries) => entries,
             Err(what) => {
                 let refusal = Refusal::new(Code::Internal, format!("the log could not be read: {what}"));
@@ -381,7 +438,7 @@ impl Node {
         };
         let Some((first, last)) = entries.first().zip(entries.last()).map(|(f, l)| (f.place.seq, l.place.seq)) else {
             // Decided entries that the store does not return: damage that was found while reading.
-            pull.gap = Some((pull.from, pull.to, v1::gap::Reason::Damaged));
+            pull.gaps = vec![(pull.from, pull.to, v1::gap::Reason::Damaged)];
             pull.to = 0;
             return self.next_page(now, pull);
         };
@@ -396,12 +453,39 @@ impl Node {
             pull.from = first.max(last) + 1;
         }
         let done = pull.from > pull.to || pull.left == 0;
-        let gaps = pull.gap.filter(|_| pull.from > pull.to).into_iter().collect();
+        let mut gaps = if pull.from > pull.to { std::mem::take(&mut pull.gaps) } else { Vec::new() };
+        // What a blocked sender wrote is for his own devices alone.
+        let hidden = |e: &Arc<Entry>| e.only_sender && Some(&e.by.user) != user.as_ref();
+        gaps.extend(
+            entries.iter().filter(|e| hidden(e)).map(|e| (e.place.seq, e.place.seq, v1::gap::Reason::NoAccess)),
+        );
+        entries.retain(|e| !hidden(e));
         let page = Page { conversation: pull.conversation, origin: pull.origin, entries, gaps, last: done };
         self.out.down(pull.key, DownBody::Page { req: pull.req, page });
         if !done {
             self.next_page(now, pull);
         }
+    }
+}
+
+/// How many messages the user can't have read, at most: never too low (R9).
+fn unread_at_most(row: &RowRecord) -> u64 {
+    let above = |(origin, head): (&Origin, &Seq)| {
+        let bound = |heads: &crate::ids::Heads| heads.get(origin).copied().unwrap_or(0);
+        head.saturating_sub(bound(&row.read).max(bound(&row.from)))
+    };
+    row.heads.iter().map(above).sum::<u64>().min(row.counted)
+}
+
+fn view(conversation: ConvId, row: &RowRecord) -> buckets::RowView<'_> {
+    buckets::RowView {
+        conversation,
+        heads: &row.heads,
+        read: &row.read,
+        peer_read: &row.peer_read,
+        from: &row.from,
+        state: row.state,
+        generation: row.generation,
     }
 }
 

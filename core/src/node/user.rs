@@ -15,7 +15,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::ids::{ConvId, Heads, InstallId, Rev, UserId};
+use crate::ids::{ConvId, Heads, InstallId, Region, Rev, UserId};
+use crate::limits::VECTOR_ORIGINS;
 use crate::store::RowRecord;
 use crate::wire::v1;
 
@@ -38,6 +39,10 @@ pub(super) struct Open {
 pub(super) struct Waiting {
     pub opens: Vec<Open>,
     pub merges: BTreeSet<ConvId>,
+    /// Read marks: whose region told them (`None`: the other user of a direct conversation has read).
+    pub marks: Vec<(Option<(Region, Rev)>, Vec<(ConvId, Heads)>)>,
+    /// Regions that are to be told of the user's read marks.
+    pub ship_marks: BTreeSet<Region>,
 }
 
 /// A live connection of the user.
@@ -70,6 +75,19 @@ pub struct RowChange<'a> {
     pub generation: u64,
     /// See `RowRecord::state`.
     pub state: u32,
+    /// Entries up to here are from before the membership.
+    pub from: Option<&'a Heads>,
+}
+
+/// A change of a row took a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// The user's revision before.
+    pub before: Rev,
+    /// The row's revision now.
+    pub after: Rev,
+    /// More than heads changed.
+    pub state: bool,
 }
 
 /// See the module.
@@ -140,9 +158,10 @@ impl User {
         self.rows.get(&conversation)
     }
 
-    /// Merges by maximum. Returns the revisions before and after, or `None` if nothing changed.
-    pub fn merge(&mut self, conversation: ConvId, change: &RowChange<'_>) -> Option<(Rev, Rev)> {
-        let mut changed = !self.rows.contains_key(&conversation);
+    /// Merges by maximum; `None`: nothing changed.
+    pub fn merge(&mut self, conversation: ConvId, change: &RowChange<'_>) -> Option<Merged> {
+        let fresh = !self.rows.contains_key(&conversation);
+        let mut changed = fresh;
         let row = self.rows.entry(conversation).or_default();
         for (origin, seq) in change.heads.iter() {
             let head = row.heads.entry(*origin).or_insert(0);
@@ -152,9 +171,14 @@ impl User {
             }
         }
         let membership = (change.generation, change.state);
+        let mut state = false;
         if change.generation >= row.generation && membership != (row.generation, row.state) {
             (row.generation, row.state) = membership;
-            changed = true;
+            (changed, state) = (true, !fresh || membership != (1, 0));
+        }
+        if change.generation == row.generation && change.from.map_or(!row.from.is_empty(), |from| *from != row.from) {
+            row.from = change.from.cloned().unwrap_or_default();
+            (changed, state) = (true, true);
         }
         if row.peer.is_none() && change.peer.is_some() {
             row.peer.clone_from(&change.peer);
@@ -165,6 +189,36 @@ impl User {
         }
         row.last_hlc = row.last_hlc.max(change.last_hlc);
         row.counted = row.counted.max(change.counted);
+        let (before, after) = self.touch(conversation);
+        Some(Merged { before, after, state })
+    }
+
+    /// Merges a read mark by maximum: the user's own, or the other one's of a direct conversation. `None`: nothing
+    /// changed.
+    pub fn mark(&mut self, conversation: ConvId, read: &Heads, peer: bool) -> Option<Merged> {
+        let row = self.rows.entry(conversation).or_default();
+        let mark = if peer { &mut row.peer_read } else { &mut row.read };
+        let mut changed = false;
+        for (origin, seq) in read {
+            if mark.len() >= VECTOR_ORIGINS && !mark.contains_key(origin) {
+                continue;
+            }
+            let marked = mark.entry(*origin).or_insert(0);
+            if *marked < *seq {
+                *marked = *seq;
+                changed = true;
+            }
+        }
+        if !changed {
+            return None;
+        }
+        let (before, after) = self.touch(conversation);
+        Some(Merged { before, after, state: true })
+    }
+
+    /// The row takes the next revision.
+    fn touch(&mut self, conversation: ConvId) -> (Rev, Rev) {
+        let row = self.rows.entry(conversation).or_default();
         let before = self.rev;
         let first_of_epoch = Rev::start_of(self.epoch).next();
         self.rev = before.next().max(first_of_epoch);
@@ -172,7 +226,12 @@ impl User {
         row.rev = self.rev;
         self.by_rev.insert(self.rev, conversation);
         self.dirty.insert(conversation);
-        Some((before, self.rev))
+        (before, self.rev)
+    }
+
+    /// All rows, in order of the conversations' ids.
+    pub fn all(&self) -> impl Iterator<Item = (ConvId, &RowRecord)> {
+        self.rows.iter().map(|(id, row)| (*id, row))
     }
 
     /// Rows above `rev`, ascending, at most `limit`; whether these are all.
@@ -224,7 +283,7 @@ mod tests {
     fn a_late_copy_takes_a_higher_rev_and_slips_under_no_cursor() {
         let mut user = User::new(1, Vec::new());
         let c = ConvId([1; 16]);
-        let (_, cursor) = user.merge(c, &change(&[(EU, 5)])).unwrap();
+        let cursor = user.merge(c, &change(&[(EU, 5)])).unwrap().after;
         user.merge(c, &change(&[(US, 1)])).unwrap();
         let (rows, all) = user.above(cursor, 10);
         assert_eq!((rows[0].1.heads.clone(), all), ([(EU, 5), (US, 1)].into(), true));
@@ -244,9 +303,9 @@ mod tests {
     fn a_rev_that_was_issued_and_lost_in_a_crash_is_not_reissued() {
         let (a, b) = (ConvId([1; 16]), ConvId([2; 16]));
         let mut user = User::new(1, Vec::new());
-        let (_, on_disk) = user.merge(a, &change(&[(EU, 1)])).unwrap();
+        let on_disk = user.merge(a, &change(&[(EU, 1)])).unwrap().after;
         let durable: Vec<_> = user.take_dirty().collect();
-        let (_, told_only) = user.merge(a, &change(&[(EU, 2)])).unwrap(); // pushed, then the crash
+        let told_only = user.merge(a, &change(&[(EU, 2)])).unwrap().after; // pushed, then the crash
         let mut user = User::new(2, durable);
         assert_eq!(user.rev(), on_disk);
         assert!(user.may_have_issued(told_only));

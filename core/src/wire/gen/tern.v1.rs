@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -82,7 +82,7 @@ pub mod frame {
         /// b, server: answers PullEntries, repeated until last
         #[prost(message, tag = "36")]
         Page(super::Page),
-        /// b, client (reserved)
+        /// b, client
         #[prost(message, tag = "38")]
         PullCells(super::PullCells),
         /// m, client: answered by Marked once it is durable
@@ -103,6 +103,9 @@ pub mod frame {
         /// c, server: answers PullDevices
         #[prost(message, tag = "44")]
         Devices(super::Devices),
+        /// b, server: answers PullCells
+        #[prost(message, tag = "45")]
+        Cells(super::Cells),
     }
 }
 // ---- values ------------------------------------------------------------------------------------------
@@ -901,12 +904,46 @@ pub mod gap {
         }
     }
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// What follows from a conversation's own entries, for who can't read all of them: its members and its cells.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullCells {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cells {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// groups: present ones
     #[prost(message, repeated, tag = "2")]
-    pub have: ::prost::alloc::vec::Vec<Head>,
+    pub members: ::prost::alloc::vec::Vec<MemberState>,
+    #[prost(bool, tag = "3")]
+    pub members_add: bool,
+    #[prost(message, repeated, tag = "4")]
+    pub cells: ::prost::alloc::vec::Vec<FoldedCell>,
+    /// folded from all entries up to here
+    #[prost(message, repeated, tag = "5")]
+    pub upto: ::prost::alloc::vec::Vec<OriginHead>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberState {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// 0 = member, 1 = admin
+    #[prost(uint32, tag = "2")]
+    pub role: u32,
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FoldedCell {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: ::prost::bytes::Bytes,
+    /// display key of the entry that set it
+    #[prost(message, optional, tag = "3")]
+    pub at: ::core::option::Option<Place>,
 }
 /// The user has read these: merged with what was marked before, by maximum.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -960,9 +997,12 @@ pub struct GroupCreate {
     /// at most 256 bytes
     #[prost(string, tag = "2")]
     pub title: ::prost::alloc::string::String,
-    /// every member may add others; otherwise only admins
+    /// every member may add others and set cells; otherwise only admins
     #[prost(bool, tag = "3")]
     pub members_add: bool,
+    /// 16 random bytes; the group's id is a hash of the creator and these
+    #[prost(bytes = "bytes", tag = "4")]
+    pub nonce: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupMember {

@@ -1,0 +1,271 @@
+//! Read marks (R11).
+//!
+//! Problem: what a user has read on one device must be read on all, in every region, and the other user of a
+//! direct conversation wants to see it; marks come with every message that is looked at, so they must not be
+//! entries of a log.
+//!
+//! Rule: a mark is a vector in the user's row, merged by maximum, so it may be told again and in any order. The
+//! client keeps it until it is durable here. To the other regions it goes by position: the user's revision up to
+//! which a region has acked his marks. A todo row stands for it, written with the first mark that is not told
+//! yet and removed with the last ack.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::codes::{Code, Refusal};
+use crate::ids::{ConvId, Heads, Origin, Region, Rev, UserId};
+use crate::limits::PULL_ENTRIES;
+use crate::store::{Put, Target, Todo};
+use crate::wire::compact::origin_heads_from_wire;
+use crate::wire::node::{heads_from_wire, heads_to_wire};
+use crate::wire::{node_v1 as wire, v1};
+
+use super::user::Merged;
+use super::{ConnKey, Node, Now};
+
+/// Where a user's marks stand with one region.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    acked: Rev,
+    /// `None`: not told on this connection.
+    shipped: Option<Rev>,
+    /// Of the newest change.
+    wanted: Rev,
+}
+
+/// Marks that other regions lack, and answers that wait until marks are durable.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    links: BTreeMap<Region, BTreeMap<UserId, Position>>,
+    /// For the next flush.
+    pub(super) todo: Vec<Todo>,
+    pub(super) owed: Vec<Owed>,
+    /// Of the flush that is under way.
+    flushing: (Vec<Todo>, Vec<Owed>),
+}
+
+/// Who waits for marks to be durable.
+#[derive(Clone, Debug)]
+pub(super) enum Owed {
+    Client(ConnKey, u32),
+    Peer(Region, UserId, Rev),
+}
+
+impl Marks {
+    /// Whether the next flush has something to write or to answer.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.todo.is_empty() || !self.owed.is_empty()
+    }
+
+    pub(super) fn begin_flush(&mut self) -> Vec<Put> {
+        self.flushing = (std::mem::take(&mut self.todo), std::mem::take(&mut self.owed));
+        self.flushing.0.iter().cloned().map(Put::Todo).collect()
+    }
+
+    pub(super) fn flush_failed(&mut self) {
+        let (todo, owed) = std::mem::take(&mut self.flushing);
+        self.todo.splice(0..0, todo);
+        self.owed.splice(0..0, owed);
+    }
+
+    /// Whether a region has acked all marks that it was to be told.
+    pub(super) fn is_told(&self, region: Region) -> bool {
+        self.links.get(&region).is_none_or(BTreeMap::is_empty)
+    }
+}
+
+/// The origin under which a todo row has a user's revision: no store's era is 0.
+fn position_origin(region: Region) -> Origin {
+    Origin { region, era: 0 }
+}
+
+impl Node {
+    /// A client's mark.
+    pub(super) fn mark(&mut self, now: Now, key: ConnKey, req: u32, mark: v1::Mark) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let user = session.user.clone();
+        let Some(id) = ConvId::from_slice(&mark.conversation) else { return };
+        let read = match origin_heads_from_wire(mark.read) {
+            Ok(read) => read,
+            Err(refusal) => return self.out.refuse(key, req, &refusal),
+        };
+        let Some(known) = self.users.get_mut(&user) else { return };
+        if known.row(id).is_none() {
+            let text = "this region does not know the conversation yet; nothing was marked";
+            let refusal = Refusal::new(Code::UnknownConversation, text).after_ms(1_000);
+            return self.out.refuse(key, req, &refusal);
+        }
+        if let Some(merged) = known.mark(id, &read, false) {
+            self.marked(now, &user, id, &read, merged);
+            self.note_marks(now, &user, merged);
+        }
+        self.marks.owed.push(Owed::Client(key, req));
+        self.schedule_flush(now);
+    }
+
+    /// A mark of the user changed his row: his devices hear of it, and in a direct conversation the other user.
+    fn marked(&mut self, now: Now, user: &UserId, id: ConvId, read: &Heads, merged: Merged) {
+        self.dirty.insert(user.clone());
+        self.push_row(now, user, id, merged, Vec::new());
+        let peer = self.users.get(user).and_then(|u| u.row(id)).and_then(|row| row.peer.clone());
+        if let Some(peer) = peer.filter(|peer| peer != user) {
+            self.peer_marked(now, &peer, id, read);
+        }
+    }
+
+    fn peer_marked(&mut self, now: Now, peer: &UserId, id: ConvId, read: &Heads) {
+        if let Some(waiting) = self.user(peer).waiting() {
+            waiting.marks.push((None, vec![(id, read.clone())]));
+            return;
+        }
+        let Some(user) = self.users.get_mut(peer) else { return };
+        if let Some(merged) = user.mark(id, read, true) {
+            self.dirty.insert(peer.clone());
+            self.schedule_flush(now);
+            self.push_row(now, peer, id, merged, Vec::new());
+        }
+    }
+
+    /// Other regions are to hear of a change.
+    fn note_marks(&mut self, now: Now, user: &UserId, merged: Merged) {
+        let regions: Vec<Region> = self.links.keys().copied().collect();
+        for region in regions {
+            let users = self.marks.links.entry(region).or_default();
+            if let Some(position) = users.get_mut(user) {
+                position.wanted = merged.after;
+            } else {
+                let position = Position { acked: merged.before, shipped: None, wanted: merged.after };
+                users.insert(user.clone(), position);
+                self.marks.todo.push(Todo {
+                    target: Target::Peer(region),
+                    conversation: ConvId::marks(&self.settings.direct_salt, user),
+                    prefix: [(position_origin(self.settings.region), merged.before.0)].into(),
+                    user: Some(user.clone()),
+                });
+            }
+            self.ship_marks(now, region, user);
+        }
+    }
+
+    /// What the store says is left to tell.
+    pub(super) fn resume_marks(&mut self, region: Region, user: &UserId, prefix: &Heads) {
+        let acked = Rev(prefix.values().next().copied().unwrap_or(0));
+        // Everything that any owner can have issued before this start.
+        let wanted = Rev::start_of(self.settings.epoch);
+        let position = Position { acked, shipped: None, wanted };
+        self.marks.links.entry(region).or_default().insert(user.clone(), position);
+    }
+
+    /// A link is up: the region is told all that it has not acked.
+    pub(super) fn ship_all_marks(&mut self, now: Now, region: Region) {
+        let Some(users) = self.marks.links.get_mut(&region) else { return };
+        let mut names = Vec::new();
+        for (user, position) in users {
+            position.shipped = None;
+            names.push(user.clone());
+        }
+        for user in names {
+            self.ship_marks(now, region, &user);
+        }
+    }
+
+    pub(super) fn ship_marks(&mut self, _now: Now, region: Region, user: &UserId) {
+        if !self.links.get(&region).is_some_and(super::Link::is_connected) {
+            return;
+        }
+        if let Some(waiting) = self.user(user).waiting() {
+            waiting.ship_marks.insert(region);
+            return;
+        }
+        let Some(position) = self.marks.links.get_mut(&region).and_then(|users| users.get_mut(user)) else { return };
+        let Some(known) = self.users.get(user) else { return };
+        loop {
+            let above = position.shipped.unwrap_or(position.acked);
+            let (page, last) = known.above(above, PULL_ENTRIES);
+            let upto = if last { position.wanted.max(known.rev()) } else { page.last().map_or(above, |(_, r)| r.rev) };
+            let marks = page.iter().filter(|(_, row)| !row.read.is_empty()).map(|(id, row)| wire::Mark {
+                conversation: Bytes::copy_from_slice(&id.0),
+                read: heads_to_wire(&row.read),
+            });
+            let frame = wire::Marks { user: user.as_str().to_owned(), upto: upto.0, marks: marks.collect() };
+            position.shipped = Some(upto);
+            self.out.link(region, wire::node_frame::Body::Marks(frame));
+            if last {
+                break;
+            }
+        }
+    }
+
+    /// A peer region tells what a user has read there.
+    pub(super) fn marks_told(&mut self, now: Now, region: Region, marks: wire::Marks) -> Result<(), Refusal> {
+        let user = crate::wire::convert::user(&marks.user)?;
+        let mut told = Vec::with_capacity(marks.marks.len());
+        for mark in marks.marks {
+            told.push((crate::wire::convert::conversation(&mark.conversation)?, heads_from_wire(mark.read)?));
+        }
+        let from = (region, Rev(marks.upto));
+        if let Some(waiting) = self.user(&user).waiting() {
+            waiting.marks.push((Some(from), told));
+        } else {
+            self.take_marks(now, &user, Some(from), told);
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_marks(
+        &mut self,
+        now: Now,
+        user: &UserId,
+        from: Option<(Region, Rev)>,
+        marks: Vec<(ConvId, Heads)>,
+    ) {
+        for (id, read) in marks {
+            if from.is_none() {
+                self.peer_marked(now, user, id, &read);
+            } else if let Some(merged) = self.users.get_mut(user).and_then(|u| u.mark(id, &read, false)) {
+                self.marked(now, user, id, &read, merged);
+            }
+        }
+        if let Some((region, upto)) = from {
+            self.marks.owed.push(Owed::Peer(region, user.clone(), upto));
+        }
+        self.schedule_flush(now);
+    }
+
+    /// A peer region holds the marks durably.
+    pub(super) fn marks_acked(&mut self, now: Now, region: Region, ack: &wire::MarksAck) -> Result<(), Refusal> {
+        let user = crate::wire::convert::user(&ack.user)?;
+        let Some(users) = self.marks.links.get_mut(&region) else { return Ok(()) };
+        let Some(position) = users.get_mut(&user) else { return Ok(()) };
+        position.acked = position.acked.max(Rev(ack.upto));
+        if position.acked >= position.wanted {
+            users.remove(&user);
+            // Not yet written: then it need not be. Otherwise the removal follows it.
+            let conversation = ConvId::marks(&self.settings.direct_salt, &user);
+            let target = Target::Peer(region);
+            self.marks.todo.retain(|t| (t.target, t.conversation) != (target, conversation));
+            let removed = Todo { target, conversation, prefix: Heads::new(), user: Some(user) };
+            self.marks.todo.push(removed);
+            self.schedule_flush(now);
+        }
+        Ok(())
+    }
+
+    /// Marks are on disk: whoever waits for that is told.
+    pub(super) fn marks_flushed(&mut self) {
+        let (_, owed) = std::mem::take(&mut self.marks.flushing);
+        for owed in owed {
+            match owed {
+                Owed::Client(key, req) if self.sessions.contains_key(&key) => {
+                    self.out.frame(key, req, v1::frame::Body::Marked(v1::Marked {}));
+                }
+                Owed::Client(..) => {}
+                Owed::Peer(region, user, upto) => {
+                    let ack = wire::MarksAck { user: user.as_str().to_owned(), upto: upto.0 };
+                    self.out.link(region, wire::node_frame::Body::MarksAck(ack));
+                }
+            }
+        }
+    }
+}
