@@ -1,10 +1,12 @@
 //! Histories of whole regions on their machines: three nodes with disks that crash, links that break, and
 //! connections that ask. No sockets, no tasks, time by hand.
 
+mod groups;
 mod histories;
 mod peers;
 #[cfg(feature = "client")]
 mod random;
+mod registers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
