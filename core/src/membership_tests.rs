@@ -140,12 +140,12 @@ proptest! {
         prop_assert_eq!(&regions[0].membership, &regions[2].membership);
 
         let all = &regions[0].membership;
-        for i in 0..USERS.len() {
+        for (i, name) in USERS.iter().enumerate() {
             let Some(member) = all.member(&user(i)) else { continue };
             let mut bound: Option<Heads> = None;
             for sent in logs.iter().flatten() {
                 let Own::Remove(remove) = &sent.own else { continue };
-                if remove.members.iter().any(|m| m.user == USERS[i] && m.generation == member.generation) {
+                if remove.members.iter().any(|m| m.user == *name && m.generation == member.generation) {
                     let bound = bound.get_or_insert_with(Heads::new);
                     for (origin, seq) in &sent.cut {
                         let at = bound.entry(*origin).or_default();

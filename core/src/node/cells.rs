@@ -17,7 +17,7 @@ use crate::fold::{Fold, REVOKE_KEY, block_key, device_key, kick_key};
 use crate::ids::{ConvId, InstallId, UserId};
 use crate::kinds::CELL;
 use crate::limits::DEVICES_PER_USER;
-use crate::membership::Role;
+use crate::membership::{Membership, Role};
 use crate::wire::compact::origin_heads_to_wire;
 use crate::wire::v1;
 
@@ -134,7 +134,7 @@ impl Node {
                 Refusal::new(Code::NotMember, "not in this conversation, or this region does not know it yet");
             return self.out.refuse(key, req, &refusal);
         }
-        let members = fold.group().into_iter().flat_map(|g| g.users()).filter(|(_, m)| m.is_present());
+        let members = fold.group().into_iter().flat_map(Membership::users).filter(|(_, m)| m.is_present());
         let cells = v1::Cells {
             conversation: Bytes::copy_from_slice(&id.0),
             members: members
@@ -144,7 +144,7 @@ impl Node {
                     generation: m.generation,
                 })
                 .collect(),
-            members_add: fold.group().is_some_and(crate::membership::Membership::members_add),
+            members_add: fold.group().is_some_and(Membership::members_add),
             cells: fold
                 .cells("")
                 .map(|(key, at, value)| v1::FoldedCell {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::buckets;
+use crate::codes::Code;
 use crate::kinds::{CELL, ERASE, ERASE_MINE};
 use prost::Message;
 
@@ -46,7 +47,7 @@ fn a_read_mark_is_acked_when_durable_and_reaches_devices_regions_and_the_other_u
     let sent = w.send(alice, 1);
     w.frame(bob, 8, mark(&sent));
     assert_eq!(w.marked(bob), 0, "not durable yet");
-    w.advance(Duration::from_secs(2));
+    w.pass(Duration::from_secs(2));
     assert_eq!(w.marked(bob), 1);
     let read: Heads = [(sent.place.origin, sent.place.seq)].into();
     for region in [EU, US, AP] {
@@ -59,7 +60,7 @@ fn a_read_mark_is_acked_when_durable_and_reaches_devices_regions_and_the_other_u
     // Told again, nothing changes, and it is acked all the same.
     let rev = w.row_of(US, "bob").rev;
     w.frame(bob, 9, mark(&sent));
-    w.advance(Duration::from_secs(2));
+    w.pass(Duration::from_secs(2));
     assert_eq!((w.marked(bob), w.row_of(US, "bob").rev), (2, rev));
 }
 
@@ -68,17 +69,17 @@ fn a_mark_that_was_acked_survives_a_crash_and_reaches_a_region_that_was_away() {
     let mut w = World::new();
     let (alice, bob) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
     let sent = w.send(alice, 1);
-    w.advance(Duration::from_secs(3));
+    w.pass(Duration::from_secs(3));
     w.unlink(US, AP);
     w.frame(bob, 8, mark(&sent));
-    w.advance(Duration::from_secs(2));
+    w.pass(Duration::from_secs(2));
     assert_eq!(w.marked(bob), 1);
     assert!(w.row_of(AP, "bob").read.is_empty());
-    w.crash(US);
+    w.kill(US);
     w.start(US);
     w.link(EU, US);
     w.link(US, AP);
-    w.advance(Duration::from_secs(3));
+    w.pass(Duration::from_secs(3));
     assert_eq!(w.row_of(AP, "bob").read, [(sent.place.origin, 1)].into());
     let left: Vec<_> = w.core(US).disk.todo.keys().filter(|(_, c)| *c == ConvId::marks(SALT, &user("bob"))).collect();
     assert!(left.is_empty(), "nothing is left to tell: {left:?}");
@@ -222,12 +223,7 @@ fn a_region_never_visited_tells_exactly_the_rows_that_differ() {
         let (mut first, mut at, mut found) = (0u32, None, Vec::new());
         loop {
             let all = hashes(told, buckets::FEW);
-            let ask = v1::RowHashes {
-                buckets: all[first as usize..].to_vec(),
-                total: 64,
-                first_bucket: first,
-                at,
-            };
+            let ask = v1::RowHashes { buckets: all[first as usize..].to_vec(), total: 64, first_bucket: first, at };
             let before = w.told(c).rows().len();
             w.frame(c, 5 + first, v1::frame::Body::RowHashes(ask));
             let rows = w.told(c).rows()[before..].to_vec();
@@ -262,22 +258,23 @@ fn an_erased_body_is_gone_in_every_region_and_does_not_come_back() {
     let erase = v1::Erase { author, n: 1 }.encode_to_vec();
     w.post(pad, SendRequest { kind: ERASE, body: erase.clone().into(), ..message(1) });
     w.settle();
-    w.advance(Duration::from_secs(1));
+    w.pass(Duration::from_secs(1));
     assert_eq!(w.bodies(EU), [(false, "m1".to_owned()), (false, "m2".to_owned())]);
     w.link(EU, AP);
     w.link(US, AP);
-    w.advance(Duration::from_secs(10));
+    w.pass(Duration::from_secs(10));
     for region in [EU, US, AP] {
         let messages: Vec<_> = w.bodies(region).into_iter().filter(|(_, b)| b.as_bytes() != erase).collect();
         assert_eq!(messages, [(true, String::new()), (false, "m2".to_owned())], "region {region}");
     }
     // A resend of the erased message is acked, and brings nothing back.
     w.send(alice, 1);
-    w.advance(Duration::from_secs(1));
+    w.pass(Duration::from_secs(1));
     assert!(w.bodies(EU).iter().all(|(_, b)| b != "m1"));
     let bob = w.connect(EU, 5, "bob", "pc");
     let others = v1::Erase { author: Some(v1::Author { user: "alice".to_owned(), install: "phone".to_owned() }), n: 2 };
-    let request = SendRequest { kind: ERASE, body: others.encode_to_vec().into(), peer: Some(user("alice")), ..message(1) };
+    let request =
+        SendRequest { kind: ERASE, body: others.encode_to_vec().into(), peer: Some(user("alice")), ..message(1) };
     w.post(bob, request);
     w.settle();
     assert_eq!(w.told(bob).errors(), [Code::NotAllowed as u32]);
@@ -293,14 +290,14 @@ fn all_that_a_user_wrote_is_erased_also_after_a_crash_in_the_middle() {
     }
     w.post(bob, SendRequest { peer: Some(user("alice")), body: Bytes::from_static(b"hers"), ..message(1) });
     w.settle();
-    w.advance(Duration::from_secs(3));
+    w.pass(Duration::from_secs(3));
     w.post(alice, SendRequest { floor: 1, kind: ERASE_MINE, body: Bytes::new(), ..message(601) });
     w.commit(EU);
-    w.crash(EU); // nothing that was not synced is left
+    w.kill(EU); // nothing that was not synced is left
     w.start(EU);
     w.link(EU, US);
     w.link(EU, AP);
-    w.advance(Duration::from_secs(10));
+    w.pass(Duration::from_secs(10));
     for region in [EU, US, AP] {
         let left: Vec<_> = w.bodies(region).into_iter().filter(|(_, b)| !b.is_empty()).collect();
         assert_eq!(left, [(false, "hers".to_owned())], "region {region}");
