@@ -37,13 +37,16 @@ pub(super) struct Open {
 /// Which region told read marks, and up to which of the user's revisions there.
 pub(super) type MarksFrom = (Region, Rev);
 
+/// Marks, and who told them.
+pub(super) type WaitingMarks = (Option<MarksFrom>, Vec<(ConvId, Heads)>);
+
 /// What waits for a user to be loaded.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pub opens: Vec<Open>,
     pub merges: BTreeSet<ConvId>,
     /// Read marks: whose region told them (`None`: the other user of a direct conversation has read).
-    pub marks: Vec<(Option<MarksFrom>, Vec<(ConvId, Heads)>)>,
+    pub marks: Vec<WaitingMarks>,
     /// Regions that are to be told of the user's read marks.
     pub ship_marks: BTreeSet<Region>,
 }
