@@ -13,11 +13,12 @@ use prost::Message;
 use tern_core::ranking::Position;
 use tern_core::wire::node_v1::LoadReport;
 use tern_ipconf::api::HeartbeatView;
-use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
-use tern_net::http::{HttpClient, HttpLimits, serve};
+use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, DispatchTuning, Geo, LoadTable};
+use tern_net::http::{ALPN_HTTP, HttpClient, HttpLimits, serve};
 use tracing::Instrument;
 
 use crate::cli::{Global, IpconfArgs};
+use crate::config::Settings;
 use crate::config::scope::Role;
 use crate::config::value::HostPort;
 use crate::exit::Failure;
@@ -25,6 +26,7 @@ use crate::fleet::Ready;
 use crate::logging;
 use crate::node::Node;
 use crate::operations::{Operations, Origins};
+use crate::reload::Part;
 use crate::stop::Stop;
 
 /// How often a region is asked for its edges' loads.
@@ -55,7 +57,7 @@ async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, jso
     operations.health.phase("listening");
     let mut registry = Registry::default();
     let loads = LoadTable::new();
-    let dispatch = start(node, &loads, &mut registry).await?;
+    let dispatch = start(node, &loads, &mut registry, &operations).await?;
     for source in &node.settings.dispatch_sources {
         let at = node.resolve(source).await?;
         node.env.tasks.spawn(follow(node.env.clone(), source.clone(), at, loads.clone()));
@@ -70,26 +72,25 @@ async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, jso
 }
 
 /// Starts dispatch on its listener.
-pub async fn start(node: &Node, loads: &Arc<LoadTable>, registry: &mut Registry) -> Result<SocketAddr> {
+pub async fn start(
+    node: &Node,
+    loads: &Arc<LoadTable>,
+    registry: &mut Registry,
+    operations: &Operations,
+) -> Result<SocketAddr> {
     let settings = &node.settings;
-    let geo = match &settings.dispatch_geoip {
-        Some(path) => Geo::open(path)?,
-        None => Geo::shipped()?,
-    };
+    let geo = geo(settings)?;
     let config = DispatchConfig {
         region_position: settings.region_at.and_then(|at| Position::new(at.latitude, at.longitude)),
         trusted_proxies: settings.dispatch_trusted_proxies.clone(),
         operators: settings.dispatch_operators.clone(),
-        heartbeat: HeartbeatView {
-            foreground_ms: crate::millis(settings.heartbeat_foreground),
-            background_ms_min: crate::millis(settings.heartbeat_background_min),
-            background_ms_max: crate::millis(settings.heartbeat_background_max),
-        },
+        heartbeat: heartbeat(settings),
         ..DispatchConfig::new(node.region, node.region_name.clone())
     };
     let metrics = DispatchMetrics::register(registry);
     let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
-    let tls = node.public_tls(&[b"http/1.1"])?;
+    add_parts(operations, &dispatch);
+    let tls = node.public_tls(&ALPN_HTTP)?;
     let at = settings.dispatch_listen();
     let acceptor = node.env.net.listen(at).await.with_context(|| {
         format!("can't serve dispatch on {at}; is another process using the port? Set listen.dispatch to another one")
@@ -98,6 +99,47 @@ pub async fn start(node: &Node, loads: &Arc<LoadTable>, registry: &mut Registry)
     let limits = HttpLimits::default();
     node.env.tasks.spawn(serve(node.env.clone(), acceptor, Some(tls), limits, dispatch.handler()));
     Ok(local)
+}
+
+fn geo(settings: &Settings) -> Result<Geo, tern_ipconf::GeoError> {
+    match &settings.dispatch_geoip {
+        Some(path) => Geo::open(path),
+        None => Geo::shipped(),
+    }
+}
+
+fn heartbeat(settings: &Settings) -> HeartbeatView {
+    HeartbeatView {
+        foreground_ms: crate::millis(settings.heartbeat_foreground),
+        background_ms_min: crate::millis(settings.heartbeat_background_min),
+        background_ms_max: crate::millis(settings.heartbeat_background_max),
+    }
+}
+
+/// Adds what can be changed of dispatch while it runs.
+fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>) {
+    const TUNED: &[&str] = &[
+        "dispatch.trusted_proxies",
+        "dispatch.operators",
+        "heartbeat.foreground",
+        "heartbeat.background_min",
+        "heartbeat.background_max",
+    ];
+    let tuned = dispatch.clone();
+    operations.reload.add(Part::new("dispatch", TUNED, move |settings| {
+        tuned.tune(DispatchTuning {
+            trusted_proxies: settings.dispatch_trusted_proxies.clone(),
+            operators: settings.dispatch_operators.clone(),
+            heartbeat: heartbeat(settings),
+        });
+        Ok(())
+    }));
+    let placed = dispatch.clone();
+    let part = Part::new("GeoIP data", &["dispatch.geoip"], move |settings| {
+        placed.set_geo(Arc::new(geo(settings).map_err(|error| error.to_string())?));
+        Ok(())
+    });
+    operations.reload.add(part.with_files(|settings| settings.dispatch_geoip.iter().cloned().collect()));
 }
 
 /// Asks one region for its edges' loads for as long as this process lives.

@@ -97,7 +97,7 @@ impl Serving {
         region.register_metrics(&mut registry);
         health.phase("listening");
         let client = edge.serve(node, region.attach_edge(edge.port())).await?;
-        let dispatch = ipconf::start(node, &loads, &mut registry).await?;
+        let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
 
         let checked = region.clone();
         health.needs("store", move || match checked.health().0 {
