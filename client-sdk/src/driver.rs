@@ -6,7 +6,7 @@ use std::time::Duration;
 use tern_core::client::Machine;
 use tern_core::client::limits::TOKEN_TIMEOUT;
 use tern_core::wire::ALPN_CLIENT;
-use tern_net::http::HttpClient;
+use tern_net::http::{ALPN_HTTP, HttpClient};
 use tern_net::tls::client_tls;
 
 use crate::config::TokenError;
@@ -25,7 +25,7 @@ pub(crate) struct Tls {
 impl Tls {
     pub(crate) fn new(shared: &Shared) -> Result<Self, tern_net::tls::TlsError> {
         let make = |alpn: &[&[u8]]| client_tls(&shared.config.roots_pem, alpn, shared.env.clock.clone());
-        Ok(Self { edges: make(&[ALPN_CLIENT])?, http: make(&[b"http/1.1"])? })
+        Ok(Self { edges: make(&[ALPN_CLIENT])?, http: make(&ALPN_HTTP)? })
     }
 }
 

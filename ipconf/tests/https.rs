@@ -12,7 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use serde_json::Value;
 use tern_core::wire::node_v1::EdgeLoad;
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
-use tern_net::http::{HttpClient, HttpLimits, serve};
+use tern_net::http::{ALPN_HTTP, HttpClient, HttpLimits, serve};
 use tern_net::system::system_env;
 use tern_net::tls::{Identity, client_tls, server_tls};
 
@@ -48,7 +48,7 @@ async fn a_list_is_served_over_https_and_the_connection_is_kept() {
 
     let acceptor = env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at = acceptor.local_addr();
-    let tls = server_tls(&identity, &[b"http/1.1"], env.clock.clone()).unwrap();
+    let tls = server_tls(&identity, &ALPN_HTTP, env.clock.clone()).unwrap();
     env.tasks.spawn(serve(env.clone(), acceptor, Some(tls), HttpLimits::default(), dispatch.handler()));
 
     let tls = client_tls(ca.as_bytes(), &[b"http/1.1"], env.clock.clone()).unwrap();

@@ -22,7 +22,7 @@ use tern_edge::tokens::KeysError;
 use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeMetrics, TokenKeys};
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::env::Env;
-use tern_net::http::{HttpLimits, serve};
+use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
 use tern_net::tls::{Identity, TlsError, node_client_tls, node_server_tls, server_tls};
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig, RegionError};
 use tern_replication::store::memory::MemoryStore;
@@ -192,7 +192,7 @@ impl Cluster {
         config.region_position = Position::new(latitude, longitude);
         let dispatch =
             Dispatch::new(env.clone(), config, geo, loads, DispatchMetrics::register(&mut Registry::default()));
-        let tls = self.public_tls(&dispatch_server_name(site.name), &[b"http/1.1"], env)?;
+        let tls = self.public_tls(&dispatch_server_name(site.name), &ALPN_HTTP, env)?;
         let acceptor = env.net.listen(SocketAddr::new(IpAddr::V4(site.ip), DISPATCH_PORT)).await?;
         env.tasks.spawn(serve(env.clone(), acceptor, Some(tls), HttpLimits::default(), dispatch.handler()));
         Ok(edge)
