@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`store`] (where a region keeps what must outlive it: in memory for simulation, embedded
 //! on one disk), then [`region`] (the messaging core at work: its store, its edges, its links to other
-//! regions).
+//! regions), then [`gossip`] (which nodes of a region are there, and how loaded its edges are).
 //!
 //! A message that a client sent comes in through an edge, is sequenced by the machine in
 //! [`tern_core::node`], appended here, acked, shipped to the other regions over their links, and acked by
@@ -14,5 +14,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod gossip;
 pub mod region;
 pub mod store;
