@@ -9,7 +9,7 @@ use std::path::Path;
 #[test]
 fn generated_wire_code_is_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["tern/v1/client.proto", "tern/node/v1/node.proto"];
+    let files = ["tern/v1/client.proto", "tern/v1/dispatch.proto", "tern/node/v1/node.proto"];
     let descriptors = protox::compile(files, [root.join("proto")]).unwrap();
     let fresh = tempfile::tempdir().unwrap();
     prost_build::Config::new().bytes(["."]).btree_map(["."]).out_dir(fresh.path()).compile_fds(descriptors).unwrap();

@@ -8,7 +8,7 @@ pub mod compact;
 pub mod convert;
 pub mod node;
 
-/// Client wire, generated from `proto/tern/v1/client.proto`.
+/// Client wire and dispatch, generated from `proto/tern/v1/client.proto` and `dispatch.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod v1 {
     include!("gen/tern.v1.rs");

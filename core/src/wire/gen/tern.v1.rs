@@ -1124,3 +1124,203 @@ impl CursorReset {
         }
     }
 }
+/// What a client may say; all of it is optional, and so is the whole.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DispatchRequest {
+    /// the network it is on
+    #[prost(message, optional, tag = "1")]
+    pub network: ::core::option::Option<DispatchNetwork>,
+    /// round trips it measured, at most 50
+    #[prost(message, repeated, tag = "2")]
+    pub rtt: ::prost::alloc::vec::Vec<DispatchRtt>,
+    /// edges it does not want, at most 50; listed only if there is no other
+    #[prost(string, repeated, tag = "3")]
+    pub exclude: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// say why each edge has its rank
+    #[prost(bool, tag = "4")]
+    pub explain: bool,
+    /// "what if this were my address", for operators only; empty = not asked
+    #[prost(string, tag = "5")]
+    pub r#as: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchNetwork {
+    #[prost(enumeration = "DispatchNetworkKind", tag = "1")]
+    pub kind: i32,
+    #[prost(bool, tag = "2")]
+    pub metered: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DispatchRtt {
+    #[prost(string, tag = "1")]
+    pub edge: ::prost::alloc::string::String,
+    /// 0 to 60,000
+    #[prost(double, tag = "2")]
+    pub ms: f64,
+}
+/// Where to connect.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DispatchAnswer {
+    /// the list is good for so long; older lists are better than none
+    #[prost(uint32, tag = "1")]
+    pub ttl_s: u32,
+    /// the client as it was seen
+    #[prost(message, optional, tag = "2")]
+    pub client: ::core::option::Option<DispatchClient>,
+    /// best first
+    #[prost(message, repeated, tag = "3")]
+    pub edges: ::prost::alloc::vec::Vec<DispatchEdge>,
+    /// until the edge says otherwise
+    #[prost(message, optional, tag = "4")]
+    pub heartbeat: ::core::option::Option<DispatchHeartbeat>,
+    /// why others are not listed; for operators who ask for it
+    #[prost(message, repeated, tag = "5")]
+    pub unlisted: ::prost::alloc::vec::Vec<DispatchUnlisted>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchClient {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// ISO 3166-1 alpha-2
+    #[prost(string, optional, tag = "2")]
+    pub country: ::core::option::Option<::prost::alloc::string::String>,
+    /// why it could not be placed, if so
+    #[prost(string, optional, tag = "3")]
+    pub unplaced: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DispatchEdge {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub region: ::prost::alloc::string::String,
+    /// "ip:port", the same ports for all transports
+    #[prost(string, repeated, tag = "3")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// in the order to try them
+    #[prost(enumeration = "DispatchTransport", repeated, tag = "4")]
+    pub transports: ::prost::alloc::vec::Vec<i32>,
+    #[prost(message, optional, tag = "5")]
+    pub timeouts_ms: ::core::option::Option<DispatchTimeouts>,
+    /// from 1
+    #[prost(uint32, tag = "6")]
+    pub rank: u32,
+    #[prost(message, optional, tag = "7")]
+    pub explain: ::core::option::Option<DispatchExplain>,
+    /// what its certificate says
+    #[prost(string, tag = "8")]
+    pub tls_name: ::prost::alloc::string::String,
+}
+/// From the first packet to the edge's Welcome, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchTimeouts {
+    #[prost(uint32, tag = "1")]
+    pub quic: u32,
+    #[prost(uint32, tag = "2")]
+    pub tcp: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DispatchExplain {
+    /// absent = nothing is known
+    #[prost(double, optional, tag = "1")]
+    pub rtt_ms: ::core::option::Option<f64>,
+    /// measured, provider, country, distance or unknown
+    #[prost(string, tag = "2")]
+    pub rtt_source: ::prost::alloc::string::String,
+    /// connections over capacity, those on their way included
+    #[prost(double, tag = "3")]
+    pub load: f64,
+    /// in words
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchUnlisted {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub region: ::prost::alloc::string::String,
+    /// silent, draining, cordoned, region_cordoned, full or excluded
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchHeartbeat {
+    #[prost(uint32, tag = "1")]
+    pub foreground_ms: u32,
+    #[prost(uint32, tag = "2")]
+    pub background_ms_min: u32,
+    #[prost(uint32, tag = "3")]
+    pub background_ms_max: u32,
+}
+/// The body of every answer that is none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DispatchFailure {
+    /// for programs; stable
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    /// for people
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DispatchNetworkKind {
+    Unknown = 0,
+    Wifi = 1,
+    Cellular = 2,
+    Wired = 3,
+}
+impl DispatchNetworkKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "DISPATCH_NETWORK_KIND_UNKNOWN",
+            Self::Wifi => "DISPATCH_NETWORK_KIND_WIFI",
+            Self::Cellular => "DISPATCH_NETWORK_KIND_CELLULAR",
+            Self::Wired => "DISPATCH_NETWORK_KIND_WIRED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DISPATCH_NETWORK_KIND_UNKNOWN" => Some(Self::Unknown),
+            "DISPATCH_NETWORK_KIND_WIFI" => Some(Self::Wifi),
+            "DISPATCH_NETWORK_KIND_CELLULAR" => Some(Self::Cellular),
+            "DISPATCH_NETWORK_KIND_WIRED" => Some(Self::Wired),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DispatchTransport {
+    Unknown = 0,
+    Quic = 1,
+    Tcp = 2,
+}
+impl DispatchTransport {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "DISPATCH_TRANSPORT_UNKNOWN",
+            Self::Quic => "DISPATCH_TRANSPORT_QUIC",
+            Self::Tcp => "DISPATCH_TRANSPORT_TCP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DISPATCH_TRANSPORT_UNKNOWN" => Some(Self::Unknown),
+            "DISPATCH_TRANSPORT_QUIC" => Some(Self::Quic),
+            "DISPATCH_TRANSPORT_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
