@@ -58,13 +58,16 @@ pub(crate) fn acceptable(puts: &[Put]) -> Result<(), StoreError> {
                 return bad(format!("the name of a value has {} bytes, at most 255 are possible", key.len()));
             }
             Put::Row { row, .. }
-                if row.heads.len() > super::format::VECTOR_ENTRIES
-                    || row.read.len() > super::format::VECTOR_ENTRIES =>
+                if [&row.heads, &row.read, &row.peer_read, &row.from]
+                    .iter()
+                    .any(|vector| vector.len() > super::format::VECTOR_ENTRIES) =>
             {
                 return bad(format!(
-                    "a row with {} heads and {} read marks is too long",
+                    "a row with {} heads, {} and {} read marks and {} origins of its beginning is too long",
                     row.heads.len(),
-                    row.read.len()
+                    row.read.len(),
+                    row.peer_read.len(),
+                    row.from.len()
                 ));
             }
             Put::Todo(todo) if todo.prefix.len() > super::format::VECTOR_ENTRIES => {

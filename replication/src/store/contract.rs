@@ -59,6 +59,9 @@ macro_rules! contract {
             synced_puts_survive_and_lazy_ones_within_their_time,
             lazy_puts_ride_with_the_next_append,
             what_cannot_be_stored_is_refused_whole,
+            an_erased_entry_keeps_its_place_and_its_log_goes_on,
+            an_acked_erasure_survives_and_every_crash_point_leaves_one_form_or_the_other,
+            all_fields_of_rows_and_todo_come_back,
         );
     };
     (@ $make:expr; $($name:ident,)*) => {
@@ -444,7 +447,10 @@ pub async fn conversations_are_listed_in_order_page_by_page(world: &mut dyn Worl
     let store = world.store();
     for n in [200, 3, 255, 0, 77, 4] {
         for region in [1, 2] {
-            assert_eq!(append_one(&store, batch(conv(n), origin(region), 1, 1 + u64::from(region))).await, Appended::Decided);
+            assert_eq!(
+                append_one(&store, batch(conv(n), origin(region), 1, 1 + u64::from(region))).await,
+                Appended::Decided
+            );
         }
     }
     let heads: Heads = [(origin(1), 2), (origin(2), 3)].into();
@@ -463,7 +469,11 @@ pub async fn conversations_are_listed_in_order_page_by_page(world: &mut dyn Worl
         }
         assert_eq!(found, all);
     }
-    assert_eq!(store.conversations(Some(conv(5)), 1).await.unwrap(), [(conv(77), heads)], "after an id that is not there");
+    assert_eq!(
+        store.conversations(Some(conv(5)), 1).await.unwrap(),
+        [(conv(77), heads)],
+        "after an id that is not there"
+    );
     assert_eq!(store.conversations(None, 0).await.unwrap(), []);
 }
 
@@ -528,6 +538,91 @@ pub async fn what_cannot_be_stored_is_refused_whole(world: &mut dyn World) {
     assert!(store.put(vec![row_put("bob", conv(1), 1), long], Durability::Lazy).await.is_err());
     assert_eq!(store.rows(user("bob")).await.unwrap(), Vec::new());
     assert_eq!(store.meta(EPOCH_KEY).await.unwrap(), None);
+}
+
+pub fn erase(conversation: ConvId, origin: Origin, seq: u64) -> Put {
+    Put::Erase { conversation, origin, seq }
+}
+
+pub async fn an_erased_entry_keeps_its_place_and_its_log_goes_on(world: &mut dyn World) {
+    let store = world.store();
+    // In one go: the erasure is ordered after the append that it was called after.
+    let appended = store.append(vec![batch(conv(1), origin(1), 1, 3), batch(conv(2), origin(1), 1, 1)]);
+    let puts = vec![row_put("bob", conv(1), 1), erase(conv(1), origin(1), 2), erase(conv(1), origin(1), 2)];
+    let (answers, erased) = tokio::join!(appended, store.put(puts, Durability::Synced));
+    assert_eq!((answers, erased), (vec![Appended::Decided; 2], Ok(())));
+    let mut expected = entries(conv(1), origin(1), 1, 5);
+    expected[1] = Arc::new(expected[1].to_erased());
+    assert_eq!(read(&store, conv(1), origin(1)).await, expected[..3]);
+    assert_eq!(append_one(&store, batch(conv(1), origin(1), 4, 5)).await, Appended::Decided);
+    let nothing = [(2, 2), (1, 6), (1, 0), (9, 1)].map(|(c, seq)| erase(conv(c), origin(1), seq));
+    store.put(nothing.into(), Durability::Synced).await.unwrap();
+    drop(store);
+    world.crash(0);
+    let store = world.store();
+    assert_eq!(read(&store, conv(1), origin(1)).await, expected);
+    assert_eq!(read(&store, conv(2), origin(1)).await, entries(conv(2), origin(1), 1, 1));
+    assert_eq!(store.conversation(conv(1)).await.unwrap().heads[&origin(1)], 5);
+    assert_eq!(store.rows(user("bob")).await.unwrap().len(), 1);
+    let list: Vec<_> = store.conversations(None, 9).await.unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(list, [conv(1), conv(2)], "an erasure of what is not held leaves nothing");
+    // A copy may arrive erased.
+    let copy =
+        Append { entries: vec![Arc::new(entry(conv(3), origin(2), 1).to_erased())], ..batch(conv(3), origin(2), 1, 1) };
+    assert_eq!(append_one(&store, copy.clone()).await, Appended::Decided);
+    store.put(vec![erase(conv(3), origin(2), 1)], Durability::Synced).await.unwrap();
+    assert_eq!(read(&store, conv(3), origin(2)).await, copy.entries);
+}
+
+pub async fn an_acked_erasure_survives_and_every_crash_point_leaves_one_form_or_the_other(world: &mut dyn World) {
+    for steps in 0..6u8 {
+        let (id, store) = (conv(10 + steps), world.store());
+        assert_eq!(append_one(&store, batch(id, origin(1), 1, 2)).await, Appended::Decided);
+        let can_die = world.die_after(u64::from(steps));
+        let acked = store.put(vec![row_put("bob", id, 1), erase(id, origin(1), 1)], Durability::Synced).await;
+        assert!(acked.is_ok() || can_die);
+        drop(store);
+        world.crash(usize::from(steps % 3));
+        let found = read(&world.store(), id, origin(1)).await;
+        let whole = entries(id, origin(1), 1, 2);
+        let erased = vec![Arc::new(whole[0].to_erased()), whole[1].clone()];
+        assert!(found == erased || (found == whole && acked.is_err()), "{steps} steps, {acked:?}: {found:?}");
+    }
+    let store = world.store();
+    assert_eq!(append_one(&store, batch(conv(1), origin(1), 1, 1)).await, Appended::Decided);
+    store.put(vec![erase(conv(1), origin(1), 1)], Durability::Lazy).await.unwrap();
+    drop(store);
+    world.lazy_sync().await;
+    world.crash(0);
+    assert!(read(&world.store(), conv(1), origin(1)).await[0].erased, "a lazy one within its time");
+}
+
+pub async fn all_fields_of_rows_and_todo_come_back(world: &mut dyn World) {
+    let store = world.store();
+    let vector = |n: u64| Heads::from([(origin(1), n), (Origin { region: 2, era: 0 }, n + 1)]);
+    let full = RowRecord {
+        rev: Rev(7),
+        heads: vector(1),
+        read: vector(2),
+        peer_read: vector(3),
+        from: vector(4),
+        state: 1,
+        generation: 5,
+        peer: Some(user("carol")),
+        last_hlc: 6,
+        counted: 8,
+    };
+    let noted = Todo { user: Some(user("bob")), ..todo(Target::Peer(2), conv(1), 3) };
+    let puts = vec![
+        Put::Row { user: user("bob"), conversation: conv(1), row: full.clone() },
+        Put::Todo(noted.clone()),
+        Put::Todo(todo(Target::Peer(3), conv(1), 3)),
+    ];
+    store.put(puts, Durability::Synced).await.unwrap();
+    drop(store);
+    world.crash(0);
+    assert_eq!(world.store().rows(user("bob")).await.unwrap(), [(conv(1), full)]);
+    assert_eq!(world.store().todo().await.unwrap(), [noted, todo(Target::Peer(3), conv(1), 3)]);
 }
 
 #[path = "contract_histories.rs"]

@@ -19,7 +19,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let append = proptest::collection::vec((0..LOGS, 1u64..5, proptest::option::of(0u8..3)), 1..4);
-    let puts = proptest::collection::vec((0u8..4, 0u8..3, 0u64..30), 1..4);
+    let puts = proptest::collection::vec((0u8..5, 0u8..3, 0u64..30), 1..4);
     prop_oneof![
         6 => (append, prop_oneof![9 => Just(1u64), 1 => 0u64..4]).prop_map(|(logs, epoch)| Op::Append { logs, epoch }),
         5 => (puts, any::<bool>()).prop_map(|(puts, synced)| Op::Put { puts, synced }),
@@ -36,13 +36,15 @@ enum Key {
     Todo(Target, ConvId),
     Checkpoint(ConvId),
     Meta(String),
+    Erased(ConvId, Origin, u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Row(RowRecord),
-    Todo(Heads),
+    Todo(Heads, Option<UserId>),
     Bytes(Bytes),
+    Erased,
 }
 
 #[derive(Debug, Default)]
@@ -89,9 +91,14 @@ impl Model {
             Put::Row { user, conversation, row } => {
                 (Key::Row(user.clone(), *conversation), Some(Value::Row(row.clone())))
             }
-            Put::Erase { .. } => return,
+            Put::Erase { conversation, origin, seq } => {
+                if self.logs.get(&(*conversation, *origin)).is_none_or(|held| (held.len() as u64) < *seq) {
+                    return;
+                }
+                (Key::Erased(*conversation, *origin, *seq), Some(Value::Erased))
+            }
             Put::Todo(todo) => {
-                let value = (!todo.prefix.is_empty()).then(|| Value::Todo(todo.prefix.clone()));
+                let value = (!todo.prefix.is_empty()).then(|| Value::Todo(todo.prefix.clone(), todo.user.clone()));
                 (Key::Todo(todo.target, todo.conversation), value)
             }
             Put::Checkpoint { conversation, value } => {
@@ -166,9 +173,14 @@ impl Model {
                 0 => row_put(["ann", "bob", "cid"][usize::from(*place)], conv(*place), *n),
                 1 => Put::Todo(Todo {
                     prefix: if n % 3 == 0 { Heads::new() } else { [(origin(1), *n)].into_iter().collect() },
+                    user: (n % 5 == 0).then(|| user("bob")),
                     ..todo(target(*place), conv(*place), *n)
                 }),
                 2 => Put::Checkpoint { conversation: conv(*place), value: Bytes::from(n.to_string()) },
+                3 => {
+                    let (conversation, origin) = log(*place);
+                    Put::Erase { conversation, origin, seq: 1 + n % 6 }
+                }
                 _ => Put::Meta { key: format!("key {place}"), value: Bytes::from(n.to_string()) },
             })
             .collect();
@@ -190,11 +202,14 @@ impl Model {
             }
         }
         for todo in store.todo().await.unwrap() {
-            found.insert(Key::Todo(todo.target, todo.conversation), Value::Todo(todo.prefix));
+            found.insert(Key::Todo(todo.target, todo.conversation), Value::Todo(todo.prefix, todo.user));
         }
         for n in 0..LOGS {
             if let Some(value) = store.conversation(conv(n)).await.unwrap().checkpoint {
                 found.insert(Key::Checkpoint(conv(n)), Value::Bytes(value));
+            }
+            for entry in read(store, log(n).0, log(n).1).await.iter().filter(|entry| entry.erased) {
+                found.insert(Key::Erased(log(n).0, log(n).1, entry.place.seq), Value::Erased);
             }
             let key = format!("key {n}");
             if let Some(value) = store.meta(&key).await.unwrap() {
@@ -208,7 +223,13 @@ impl Model {
         for n in 0..LOGS {
             let (conversation, origin) = log(n);
             let decided = self.logs.get(&log(n)).map_or(&[][..], Vec::as_slice);
-            assert_eq!(read(store, conversation, origin).await, decided);
+            let found = read(store, conversation, origin).await;
+            // What is erased is compared with what was put, see `stored`.
+            let same = |(found, decided): (&Arc<Entry>, &Arc<Entry>)| {
+                if found.erased { **found == decided.to_erased() } else { found == decided }
+            };
+            assert_eq!(found.len(), decided.len());
+            assert!(found.iter().zip(decided).all(same), "{found:?} {decided:?}");
             let image = store.conversation(conversation).await.unwrap();
             assert_eq!(image.heads.get(&origin).copied().unwrap_or(0), decided.len() as u64);
             assert!(image.damaged.is_empty());

@@ -4,13 +4,17 @@
 //! |---|---|---|
 //! | `entries` | conversation(16) region(1) era(8) seq(8) | 1, chain(16), the entry's stored form |
 //! | `rows` | u8+user conversation(16) | 1, row, see [`encode_row`] |
-//! | `todo` | target(1: 0 fan-out, else the peer region) conversation(16) | 1, vector |
+//! | `todo` | target(1: 0 fan-out, else the peer region) conversation(16) | 1, vector; or 2, vector, u8+user |
 //! | `state` | `c` conversation(16) | 1, checkpoint |
 //! | `state` | `m` name | 1, value |
 //! | `state` | `x` `clean` | 1; present only after a clean stop |
+//! | `state` | `x` `purge` | 1, u64 wall milliseconds: since then erased bodies may lie in old files |
+//! | `erased` | as in `entries` | 1, u64 n, u8+user, u8+install: who wrote the entry whose body was erased there |
+//! | `quarantine` | as in `entries` | what stood there, whatever it was: cut by a repair, never read by a node |
 //!
 //! Integers are big-endian, so that the order of keys is the order of ids and numbers. A vector is a u16 count
-//! and per origin region(1) era(8) seq(8). The first byte of every value is its format.
+//! and per origin region(1) era(8) seq(8). The first byte of every value is its format; a value is written in the
+//! oldest format that can say it.
 //!
 //! **Chain.** `chain(n)` is the first 16 bytes of SHA-256 over `chain(n-1)` (zeros before the first) and the
 //! entry's header: its stored form up to and including the body's hash, with the flag `erased` cleared. The body
@@ -20,11 +24,13 @@
 use bytes::{Buf, BufMut, Bytes};
 use ring::digest::{SHA256, digest};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Origin, Rev, Seq, UserId};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Rev, Seq, UserId};
 use tern_core::store::{RowRecord, Target};
 
 /// Of every value.
 const FORMAT: u8 = 1;
+/// Of rows and todo rows with what the first format can't say.
+const FORMAT_2: u8 = 2;
 /// The bit of an entry's second byte that says its body was erased, see `tern_core::entry`.
 const ERASED: u8 = 8;
 /// Longest vector that a value can hold.
@@ -35,6 +41,8 @@ pub const LOG_BYTES: usize = 25;
 pub const ENTRY_KEY_BYTES: usize = LOG_BYTES + 8;
 /// Key in `state` of the mark of a clean stop.
 pub const CLEAN_KEY: &[u8] = b"xclean";
+/// Key in `state` of the mark that bodies were erased which old files may still hold.
+pub const PURGE_KEY: &[u8] = b"xpurge";
 
 /// One log: a conversation and whose entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -158,10 +166,12 @@ pub fn parse_row_key(key: &[u8]) -> Option<ConvId> {
     ConvId::from_slice(key.get(key.len().checked_sub(16)?..)?)
 }
 
-/// `1, u64 rev, u32 state, u64 generation, u64 last_hlc, u64 counted, u8+peer (0 = none), heads, read`.
+/// `1, u64 rev, u32 state, u64 generation, u64 last_hlc, u64 counted, u8+peer (0 = none), heads, read`; format 2
+/// goes on with `peer_read, from`.
 pub fn encode_row(out: &mut Vec<u8>, row: &RowRecord) {
     out.clear();
-    out.put_u8(FORMAT);
+    let second = !row.peer_read.is_empty() || !row.from.is_empty();
+    out.put_u8(if second { FORMAT_2 } else { FORMAT });
     out.put_u64(row.rev.0);
     out.put_u32(row.state);
     out.put_u64(row.generation);
@@ -173,11 +183,15 @@ pub fn encode_row(out: &mut Vec<u8>, row: &RowRecord) {
     out.put_slice(peer.as_bytes());
     put_vector(out, &row.heads);
     put_vector(out, &row.read);
+    if second {
+        put_vector(out, &row.peer_read);
+        put_vector(out, &row.from);
+    }
 }
 
 /// Reads a row.
 pub fn decode_row(value: &[u8]) -> Result<RowRecord, FormatError> {
-    let mut b = open(value, "row")?;
+    let (second, mut b) = open_either(value, "row")?;
     let bad = || FormatError::Malformed("row");
     if b.len() < 37 {
         return Err(bad());
@@ -198,12 +212,16 @@ pub fn decode_row(value: &[u8]) -> Result<RowRecord, FormatError> {
     b = rest;
     row.heads = get_vector(&mut b).ok_or_else(bad)?;
     row.read = get_vector(&mut b).ok_or_else(bad)?;
+    if second {
+        row.peer_read = get_vector(&mut b).ok_or_else(bad)?;
+        row.from = get_vector(&mut b).ok_or_else(bad)?;
+    }
     if b.is_empty() { Ok(row) } else { Err(bad()) }
 }
 
 /// The revision of a stored row, without reading the rest.
 pub fn row_rev(value: &[u8]) -> Result<Rev, FormatError> {
-    open(value, "row")?.try_get_u64().map(Rev).map_err(|_| FormatError::Malformed("row"))
+    open_either(value, "row")?.1.try_get_u64().map(Rev).map_err(|_| FormatError::Malformed("row"))
 }
 
 /// The key of a todo row: fan-out first, then the peers.
@@ -225,19 +243,56 @@ pub fn parse_todo_key(key: &[u8]) -> Option<(Target, ConvId)> {
 }
 
 /// Writes a todo row's value.
-pub fn encode_todo(out: &mut Vec<u8>, prefix: &Heads) {
+pub fn encode_todo(out: &mut Vec<u8>, prefix: &Heads, user: Option<&UserId>) {
     out.clear();
-    out.put_u8(FORMAT);
+    out.put_u8(if user.is_some() { FORMAT_2 } else { FORMAT });
     put_vector(out, prefix);
+    if let Some(user) = user {
+        put_text(out, user.as_str());
+    }
 }
 
 /// Reads a todo row's value.
-pub fn decode_todo(value: &[u8]) -> Result<Heads, FormatError> {
-    let mut b = open(value, "todo row")?;
-    match get_vector(&mut b) {
-        Some(prefix) if b.is_empty() => Ok(prefix),
-        _ => Err(FormatError::Malformed("todo row")),
-    }
+pub fn decode_todo(value: &[u8]) -> Result<(Heads, Option<UserId>), FormatError> {
+    let (second, mut b) = open_either(value, "todo row")?;
+    let bad = || FormatError::Malformed("todo row");
+    let prefix = get_vector(&mut b).ok_or_else(bad)?;
+    let user = if second {
+        let text = get_text(&mut b).ok_or_else(bad)?;
+        Some(UserId::from_bytes(text).map_err(|_| bad())?)
+    } else {
+        None
+    };
+    if b.is_empty() { Ok((prefix, user)) } else { Err(bad()) }
+}
+
+/// Writes a value of `erased`.
+pub fn encode_erased(out: &mut Vec<u8>, by: &Identity) {
+    out.clear();
+    out.put_u8(FORMAT);
+    out.put_u64(by.n);
+    put_text(out, by.user.as_str());
+    put_text(out, by.install.as_str());
+}
+
+/// Reads a value of `erased`.
+pub fn decode_erased(value: &[u8]) -> Result<Identity, FormatError> {
+    let mut b = open(value, "erasure")?;
+    let bad = || FormatError::Malformed("erasure");
+    let n = b.try_get_u64().map_err(|_| bad())?;
+    let user = UserId::from_bytes(get_text(&mut b).ok_or_else(bad)?).map_err(|_| bad())?;
+    let install = InstallId::from_bytes(get_text(&mut b).ok_or_else(bad)?).map_err(|_| bad())?;
+    if b.is_empty() && n > 0 { Ok(Identity { user, install, n }) } else { Err(bad()) }
+}
+
+/// The value of an entry with its body erased: its link stays, since no body is in it.
+pub fn erased_value(link: &Chain, entry: &Entry) -> Vec<u8> {
+    let erased = entry.to_erased();
+    let mut out = Vec::with_capacity(17 + erased.encoded_len());
+    out.put_u8(FORMAT);
+    out.put_slice(link);
+    erased.encode(&mut out);
+    out
 }
 
 /// The key of a conversation's checkpoint.
@@ -270,6 +325,27 @@ fn open<'a>(value: &'a [u8], what: &'static str) -> Result<&'a [u8], FormatError
         Some((format, _)) => Err(FormatError::Unknown(what, *format)),
         None => Err(FormatError::Malformed(what)),
     }
+}
+
+/// Like [`open`], of a value that has two formats. Whether it is the second, and the rest.
+fn open_either<'a>(value: &'a [u8], what: &'static str) -> Result<(bool, &'a [u8]), FormatError> {
+    match value.split_first() {
+        Some((&FORMAT_2, rest)) => Ok((true, rest)),
+        _ => Ok((false, open(value, what)?)),
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    #[expect(clippy::cast_possible_truncation, reason = "ids are at most 64 bytes")]
+    out.put_u8(text.len() as u8);
+    out.put_slice(text.as_bytes());
+}
+
+fn get_text<'a>(b: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::from(b.try_get_u8().ok()?);
+    let (text, rest) = b.split_at_checked(length)?;
+    *b = rest;
+    Some(text)
 }
 
 fn put_vector(out: &mut Vec<u8>, vector: &Heads) {

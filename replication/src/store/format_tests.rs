@@ -99,14 +99,36 @@ fn rows_and_todo_are_pinned() {
         concat!("01", "0000000000000001", "00000002", "0000000000000003", "0000000000000004", "0000000000000005");
     assert_eq!(hex(&out), format!("{expected}03626f62{vector}0000"));
     assert_eq!(row_rev(&out), Ok(Rev(1)));
-    encode_todo(&mut out, &heads());
+    let ranged = RowRecord { peer_read: heads(), ..row.clone() };
+    encode_row(&mut out, &ranged);
+    let second = expected.replacen("01", "02", 1);
+    assert_eq!(hex(&out), format!("{second}03626f62{vector}0000{vector}0000"));
+    assert_eq!((row_rev(&out), decode_row(&out)), (Ok(Rev(1)), Ok(ranged)));
+    encode_todo(&mut out, &heads(), None);
     assert_eq!(hex(&out), format!("01{vector}"));
+    encode_todo(&mut out, &heads(), Some(&UserId::new("al").unwrap()));
+    assert_eq!(hex(&out), format!("02{vector}02616c"));
+}
+
+#[test]
+fn erasures_are_pinned() {
+    let mut out = Vec::new();
+    let by = entry(3, b"hi").by;
+    encode_erased(&mut out, &by);
+    assert_eq!(hex(&out), "01000000000000000402616c0170");
+    assert_eq!(decode_erased(&out), Ok(by));
+    assert_eq!(decode_erased(&out[..13]), Err(FormatError::Malformed("erasure")));
+    let link = encode_entry(&mut out, &[1; 16], &entry(3, b"hi"));
+    let erased = erased_value(&link, &entry(3, b"hi"));
+    encode_entry(&mut out, &[1; 16], &entry(3, b"hi").to_erased());
+    assert_eq!(erased, out);
 }
 
 #[test]
 fn a_value_of_a_later_format_is_told_apart_from_a_broken_one() {
-    assert_eq!(decode_row(&[2, 0, 0]), Err(FormatError::Unknown("row", 2)));
+    assert_eq!(decode_row(&[3, 0, 0]), Err(FormatError::Unknown("row", 3)));
     assert_eq!(decode_row(&[1, 0, 0]), Err(FormatError::Malformed("row")));
+    assert_eq!(decode_todo(&[3]), Err(FormatError::Unknown("todo row", 3)));
     assert_eq!(split_entry(&[2; 40]), Err(FormatError::Unknown("entry", 2)));
     assert_eq!(split_entry(&[]), Err(FormatError::Malformed("entry")));
 }
@@ -122,20 +144,20 @@ fn vector() -> impl Strategy<Value = Heads> {
 proptest! {
     #[test]
     fn rows_are_read_as_written(rev: u64, heads in vector(), read in vector(), state: u32, generation: u64,
-        peer in proptest::option::of("[a-zü]{1,30}"), last_hlc: u64, counted: u64) {
+        peer_read in vector(), from in vector(), peer in proptest::option::of("[a-zü]{1,30}"), last_hlc: u64, counted: u64) {
         let peer = peer.map(|p| UserId::new(&p).unwrap());
-        let row = RowRecord { rev: Rev(rev), heads, read, state, generation, peer, last_hlc, counted, ..RowRecord::default() };
+        let row = RowRecord { rev: Rev(rev), heads, read, peer_read, from, state, generation, peer, last_hlc, counted };
         let mut out = Vec::new();
         encode_row(&mut out, &row);
         prop_assert_eq!(decode_row(&out), Ok(row.clone()));
         prop_assert_eq!(row_rev(&out), Ok(row.rev));
-        encode_todo(&mut out, &row.heads);
-        prop_assert_eq!(decode_todo(&out), Ok(row.heads));
+        encode_todo(&mut out, &row.heads, row.peer.as_ref());
+        prop_assert_eq!(decode_todo(&out), Ok((row.heads, row.peer)));
     }
 
     #[test]
     fn any_bytes_are_a_value_or_an_error(bytes: Vec<u8>) {
-        let _value_or_error = (decode_row(&bytes), decode_todo(&bytes), split_entry(&bytes).is_ok(), parse_entry_key(&bytes),
+        let _value_or_error = (decode_row(&bytes), decode_todo(&bytes), split_entry(&bytes).is_ok(), decode_erased(&bytes), parse_entry_key(&bytes),
             parse_todo_key(&bytes), parse_row_key(&bytes));
     }
 

@@ -1,6 +1,6 @@
 //! Limits of the stores. Together they bound what an embedded store holds in memory: the block cache
 //! ([`CACHE_BYTES`]), memtables (each up to twice its limit, one active and one on its way to disk: 92 MiB in
-//! all), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
+//! all, and 8 more while bodies are erased), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
 
 /// Block cache of the embedded store, in bytes, unless the options say otherwise. Recent entries are in
 /// memtables and the rest in the page cache, so a larger one gains little.
@@ -14,6 +14,8 @@ pub const ROWS_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
 pub const TODO_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
 /// Memtable of checkpoints and named values.
 pub const STATE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+/// Memtables of erased places and of what repairs took out: written seldom.
+pub const RARE_MEMTABLE_BYTES: u64 = 1024 * 1024;
 /// All journal files together; above it the oldest data is flushed. Bounds the replay after a crash to about
 /// two seconds.
 pub const JOURNAL_BYTES: u64 = 192 * 1024 * 1024;

@@ -15,6 +15,7 @@ pub struct StoreMetrics {
     pub(super) entries: Counter,
     pub(super) entry_bytes: Counter,
     pub(super) puts: Counter,
+    pub(super) erased_entries: Counter,
     pub(super) refused: Counter,
     pub(super) commits: Counter,
     pub(super) syncs: Counter,
@@ -33,6 +34,7 @@ impl Default for StoreMetrics {
             entries: Counter::default(),
             entry_bytes: Counter::default(),
             puts: Counter::default(),
+            erased_entries: Counter::default(),
             refused: Counter::default(),
             commits: Counter::default(),
             syncs: Counter::default(),
@@ -59,6 +61,7 @@ impl StoreMetrics {
         registry.register("tern_store_entries", "Entries decided", self.entries.clone());
         registry.register("tern_store_entry_bytes", "Bytes of them in stored form", self.entry_bytes.clone());
         registry.register("tern_store_puts", "Rows, todo rows, checkpoints and named values put", self.puts.clone());
+        registry.register("tern_store_erased_entries", "Entries whose body was erased", self.erased_entries.clone());
         registry.register("tern_store_refused_appends", "Appends of which nothing was written", self.refused.clone());
         registry.register("tern_store_commits", "Groups committed", self.commits.clone());
         registry.register("tern_store_syncs", "Forced writes", self.syncs.clone());

@@ -252,7 +252,9 @@ fn append_bytes(append: &Append) -> usize {
 
 fn put_bytes(put: &Put) -> usize {
     match put {
-        Put::Row { row, .. } => COMMAND_BYTES + 32 * (row.heads.len() + row.read.len()),
+        Put::Row { row, .. } => {
+            COMMAND_BYTES + 32 * (row.heads.len() + row.read.len() + row.peer_read.len() + row.from.len())
+        }
         Put::Erase { .. } => COMMAND_BYTES,
         Put::Todo(todo) => todo_bytes(todo),
         Put::Checkpoint { value, .. } => COMMAND_BYTES + value.len(),

@@ -17,8 +17,8 @@ use super::super::format::{
     parse_entry_key, parse_row_key, parse_todo_key, rows_prefix, split_entry,
 };
 use super::super::limits::{
-    BACKGROUND_THREADS, ENTRIES_MEMTABLE_BYTES, JOURNAL_BYTES, ROWS_MEMTABLE_BYTES, STATE_MEMTABLE_BYTES,
-    TODO_MEMTABLE_BYTES,
+    BACKGROUND_THREADS, ENTRIES_MEMTABLE_BYTES, JOURNAL_BYTES, RARE_MEMTABLE_BYTES, ROWS_MEMTABLE_BYTES,
+    STATE_MEMTABLE_BYTES, TODO_MEMTABLE_BYTES,
 };
 use super::verify::Damage;
 
@@ -27,6 +27,8 @@ use super::verify::Damage;
 pub(super) struct Head {
     pub seq: u64,
     pub chain: Chain,
+    /// Highest erased place of the log. Above `seq` only where a log was cut, or restored with erasures.
+    pub erased_to: u64,
 }
 
 /// Why a log's head can't be told.
@@ -43,6 +45,10 @@ pub(super) struct Tables {
     pub rows: Keyspace,
     pub todo: Keyspace,
     pub state: Keyspace,
+    /// Places whose bodies were erased, and whose they were: small, read by exports, and where a log was cut.
+    pub erased: Keyspace,
+    /// What repairs took out of logs.
+    pub quarantine: Keyspace,
     pub db: Database,
     /// Logs that are refused. Grows only when something is verified.
     pub damage: RwLock<Damage>,
@@ -71,6 +77,8 @@ impl Tables {
             rows: keyspace("rows", ROWS_MEMTABLE_BYTES)?,
             todo: keyspace("todo", TODO_MEMTABLE_BYTES)?,
             state: keyspace("state", STATE_MEMTABLE_BYTES)?,
+            erased: keyspace("erased", RARE_MEMTABLE_BYTES)?,
+            quarantine: keyspace("quarantine", RARE_MEMTABLE_BYTES)?,
             db,
             damage: RwLock::default(),
             #[cfg(test)]
@@ -98,17 +106,21 @@ impl Tables {
         self.damage.read().unwrap_or_else(PoisonError::into_inner).of(log)
     }
 
-    /// The head of a log; `None` for one without entries.
-    pub(super) fn head(&self, log: LogId) -> Result<Option<Head>, HeadError> {
-        let Some(newest) =
-            self.db.snapshot().range(&self.entries, entry_key(log, 0)..=entry_key(log, u64::MAX)).next_back()
-        else {
-            return Ok(None);
+    /// The head of a log; its seq is 0 where there are no entries.
+    pub(super) fn head(&self, log: LogId) -> Result<Head, HeadError> {
+        let snapshot = self.db.snapshot();
+        let all = entry_key(log, 0)..=entry_key(log, u64::MAX);
+        let erased_to = match snapshot.range(&self.erased, all.clone()).next_back() {
+            Some(last) => parse_entry_key(&last.key()?).map_or(0, |(_, seq)| seq),
+            None => 0,
+        };
+        let Some(newest) = snapshot.range(&self.entries, all).next_back() else {
+            return Ok(Head { erased_to, ..Head::default() });
         };
         let (key, value) = newest.into_inner()?;
         let seq = parse_entry_key(&key).map_or(0, |(_, seq)| seq);
         let (chain, _) = read_entry(log, seq, &value).map_err(|what| HeadError::Damaged { seq, what })?;
-        Ok(Some(Head { seq, chain }))
+        Ok(Head { seq, chain, erased_to })
     }
 
     pub(super) fn conversation(&self, conversation: ConvId) -> Result<ConversationImage, StoreError> {
@@ -205,7 +217,8 @@ impl Tables {
             let (key, value) = row.into_inner().map_err(backend)?;
             let (target, conversation) =
                 parse_todo_key(&key).ok_or(FormatError::Malformed("todo row's key")).map_err(malformed)?;
-            found.push(Todo { target, conversation, prefix: decode_todo(&value).map_err(malformed)?, user: None });
+            let (prefix, user) = decode_todo(&value).map_err(malformed)?;
+            found.push(Todo { target, conversation, prefix, user });
         }
         Ok(found)
     }

@@ -11,26 +11,27 @@
 //! `fdatasync` nobody knows what is durable: the kernel may have dropped the pages and report success for the
 //! next one. Only reading the disk again, which is a restart, can tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use fjall::OwnedWriteBatch;
-use tern_core::ids::Rev;
+use fjall::{OwnedWriteBatch, Readable};
+use tern_core::ids::{Identity, Rev};
 use tern_core::limits::LAZY_SYNC;
 use tern_core::store::{Append, Appended, Put, StoreError, Todo};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
 use super::super::format::{
-    self, CLEAN_KEY, LogId, checkpoint_key, encode_entry, encode_opaque, encode_row, encode_todo, entry_key, meta_key,
-    row_key, row_rev, todo_key,
+    self, CLEAN_KEY, ENTRY_KEY_BYTES, LogId, checkpoint_key, encode_entry, encode_erased, encode_opaque, encode_row,
+    encode_todo, entry_key, erased_value, meta_key, parse_entry_key, row_key, row_rev, todo_key,
 };
 use super::super::limits::{DISK_CHECK_MS, DISK_FLOOR_BYTES, HEAD_CACHE};
 use super::heads::Heads;
 use super::metrics::StoreMetrics;
-use super::tables::{Head, HeadError, Tables, describe};
+use super::tables::{Head, HeadError, Tables, describe, read_entry};
 
 /// Called with what failed when a commit failed or the writer panicked. The default logs and aborts the process.
 /// If it returns, the store refuses all further writes.
@@ -41,6 +42,12 @@ pub(super) enum Command {
     Append { batches: Vec<Append>, answer: oneshot::Sender<Vec<Appended>>, room: OwnedSemaphorePermit },
     Put { puts: Vec<Put>, synced: bool, answer: oneshot::Sender<Result<(), StoreError>>, room: OwnedSemaphorePermit },
     Close { answer: oneshot::Sender<Result<(), StoreError>> },
+}
+
+impl Command {
+    fn erases(&self) -> bool {
+        matches!(self, Self::Put { puts, .. } if puts.iter().any(|put| matches!(put, Put::Erase { .. })))
+    }
 }
 
 /// What waits for the writer. Its size is bounded by permits that the commands carry.
@@ -128,6 +135,13 @@ pub(super) fn monotonic() -> Instant {
 enum Answer {
     Append(oneshot::Sender<Vec<Appended>>, Vec<Appended>, OwnedSemaphorePermit),
     Put(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>, OwnedSemaphorePermit),
+}
+
+/// A body that goes: of an entry, of what a repair put aside at its place, or both.
+struct Erasure {
+    key: [u8; ENTRY_KEY_BYTES],
+    quarantined: bool,
+    entry: Option<(Vec<u8>, Identity)>,
 }
 
 /// What a group has become, beside the batch itself.
@@ -224,13 +238,27 @@ impl Writer {
 
     /// Commits a group and answers it. Returns who asked to close, if it was the group's last command.
     fn commit(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<Result<(), StoreError>>> {
+        let mut closing = None;
+        self.metrics.group_commands.observe(commands.len() as f64);
+        let mut commands = commands.drain(..).peekable();
+        while commands.peek().is_some() {
+            closing = self.commit_some(&mut commands);
+        }
+        closing
+    }
+
+    /// Commits up to the next command that must read what the ones before it have written.
+    fn commit_some(
+        &mut self,
+        commands: &mut Peekable<std::vec::Drain<'_, Command>>,
+    ) -> Option<oneshot::Sender<Result<(), StoreError>>> {
         let started = monotonic();
         let mut group = Group::default();
         let mut closing = None;
         let mut batch = OwnedWriteBatch::with_capacity(self.tables.db.clone(), commands.len() * 2);
-        self.metrics.group_commands.observe(commands.len() as f64);
         self.check_disk(started);
-        for command in commands.drain(..) {
+        // An erasure reads the entry, which a batch that is not committed does not show.
+        while let Some(command) = commands.next_if(|command| group.entries == 0 || !command.erases()) {
             match command {
                 Command::Append { batches, answer, room } => {
                     let results = batches.iter().map(|append| self.append(&mut batch, &mut group, append)).collect();
@@ -303,6 +331,12 @@ impl Writer {
                 return refused;
             }
         };
+        let erased = match self.erased_above(log, head) {
+            Ok(erased) => erased,
+            Err(error) => {
+                return Appended::Unknown(format!("erased places can't be read ({error}); nothing was written"));
+            }
+        };
         for todo in &append.todo {
             self.put_todo(batch, todo);
             group.puts += 1;
@@ -310,16 +344,40 @@ impl Writer {
         let mut chain = head.chain;
         let mut seq = head.seq;
         for entry in &append.entries {
-            chain = encode_entry(&mut self.value, &chain, entry);
             seq = entry.place.seq;
-            batch.insert(&self.tables.entries, entry_key(log, seq), &self.value[..]);
+            let key = entry_key(log, seq);
+            // A log that was cut fills again from peers: what was erased here stays erased, whatever they hold.
+            let erase = !entry.erased && seq <= head.erased_to && erased.contains(&seq);
+            if erase {
+                chain = encode_entry(&mut self.value, &chain, &entry.to_erased());
+            } else {
+                chain = encode_entry(&mut self.value, &chain, entry);
+            }
+            batch.insert(&self.tables.entries, key, &self.value[..]);
+            if entry.erased {
+                encode_erased(&mut self.value, &entry.by);
+                batch.insert(&self.tables.erased, key, &self.value[..]);
+            }
             group.entry_bytes += self.value.len() as u64;
         }
         group.entries += append.entries.len() as u64;
         group.sync = true;
         // From here on the batch will be committed, or the process ends: later batches of the group build on it.
-        self.heads.put(log, Head { seq, chain });
+        self.heads.put(log, Head { seq, chain, erased_to: head.erased_to });
         Appended::Decided
+    }
+
+    /// Erased places that the log has not come to yet; none, and nothing is read, in a log that was never cut.
+    fn erased_above(&self, log: LogId, head: Head) -> Result<BTreeSet<u64>, StoreError> {
+        let mut erased = BTreeSet::new();
+        if head.erased_to <= head.seq {
+            return Ok(erased);
+        }
+        let places = entry_key(log, head.seq + 1)..=entry_key(log, head.erased_to);
+        for row in self.tables.db.snapshot().range(&self.tables.erased, places) {
+            erased.extend(parse_entry_key(&row.key().map_err(super::tables::backend)?).map(|(_, seq)| seq));
+        }
+        Ok(erased)
     }
 
     fn check_append(&mut self, append: &Append, log: LogId) -> Result<Head, Appended> {
@@ -339,7 +397,7 @@ impl Writer {
         let head = match self.heads.get(log) {
             Some(head) => head,
             None => match self.tables.head(log) {
-                Ok(head) => head.unwrap_or_default(),
+                Ok(head) => head,
                 Err(HeadError::Damaged { .. }) => return Err(Appended::Damaged),
                 Err(HeadError::Backend(error)) => {
                     return Err(Appended::Unknown(format!(
@@ -366,10 +424,19 @@ impl Writer {
             )));
         }
         // Read before anything is added to the batch: an error must leave nothing of the put in it.
+        let mut erasures = Vec::new();
         for put in &puts {
-            if let Put::Row { user, conversation, .. } = put {
-                self.read_rev(group, row_key(user, *conversation))?;
+            match put {
+                Put::Row { user, conversation, .. } => self.read_rev(group, row_key(user, *conversation))?,
+                Put::Erase { conversation, origin, seq } => {
+                    let log = LogId { conversation: *conversation, origin: *origin };
+                    erasures.extend(self.erasure(log, *seq)?);
+                }
+                _ => {}
             }
+        }
+        for erasure in erasures {
+            self.erase(batch, &erasure);
         }
         for put in puts {
             match put {
@@ -383,6 +450,7 @@ impl Writer {
                     encode_row(&mut self.value, &row);
                     batch.insert(&self.tables.rows, key, &self.value[..]);
                 }
+                // Done above.
                 Put::Erase { .. } => {}
                 Put::Todo(todo) => self.put_todo(batch, &todo),
                 Put::Checkpoint { conversation, value } => {
@@ -423,8 +491,38 @@ impl Writer {
         if todo.prefix.is_empty() {
             batch.remove(&self.tables.todo, key);
         } else {
-            encode_todo(&mut self.value, &todo.prefix);
+            encode_todo(&mut self.value, &todo.prefix, todo.user.as_ref());
             batch.insert(&self.tables.todo, key, &self.value[..]);
+        }
+    }
+
+    /// What is to be written for an erasure; `None` where there is nothing to erase.
+    fn erasure(&self, log: LogId, seq: u64) -> Result<Option<Erasure>, StoreError> {
+        let key = entry_key(log, seq);
+        let quarantined = self.tables.quarantine.contains_key(key).map_err(super::tables::backend)?;
+        let Some(value) = self.tables.entries.get(key).map_err(super::tables::backend)? else {
+            return Ok(quarantined.then_some(Erasure { key, quarantined, entry: None }));
+        };
+        let (chain, entry) = read_entry(log, seq, &value).map_err(|what| StoreError::Damaged {
+            conversation: log.conversation,
+            origin: log.origin,
+            what: format!("entry {seq} can't be erased: {what}"),
+        })?;
+        if entry.erased && !quarantined {
+            return Ok(None);
+        }
+        Ok(Some(Erasure { key, quarantined, entry: Some((erased_value(&chain, &entry), entry.by)) }))
+    }
+
+    fn erase(&mut self, batch: &mut OwnedWriteBatch, erasure: &Erasure) {
+        if let Some((value, by)) = &erasure.entry {
+            batch.insert(&self.tables.entries, erasure.key, &value[..]);
+            encode_erased(&mut self.value, by);
+            batch.insert(&self.tables.erased, erasure.key, &self.value[..]);
+            self.metrics.erased_entries.inc();
+        }
+        if erasure.quarantined {
+            batch.remove(&self.tables.quarantine, erasure.key);
         }
     }
 

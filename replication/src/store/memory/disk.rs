@@ -25,7 +25,8 @@ pub(super) struct Dead(pub Manner);
 #[derive(Debug)]
 enum Before {
     Row((UserId, ConvId), Option<RowRecord>),
-    Todo((Target, ConvId), Option<Heads>),
+    Todo((Target, ConvId), Option<(Heads, Option<UserId>)>),
+    Entry(LogId, usize, Arc<Entry>),
     Checkpoint(ConvId, Option<Bytes>),
     Meta(String, Option<Bytes>),
 }
@@ -40,7 +41,7 @@ struct Unsynced {
 pub(super) struct Disk {
     logs: BTreeMap<LogId, Vec<Arc<Entry>>>,
     rows: BTreeMap<(UserId, ConvId), RowRecord>,
-    todo: BTreeMap<(Target, ConvId), Heads>,
+    todo: BTreeMap<(Target, ConvId), (Heads, Option<UserId>)>,
     checkpoints: BTreeMap<ConvId, Bytes>,
     meta: BTreeMap<String, Bytes>,
     damaged: BTreeMap<LogId, String>,
@@ -113,6 +114,11 @@ impl Disk {
             match self.journal.pop().map(|write| write.before) {
                 Some(Before::Row(key, before)) => restore(&mut self.rows, key, before),
                 Some(Before::Todo(key, before)) => restore(&mut self.todo, key, before),
+                Some(Before::Entry(log, index, before)) => {
+                    if let Some(entry) = self.logs.get_mut(&log).and_then(|entries| entries.get_mut(index)) {
+                        *entry = before;
+                    }
+                }
                 Some(Before::Checkpoint(key, before)) => restore(&mut self.checkpoints, key, before),
                 Some(Before::Meta(key, before)) => restore(&mut self.meta, key, before),
                 None => break,
@@ -169,10 +175,21 @@ impl Disk {
                 }
                 Before::Row(key.clone(), self.rows.insert(key, row))
             }
-            Put::Erase { .. } => return,
-            Put::Todo(Todo { target, conversation, prefix, .. }) => {
+            Put::Erase { conversation, origin, seq } => {
+                let log = LogId { conversation, origin };
+                let Some(index) = seq.checked_sub(1).and_then(|index| usize::try_from(index).ok()) else { return };
+                match self.logs.get_mut(&log).and_then(|entries| entries.get_mut(index)) {
+                    Some(entry) if !entry.erased => {
+                        let erased = Arc::new(entry.to_erased());
+                        Before::Entry(log, index, std::mem::replace(entry, erased))
+                    }
+                    _ => return,
+                }
+            }
+            Put::Todo(Todo { target, conversation, prefix, user }) => {
                 let key = (target, conversation);
-                let old = if prefix.is_empty() { self.todo.remove(&key) } else { self.todo.insert(key, prefix) };
+                let old =
+                    if prefix.is_empty() { self.todo.remove(&key) } else { self.todo.insert(key, (prefix, user)) };
                 Before::Todo(key, old)
             }
             Put::Checkpoint { conversation, value } => {
@@ -246,11 +263,11 @@ impl Disk {
     pub(super) fn todo(&self) -> Vec<Todo> {
         self.todo
             .iter()
-            .map(|((target, conversation), prefix)| Todo {
+            .map(|((target, conversation), (prefix, user))| Todo {
                 target: *target,
                 conversation: *conversation,
                 prefix: prefix.clone(),
-                user: None,
+                user: user.clone(),
             })
             .collect()
     }
