@@ -243,7 +243,7 @@ fn unknown_frames_and_fields_come_from_newer_clients_and_garbage_from_nobody() {
     ping.extend([0xa2, 0x06, 0]);
     assert_eq!(scene.raw(Some(Lane::Control), &ping).unwrap().ups.len(), 1);
     assert_eq!(error(&scene.tell(5, Body::Mark(v1::Mark::default())).unwrap()).1, Code::BadId);
-    assert_eq!(error(&scene.tell(5, Body::PullCells(v1::PullCells::default())).unwrap()).1, Code::BadFrame);
+    assert_eq!(error(&scene.tell(5, Body::PullCells(v1::PullCells::default())).unwrap()).1, Code::BadId);
     assert_eq!(code(scene.raw(Some(Lane::Control), &[0xff; 9])), Code::BadFrame);
 }
 
