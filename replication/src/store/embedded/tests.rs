@@ -584,3 +584,46 @@ async fn metrics_are_named_for_tern_and_carry_units() {
     assert!(text.contains("tern_store_entries_total 2"), "{text}");
     assert!(text.contains("tern_store_commit_seconds_count 1"), "{text}");
 }
+
+/// The writer commits what waits as one group, and an erasure must see what the group has not committed yet.
+#[tokio::test]
+async fn an_erasure_called_after_an_append_finds_its_entries_in_the_same_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = EmbeddedStore::open(dir.path(), options()).unwrap();
+    let erase = |seq| Put::Erase { conversation: conv(1), origin: ORIGIN, seq };
+    let first = store.append(vec![append(conv(1), 1, 3)]);
+    let erased = store.put(vec![erase(2), erase(3)], Durability::Synced);
+    let second = store.append(vec![append(conv(1), 4, 4)]);
+    let again = store.put(vec![erase(4), erase(3)], Durability::Lazy);
+    let (first, erased, second, again) = tokio::join!(first, erased, second, again);
+    assert_eq!((first, erased, second, again), (vec![Appended::Decided], Ok(()), vec![Appended::Decided], Ok(())));
+    let found: Vec<bool> = store.range(whole(conv(1))).await.unwrap().iter().map(|entry| entry.erased).collect();
+    assert_eq!(found, [false, true, true, true]);
+    store.close().await.unwrap();
+    drop(store);
+    let (_, report) = reopen(dir.path());
+    assert!(report.may_keep_era(), "{report:?}");
+}
+
+/// A log is cut by a repair, or by a torn tail, and peers send again what they hold.
+#[tokio::test]
+async fn what_was_erased_stays_erased_when_a_cut_log_fills_again() {
+    let dir = filled().await;
+    let (store, _) = reopen(dir.path());
+    let erase = |seq| Put::Erase { conversation: conv(2), origin: ORIGIN, seq };
+    store.put(vec![erase(3), erase(5)], Durability::Synced).await.unwrap();
+    drop(store);
+    let tables = Tables::open(&dir.path().join("db"), 1 << 20).unwrap();
+    let log = LogId { conversation: conv(2), origin: ORIGIN };
+    let mut batch = tables.db.batch();
+    (3..=6).for_each(|seq| batch.remove(&tables.entries, entry_key(log, seq)));
+    tables.commit(batch, true).unwrap();
+    drop(tables);
+    let (store, _) = reopen(dir.path());
+    assert_eq!(store.append(vec![append(conv(2), 3, 4)]).await, [Appended::Decided]);
+    assert_eq!(store.append(vec![append(conv(2), 5, 7)]).await, [Appended::Decided]);
+    let found: Vec<bool> = store.range(whole(conv(2))).await.unwrap().iter().map(|entry| entry.erased).collect();
+    assert_eq!(found, [false, false, true, false, true, false, false]);
+    drop(store);
+    assert!(!reopen(dir.path()).1.is_damaged());
+}
