@@ -9,8 +9,9 @@
 //!
 //! The source of a QUIC packet may be forged. Attempts whose address is not proven are counted apart: a few
 //! per block and a few hundred in all are served at once; beyond that each is told to come again with a token
-//! that proves its address (Retry, RFC 9000, 8.1.2), which costs nothing to remember. So forged packets make
-//! a block pay one round trip, and never make it refused.
+//! that proves its address (Retry, RFC 9000, 8.1.2), which costs nothing to remember. Whoever then finishes his
+//! handshake has proven his address and is counted with the others, or refused. So forged packets make a block
+//! pay one round trip, and never make it refused.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -74,23 +75,29 @@ impl Admission {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let all = places.all;
         let held = places.blocks.get(&key).copied().unwrap_or_default();
+        let full = !self.has_room(all, held);
+        if full {
+            // Only those who proved their addresses fill a block.
+            return Admitted::No;
+        }
         if !proven {
             if all.unproven >= self.unproven || held.unproven >= self.unproven_per_block {
                 return Admitted::Retry;
             }
             places.all.unproven += 1;
         } else {
-            let free = self.most.saturating_sub(all.proven);
-            let share = if free <= self.most / RESERVE { 1 } else { (free / SHARE_OF_FREE).max(FIRST_FEW) };
-            if free == 0 || held.proven >= share {
-                return Admitted::No;
-            }
             places.all.proven += 1;
         }
         let held = places.blocks.entry(key).or_default();
         *(if proven { &mut held.proven } else { &mut held.unproven }) += 1;
         drop(places);
-        Admitted::Yes(Ticket { places: self.places.clone(), key, proven })
+        Admitted::Yes(Ticket { admission: self.clone(), key, proven })
+    }
+
+    fn has_room(&self, all: Held, held: Held) -> bool {
+        let free = self.most.saturating_sub(all.proven);
+        let share = if free <= self.most / RESERVE { 1 } else { (free / SHARE_OF_FREE).max(FIRST_FEW) };
+        free > 0 && held.proven < share
     }
 
     /// Attempts that hold a place.
@@ -103,22 +110,27 @@ impl Admission {
 /// A place, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    places: Arc<Mutex<Places>>,
+    admission: Admission,
     key: Block,
     proven: bool,
 }
 
 impl Ticket {
-    /// The address is proven now. Such a place is never refused: its handshake is paid for already, and there
-    /// are at most as many above the limit as may be unproven at once.
-    pub(crate) fn prove(&mut self) {
-        if !self.proven {
-            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            places.give_back(self.key, false);
-            places.all.proven += 1;
-            places.blocks.entry(self.key).or_default().proven += 1;
-            self.proven = true;
+    /// The address is proven now. False: its block holds its share, and the connection is to be refused.
+    pub(crate) fn prove(&mut self) -> bool {
+        if self.proven {
+            return true;
         }
+        let mut places = self.admission.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = places.blocks.get(&self.key).copied().unwrap_or_default();
+        if !self.admission.has_room(places.all, held) {
+            return false;
+        }
+        places.give_back(self.key, false);
+        places.all.proven += 1;
+        places.blocks.entry(self.key).or_default().proven += 1;
+        self.proven = true;
+        true
     }
 }
 
@@ -140,7 +152,8 @@ impl Places {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).give_back(self.key, self.proven);
+        let mut places = self.admission.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.give_back(self.key, self.proven);
     }
 }
 
@@ -220,11 +233,30 @@ mod tests {
     fn an_attempt_that_proves_its_address_makes_room_for_the_next_unproven_one() {
         let (admission, mut held) = (Admission::new(&limits()), Vec::new());
         fill(&admission, 1, false, &mut held);
-        held[0].prove();
-        held[0].prove();
+        assert!(held[0].prove() && held[0].prove());
         assert_eq!(admission.pending(), 10);
         assert_eq!(fill(&admission, 1, false, &mut held), 1);
         drop(held);
+        assert_eq!(admission.pending(), 0);
+    }
+
+    #[test]
+    fn finishing_many_handshakes_one_after_the_other_is_no_way_around_the_share() {
+        let (admission, mut held) = (Admission::new(&limits()), Vec::new());
+        for host in 0..10_000 {
+            if let Admitted::Yes(mut ticket) = admission.arrive(ip(1, host % 256), false)
+                && ticket.prove()
+            {
+                held.push(ticket);
+            }
+        }
+        assert_eq!((held.len(), admission.pending()), (200, 200));
+        // Some that began while there was room, and end when there is none.
+        held.truncate(195);
+        let mut late: Vec<_> = std::iter::repeat_with(|| admission.arrive(ip(1, 1), false)).take(10).collect();
+        let proven = late.iter_mut().filter_map(|a| if let Admitted::Yes(t) = a { Some(t.prove()) } else { None });
+        assert_eq!(proven.filter(|proven| *proven).count(), 5);
+        drop((late, held));
         assert_eq!(admission.pending(), 0);
     }
 }

@@ -116,7 +116,13 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incom
         Ok(Ok(connection)) => {
             let tasks = edge.env.tasks.clone();
             let span = connection_span(&conn, QuicLanes::TRANSPORT, connection.remote_address());
-            ticket.prove();
+            if !ticket.prove() {
+                edge.handshake_failed(from, Code::Overloaded);
+                let text = b"too many handshakes of this address block are under way; come again later";
+                connection.close((Code::Overloaded as u32).into(), text);
+                edge.leave(&conn, QuicLanes::TRANSPORT);
+                return;
+            }
             tasks.spawn(serve_quic(edge, conn, ticket, connection).instrument(span));
         }
         // If the address is not proven, counting the failure against its block would let anyone lock out
