@@ -39,6 +39,7 @@ pub mod logging;
 pub mod node;
 pub mod operations;
 pub mod pki;
+pub mod ports;
 pub mod process;
 pub mod region;
 pub mod reload;

@@ -60,6 +60,7 @@ pub struct Operations {
 impl Operations {
     /// Listens for operators. From now on SIGHUP does not end the process; it is acted on once it is ready.
     pub async fn start(node: &Node, origins: Origins) -> Result<(Self, Hangup)> {
+        crate::ports::check(&node.settings, node.role)?;
         let hangup = Hangup(signal(SignalKind::hangup()).context("can't listen for SIGHUP")?);
         let systemd = Systemd::from_environment();
         let health = Health::new(node.env.clock.clone());

@@ -313,15 +313,18 @@ impl State {
         }
         self.pending.clear();
         for key in changed {
-            let of_another_role = !key.roles.contains(&role);
-            let outcome = outcomes.remove(key.name).unwrap_or(if of_another_role {
+            let outcome = match outcomes.remove(key.name) {
+                Some(outcome) => outcome,
                 // Nothing here looks at it.
-                settings.take(key.name, new);
-                Outcome::Applied
-            } else {
-                self.pending.push(key.name);
-                Outcome::RestartRequired
-            });
+                None if !key.roles.contains(&role) => {
+                    settings.take(key.name, new);
+                    Outcome::Applied
+                }
+                None => {
+                    self.pending.push(key.name);
+                    Outcome::RestartRequired
+                }
+            };
             report.changes.push(Change { what: key.name.to_owned(), outcome });
         }
         self.settings = Arc::new(settings);

@@ -82,6 +82,7 @@ fn each_change_is_applied_or_waits_for_a_restart_or_is_rejected() {
     assert_eq!((settings.edge_capacity, settings.deployment.as_str()), (6, "tern"));
     assert!(settings.source("edge.capacity").to_string().ends_with("tern.toml:3"));
     assert_eq!(scene.reload(), ["deployment restart-required"], "until the restart");
+    assert_eq!(scene.reloader.state().pending, ["deployment"]);
 
     scene.write("tern.toml", "[edge]\ncapacity = 7\n[limits]\nsends_burst = 9\n");
     assert_eq!(

@@ -1,0 +1,411 @@
+//! A node's first hour with its operators: configuration and certificates that change while it runs, health,
+//! systemd, and what a start that fails says.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Processes run in real time, and so do their tests.
+#![allow(clippy::disallowed_methods)]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use rustix::process::{Pid, Signal, kill_process};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use tern_core::wire::node_v1::LoadReport;
+
+/// Far above what anything here takes on a busy machine; only failures wait this long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("NOTIFY_SOCKET").args(arguments);
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < until, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn request(at: SocketAddr, method: &str, path: &str) -> (u16, Vec<u8>) {
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), answer[end + 4..].to_vec())
+}
+
+fn get(at: SocketAddr, path: &str) -> (u16, String) {
+    let (status, body) = request(at, "GET", path);
+    (status, String::from_utf8(body).unwrap())
+}
+
+/// A deployment of one region on this machine, on any free ports.
+struct Site {
+    dir: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        let site = Self { dir: tempfile::tempdir().unwrap() };
+        let made = run(&["pki", "--node", "eu-e1", "--region", "eu", "--data", &site.path("data")]);
+        assert!(made.status.success(), "{}", stderr(&made));
+        site.configure("");
+        site
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.dir.path().join("data").join(name)
+    }
+
+    /// Its file with `more` after the top-level keys.
+    fn configure(&self, more: &str) {
+        let text = format!(
+            "name = \"eu-e1\"\ndata = {:?}\n{more}\n[region]\nid = 1\nname = \"eu\"\nat = \"50.11,8.68\"\n\
+             [listen]\nip = \"127.0.0.1\"\nclient = 0\n",
+            self.path("data")
+        );
+        fs::write(self.path("new"), text).unwrap();
+        fs::rename(self.path("new"), self.path("tern.toml")).unwrap();
+    }
+
+    fn region(&self) -> Command {
+        command(&["region", "--init", "--json", "--config", &self.path("tern.toml")])
+    }
+
+    fn start(&self) -> Node {
+        Node::start(self.region(), &self.path("log"))
+    }
+}
+
+/// A process that serves.
+struct Node {
+    child: Child,
+    log: PathBuf,
+    said: Value,
+}
+
+impl Node {
+    fn start(mut command: Command, log: &str) -> Self {
+        let file = File::options().create(true).append(true).open(log).unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said = serde_json::from_str(&line).unwrap_or_else(|_| {
+            let _ended = child.kill();
+            panic!("it does not serve: {}", fs::read_to_string(log).unwrap())
+        });
+        Self { child, log: log.into(), said }
+    }
+
+    fn at(&self, what: &str) -> SocketAddr {
+        self.said[what].as_str().unwrap().parse().unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// (status, what became of each change) of POST /reload.
+    fn reload(&self) -> (u16, Value) {
+        let (status, body) = request(self.at("admin"), "POST", "/reload");
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn value(&self, key: &str) -> Value {
+        let config: Value = serde_json::from_str(&get(self.at("admin"), "/config").1).unwrap();
+        config["keys"].as_array().unwrap().iter().find(|k| k["key"] == key).unwrap().clone()
+    }
+
+    fn loads(&self) -> LoadReport {
+        LoadReport::decode(&request(self.at("admin"), "GET", "/loads").1[..]).unwrap()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let (_, text) = get(self.at("admin"), "/metrics");
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+fn outcomes(report: &Value) -> Vec<String> {
+    let changes = report["changes"].as_array().unwrap();
+    let name = |c: &Value| c["what"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    changes.iter().map(|c| format!("{} {}", name(c), c["outcome"].as_str().unwrap())).collect()
+}
+
+#[test]
+fn a_reload_tells_of_every_key_what_became_of_it_and_what_is_applied_is_in_force() {
+    let site = Site::new();
+    let node = site.start();
+    assert!(node.value("log.level")["source"] == "default" && node.value("receipt.key")["change"] == "restart");
+    assert!(!node.log().contains("documented to be reloadable"), "every part of a region is there");
+
+    site.configure(
+        "advertise = [\"192.0.2.7:443\"]\nfailure_domain = \"rack-9\"\nreoffer_after = \"31s\"\n\
+         log.level = \"info,tern=debug\"\nedge.capacity = 7\nedge.drain_window = \"1s\"\nlimits.sends_burst = 61\n\
+         heartbeat.foreground = \"26s\"\ndispatch.operators = [\"192.0.2.0/24\"]\ndispatch.geoip = \"/nonexistent\"\n",
+    );
+    node.signal(Signal::HUP);
+    wait_until("the signal's reload", || node.value("edge.capacity")["value"] == "7");
+    let (status, report) = node.reload();
+    assert_eq!(status, 422, "what was rejected is rejected again: {report}");
+    assert_eq!(outcomes(&report), ["reoffer_after restart-required", "dispatch.geoip rejected"]);
+    let reason = report["changes"][1]["reason"].as_str().unwrap();
+    assert!(reason.contains("can't read the GeoIP file /nonexistent"), "{reason}");
+
+    let log = node.log();
+    for (what, outcome) in [("log.level", "applied"), ("edge.capacity", "applied"), ("advertise", "applied")] {
+        assert!(log.lines().any(|l| l.contains(what) && l.contains(outcome)), "{what}: {log}");
+    }
+    assert!(log.lines().any(|l| l.contains("reoffer_after") && l.contains("restart-required")), "{log}");
+    assert_eq!(node.value("reoffer_after")["value"], "\"30s\"", "in force until the restart");
+    assert_eq!(node.value("reoffer_after")["restart_required"], true);
+    wait_until("a load report", || node.loads().edges.first().is_some_and(|e| e.capacity == 7));
+    let load = node.loads().edges.remove(0);
+    assert_eq!((load.addresses, load.failure_domain), (vec!["192.0.2.7:443".to_owned()], "rack-9".to_owned()));
+    assert_eq!(node.metric("tern_config_last_reload_success"), 0.0);
+    assert_eq!(node.metric("tern_config_restart_required_keys"), 1.0);
+
+    // Debug lines of this crate are logged now.
+    site.configure("log.level = \"warn\"\n");
+    assert_eq!(node.reload().0, 200);
+    let logged = node.log().len();
+    site.configure("log.level = \"info\"\n");
+    assert_eq!(node.reload().0, 200);
+    assert!(node.log().len() > logged, "the change to info is itself logged at info");
+    assert_eq!(node.metric("tern_config_last_reload_success"), 1.0);
+
+    // Wrong as a whole.
+    site.configure("edge.capacity = 9\nedge.capaticy = 9\n");
+    let (status, report) = node.reload();
+    assert_eq!(status, 422);
+    assert!(report["problems"][0].as_str().unwrap().contains("did you mean \"edge.capacity\""), "{report}");
+    assert_eq!(node.value("edge.capacity")["value"], "100000");
+}
+
+#[test]
+fn token_keys_are_read_again_and_damaged_ones_leave_the_old_in_use() {
+    let site = Site::new();
+    let node = site.start();
+    let good = fs::read(site.data("tokens.jwk")).unwrap();
+    fs::write(site.data("tokens.jwk"), "{").unwrap();
+    let (status, report) = node.reload();
+    assert_eq!((status, outcomes(&report)), (422, vec!["files of the token keys rejected".to_owned()]));
+    wait_until("the metric", || node.metric("tern_config_rejected_files") == 1.0);
+    fs::write(site.data("tokens.jwk"), good).unwrap();
+    let (status, report) = node.reload();
+    assert_eq!((status, outcomes(&report)), (200, vec!["tokens.jwk applied".to_owned()]));
+    assert_eq!(node.metric("tern_config_rejected_files"), 0.0);
+}
+
+/// A TLS connection to dispatch, trusting one CA.
+struct Dispatch {
+    tls: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+}
+
+impl Dispatch {
+    fn connect(at: SocketAddr, ca: &[u8]) -> Option<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        CertificateDer::pem_slice_iter(ca).for_each(|c| roots.add(c.unwrap()).unwrap());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("eu.tern.internal").unwrap();
+        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let stream = TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut dispatch = Self { tls: rustls::StreamOwned::new(connection, stream) };
+        dispatch.ask().map(|()| dispatch)
+    }
+
+    /// One request on the open connection.
+    fn ask(&mut self) -> Option<()> {
+        write!(self.tls, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        while !answer.contains('}') {
+            let mut buffer = [0; 4096];
+            let n = self.tls.read(&mut buffer).ok().filter(|n| *n > 0)?;
+            answer.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            if answer.contains("404") {
+                break;
+            }
+        }
+        answer.starts_with("HTTP/1.1").then_some(())
+    }
+}
+
+#[test]
+fn certificates_are_replaced_under_a_connection_that_stays_and_bad_ones_are_refused() {
+    let site = Site::new();
+    let node = site.start();
+    let old_ca = fs::read(site.data("pki/public-ca.pem")).unwrap();
+    let at = node.at("dispatch");
+    let mut open = Dispatch::connect(at, &old_ca).expect("the old certificate");
+    let years = node.metric("tern_certificate_expires_in_seconds{certificate=\"public\"}") / 86_400.0 / 365.0;
+    assert!((8.0..12.0).contains(&years), "{years}");
+
+    // Another authority's: first the certificate alone, as if the renewal had stopped half-way.
+    let other = tempfile::tempdir().unwrap();
+    let made =
+        run(&["pki", "--node", "eu-e1", "--region", "eu", "--data", &other.path().join("data").display().to_string()]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let new = |name: &str| other.path().join("data/pki").join(name);
+    fs::copy(new("eu-e1.public.pem"), site.data("pki/eu-e1.public.pem")).unwrap();
+    let (status, report) = node.reload();
+    assert_eq!(status, 422);
+    assert!(report["changes"][0]["reason"].as_str().unwrap().contains("belong together"), "{report}");
+    assert!(Dispatch::connect(at, &old_ca).is_some(), "the old one is still shown");
+
+    // The other half: taken without being told, since the files are watched.
+    fs::copy(new("eu-e1.public.key"), site.data("pki/eu-e1.public.key")).unwrap();
+    let new_ca = fs::read(new("public-ca.pem")).unwrap();
+    wait_until("the new certificate is shown", || Dispatch::connect(at, &new_ca).is_some());
+    assert!(Dispatch::connect(at, &old_ca).is_none());
+    open.ask().expect("the connection that was open goes on");
+
+    // A node certificate that the peers would refuse.
+    fs::copy(new("eu-e1.node.pem"), site.data("pki/eu-e1.node.pem")).unwrap();
+    fs::copy(new("eu-e1.node.key"), site.data("pki/eu-e1.node.key")).unwrap();
+    let (status, report) = node.reload();
+    assert!(status == 422 && report.to_string().contains("signed by that CA"), "{report}");
+    fs::copy(new("node-ca.pem"), site.data("pki/node-ca.pem")).unwrap();
+    assert_eq!(node.reload().0, 200);
+}
+
+fn heard(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 1024];
+    let n = socket.recv(&mut buffer).expect("nothing came");
+    String::from_utf8(buffer[..n].to_vec()).unwrap()
+}
+
+fn heard_until(socket: &UnixDatagram, what: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    while !all.last().is_some_and(|last: &String| last.contains(what)) {
+        all.push(heard(socket));
+    }
+    all
+}
+
+#[test]
+fn systemd_hears_when_a_region_starts_reloads_lives_and_stops() {
+    let site = Site::new();
+    let path = site.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut region = site.region();
+    region.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    let mut node = Node::start(region, &site.path("log"));
+    let start = heard_until(&socket, "READY=1");
+    assert!(start[0].contains("EXTEND_TIMEOUT_USEC="), "{start:?}");
+    heard_until(&socket, "WATCHDOG=1");
+    node.signal(Signal::HUP);
+    heard_until(&socket, "RELOADING=1\nMONOTONIC_USEC=");
+    heard_until(&socket, "READY=1");
+    node.signal(Signal::TERM);
+    let stop = heard_until(&socket, "STOPPING=1");
+    assert!(stop.last().unwrap().contains("EXTEND_TIMEOUT_USEC="), "{stop:?}");
+    assert!(node.child.wait().unwrap().success());
+}
+
+#[test]
+fn the_health_paths_answer_and_name_what_a_role_lacks() {
+    let site = Site::new();
+    let node = site.start();
+    for (path, body) in [("/livez", "live\n"), ("/readyz", "ready\n"), ("/startupz", "started\n")] {
+        assert_eq!(get(node.at("admin"), path), (200, body.to_owned()));
+    }
+    // An edge whose core is not there: it starts, is alive, and not ready.
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let made = run(&["pki", "--node", "eu-e2", "--region", "eu", "--data", &site.path("data")]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let config = site.path("tern.toml");
+    let core = format!("core={unused}");
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = format!("listen.admin={admin}");
+    let arguments = ["edge", "--json", "--config", &config, "--set", "name=eu-e2", "--set", &core, "--set", &listen];
+    let mut edge =
+        command(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the admin port answers while it starts", || TcpStream::connect(admin).is_ok());
+    let (status, body) = get(admin, "/startupz");
+    assert!(status == 503 && body.contains("linking to the core"), "{status} {body}");
+    wait_until("the start is over", || get(admin, "/startupz").0 == 200);
+    assert_eq!(get(admin, "/livez").0, 200);
+    let (status, body) = get(admin, "/readyz");
+    assert!(status == 503 && body.contains("core: it can't be reached"), "{status} {body}");
+    edge.kill().unwrap();
+    edge.wait().unwrap();
+}
+
+#[test]
+fn a_start_that_fails_says_what_to_change() {
+    let site = Site::new();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    let config = site.path("tern.toml");
+    let data = site.path("data");
+    let start = |more: &[&str]| {
+        let mut arguments = vec!["region", "--config", &config];
+        arguments.extend(more);
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(3), "{more:?}: {}", stderr(&output));
+        stderr(&output)
+    };
+    assert!(start(&[]).contains("run with --init"));
+    for key in ["listen.admin", "listen.dispatch"] {
+        let value = if key == "listen.admin" { format!("{key}=127.0.0.1:{port}") } else { format!("{key}={port}") };
+        let said = start(&["--init", "--set", &value]);
+        assert!(said.contains(&format!("set {key} to another")), "{said}");
+    }
+    let said = start(&["--init", "--set", &format!("listen.client={port}"), "--set", "listen.admin=127.0.0.1:0"]);
+    assert!(said.contains("can't listen on TCP") && said.contains("listen.client"), "{said}");
+    assert!(!Path::new(&data).join("store").exists(), "nothing of this has touched the store");
+    fs::rename(site.data("pki/eu-e1.public.pem"), site.data("pki/hidden")).unwrap();
+    let said = start(&["--init"]);
+    assert!(said.contains("tls.public_cert") && said.contains("eu-e1.public.pem"), "{said}");
+    fs::rename(site.data("pki/hidden"), site.data("pki/eu-e1.public.pem")).unwrap();
+    let said = start(&["--init", "--set", "peers=2:us@no-such-host.invalid:7422"]);
+    assert!(said.contains("no-such-host.invalid:7422") && said.contains("peers"), "{said}");
+}
