@@ -30,6 +30,8 @@ struct Answer {
 struct Edge {
     id: String,
     region: String,
+    #[serde(default)]
+    tls_name: String,
     addresses: Vec<String>,
     #[serde(default)]
     transports: Vec<String>,
@@ -87,7 +89,12 @@ pub(crate) fn parse(text: &[u8], edge_name: Option<&str>) -> Result<(Vec<Candida
         let within = |ms: Option<u64>, default| {
             ms.map_or(default, Duration::from_millis).clamp(ATTEMPT_TIMEOUT.0, ATTEMPT_TIMEOUT.1)
         };
-        let server_name = edge_name.map_or_else(|| format!("{}.{}.tern.internal", edge.id, edge.region), str::to_owned);
+        let server_name = match edge_name {
+            Some(name) => name.to_owned(),
+            // Dispatchers of before do not tell it.
+            None if edge.tls_name.is_empty() => format!("{}.{}.tern.internal", edge.id, edge.region),
+            None => edge.tls_name,
+        };
         for address in edge.addresses.iter().take(ADDRESSES) {
             list.push(Candidate {
                 edge: edge.id.clone(),
@@ -126,12 +133,13 @@ mod tests {
         let text = br#"{"ttl_s": 300, "client": {"address": "192.0.2.7", "country": "DE"}, "edges": [
             {"id": "eu-e1", "region": "eu", "addresses": ["192.0.2.1:7410", "[2001:db8::1]:7410"], "transports": ["quic", "tcp"],
              "timeouts_ms": {"quic": 800, "tcp": 1}, "rank": 1},
-            {"id": "us-e1", "region": "us", "addresses": ["198.51.100.1:7420"], "transports": ["tcp"], "rank": 2}],
+            {"id": "us-e1", "region": "us", "tls_name": "us-e1.example.net", "addresses": ["198.51.100.1:7420"], "transports": ["tcp"], "rank": 2}],
             "heartbeat": {"foreground_ms": 25000, "background_ms_min": 1, "background_ms_max": 2}, "later": []}"#;
         let (list, ttl) = parse(text, None).unwrap();
         assert_eq!(ttl, Duration::from_secs(300));
         assert_eq!(list.len(), 3);
         assert_eq!(list[0].server_name, "eu-e1.eu.tern.internal");
+        assert_eq!(list[2].server_name, "us-e1.example.net");
         assert_eq!((list[0].quic_timeout, list[0].tcp_timeout), (Duration::from_millis(800), ATTEMPT_TIMEOUT.0));
         assert_eq!(list[1].address, "[2001:db8::1]:7410");
         assert!(!list[2].quic && list[2].tcp && list[2].quic_timeout == QUIC_TIMEOUT);

@@ -1,5 +1,5 @@
-//! The dispatch API's JSON, version 1. The client SDK has types of its own; these are public so that both
-//! can be checked against each other.
+//! The dispatch API, version 1, as JSON; `proto.rs` turns the same values into protobuf and back. The client
+//! SDK has types of its own; these are public so that both can be checked against each other.
 //!
 //! Unknown fields of a request are ignored, and clients are to ignore unknown fields of an answer: that is
 //! how the API grows.
@@ -71,6 +71,20 @@ pub struct DispatchAnswer {
     pub edges: Vec<EdgeView>,
     /// Until the edge says otherwise.
     pub heartbeat: HeartbeatView,
+    /// Why others are not listed, at most 64: for operators who ask for explanations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unlisted: Vec<UnlistedView>,
+}
+
+/// An edge that is known but not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlistedView {
+    /// Its name.
+    pub id: String,
+    /// Its region's name.
+    pub region: String,
+    /// `silent`, `draining`, `cordoned`, `region_cordoned` or `full`; `excluded` where the request says so.
+    pub reason: String,
 }
 
 /// The client as it was seen.
@@ -92,6 +106,9 @@ pub struct EdgeView {
     pub id: String,
     /// Its region's name.
     pub region: String,
+    /// What its certificate says.
+    #[serde(default)]
+    pub tls_name: String,
     /// Where it is, the same ports for all transports.
     pub addresses: Vec<SocketAddr>,
     /// What it speaks, in the order to try them.
@@ -129,7 +146,7 @@ pub struct TimeoutsView {
 pub struct ExplainView {
     /// Estimated round trip; null if nothing is known.
     pub rtt_ms: Option<f64>,
-    /// `measured`, `country`, `distance` or `unknown`.
+    /// `measured`, `provider`, `country`, `distance` or `unknown`.
     pub rtt_source: String,
     /// Connections over capacity, those on their way included.
     pub load: f64,

@@ -10,20 +10,21 @@ use arc_swap::ArcSwap;
 use tern_core::ids::Region;
 use tern_core::limits::ID_BYTES;
 use tern_core::ranking::{
-    Choice, Client, Edge, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking, RttTable, SiteKey,
-    Standing, Whence, rank,
+    Choice, Client, Edge, EdgeReport, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking,
+    RttTable, SiteKey, Standing, Whence, rank,
 };
 use tern_net::env::Env;
 
 use crate::api::{
     ClientView, DispatchAnswer, DispatchRequest, EdgeView, ExplainView, HealthView, HeartbeatView, NetworkKind,
-    TimeoutsView, Transport,
+    TimeoutsView, Transport, UnlistedView,
 };
 use crate::forwarded::Caller;
 use crate::geo::{Geo, Located, Unplaced};
-use crate::limits::{EXCLUDED, RETRY_AFTER_S, RTT_MS_MAX, RTT_SAMPLES, TTL_JITTER_PERCENT, TTL_S};
+use crate::limits::{EXCLUDED, RETRY_AFTER_S, RTT_MS_MAX, RTT_SAMPLES, TTL_JITTER_PERCENT, TTL_S, UNLISTED};
 use crate::load::LoadTable;
 use crate::metrics::DispatchMetrics;
+use crate::pace::{Pace, PaceConfig};
 use crate::prefix::IpPrefix;
 
 /// Assumed for time-outs where nothing is known of the round trip: another continent.
@@ -55,6 +56,10 @@ pub struct DispatchConfig {
     pub ttl_s: u32,
     /// Networks whose round trips are remembered.
     pub networks_max: usize,
+    /// How often one address may ask.
+    pub pace: PaceConfig,
+    /// What the certificates of edges say: `{edge}` and `{region}` stand for their names.
+    pub edge_tls_name: String,
     /// What clients are told.
     pub heartbeat: HeartbeatView,
 }
@@ -82,6 +87,8 @@ impl DispatchConfig {
             list_max: LIST_MAX,
             ttl_s: TTL_S,
             networks_max: NETWORKS_MAX,
+            pace: PaceConfig::default(),
+            edge_tls_name: "{edge}.{region}.tern.internal".to_owned(),
             heartbeat: HeartbeatView::default(),
         }
     }
@@ -99,6 +106,17 @@ pub enum DispatchError {
          Leave it out to be answered for your own address"
     )]
     WhatIfForbidden(IpAddr),
+    /// One address asks too often. Nothing was learned from the request.
+    #[error(
+        "too many requests came from {address}; the next is answered in {retry_after_s} s. If this is a proxy of \
+         yours, list it in dispatch.trusted_proxies, so that its clients are told apart"
+    )]
+    TooOften {
+        /// Who asks.
+        address: IpAddr,
+        /// When to ask again.
+        retry_after_s: u32,
+    },
     /// Nothing can be listed now.
     #[error(
         "no edge can be listed now ({}). Ask again in {retry_after_s} s, or ask another region", counts(.unlisted)
@@ -141,6 +159,7 @@ pub struct Dispatch {
     geo: ArcSwap<Geo>,
     loads: Arc<LoadTable>,
     learned: Mutex<RttTable>,
+    pace: Mutex<Pace>,
     /// Second of the clock at which the gauges were last set.
     gauges_at_s: AtomicU64,
     pub(crate) metrics: DispatchMetrics,
@@ -165,6 +184,7 @@ impl Dispatch {
         metrics: DispatchMetrics,
     ) -> Arc<Self> {
         let learned = Mutex::new(RttTable::new(config.networks_max));
+        let pace = Mutex::new(Pace::new(config.pace));
         let gauges_at_s = AtomicU64::new(u64::MAX);
         let tuning = ArcSwap::from_pointee(DispatchTuning {
             trusted_proxies: config.trusted_proxies.clone(),
@@ -172,7 +192,12 @@ impl Dispatch {
             heartbeat: config.heartbeat,
         });
         let geo = ArcSwap::new(geo);
-        Arc::new(Self { env, config, tuning, geo, loads, learned, gauges_at_s, metrics })
+        Arc::new(Self { env, config, tuning, geo, loads, learned, pace, gauges_at_s, metrics })
+    }
+
+    /// The database by which addresses are placed.
+    pub fn geo(&self) -> Arc<Geo> {
+        self.geo.load_full()
     }
 
     /// Places addresses by another database from now on.
@@ -188,6 +213,21 @@ impl Dispatch {
     /// Changes it from the next request on.
     pub fn tune(&self, tuning: DispatchTuning) {
         self.tuning.store(Arc::new(tuning));
+    }
+
+    /// Counts a request of `caller`, or refuses it. This machine and operators may ask as often as they like:
+    /// checks of health and measurements do.
+    pub(crate) fn admit(&self, caller: Caller) -> Result<(), DispatchError> {
+        if caller.address.is_loopback() || self.is_operator(caller) {
+            return Ok(());
+        }
+        let taken = self.pace().take(caller.address, self.env.clock.now());
+        taken.map_err(|wait| {
+            // Some later and some at once: whoever waits here waits with others.
+            let least = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+            let more = u32::try_from(self.env.rng.below(u64::from(RETRY_AFTER_S) + 1)).unwrap_or(0);
+            DispatchError::TooOften { address: caller.address, retry_after_s: least.saturating_add(more) }
+        })
     }
 
     /// The list for a client at `address`, which opened the connection itself. `request.as_address` is
@@ -238,6 +278,8 @@ impl Dispatch {
         let ranking = rank(&mut fleet, &learned, &client, &policy, started, || self.env.rng.u64());
         drop(learned);
         let edges = self.views(&fleet, &ranking, request);
+        let explained = request.explain && self.may_ask_what_if(caller);
+        let unlisted = if explained { unlisted(&fleet, &ranking, request, started) } else { Vec::new() };
         drop(fleet);
 
         let Some(first) = edges.first() else { return Err(self.no_edges(started)) };
@@ -247,6 +289,7 @@ impl Dispatch {
             client: view_of(address, located),
             edges,
             heartbeat: self.tuning.load().heartbeat,
+            unlisted,
         })
     }
 
@@ -267,15 +310,29 @@ impl Dispatch {
     /// it before metrics are read.
     pub fn refresh_metrics(&self) {
         self.metrics.set_edges(&self.standings(self.env.clock.now()));
-        self.metrics.set_networks(self.learned().len());
+        let (networks, groups) = {
+            let learned = self.learned();
+            (learned.len(), learned.groups())
+        };
+        self.metrics.set_learned(networks, groups);
+        let paced = {
+            let mut pace = self.pace();
+            pace.sweep(self.env.clock.now());
+            pace.len()
+        };
+        self.metrics.set_paced(paced);
+        self.metrics.set_geo(self.geo.load().built_s());
     }
 
     /// Only who runs this deployment may see it with other eyes: from this machine, unless through a proxy
     /// (whose clients would all seem to be this machine), or from an operator's address.
     fn may_ask_what_if(&self, caller: Caller) -> bool {
         let local = caller.direct && caller.address.is_loopback();
-        let operator = caller.trusted && self.tuning.load().operators.iter().any(|p| p.contains(caller.address));
-        local || operator
+        local || self.is_operator(caller)
+    }
+
+    fn is_operator(&self, caller: Caller) -> bool {
+        caller.trusted && self.tuning.load().operators.iter().any(|p| p.contains(caller.address))
     }
 
     /// The client's samples by site. A loopback client measures nothing that is far, and "what if" no one.
@@ -315,8 +372,16 @@ impl Dispatch {
         let factor = if request.network.kind == NetworkKind::Cellular { CELLULAR_FACTOR } else { 1.0 };
         let ranked = (1..).zip(ranking.iter());
         ranked
-            .map(|(rank, choice)| edge_view(&fleet.edges()[choice.edge], choice, rank, factor, request.explain))
+            .map(|(rank, choice)| {
+                let edge = &fleet.edges()[choice.edge];
+                let name = self.tls_name(edge.report());
+                edge_view(edge, name, choice, rank, factor, request.explain)
+            })
             .collect()
+    }
+
+    fn tls_name(&self, edge: &EdgeReport) -> String {
+        self.config.edge_tls_name.replace("{edge}", &edge.edge).replace("{region}", &edge.region_name)
     }
 
     fn ttl_s(&self) -> u32 {
@@ -347,6 +412,11 @@ impl Dispatch {
         // Averages: a panic in between can't have made them wrong.
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        // Counts: a panic in between can have lost one.
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn check(request: &DispatchRequest) -> Result<(), DispatchError> {
@@ -375,12 +445,29 @@ fn view_of(address: IpAddr, located: Located) -> ClientView {
     ClientView { address, country: located.country().map(|c| c.to_string()), unplaced }
 }
 
-fn edge_view(edge: &Edge, choice: &Choice, rank: u32, factor: f64, explain: bool) -> EdgeView {
+/// Edges that are known and not in the list, for another reason than its length.
+fn unlisted(fleet: &Fleet, ranking: &Ranking, request: &DispatchRequest, now: Duration) -> Vec<UnlistedView> {
+    let edges = fleet.edges().iter().enumerate().filter_map(|(at, edge)| {
+        let report = edge.report();
+        let reason = match edge.standing(now) {
+            Standing::Listed if ranking.iter().any(|c| c.edge == at) => return None,
+            Standing::Listed if request.exclude.iter().any(|e| **e == *report.edge) => "excluded",
+            Standing::Listed => return None,
+            other => other.name(),
+        };
+        let (id, region) = (report.edge.to_string(), report.region_name.to_string());
+        Some(UnlistedView { id, region, reason: reason.to_owned() })
+    });
+    edges.take(UNLISTED).collect()
+}
+
+fn edge_view(edge: &Edge, tls_name: String, choice: &Choice, rank: u32, factor: f64, explain: bool) -> EdgeView {
     let report = edge.report();
     let rtt_ms = choice.rtt_ms.unwrap_or(UNKNOWN_RTT_MS);
     EdgeView {
         id: report.edge.to_string(),
         region: report.region_name.to_string(),
+        tls_name,
         addresses: report.addresses.clone(),
         transports: vec![Transport::Quic, Transport::Tcp],
         timeouts_ms: TimeoutsView {

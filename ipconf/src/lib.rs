@@ -7,13 +7,14 @@
 //!
 //! Parts, in reading order:
 //!
-//! 1. [`api`]: the JSON that clients and dispatch exchange.
+//! 1. [`api`]: what clients and dispatch exchange, as JSON; [`proto`], as protobuf.
 //! 2. [`load`]: what edges last said of themselves; three silent seconds, and an edge is no longer listed.
 //! 3. [`geo`], [`centroids`]: from an address to a country and a position.
 //! 4. [`tern_core::ranking`]: the choice itself, a pure machine that has its essay there.
 //! 5. [`dispatch`]: brings these together; [`forwarded`] says whose address counts, [`prefix`] how operators
 //!    write blocks of addresses.
-//! 6. `http`: paths, limits and errors around it; [`metrics`]: what it counts.
+//! 6. `http`: paths, limits and errors around it; `encoding`, which form is spoken; `pace`, how often one
+//!    address may ask; [`metrics`]: what it counts.
 //!
 //! Invariants:
 //!
@@ -32,16 +33,20 @@
 pub mod api;
 pub mod centroids;
 pub mod dispatch;
+mod encoding;
 pub mod forwarded;
 pub mod geo;
 mod http;
 pub mod limits;
 pub mod load;
 pub mod metrics;
+mod pace;
 pub mod prefix;
+pub mod proto;
 
 pub use dispatch::{Dispatch, DispatchConfig, DispatchError, DispatchTuning};
 pub use geo::{Geo, GeoError, Located, Unplaced};
 pub use load::{LoadError, LoadTable};
 pub use metrics::DispatchMetrics;
+pub use pace::PaceConfig;
 pub use prefix::{IpPrefix, PrefixError};

@@ -14,6 +14,10 @@ pub const EXCLUDED: usize = 50;
 pub const RTT_MS_MAX: f64 = 60_000.0;
 /// Hops of `X-Forwarded-For` that are looked at, from the right.
 pub const FORWARDED_HOPS: usize = 16;
+/// Media ranges of `Accept` that are looked at: browsers send a handful.
+pub const MEDIA_RANGES: usize = 32;
+/// Edges that an explanation names as not listed: what an operator can read.
+pub const UNLISTED: usize = 64;
 /// Addresses that one edge may report: two families, two networks each, twice.
 pub const ADDRESSES_PER_EDGE: usize = 8;
 /// Bytes of a failure domain's or region's name.

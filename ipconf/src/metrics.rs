@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hyper::Version;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -31,6 +32,12 @@ pub(crate) enum Outcome {
     Timeout,
     /// The body is too large.
     TooLarge,
+    /// An answer in a form that there is not.
+    NotAcceptable,
+    /// A body in a form that there is not.
+    UnsupportedType,
+    /// One address asks too often.
+    TooOften,
     /// There is no edge to list.
     NoEdges,
 }
@@ -46,6 +53,9 @@ impl Outcome {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Timeout => "timeout",
             Self::TooLarge => "too_large",
+            Self::NotAcceptable => "not_acceptable",
+            Self::UnsupportedType => "unsupported_type",
+            Self::TooOften => "too_often",
             Self::NoEdges => "no_edges",
         }
     }
@@ -54,6 +64,12 @@ impl Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FormLabel {
+    http: &'static str,
+    encoding: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -81,7 +97,12 @@ pub struct DispatchMetrics {
     samples_learned: Counter,
     samples_ignored: Counter,
     networks: Gauge,
+    groups: Gauge,
     edges: Family<StandingLabel, Gauge>,
+    lists: Family<FormLabel, Counter>,
+    paced: Gauge,
+    geo_built: Gauge,
+    geo_files: Family<OutcomeLabel, Counter>,
 }
 
 impl DispatchMetrics {
@@ -96,7 +117,12 @@ impl DispatchMetrics {
             samples_learned: Counter::default(),
             samples_ignored: Counter::default(),
             networks: Gauge::default(),
+            groups: Gauge::default(),
             edges: Family::default(),
+            lists: Family::default(),
+            paced: Gauge::default(),
+            geo_built: Gauge::default(),
+            geo_files: Family::default(),
         };
         let r = registry.sub_registry_with_prefix("tern_dispatch");
         r.register("requests", "HTTP requests by how they ended", metrics.requests.clone());
@@ -119,6 +145,24 @@ impl DispatchMetrics {
             metrics.samples_ignored.clone(),
         );
         r.register("learned_networks", "Networks whose round trips are remembered", metrics.networks.clone());
+        r.register(
+            "learned_groups",
+            "Averages that are remembered of countries and of providers in them",
+            metrics.groups.clone(),
+        );
+        r.register("lists", "Lists by version of HTTP and by encoding", metrics.lists.clone());
+        r.register("paced_addresses", "Addresses that asked of late and are counted", metrics.paced.clone());
+        r.register_with_unit(
+            "geoip_built",
+            "When the GeoIP data in use was built, by its own word, since 1970",
+            Unit::Seconds,
+            metrics.geo_built.clone(),
+        );
+        r.register(
+            "geoip_files",
+            "GeoIP files that were seen in place of the one in use, by what became of them",
+            metrics.geo_files.clone(),
+        );
         r.register(
             "edges",
             "Edges that are remembered, by whether and why they are listed or not",
@@ -146,8 +190,26 @@ impl DispatchMetrics {
         self.samples_ignored.inc_by(ignored);
     }
 
-    pub(crate) fn set_networks(&self, networks: usize) {
+    pub(crate) fn set_learned(&self, networks: usize, groups: usize) {
         self.networks.set(i64::try_from(networks).unwrap_or(i64::MAX));
+        self.groups.set(i64::try_from(groups).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn listed(&self, http: Version, encoding: &'static str) {
+        let http = if http == Version::HTTP_2 { "2" } else { "1" };
+        self.lists.get_or_create(&FormLabel { http, encoding }).inc();
+    }
+
+    pub(crate) fn set_paced(&self, addresses: usize) {
+        self.paced.set(i64::try_from(addresses).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn set_geo(&self, built_s: u64) {
+        self.geo_built.set(i64::try_from(built_s).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn geo_file(&self, outcome: &'static str) {
+        self.geo_files.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     pub(crate) fn set_edges(&self, counts: &[(Standing, u32)]) {

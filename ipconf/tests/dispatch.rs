@@ -1,139 +1,25 @@
 //! Requests and their answers: ranking, trust, limits, errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
+use hyper::Request;
 use hyper::body::{Body, Frame};
-use hyper::{Request, Response};
-use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tern_core::clock::{Clock, Entropy};
-use tern_core::ranking::Position;
+use support::bed::{Bed, code, load, parts};
+use tern_core::clock::Clock;
 use tern_core::wire::node_v1::EdgeLoad;
-use tern_ipconf::api::{DispatchAnswer, DispatchRequest, ErrorBody, RttSample};
-use tern_ipconf::{Dispatch, DispatchConfig, DispatchError, DispatchMetrics, Geo, LoadTable};
-use tern_net::env::Env;
-use tern_net::system::system_env;
-
-#[derive(Debug)]
-struct ManualClock(Mutex<Duration>);
-
-impl Clock for ManualClock {
-    fn now(&self) -> Duration {
-        *self.0.lock().unwrap()
-    }
-    fn wall_ms(&self) -> u64 {
-        0
-    }
-}
-
-struct Bed {
-    clock: Arc<ManualClock>,
-    loads: Arc<LoadTable>,
-    dispatch: Arc<Dispatch>,
-    registry: Registry,
-}
-
-fn geo() -> Arc<Geo> {
-    static GEO: OnceLock<Arc<Geo>> = OnceLock::new();
-    GEO.get_or_init(|| Arc::new(Geo::shipped().unwrap())).clone()
-}
-
-fn load(region: u32, region_name: &str, edge: &str, at: (f64, f64)) -> EdgeLoad {
-    EdgeLoad {
-        edge: edge.to_owned(),
-        region,
-        region_name: region_name.to_owned(),
-        addresses: vec![format!("192.0.2.{region}:7414")],
-        connections: 100,
-        capacity: 1000,
-        cpu_permille: 50,
-        draining: false,
-        age_ms: 0,
-        latitude: at.0,
-        longitude: at.1,
-        generation: 1,
-        failure_domain: edge.to_owned(),
-    }
-}
-
-/// Two edges in Frankfurt, one in Ashburn, one in Singapore; dispatched from Ashburn; 10.0.0.0/8 are its
-/// proxies, 198.51.100.0/24 its operators.
-impl Bed {
-    fn empty() -> Self {
-        let clock = Arc::new(ManualClock(Mutex::new(Duration::from_secs(1_000))));
-        let env = Env { clock: clock.clone(), rng: Arc::new(Entropy::seeded(1)), ..system_env().unwrap() };
-        let loads = LoadTable::new();
-        let mut registry = Registry::default();
-        let config = DispatchConfig {
-            region_position: Position::new(39.0, -77.5),
-            trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
-            operators: vec!["198.51.100.0/24".parse().unwrap()],
-            ..DispatchConfig::new(2, "us")
-        };
-        let metrics = DispatchMetrics::register(&mut registry);
-        let dispatch = Dispatch::new(env, config, geo(), loads.clone(), metrics);
-        Self { clock, loads, dispatch, registry }
-    }
-
-    fn new() -> Self {
-        let bed = Self::empty();
-        for (region, name, edge, at) in [
-            (1, "eu", "eu-e1", (50.1, 8.7)),
-            (1, "eu", "eu-e2", (50.1, 8.7)),
-            (2, "us", "us-e1", (39.0, -77.5)),
-            (3, "ap", "ap-e1", (1.35, 103.8)),
-        ] {
-            bed.loads.report(&load(region, name, edge, at), bed.clock.now()).unwrap();
-        }
-        bed
-    }
-
-    fn ask(&self, request: &DispatchRequest, address: &str) -> DispatchAnswer {
-        self.dispatch.decide(request, address.parse().unwrap()).unwrap()
-    }
-
-    fn regions(&self, address: &str) -> Vec<String> {
-        self.ask(&DispatchRequest::default(), address).edges.into_iter().map(|e| e.region).collect()
-    }
-
-    async fn post(&self, from: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, Value) {
-        let mut request = Request::post("/v1/dispatch");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(Full::new(body.into())).unwrap();
-        let response = self.dispatch.respond(SocketAddr::new(from.parse().unwrap(), 5555), request).await;
-        parts(response).await
-    }
-
-    fn metrics(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        text
-    }
-}
-
-async fn parts(response: Response<Full<Bytes>>) -> (u16, Value) {
-    let status = response.status().as_u16();
-    assert_eq!(response.headers()["content-type"], "application/json");
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    (status, serde_json::from_slice(&body).unwrap())
-}
-
-fn code(answer: &(u16, Value)) -> (u16, String) {
-    let body: ErrorBody = serde_json::from_value(answer.1.clone()).unwrap();
-    assert!(!body.error.message.is_empty());
-    (answer.0, body.error.code)
-}
+use tern_ipconf::DispatchError;
+use tern_ipconf::api::{DispatchAnswer, DispatchRequest, RttSample};
 
 #[tokio::test]
 async fn clients_get_the_region_near_them_first_by_real_lookups() {

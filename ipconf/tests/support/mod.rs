@@ -1,6 +1,8 @@
 //! Makes small MMDB files (MaxMind DB File Format 2.0) for tests.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+pub mod bed;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
