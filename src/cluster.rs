@@ -155,7 +155,8 @@ impl Cluster {
         (Ipv4Addr::LOCALHOST, self.base_port + PORTS_PER_REGION * u16::from(site.id) + offset).into()
     }
 
-    /// Client and admin addresses of an edge, by its index in its region.
+    /// Client and admin addresses of an edge, by its index in its region. Its gossip has the admin port's number:
+    /// one is UDP, the other TCP.
     fn edge_ports(&self, site: Site, index: usize) -> (SocketAddr, SocketAddr) {
         match u16::try_from(index).unwrap_or(0) {
             0 => (self.port(site, 0), self.port(site, 3)),
@@ -256,7 +257,11 @@ impl Cluster {
             "\n[region]\nid = {}\nname = \"{}\"\nat = \"{},{}\"",
             site.id, site.name, site.at.latitude, site.at.longitude
         ));
-        line(format!("\n[listen]\nip = \"{}\"\nclient = {}\nadmin = \"{admin}\"", client.ip(), client.port()));
+        line(format!(
+            "\n[listen]\nip = \"{}\"\nclient = {}\nadmin = \"{admin}\"\ngossip = \"{admin}\"",
+            client.ip(),
+            client.port()
+        ));
         if index == 0 {
             line(format!("dispatch = {}\nnode = {}", self.port(site, 1).port(), self.port(site, 2).port()));
         }
@@ -269,6 +274,9 @@ impl Cluster {
             text(&pki.node_ca())
         ));
         line(format!("\n[tokens]\nfile = {}", shared("tokens.jwk")));
+        let others = (0..plan.edges.len()).filter(|other| *other != index);
+        let seeds: Vec<String> = others.map(|other| format!("\"{}\"", self.edge_ports(site, other).1)).collect();
+        line(format!("\n[gossip]\nkey_file = {}\nseeds = [{}]", shared("gossip.key"), seeds.join(", ")));
         if index == 0 {
             line(format!("\n[receipt]\nkey_file = {}", shared("receipt.key")));
             line(format!("\n[direct]\nsalt_file = {}", shared("direct.salt")));

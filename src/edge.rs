@@ -10,6 +10,8 @@ use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort};
 use tern_core::wire::{ALPN_CLIENT, v1};
 use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys, Tuning};
+use tern_ipconf::LoadTable;
+use tern_replication::gossip::LoadSource;
 use tracing::Instrument;
 
 use crate::cli::{Global, RoleArgs};
@@ -17,6 +19,7 @@ use crate::config::scope::Role;
 use crate::config::{ConfigError, Settings};
 use crate::exit::Failure;
 use crate::fleet::Ready;
+use crate::gossip::{self, ToTable};
 use crate::logging;
 use crate::node::Node;
 use crate::operations::{Operations, Origins};
@@ -42,6 +45,7 @@ pub fn run(global: &Global, args: &RoleArgs) -> Result<(), Failure> {
         let message = "core is empty: give the node addresses of the region's core, such as [\"192.0.2.1:7412\"]";
         return Err(ConfigError(vec![message.into()]).into());
     }
+    gossip::check(Role::Edge, &settings)?;
     crate::block_on(async {
         let mut stop = Stop::watch(args.stop_with_stdin)?;
         let node = Node::new(settings, Role::Edge)?;
@@ -70,19 +74,25 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
         false => Err("it can't be reached".to_owned()),
     });
     edge.add_parts(&operations);
+    // Where its clients go when it drains.
+    let others = LoadTable::new();
+    let watcher = Arc::new(ToTable { loads: others.clone(), direct: Arc::default() });
+    let gossip = gossip::start(node, Some(edge.load()), watcher, &mut registry).await?;
     operations.ready(node, hangup, registry, None);
-    let admin = Some(operations.admin);
-    Ready { ready: node.name.clone(), client: Some(client), admin, ..Ready::default() }.print(json);
+    let (admin, heard) = (Some(operations.admin), Some(gossip.local_addr()));
+    Ready { ready: node.name.clone(), client: Some(client), admin, gossip: heard, ..Ready::default() }.print(json);
 
     let reason = stop.requested().await;
     tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
     let settings = operations.reload.settings();
     operations.stopping(settings.edge_drain_window);
+    let alternates = gossip::alternates(&others, node.region, &node.name, node.env.clock.now());
     tokio::select! {
         biased;
         _ = stop.requested() => tracing::warn!("stopped without draining"),
-        () = edge.drain(&settings, Vec::new()) => tracing::info!("stopped"),
+        () = edge.drain(&settings, alternates) => tracing::info!("stopped"),
     }
+    gossip.leave().await;
     Ok(())
 }
 
@@ -118,6 +128,12 @@ impl OwnEdge {
     /// The edge as the core sees it.
     pub fn port(&self) -> Arc<dyn EdgePort> {
         self.edge.clone()
+    }
+
+    /// What the edge says of its load.
+    pub fn load(&self) -> LoadSource {
+        let edge = self.edge.clone();
+        Arc::new(move || edge.load())
     }
 
     /// Serves clients, and returns where.

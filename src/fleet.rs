@@ -43,6 +43,8 @@ pub struct Ready {
     pub node: Option<SocketAddr>,
     /// HTTP of metrics and health.
     pub admin: Option<SocketAddr>,
+    /// UDP of the gossip between nodes.
+    pub gossip: Option<SocketAddr>,
 }
 
 impl Ready {
@@ -54,12 +56,13 @@ impl Ready {
         } else {
             let part = |name, at: Option<SocketAddr>| at.map_or_else(String::new, |at| format!("  {name} {at}"));
             format!(
-                "ready     {}{}{}{}{}",
+                "ready     {}{}{}{}{}{}",
                 self.ready,
                 part("client", self.client),
                 part("dispatch", self.dispatch),
                 part("node", self.node),
-                part("admin", self.admin)
+                part("admin", self.admin),
+                part("gossip", self.gossip)
             )
         };
         // Whoever started this may have closed the pipe: that is no reason to stop serving.

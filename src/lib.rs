@@ -33,6 +33,7 @@ pub mod dev;
 pub mod edge;
 pub mod exit;
 pub mod fleet;
+pub mod gossip;
 pub mod health;
 pub mod ipconf;
 pub mod logging;

@@ -103,7 +103,7 @@ impl Node {
     /// The first address of a host.
     pub async fn resolve(&self, host: &HostPort) -> Result<SocketAddr> {
         let addresses = self.env.net.resolve(&host.host).await;
-        let hint = "correct it in peers, core or dispatch.sources, or give an address instead of a name";
+        let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
         let address = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
         let first = address.into_iter().next().with_context(|| format!("{host} has no address; {hint}"))?;
         Ok(SocketAddr::new(first, host.port))

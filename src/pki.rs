@@ -20,9 +20,11 @@ use rcgen::{
 use ring::rand::{SecureRandom, SystemRandom};
 use tern_core::clock::Clock;
 use tern_net::system::SystemClock;
+use tern_replication::gossip::GossipKey;
 
 use crate::cli::{Global, PkiArgs};
 use crate::exit::Failure;
+use crate::gossip::KEY_FILE;
 use crate::token;
 
 /// Years that certificates made here are valid for: these are for development and small deployments, where
@@ -187,6 +189,13 @@ pub fn shared_secrets(data: &Path) -> Result<()> {
             write_new(&path, format!("{}\n", hex(&random_bytes()?)).as_bytes(), true)?;
         }
     }
+    let path = data.join(KEY_FILE);
+    if !path.exists() {
+        // All nodes get it, edges too, and none of them can make a receipt with it.
+        let receipt = read_hex_file(&data.join("receipt.key"), "receipt key")?;
+        let key = GossipKey::from_receipt_key(&receipt).context("the gossip key can't be derived")?;
+        write_new(&path, format!("{}\n", hex(key.reveal())).as_bytes(), true)?;
+    }
     Ok(())
 }
 
@@ -288,6 +297,7 @@ pub fn run(global: &Global, args: &PkiArgs) -> Result<(), Failure> {
         ("clients pin", pki.public_ca()),
         ("all nodes", pki.node_ca()),
         ("all nodes", shared("tokens.jwk")),
+        ("all nodes", shared(KEY_FILE)),
         ("all regions", shared("receipt.key")),
         ("all regions", shared("direct.salt")),
         ("this node", leaf.public_cert),

@@ -11,6 +11,7 @@ use tern_core::ids::Region as RegionId;
 use tern_core::wire::node_v1::{EdgeLoad, LoadReport};
 use tern_ipconf::LoadTable;
 use tern_net::env::Env;
+use tern_replication::gossip::GossipNode;
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig};
 use tern_replication::store::embedded::{EmbeddedStore, Options};
 use tracing::Instrument;
@@ -21,6 +22,7 @@ use crate::config::scope::Role;
 use crate::edge::{OwnEdge, heartbeat};
 use crate::exit::Failure;
 use crate::fleet::Ready;
+use crate::gossip::{self, Direct, ToTable};
 use crate::ipconf;
 use crate::logging;
 use crate::node::Node;
@@ -41,6 +43,7 @@ pub fn run(global: &Global, args: &RegionArgs) -> Result<(), Failure> {
     let sources = crate::sources(global, &flags)?;
     let settings = sources.load()?;
     let log = logging::start(&settings.log_level, settings.log_json)?;
+    gossip::check(Role::Region, &settings)?;
     crate::block_on(async {
         let mut stop = Stop::watch(args.role.stop_with_stdin)?;
         let node = Node::new(settings, Role::Region)?;
@@ -69,6 +72,7 @@ struct Serving {
     region: Arc<Region>,
     edge: OwnEdge,
     loads: Arc<LoadTable>,
+    gossip: GossipNode,
     operations: Operations,
     ready: Ready,
 }
@@ -90,7 +94,8 @@ impl Serving {
 
         health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
-        let exchange = Arc::new(Loads(loads.clone()));
+        let direct = Arc::new(Direct::default());
+        let exchange = Arc::new(Loads { table: loads.clone(), region: node.region, direct: direct.clone() });
         let region = Region::start(node.env.clone(), config, store.clone(), NodeTls { server, client }, exchange)
             .await
             .context("the region's core can't start")?;
@@ -98,6 +103,8 @@ impl Serving {
         health.phase("listening");
         let client = edge.serve(node, region.attach_edge(edge.port())).await?;
         let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
+        let watcher = Arc::new(ToTable { loads: loads.clone(), direct });
+        let gossip = gossip::start(node, Some(edge.load()), watcher, &mut registry).await?;
 
         let checked = region.clone();
         health.needs("store", move || match checked.health().0 {
@@ -116,8 +123,9 @@ impl Serving {
             dispatch: Some(dispatch),
             node: Some(region.node_addr()),
             admin: Some(operations.admin),
+            gossip: Some(gossip.local_addr()),
         };
-        Ok(Self { store, region, edge, loads, operations, ready })
+        Ok(Self { store, region, edge, loads, gossip, operations, ready })
     }
 
     /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
@@ -129,6 +137,7 @@ impl Serving {
         let elsewhere = node.settings.peers.iter().flat_map(|peer| self.loads.own_loads(peer.region, now));
         let alternates = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses).collect();
         self.edge.drain(&settings, alternates).await;
+        self.gossip.leave().await;
         if !self.region.stop(LINK_ACKS_WITHIN).await {
             tracing::warn!(
                 "some messages are not yet held by every other region; they are shipped after the next start"
@@ -199,17 +208,24 @@ async fn config(node: &Node) -> Result<RegionConfig> {
 
 /// What edges report goes to dispatch and to the other regions.
 #[derive(Debug)]
-struct Loads(Arc<LoadTable>);
+struct Loads {
+    table: Arc<LoadTable>,
+    region: RegionId,
+    direct: Arc<Direct>,
+}
 
 impl LoadExchange for Loads {
     fn report(&self, load: &EdgeLoad, now: Duration) {
-        if let Err(error) = self.0.report(load, now) {
+        if load.region == u32::from(self.region) {
+            self.direct.heard(&load.edge, now);
+        }
+        if let Err(error) = self.table.report(load, now) {
             tracing::debug!(%error, "a load report was left out");
         }
     }
 
     fn own_loads(&self, region: RegionId, now: Duration) -> Vec<EdgeLoad> {
-        self.0.own_loads(region, now)
+        self.table.own_loads(region, now)
     }
 }
 

@@ -280,33 +280,113 @@ fn regions_deployed_by_hand_as_the_readme_says_link_to_each_other() {
 }
 
 #[test]
-fn dispatch_beside_regions_lists_their_edges() {
+fn a_stand_alone_dispatch_learns_edges_by_gossip_and_drops_a_killed_one() {
     let data = tempfile::tempdir().unwrap();
-    let dev = Dev::start(data.path(), "eu,us", free_ports(26_000, &["eu", "us"]), &[]);
-    let sources: Vec<String> = dev.addresses("admin").iter().map(ToString::to_string).collect();
-    let sources = format!("dispatch.sources={}", sources.join(","));
+    let base = free_ports(26_000, &["eu", "us"]);
+    let mut cluster = Cluster::plan(data.path().to_owned(), &["eu".to_owned(), "us".to_owned()], base).unwrap();
+    cluster.add_edges("eu", 1);
+    let processes = cluster.write().unwrap();
+    let start = |name: &str| {
+        let process = processes.iter().find(|p| p.name == name).unwrap();
+        Role::start(&process.arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (eu, us, edge) = (start("eu-e1"), start("us-e1"), start("eu-e2"));
+    // Of each region one node is enough to ask: here an edge, and a region's process.
+    let seeds = format!("gossip.seeds=1@{},2@{}", edge.address("gossip"), us.address("gossip"));
+    // A name of its own, with a certificate for it.
+    let at = data.path().to_str().unwrap();
+    let made = command(&["pki", "--data", at, "--node", "d1", "--region", "eu"]).output().unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
     let settings = [
-        &sources,
-        "name=eu-e1",
+        &seeds,
+        "name=d1",
+        "deployment=tern-dev",
         "region.id=1",
         "region.name=eu",
         "listen.ip=127.0.0.1",
         "listen.client=0",
         "listen.admin=127.0.0.1:0",
     ];
-    let mut arguments = vec!["ipconf", "--data", data.path().to_str().unwrap()];
+    let mut arguments = vec!["ipconf", "--data", at];
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     let ipconf = Role::start(&arguments);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let env = tern_net::system::system_env().unwrap();
-        let ca = data.path().join("pki/public-ca.pem");
-        let mut lookup = tern::demo::lookup::Lookup::connect(&env, ipconf.address("dispatch"), &ca).await.unwrap();
-        lookup.wait_for_edges(2).await.unwrap();
+    let env = runtime.block_on(async { tern_net::system::system_env().unwrap() });
+    let ca = data.path().join("pki/public-ca.pem");
+    let dispatch = ipconf.address("dispatch");
+    let mut lookup =
+        runtime.block_on(async { tern::demo::lookup::Lookup::connect(&env, dispatch, &ca).await.unwrap() });
+    let mut listed = |what: &str, count: usize| {
+        wait_until(what, || runtime.block_on(lookup.edges_listed()).unwrap() == count);
+    };
+    let metric = |role: &Role, line: &str| {
+        let metrics = get(role.address("admin"), "/metrics").1;
+        metrics.lines().any(|have| have == line)
+    };
+    listed("all three edges are listed", 3);
+    // The region, the edge and this dispatch know each other.
+    let three = "tern_gossip_members_count{cluster=\"1\",state=\"alive\"} 3";
+    for role in [&eu, &edge, &ipconf] {
+        wait_until("three members", || metric(role, three));
+    }
+
+    // kill -9: nobody says farewell. The seed of region 1 is gone with it.
+    drop(edge);
+    listed("the killed edge is not listed", 2);
+    wait_until("its death is known", || metric(&ipconf, "tern_gossip_members_count{cluster=\"1\",state=\"down\"} 1"));
+    let again = start("eu-e2");
+    listed("it is back", 3);
+    drop(eu);
+    wait_until("an edge knows that its region's process is dead", || {
+        metric(&again, "tern_gossip_members_count{cluster=\"1\",state=\"down\"} 1")
     });
+    listed("its edge is not listed", 2);
+    let _eu = start("eu-e1");
+    listed("all are back", 3);
+    for role in [&again, &us, &ipconf] {
+        let metrics = get(role.address("admin"), "/metrics").1;
+        for cause in ["forged", "malformed", "key", "version"] {
+            let none = format!("cause=\"{cause}\"}} 0");
+            assert!(metrics.contains(&none), "{metrics}");
+        }
+    }
+}
+
+#[test]
+fn what_an_ipconf_lacks_is_said_with_what_to_do() {
     let without = command(&["ipconf", "--set", "region.name=eu"]).output().unwrap();
     assert_eq!(without.status.code(), Some(2));
-    assert!(stderr(&without).contains("dispatch.sources"), "{}", stderr(&without));
+    assert!(stderr(&without).contains("gossip.seeds"), "{}", stderr(&without));
+
+    let data = tempfile::tempdir().unwrap();
+    let at = data.path().to_str().unwrap();
+    let made = command(&["pki", "--data", at, "--node", "d1", "--region", "eu"]).output().unwrap();
+    assert!(made.status.success(), "{}", stderr(&made));
+    for secret in ["gossip.key", "receipt.key"] {
+        std::fs::remove_file(data.path().join(secret)).unwrap();
+    }
+    let try_start = |more: &[&str]| {
+        let mut arguments = vec!["ipconf", "--data", at];
+        let settings = [
+            "gossip.seeds=1@127.0.0.1:9",
+            "name=d1",
+            "region.id=1",
+            "region.name=eu",
+            "listen.client=0",
+            "listen.admin=127.0.0.1:0",
+        ];
+        arguments.extend(settings.iter().chain(more).flat_map(|setting| ["--set", setting]));
+        command(&arguments).stdin(Stdio::null()).output().unwrap()
+    };
+    let keyless = try_start(&[]);
+    assert_eq!(keyless.status.code(), Some(3));
+    assert!(stderr(&keyless).contains("copy gossip.key"), "{}", stderr(&keyless));
+    let key = format!("gossip.key={}", "ab".repeat(32));
+    let taken = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let port = format!("listen.gossip={}", taken.local_addr().unwrap());
+    let in_use = try_start(&[&key, &port]);
+    assert_eq!(in_use.status.code(), Some(3));
+    assert!(stderr(&in_use).contains("listen.gossip"), "{}", stderr(&in_use));
 }
 
 fn chat(data: &Path, user: &str, to: &str, typed: &str) -> String {

@@ -190,7 +190,7 @@ settings! {
     /// How long a stopping edge takes to send its clients away.
     edge_drain_window: Duration = "edge.drain_window", "\"5s\"", AtOnce, EDGES, "0s" to "1h";
     /// Addresses that clients are sent to when this edge drains. Unset: a region names edges of other regions, an
-    /// edge nothing, and clients choose from the list they have.
+    /// edge the least loaded others of its own, and clients may choose from the list they have.
     edge_alternates: Vec<SocketAddr> = "edge.alternates", "[]", AtOnce, EDGES;
     /// Interval of a client's heartbeats while it is in the foreground.
     heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"", AtOnce, NODES, "1ms" to "10m";
@@ -221,8 +221,6 @@ settings! {
     dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]", AtOnce, DISPATCH;
     /// Who may ask dispatch as another address, besides loopback.
     dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]", AtOnce, DISPATCH;
-    /// `tern ipconf` only: admin addresses of the regions whose edges it lists, asked once a second.
-    dispatch_sources: Vec<HostPort> = "dispatch.sources", "[]", Restart, IPCONF;
 
     /// What is logged: a level (error, warn, info, debug, trace) or a filter such as "info,tern_edge=debug".
     log_level: String = "log.level", "\"info\"", AtOnce, ALL;

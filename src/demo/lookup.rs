@@ -55,16 +55,22 @@ impl Lookup {
         Ok(Self { http })
     }
 
+    /// How many edges may be listed now.
+    pub async fn edges_listed(&mut self) -> Result<usize> {
+        let health: HealthView = self.exchange(Request::get("/v1/health").body(Full::default())?).await?;
+        Ok(usize::try_from(health.edges_listed)?)
+    }
+
     /// Waits until so many edges are listed.
     pub async fn wait_for_edges(&mut self, count: usize) -> Result<()> {
         let until = Instant::now() + LISTED_WITHIN;
         loop {
-            let health: HealthView = self.exchange(Request::get("/v1/health").body(Full::default())?).await?;
-            if usize::try_from(health.edges_listed).is_ok_and(|listed| listed >= count) {
+            let listed = self.edges_listed().await?;
+            if listed >= count {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("dispatch lists {} of {count} edges after {} s", health.edges_listed, LISTED_WITHIN.as_secs());
+                bail!("dispatch lists {listed} of {count} edges after {} s", LISTED_WITHIN.as_secs());
             }
             sleep(LOOK_EVERY).await;
         }

@@ -164,6 +164,7 @@ impl Loads {
         self.records.get(name)
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.records.len()
     }
