@@ -36,6 +36,7 @@ pub fn of(settings: &Settings, role: Role) -> Vec<Listen> {
     let mut all = Vec::new();
     let mut add = |key, whom, at, udp| all.push(Listen { key, whom, at, udp });
     add("listen.admin", "operators", settings.admin_listen(), false);
+    add("listen.gossip", "gossip", settings.gossip_listen(), true);
     if matches!(role, Role::Region | Role::Edge) {
         let client = settings.client_listen();
         for udp in [false, true] {
@@ -127,8 +128,9 @@ mod tests {
         let local = ("listen.ip", "127.0.0.1".to_owned());
         let settings = settings(&[local, ("listen.client", "0".into()), ("listen.node", port.to_string())]);
         let keys = |role| of(&settings, role).iter().map(|l| (l.key, l.udp)).collect::<Vec<_>>();
-        assert_eq!(keys(Role::Edge), [("listen.admin", false), ("listen.client", false), ("listen.client", true)]);
-        assert_eq!(keys(Role::Ipconf), [("listen.admin", false), ("listen.dispatch", false)]);
+        let (admin, gossip) = (("listen.admin", false), ("listen.gossip", true));
+        assert_eq!(keys(Role::Edge), [admin, gossip, ("listen.client", false), ("listen.client", true)]);
+        assert_eq!(keys(Role::Ipconf), [admin, gossip, ("listen.dispatch", false)]);
         assert!(check(&settings, Role::Edge).is_ok());
         let error = check(&settings, Role::Region).unwrap_err().to_string();
         assert!(error.contains(&format!("UDP 127.0.0.1:{port} for other nodes")), "{error}");
