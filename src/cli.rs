@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tern_core::ids::UserId;
 
+use crate::config::scope::Role;
 use crate::config::value::parse_duration;
 
 /// An instant-messaging system whose edges sit near the users and whose regions all accept writes.
@@ -64,6 +65,8 @@ pub enum Command {
     /// The floor that `bench` measures beside a region
     #[command(hide = true)]
     BenchFloor(RoleArgs),
+    /// Look at everything that a role needs, before its start or beside it, and say what to change
+    Doctor(DoctorArgs),
     /// Check or print the configuration
     Config {
         /// Which.
@@ -173,6 +176,36 @@ pub struct PkiArgs {
     /// Further names and addresses that it is reached by, comma-separated
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub address: Vec<String>,
+}
+
+/// Options of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// What the configuration is for [default: edge if `core` is set, ipconf if `gossip.seeds` name regions, else
+    /// region]
+    #[arg(long, value_enum, value_name = "ROLE")]
+    pub role: Option<RoleName>,
+}
+
+/// A role, as `doctor` is told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleName {
+    /// `tern region`
+    Region,
+    /// `tern edge`
+    Edge,
+    /// `tern ipconf`
+    Ipconf,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Region => Role::Region,
+            RoleName::Edge => Role::Edge,
+            RoleName::Ipconf => Role::Ipconf,
+        }
+    }
 }
 
 /// Options of `bench`.

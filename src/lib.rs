@@ -30,6 +30,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod dev;
+pub mod doctor;
 pub mod edge;
 pub mod exit;
 pub mod fleet;
@@ -79,6 +80,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ipconf(args) => ipconf::run(global, args),
         Command::Region(args) => region::run(global, args),
         Command::Edge(args) => edge::run(global, args),
+        Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Chat(args) => chat::run(global, args),
         Command::Bench(args) => bench::run(global, args),

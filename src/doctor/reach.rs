@@ -1,0 +1,169 @@
+//! Other nodes: whether they answer, trust this node's certificate, speak its version and are of its deployment.
+//!
+//! The question is a region's hello with the number 0, which no region has: whoever is asked looks at the
+//! version, the deployment and the number, in this order, and refuses it, saying which. So nothing is linked and
+//! nothing changes there, but for a line in its log.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tern_core::limits::NODE_FRAME_BYTES;
+use tern_core::wire::NODE_VERSION;
+use tern_core::wire::node_v1::node_frame::Body;
+use tern_core::wire::node_v1::{LinkHello, NodeFrame};
+use tern_net::frames::{QuicFrames, write_one};
+use tern_net::quic::{QuicParams, client_config, client_endpoint};
+
+use super::{Finding, Scene};
+use crate::config::scope::Role;
+use crate::config::value::HostPort;
+use crate::node::Node;
+use crate::pki::region_server_name;
+
+/// From the first packet to the answer: a round trip or two to another continent, and a lost packet.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How a node of this deployment refuses the region 0.
+const NO_SUCH_REGION: &str = "region 0 is";
+
+pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
+    let settings = &scene.settings;
+    let targets: Vec<(String, HostPort, String)> = match scene.role {
+        Role::Region => {
+            let of = |p: &crate::config::value::Peer| (p.name.clone(), p.addr.clone(), region_server_name(&p.name));
+            settings.peers.iter().map(of).collect()
+        }
+        Role::Edge => {
+            let name = region_server_name(settings.region_name().unwrap_or_default());
+            settings.core.iter().map(|addr| ("the core".to_owned(), addr.clone(), name.clone())).collect()
+        }
+        Role::Ipconf | Role::Tools => Vec::new(),
+    };
+    if targets.is_empty() {
+        return Vec::new();
+    }
+    let node = match Node::new(settings.clone(), scene.role) {
+        Ok(node) => node,
+        Err(error) => return vec![Finding::failed("nodes", format!("{error:#}"), "correct the configuration")],
+    };
+    let mut findings = Vec::new();
+    for (name, addr, server_name) in targets {
+        let who = format!("{name} at {addr}");
+        findings.push(match ask(&node, &addr, &server_name).await {
+            Ok(took) => Finding::ok("nodes", format!("{who} answers within {} ms", took.as_millis())),
+            Err(problem) => problem.told(&who, &addr),
+        });
+    }
+    findings
+}
+
+/// What stands between this node and another one.
+#[derive(Debug)]
+enum Problem {
+    /// This node's own files; told by the checks of these as well.
+    Own(String),
+    Unknown(String),
+    Silent,
+    Certificate(String),
+    Refused(String),
+    Broken(String),
+}
+
+impl Problem {
+    fn told(self, who: &str, addr: &HostPort) -> Finding {
+        let check = "nodes";
+        match self {
+            Problem::Own(why) => {
+                Finding::warning(check, format!("{who} was not asked: {why}"), "correct that, then look again")
+            }
+            Problem::Unknown(why) => {
+                let todo = "correct its name in the configuration or in DNS, or give an address";
+                Finding::failed(check, format!("{who} is unknown: {why}"), todo)
+            }
+            Problem::Silent => {
+                let todo = format!("start it; if it runs, let UDP to {addr} through firewalls on both sides");
+                Finding::warning(check, format!("{who} does not answer"), todo)
+            }
+            Problem::Certificate(why) => {
+                let todo =
+                    "both nodes need certificates of an authority in each other's tls.node_ca, for the right names";
+                Finding::failed(check, format!("{who}: the certificates are not accepted: {why}"), todo)
+            }
+            Problem::Refused(why) => {
+                let todo = "run the same version, and give all regions the same deployment, receipt key and salt";
+                Finding::failed(check, format!("{who} refuses this node: {why}"), todo)
+            }
+            Problem::Broken(why) => {
+                Finding::warning(check, format!("{who} answers, but not as a node does: {why}"), "is it the node port?")
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is the machine's own time that is measured")]
+async fn ask(node: &Node, addr: &HostPort, server_name: &str) -> Result<Duration, Problem> {
+    let own = |why: anyhow::Error| Problem::Own(format!("{why:#}"));
+    let (_, tls) = node.node_tls().map_err(own)?;
+    // An edge may have no receipt key, and then can't tell its deployment.
+    let deployment = node.receipt_key().ok().map(|(_, deployment)| deployment);
+    if node.role == Role::Region && deployment.is_none() {
+        return Err(Problem::Own("there is no receipt key to show".into()));
+    }
+    let to = node.resolve(addr).await.map_err(|error| Problem::Unknown(format!("{error:#}")))?;
+    let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let broken = |error: &dyn std::fmt::Display| Problem::Broken(error.to_string());
+    let endpoint = client_endpoint(&node.env, any).map_err(|e| broken(&e))?;
+    let config = client_config(&node.env, tls, &QuicParams::node()).map_err(|e| broken(&e))?;
+    let started = Instant::now();
+    let asked = async {
+        let connection = endpoint
+            .connect_with(config, to, server_name)
+            .map_err(|e| broken(&e))?
+            .await
+            .map_err(connection_problem)?;
+        let (mut send, recv) = connection.open_bi().await.map_err(connection_problem)?;
+        let hello = LinkHello {
+            version: NODE_VERSION,
+            region_name: "tern doctor".into(),
+            node: node.name.clone(),
+            deployment: deployment.unwrap_or_default().to_vec().into(),
+            ..LinkHello::default()
+        };
+        let frame = NodeFrame { body: Some(Body::LinkHello(hello)) };
+        let written = write_one(&mut send, &frame).await;
+        let answer = match written {
+            Ok(()) => QuicFrames::new(recv, NODE_FRAME_BYTES).next::<NodeFrame>().await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        // In TLS 1.3 a client learns that its certificate was refused only after its own handshake is over.
+        match (answer, connection.close_reason()) {
+            (Ok(Some(NodeFrame { body: Some(Body::Refused(refused)) })), _) => Ok(refused.message),
+            (_, Some(reason)) => Err(connection_problem(reason)),
+            (Ok(_), None) => Err(Problem::Broken("it said something else than a refusal".into())),
+            (Err(why), None) => Err(Problem::Broken(why)),
+        }
+    };
+    let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await;
+    endpoint.close(0u8.into(), b"asked");
+    let refusal = answer.unwrap_or(Err(Problem::Silent))?;
+    let without_key = deployment.is_none() && refusal.starts_with("another deployment");
+    if refusal.starts_with(NO_SUCH_REGION) || without_key {
+        Ok(started.elapsed())
+    } else {
+        Err(Problem::Refused(refusal))
+    }
+}
+
+fn connection_problem(error: quinn::ConnectionError) -> Problem {
+    // RFC 9001, 4.8: 0x100 and above are TLS alerts.
+    let is_tls = |code: u64| (0x100..0x200).contains(&code);
+    match &error {
+        quinn::ConnectionError::TimedOut => Problem::Silent,
+        quinn::ConnectionError::TransportError(inner) if is_tls(inner.code.into()) => {
+            Problem::Certificate(error.to_string())
+        }
+        quinn::ConnectionError::ConnectionClosed(inner) if is_tls(inner.error_code.into()) => {
+            Problem::Certificate(error.to_string())
+        }
+        _ => Problem::Broken(error.to_string()),
+    }
+}
