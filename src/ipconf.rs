@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use tern_core::ranking::Position;
 use tern_ipconf::api::HeartbeatView;
+use tern_ipconf::limits::GEOIP_LOOK_EVERY;
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, DispatchTuning, Geo, LoadTable};
 use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
 use tracing::Instrument;
@@ -82,6 +83,7 @@ pub async fn start(
     })?;
     let local = acceptor.local_addr();
     let limits = HttpLimits::default();
+    node.env.tasks.spawn(dispatch.clone().look_after_geo(GEOIP_LOOK_EVERY));
     node.env.tasks.spawn(serve(node.env.clone(), acceptor, Some(tls), limits, dispatch.handler()));
     Ok(local)
 }

@@ -205,6 +205,11 @@ impl Dispatch {
         self.geo.store(geo);
     }
 
+    /// Places addresses by `new` if they are still placed by `old`; returns whether they were.
+    pub(crate) fn swap_geo(&self, old: &Arc<Geo>, new: Arc<Geo>) -> bool {
+        Arc::ptr_eq(&self.geo.compare_and_swap(old, new), old)
+    }
+
     /// What can be changed while it runs, as it is now.
     pub fn tuning(&self) -> Arc<DispatchTuning> {
         self.tuning.load_full()

@@ -50,7 +50,7 @@ impl Encoding {
     /// The form of the answer that `Accept` prefers (RFC 9110, 12.5.1); JSON where it says nothing. Of equals
     /// the one that is named wins over one that is only covered. None: it takes neither.
     pub(crate) fn accepted(headers: &HeaderMap) -> Option<Self> {
-        if headers.get_all(ACCEPT).iter().all(|v| v.is_empty()) {
+        if headers.get_all(ACCEPT).iter().all(HeaderValue::is_empty) {
             return Some(Self::Json);
         }
         let [json, protobuf] = [Self::Json, Self::Protobuf].map(|e| e.quality(headers));

@@ -7,13 +7,17 @@
 //!
 //! Whatever a lookup finds, it is an answer: an address that can't be placed is [`Located::Unknown`] with
 //! the reason. Only opening a file can fail, and then the process does not start: an operator who names a
-//! file wants that one.
+//! file wants that one. A newer file in its place is taken while the process runs, see `watch.rs`.
 
 mod shipped;
 mod special;
+mod stamp;
+mod watch;
 
 use std::fmt;
-use std::io;
+use std::fs::{File, Metadata};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +31,16 @@ use crate::limits::GEOIP_FILE_BYTES;
 
 pub use shipped::fold;
 pub use special::Unplaced;
+pub use watch::GeoReloadError;
+
+pub(crate) use watch::{Step, Watch, check};
+
+use stamp::Stamp;
+
+/// What a look at a path shows; None = no file is there that can be looked at.
+pub(crate) fn stamp_of(path: &Path) -> Option<Stamp> {
+    std::fs::metadata(path).ok().filter(Metadata::is_file).map(|m| Stamp::of(&m))
+}
 
 /// Addresses that are looked up when a file is opened: evenly spread over IPv4, as many over the assigned
 /// part of IPv6. Reading every record of a city file would take seconds.
@@ -120,6 +134,15 @@ pub enum GeoError {
         /// What is wrong, and where.
         cause: String,
     },
+    /// It is being written.
+    #[error(
+        "the GeoIP file {} changed while it was read. Start again when it is whole, and replace it by renaming a \
+         finished file", path.display()
+    )]
+    Changing {
+        /// Which file.
+        path: PathBuf,
+    },
     /// It is an MMDB of something else.
     #[error(
         "the GeoIP file {} (type {kind:?}) has neither countries nor coordinates: of {PROBES} addresses looked \
@@ -142,6 +165,19 @@ pub enum GeoError {
 pub struct Geo {
     reader: Reader<Vec<u8>>,
     name: String,
+    /// None = shipped.
+    file: Option<GeoFile>,
+    /// Of [`PROBES`] addresses, so many are placed.
+    placed: u32,
+}
+
+/// The file that a database was read from.
+#[derive(Clone, Debug)]
+pub(crate) struct GeoFile {
+    pub(crate) path: PathBuf,
+    pub(crate) stamp: Stamp,
+    /// Hash of its bytes.
+    digest: u64,
 }
 
 impl fmt::Debug for Geo {
@@ -155,9 +191,9 @@ impl Geo {
     pub fn shipped() -> Result<Self, GeoError> {
         let mmdb = shipped::unpack(shipped::SHIPPED).map_err(GeoError::Shipped)?;
         let reader = Reader::from_source(mmdb).map_err(|e| GeoError::Shipped(e.to_string()))?;
-        let geo = Self { reader, name: "DB-IP Lite country, shipped".to_owned() };
+        let geo = Self { reader, name: "DB-IP Lite country, shipped".to_owned(), file: None, placed: 0 };
         match geo.probe() {
-            Ok(placed) if placed >= PROBES_PLACED_MIN => Ok(geo),
+            Ok(placed) if placed >= PROBES_PLACED_MIN => Ok(Self { placed, ..geo }),
             Ok(placed) => Err(GeoError::Shipped(format!("only {placed} of {PROBES} addresses are placed"))),
             Err(cause) => Err(GeoError::Shipped(cause)),
         }
@@ -169,23 +205,46 @@ impl Geo {
     pub fn open(path: &Path) -> Result<Self, GeoError> {
         let owned = || path.to_owned();
         let read = |cause| GeoError::Read { path: owned(), cause };
-        let metadata = std::fs::metadata(path).map_err(read)?;
-        if !metadata.is_file() {
-            return Err(read(io::Error::other("it is not a file")));
-        }
-        let bytes = metadata.len();
+        let must_be_file = |metadata: &Metadata| match metadata.is_file() {
+            true => Ok(()),
+            false => Err(read(io::Error::other("it is not a file"))),
+        };
+        // Before it is opened: opening a pipe waits for its other end.
+        must_be_file(&std::fs::metadata(path).map_err(read)?)?;
+        let mut file = File::open(path).map_err(read)?;
+        let metadata = file.metadata().map_err(read)?;
+        must_be_file(&metadata)?;
+        let (stamp, bytes) = (Stamp::of(&metadata), metadata.len());
         if bytes > GEOIP_FILE_BYTES {
             return Err(GeoError::TooLarge { path: owned(), bytes });
         }
+        let mut mmdb = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
+        Read::by_ref(&mut file).take(GEOIP_FILE_BYTES).read_to_end(&mut mmdb).map_err(read)?;
+        if Stamp::of(&file.metadata().map_err(read)?) != stamp {
+            return Err(GeoError::Changing { path: owned() });
+        }
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&mmdb);
+        let digest = hasher.finish();
         let damaged = |cause: String| GeoError::Damaged { path: owned(), cause };
-        let mmdb = std::fs::read(path).map_err(read)?;
         let reader = Reader::from_source(mmdb).map_err(|e| damaged(e.to_string()))?;
         let kind = reader.metadata().database_type.clone();
-        let geo = Self { reader, name: path.display().to_string() };
+        let file = Some(GeoFile { path: owned(), stamp, digest });
+        let geo = Self { reader, name: path.display().to_string(), file, placed: 0 };
         match geo.probe().map_err(damaged)? {
-            placed if placed >= PROBES_PLACED_MIN => Ok(geo),
+            placed if placed >= PROBES_PLACED_MIN => Ok(Self { placed, ..geo }),
             placed => Err(GeoError::NoPlaces { path: owned(), kind, placed }),
         }
+    }
+
+    /// The file it came from; None if it is the shipped data.
+    pub(crate) fn file(&self) -> Option<&GeoFile> {
+        self.file.as_ref()
+    }
+
+    /// Follows every branch of the tree and every record. Seconds for a city file.
+    fn verify(&self) -> Result<(), String> {
+        self.reader.verify().map_err(|e| e.to_string())
     }
 
     /// Where it came from, for the log.

@@ -9,7 +9,7 @@
 //!
 //! 1. [`api`]: what clients and dispatch exchange, as JSON; [`proto`], as protobuf.
 //! 2. [`load`]: what edges last said of themselves; three silent seconds, and an edge is no longer listed.
-//! 3. [`geo`], [`centroids`]: from an address to a country and a position.
+//! 3. [`geo`], [`centroids`]: from an address to a country and a position; `replace`, a newer file for it.
 //! 4. [`tern_core::ranking`]: the choice itself, a pure machine that has its essay there.
 //! 5. [`dispatch`]: brings these together; [`forwarded`] says whose address counts, [`prefix`] how operators
 //!    write blocks of addresses.
@@ -43,9 +43,10 @@ pub mod metrics;
 mod pace;
 pub mod prefix;
 pub mod proto;
+mod replace;
 
 pub use dispatch::{Dispatch, DispatchConfig, DispatchError, DispatchTuning};
-pub use geo::{Geo, GeoError, Located, Unplaced};
+pub use geo::{Geo, GeoError, GeoReloadError, Located, Unplaced};
 pub use load::{LoadError, LoadTable};
 pub use metrics::DispatchMetrics;
 pub use pace::PaceConfig;

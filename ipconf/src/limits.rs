@@ -24,6 +24,12 @@ pub const ADDRESSES_PER_EDGE: usize = 8;
 pub const NAME_BYTES: usize = 64;
 /// Largest GeoIP file that is read into memory; the largest city files have some 130 MB.
 pub const GEOIP_FILE_BYTES: u64 = 1024 * 1024 * 1024;
+/// How often the GeoIP file is looked at: a new one is in use within two such times, and a look costs
+/// microseconds.
+pub const GEOIP_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A new GeoIP file is read and checked within this time, or is of no use: a minute is ten times what a large
+/// city file takes on a busy machine. Meanwhile both files are in memory.
+pub const GEOIP_CHECK_WITHIN: Duration = Duration::from_secs(60);
 /// A list is good for this long; each answer is up to [`TTL_JITTER_PERCENT`] off, so that clients that once
 /// asked together do not go on asking together.
 pub const TTL_S: u32 = 300;

@@ -63,6 +63,11 @@ fn control(kind: u8, size: usize, out: &mut Vec<u8>) {
 
 /// A file of one record per block of addresses; blocks must not overlap.
 pub fn mmdb(ip_version: u16, kind: &'static str, blocks: &[(&str, u32, Value)]) -> Vec<u8> {
+    mmdb_built(1_780_000_000, ip_version, kind, blocks)
+}
+
+/// The same, built when it is said.
+pub fn mmdb_built(epoch: u64, ip_version: u16, kind: &'static str, blocks: &[(&str, u32, Value)]) -> Vec<u8> {
     const EMPTY: u32 = u32::MAX;
     const LEAF: u32 = 1 << 31;
     let mut nodes = vec![[EMPTY; 2]];
@@ -104,7 +109,7 @@ pub fn mmdb(ip_version: u16, kind: &'static str, blocks: &[(&str, u32, Value)]) 
     Value::Map(vec![
         ("binary_format_major_version", Value::Short(2)),
         ("binary_format_minor_version", Value::Short(0)),
-        ("build_epoch", Value::Long(1_780_000_000)),
+        ("build_epoch", Value::Long(epoch)),
         ("database_type", Value::Text(kind)),
         ("description", Value::Map(vec![("en", Value::Text("made by a test"))])),
         ("ip_version", Value::Short(ip_version)),
