@@ -14,7 +14,7 @@ use crate::limits::GEOIP_CHECK_WITHIN;
 /// How a check of a file ended.
 enum Checked {
     /// It can be used.
-    Good(Geo),
+    Good(Box<Geo>),
     /// It changed again.
     Changed,
     /// It can't be used: in a word, and why.
@@ -49,7 +49,7 @@ impl Dispatch {
             let looked = path.clone();
             let old = in_use.clone();
             match in_a_thread(move || check(&looked, stamp, &old)).await {
-                Checked::Good(geo) => self.replace_geo(&in_use, geo, &path),
+                Checked::Good(geo) => self.replace_geo(&in_use, *geo, &path),
                 Checked::Changed => {}
                 Checked::Bad(outcome, error) => {
                     watch.refuse(stamp);
@@ -86,7 +86,7 @@ async fn in_a_thread(check: impl FnOnce() -> Result<Option<Geo>, GeoReloadError>
         return Checked::Bad("unchecked", format!("no thread could be started to check it: {error}"));
     }
     match timeout(GEOIP_CHECK_WITHIN, told).await {
-        Ok(Ok(Ok(Some(geo)))) => Checked::Good(geo),
+        Ok(Ok(Ok(Some(geo)))) => Checked::Good(Box::new(geo)),
         Ok(Ok(Ok(None))) => Checked::Changed,
         Ok(Ok(Err(error))) => Checked::Bad(error.name(), error.to_string()),
         Ok(Err(_)) => Checked::Bad("unchecked", "checking it failed in the middle".to_owned()),

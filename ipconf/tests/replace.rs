@@ -62,9 +62,9 @@ impl Watched {
     }
 
     async fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
-        let began = std::time::Instant::now();
+        let until = tokio::time::Instant::now() + WITHIN;
         while !so(self) {
-            assert!(began.elapsed() < WITHIN, "never {what}; it is {:?}", self.country());
+            assert!(tokio::time::Instant::now() < until, "never {what}; it is {:?}", self.country());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
