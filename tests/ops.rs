@@ -89,9 +89,10 @@ impl Site {
     /// Its file with `more` after the top-level keys.
     fn configure(&self, more: &str) {
         let text = format!(
-            "name = \"eu-e1\"\ndata = {:?}\n{more}\n[region]\nid = 1\nname = \"eu\"\nat = \"50.11,8.68\"\n\
-             [listen]\nip = \"127.0.0.1\"\nclient = 0\n",
-            self.path("data")
+            "name = \"eu-e1\"\ndata = {:?}\nregion.id = 1\nregion.name = \"eu\"\nregion.at = \"50.11,8.68\"\n\
+             listen.ip = \"127.0.0.1\"\n{more}\n{}",
+            self.path("data"),
+            if more.contains("listen.") { "" } else { "listen.client = 0\n" },
         );
         fs::write(self.path("new"), text).unwrap();
         fs::rename(self.path("new"), self.path("tern.toml")).unwrap();
@@ -408,4 +409,128 @@ fn a_start_that_fails_says_what_to_change() {
     fs::rename(site.data("pki/hidden"), site.data("pki/eu-e1.public.pem")).unwrap();
     let said = start(&["--init", "--set", "peers=2:us@no-such-host.invalid:7422"]);
     assert!(said.contains("no-such-host.invalid:7422") && said.contains("peers"), "{said}");
+}
+
+fn doctor(site: &Site, more: &[&str]) -> (Option<i32>, Vec<Value>) {
+    let config = site.path("tern.toml");
+    let mut arguments = vec!["doctor", "--json", "--config", &config];
+    arguments.extend(more);
+    let output = run(&arguments);
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    let found: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!found.is_empty(), "{}", stderr(&output));
+    (output.status.code(), found)
+}
+
+fn of_check<'a>(found: &'a [Value], check: &str) -> Vec<&'a Value> {
+    found.iter().filter(|finding| finding["check"] == check).collect()
+}
+
+fn everything_below(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(everything_below(&path));
+        } else {
+            found.push((path.clone(), fs::metadata(&path).unwrap().len()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_doctor_looks_before_the_first_start_and_beside_a_running_node_and_changes_nothing() {
+    let site = Site::new();
+    // Fixed ports, as in production, so that beside the running node they are held.
+    let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let port = |i: usize| ports[i].local_addr().unwrap().port();
+    let (client, admin, node) = (port(0), port(1), port(2));
+    drop(ports);
+    let fixed = format!(
+        "listen.client = {client}\nlisten.dispatch = 0\nlisten.gossip = \"127.0.0.1:0\"\nlisten.admin = \"127.0.0.1:{admin}\"\nlisten.node = {node}\n"
+    );
+    site.configure(&fixed);
+    let before = everything_below(site.dir.path());
+    let (code, found) = doctor(&site, &[]);
+    assert_eq!(code, Some(0), "{found:#?}");
+    assert_eq!(everything_below(site.dir.path()), before, "nothing was changed");
+    for check in [
+        "configuration",
+        "open files",
+        "udp buffers",
+        "memory",
+        "clock",
+        "ports",
+        "certificates",
+        "token keys",
+        "secrets",
+        "data directory",
+        "disk space",
+        "disk speed",
+        "store",
+        "geoip",
+    ] {
+        let these = of_check(&found, check);
+        assert!(!these.is_empty(), "{check}");
+        for finding in these {
+            assert_eq!(finding["state"] == "ok", finding["do"] == "", "what is not ok says what to do: {finding}");
+        }
+    }
+    assert!(of_check(&found, "store")[0]["do"].as_str().unwrap().contains("--init"));
+
+    let running = site.start();
+    let before: Vec<PathBuf> = everything_below(site.dir.path()).into_iter().map(|(path, _)| path).collect();
+    let (code, found) = doctor(&site, &[]);
+    assert_eq!(code, Some(0), "{found:#?}");
+    assert!(found[0]["what"].as_str().unwrap().ends_with("is running"), "{}", found[0]);
+    let pid = running.child.id().to_string();
+    let held = of_check(&found, "ports").iter().any(|f| f["what"].as_str().unwrap().contains(&pid));
+    assert!(held, "{found:#?}");
+    assert!(of_check(&found, "store")[0]["what"].as_str().unwrap().contains("in use by the running node"));
+    let after: Vec<PathBuf> = everything_below(site.dir.path()).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(after, before);
+
+    // An edge beside it asks its core: a node of this deployment, of another authority, of another deployment.
+    let made = run(&["pki", "--node", "eu-e2", "--region", "eu", "--data", &site.path("data")]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let core = format!("core=127.0.0.1:{node}");
+    let edge = ["--set", "name=eu-e2", "--set", &core, "--set", "listen.admin=127.0.0.1:0", "--set", "listen.client=0"];
+    let (code, found) = doctor(&site, &edge);
+    assert_eq!(code, Some(0), "{found:#?}");
+    assert!(of_check(&found, "nodes")[0]["what"].as_str().unwrap().contains("answers within"), "{found:#?}");
+    let strange = [&edge[..], &["--set", "deployment=other"]].concat();
+    let (code, found) = doctor(&site, &strange);
+    let refused = of_check(&found, "nodes")[0];
+    assert!(code == Some(1) && refused["what"].as_str().unwrap().contains("another deployment"), "{refused}");
+    let other = Site::new();
+    let made = run(&["pki", "--node", "eu-e2", "--region", "eu", "--data", &other.path("data")]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let (code, found) = doctor(&other, &edge);
+    let refused = of_check(&found, "nodes")[0];
+    assert!(
+        code == Some(1) && refused["what"].as_str().unwrap().contains("certificates are not accepted"),
+        "{refused}"
+    );
+    assert!(running.log().contains("region 0 is") && get(running.at("admin"), "/readyz").0 == 200);
+}
+
+#[test]
+fn the_doctor_fails_where_a_start_would_and_says_the_same() {
+    let site = Site::new();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("listen.dispatch={}", held.local_addr().unwrap().port());
+    let (code, found) = doctor(&site, &["--set", &taken]);
+    let port = of_check(&found, "ports").into_iter().find(|f| f["state"] == "failed").unwrap();
+    assert_eq!(code, Some(1));
+    assert!(port["what"].as_str().unwrap().contains(&std::process::id().to_string()), "{port}");
+    assert!(port["do"].as_str().unwrap().contains("listen.dispatch"), "{port}");
+    let (code, found) = doctor(&site, &["--role", "edge"]);
+    assert!(code == Some(1) && found[0]["do"].as_str().unwrap().contains("core is empty"), "{}", found[0]);
+    let (code, found) = doctor(&site, &["--set", "peers=2:us@no-such-host.invalid:7422"]);
+    let peer = of_check(&found, "nodes")[0];
+    assert!(code == Some(1) && peer["what"].as_str().unwrap().contains("is unknown"), "{peer}");
+    assert_eq!(run(&["doctor", "--set", "region.nmae=eu"]).status.code(), Some(2));
+    assert_eq!(run(&["doctor", "--role", "king"]).status.code(), Some(2));
 }

@@ -62,20 +62,12 @@ pub enum TlsError {
         cause: String,
     },
     /// A certificate that nobody would accept now.
-    #[error(
-        "the certificate of {subject:?} in {from} is valid from {since} to {until} (UTC), and now it is {now}: {hint}"
-    )]
+    #[error("{from}: {what}; {hint}")]
     Time {
         /// A path, or "memory".
         from: String,
-        /// Whose it is.
-        subject: String,
-        /// First day.
-        since: String,
-        /// Last day.
-        until: String,
-        /// Today.
-        now: String,
+        /// Whose it is, its days, and today.
+        what: String,
         /// What to do.
         hint: &'static str,
     },
@@ -160,19 +152,22 @@ impl Identity {
     /// Whether each of its certificates is valid at this time, in milliseconds since 1970.
     pub fn check_time(&self, wall_ms: u64) -> Result<(), TlsError> {
         let now = i64::try_from(wall_ms / 1000).unwrap_or(i64::MAX);
-        let wrong = |facts: Facts, hint| TlsError::Time {
+        let wrong = |facts: &Facts, hint| TlsError::Time {
             from: self.from.clone(),
-            since: date(facts.not_before_s),
-            until: date(facts.not_after_s),
-            subject: facts.subject,
-            now: date(now),
+            what: format!(
+                "the certificate of {:?} is valid from {} to {} (UTC), and now it is {}",
+                facts.subject,
+                date(facts.not_before_s),
+                date(facts.not_after_s),
+                date(now)
+            ),
             hint,
         };
         for facts in self.facts() {
             if now < facts.not_before_s {
-                return Err(wrong(facts, "wait, or set this machine's clock if it is slow"));
+                return Err(wrong(&facts, "wait, or set this machine's clock if it is slow"));
             } else if now > facts.not_after_s {
-                return Err(wrong(facts, "have a new one signed, or set this machine's clock if it is fast"));
+                return Err(wrong(&facts, "have a new one signed, or set this machine's clock if it is fast"));
             }
         }
         Ok(())
