@@ -1,8 +1,8 @@
 //! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
 //! routes and waits; `/config` and `/reload` for operators.
 //!
-//! A region also has `/loads` there: what its edges report, as a `tern.node.v1.LoadReport`, for a
-//! `tern ipconf` of its own.
+//! A region also has `/loads` there: what its edges report, as a `tern.node.v1.LoadReport`, for tools. (Other nodes
+//! learn loads by gossip.)
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
 //! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user or

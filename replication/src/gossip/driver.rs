@@ -356,10 +356,16 @@ impl Driver {
     /// Does what the machines want done.
     async fn deliver(&mut self, now: Duration) {
         let mut events = false;
+        let mut patience = true;
         for (region, machine) in &mut self.machines {
             while let Some(output) = machine.poll_output() {
                 match output {
-                    Output::Send(to, datagram) => self.unsent += u64::from(!send(&self.socket, to, &datagram).await),
+                    Output::Send(to, datagram) => {
+                        let sent = send(&self.socket, to, &datagram, patience).await;
+                        // One wait a round is enough: all else stands still meanwhile.
+                        patience &= sent;
+                        self.unsent += u64::from(!sent);
+                    }
                     Output::Event(Event::Load(load)) => self.watcher.load(&load, now),
                     Output::Event(event) => {
                         events = true;
@@ -424,13 +430,13 @@ async fn receive(socket: &dyn AsyncUdpSocket, buffers: &mut [Vec<u8>]) -> io::Re
     Ok(metas)
 }
 
-/// Whether the socket took it.
-async fn send(socket: &Arc<dyn AsyncUdpSocket>, to: SocketAddr, datagram: &[u8]) -> bool {
+/// Whether the socket took it. `patience`: whether it may be waited for.
+async fn send(socket: &Arc<dyn AsyncUdpSocket>, to: SocketAddr, datagram: &[u8], patience: bool) -> bool {
     debug_assert!(datagram.len() <= DATAGRAM_BYTES);
     let transmit = Transmit { destination: to, ecn: None, contents: datagram, segment_size: None, src_ip: None };
     match socket.try_send(&transmit) {
         Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock && patience => {
             let mut poller = socket.clone().create_io_poller();
             let writable = timeout(SEND_WITHIN, poll_fn(|cx| poller.as_mut().poll_writable(cx))).await;
             matches!(writable, Ok(Ok(()))) && socket.try_send(&transmit).is_ok()

@@ -83,6 +83,11 @@ impl NodeId {
         (wall_ms << 16) | (random & 0xffff)
     }
 
+    /// Which start and turn of its name this is.
+    pub fn order(&self) -> (u64, u32) {
+        (self.start, self.turn)
+    }
+
     /// Whether this is a later start, or a later turn, than the other of the same key. Total, so that all nodes
     /// decide alike.
     pub fn is_newer_than(&self, other: &Self) -> bool {

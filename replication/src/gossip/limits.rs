@@ -36,8 +36,8 @@ pub const SEEK_ALONE_LONG: Duration = Duration::from_secs(5);
 /// See [`SEEK_ALONE_LONG`]: after a minute.
 pub const SEEK_TIRED: u32 = 60;
 /// A node that knows others asks a seed that is none of them so often, give or take half of it. This is what joins
-/// two halves of a region that started apart.
-pub const SEEK_MISSING: Duration = Duration::from_secs(10);
+/// two halves of a region that started apart, and what finds a seed that was restarted and has no seeds itself.
+pub const SEEK_MISSING: Duration = Duration::from_secs(5);
 /// Nodes that are asked in one attempt.
 pub const SEEK_AT_ONCE: usize = 5;
 /// A node whose place another one of its name has taken asks so often whether that is gone; doubles up to

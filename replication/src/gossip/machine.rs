@@ -303,7 +303,7 @@ impl Gossip {
                 }
                 self.check_new(&header.src, session, counter, now)?;
                 let own = self.foca.identity();
-                let later = |id: &NodeId| id.start > own.start && id.key() == own.key();
+                let later = |id: &NodeId| id.order() > own.order() && id.key() == own.key();
                 if let Some(member) = members.iter().find(|member| later(member.id())) {
                     let (by, alive) = (member.id().clone(), member.state() != State::Down);
                     self.be_replaced(by, alive, now);
@@ -366,7 +366,7 @@ impl Gossip {
                 if to.key() != own.key() || to.start != own.start || by.key() != own.key() {
                     return Err(Dropped::Misdirected);
                 }
-                if by.start > own.start {
+                if by.order() > own.order() {
                     self.be_replaced(by, alive, now);
                 }
                 Ok(())
@@ -378,7 +378,7 @@ impl Gossip {
     fn check_sender(&mut self, node: &NodeId, now: Duration) -> Result<(), Dropped> {
         let own = self.foca.identity().clone();
         let key = node.key();
-        if key == own.key() && node.start > own.start {
+        if key == own.key() && node.order() > own.order() {
             self.be_replaced(node.clone(), true, now);
             return Err(Dropped::Inactive);
         }
@@ -393,11 +393,11 @@ impl Gossip {
         if key == own.key() { Err(Dropped::Misdirected) } else { Ok(()) }
     }
 
-    /// Whether no later start of a sender is known. If one is, the sender is told.
+    /// Whether no later start or turn of a sender is known. If one is, the sender is told.
     fn check_start(&mut self, node: &NodeId, now: Duration) -> Result<(), Dropped> {
         let key = node.key();
         match self.known.get(&key) {
-            Some(known) if known.id.start > node.start => {
+            Some(known) if known.id.order() > node.order() => {
                 let said = Said::Replaced { to: node.clone(), by: known.id.clone(), alive: known.active };
                 self.answer(node.addr, &key, &said, now);
                 Err(Dropped::Replaced)
@@ -465,8 +465,9 @@ impl Gossip {
     // ---- being replaced -----------------------------------------------------------------------------------
 
     fn be_replaced(&mut self, by: NodeId, alive: bool, now: Duration) {
-        if !alive {
-            // The next number after a dead start: this node's place is free.
+        if !alive || by.start == self.foca.identity().start {
+            // The next number after a dead start: this node's place is free. Or others believe in a turn of this
+            // start that it has not come to: only a new start can win against that.
             let id = NodeId { start: by.start.saturating_add(1), turn: 0, ..self.foca.identity().clone() };
             self.start_over(id.clone(), now);
             self.event(Event::Restored(id));

@@ -106,8 +106,8 @@ pub(crate) struct Opened<'a> {
 pub(crate) struct Sealer {
     key: LessSafeKey,
     head: [u8; 2 + KEY_ID_BYTES],
-    session: u64,
-    counter: u64,
+    pub(super) session: u64,
+    pub(super) counter: u64,
 }
 
 impl std::fmt::Debug for Sealer {
