@@ -2,6 +2,8 @@
 //! ([`CACHE_BYTES`]), memtables (each up to twice its limit, one active and one on its way to disk: 92 MiB in
 //! all, and 8 more while bodies are erased), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
 
+use std::time::Duration;
+
 /// Block cache of the embedded store, in bytes, unless the options say otherwise. Recent entries are in
 /// memtables and the rest in the page cache, so a larger one gains little.
 pub const CACHE_BYTES: u64 = 32 * 1024 * 1024;
@@ -38,3 +40,29 @@ pub const DISK_CHECK_MS: u64 = 1_000;
 pub const DISK_FLOOR_BYTES: u64 = 32 * 1024 * 1024;
 /// What a new store takes at once beside its reserve: the journal's first file.
 pub const INIT_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest value that a backup is read with: far above a checkpoint of the largest conversation, far below what
+/// a damaged length could ask for.
+pub const BACKUP_VALUE_BYTES: usize = 256 * 1024 * 1024;
+/// Written to a backup at once.
+pub const BACKUP_BUFFER_BYTES: usize = 1024 * 1024;
+/// How often a backup looks whether the store's disk still has its reserve, in bytes written.
+pub const BACKUP_DISK_CHECK_BYTES: u64 = 16 * 1024 * 1024;
+/// Records that a restore commits at once, and their bytes: bounds its memory.
+pub const RESTORE_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Erased identities that a restore keeps in memory, about 60 bytes each.
+pub const RESTORE_ERASURES: usize = 4_000_000;
+/// Findings of each kind that are listed; the rest is counted.
+pub const FINDINGS_LISTED: usize = 1_000;
+/// Backups and compactions that may wait for the one that runs.
+pub const CHORE_QUEUE: usize = 8;
+/// Erased bodies are out of the store's files after at most so long, while it is open: within a day.
+pub const ERASED_WITHIN: Duration = Duration::from_secs(24 * 3_600);
+/// So long after the first erasure the entries are rewritten. Rewriting costs the reading and writing of all
+/// entries, so it is done once a day and not once an erasure; what is left of [`ERASED_WITHIN`] is for rewriting.
+pub const PURGE_AFTER: Duration = Duration::from_secs(20 * 3_600);
+/// A purge that failed, for want of disk space say, is tried again after so long.
+pub const PURGE_RETRY: Duration = Duration::from_secs(1_800);
+/// Padding that makes fjall move on from its journal, which it does above 64 MB.
+pub const PAD_BYTES: u64 = 65 * 1024 * 1024;
+/// Memtable of the padding.
+pub const PAD_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;

@@ -11,7 +11,8 @@
 //! Reading order: `conditions` (what an append must satisfy, the same for every backend), [`mod@format`] (every
 //! key and value on disk, pinned by golden bytes), [`memory`], then [`embedded`]: `open` (directory, lock,
 //! marker file, report), `tables` (keyspaces and reads), `writer` (group commit), `verify` (chains),
-//! `heads` (the cache of active logs), `scan` (long reads), `metrics`.
+//! `heads` (the cache of active logs), `scan` (long reads), `chores` and `purge` (erased bodies go from the
+//! files), [`embedded::backup`], `offline` and [`embedded::check`] (what commands do), `metrics`.
 //!
 //! `contract.rs` in this folder is the contract suite. It is not part of the library, because it asserts:
 //! the tests of every backend include it by path (see `tests/store_contract.rs`).
@@ -32,5 +33,6 @@ pub mod limits;
 pub mod memory;
 
 pub use conditions::{EPOCH_KEY, epoch_value, parse_epoch};
+pub use embedded::backup::{REFILL_ALL_KEY, RESTORED_KEY};
 pub use embedded::{EmbeddedStore, OpenError, OpenReport, Options, StoreMetrics};
 pub use memory::MemoryStore;

@@ -16,6 +16,9 @@ pub struct StoreMetrics {
     pub(super) entry_bytes: Counter,
     pub(super) puts: Counter,
     pub(super) erased_entries: Counter,
+    pub(super) purges: Counter,
+    pub(super) backups: Counter,
+    pub(super) backup_bytes: Counter,
     pub(super) refused: Counter,
     pub(super) commits: Counter,
     pub(super) syncs: Counter,
@@ -35,6 +38,9 @@ impl Default for StoreMetrics {
             entry_bytes: Counter::default(),
             puts: Counter::default(),
             erased_entries: Counter::default(),
+            purges: Counter::default(),
+            backups: Counter::default(),
+            backup_bytes: Counter::default(),
             refused: Counter::default(),
             commits: Counter::default(),
             syncs: Counter::default(),
@@ -62,6 +68,13 @@ impl StoreMetrics {
         registry.register("tern_store_entry_bytes", "Bytes of them in stored form", self.entry_bytes.clone());
         registry.register("tern_store_puts", "Rows, todo rows, checkpoints and named values put", self.puts.clone());
         registry.register("tern_store_erased_entries", "Entries whose body was erased", self.erased_entries.clone());
+        registry.register(
+            "tern_store_purges",
+            "Times that the entries were rewritten so that no file holds erased bodies",
+            self.purges.clone(),
+        );
+        registry.register("tern_store_backups", "Backups and lists of erasures written", self.backups.clone());
+        registry.register("tern_store_backup_bytes", "Bytes of them", self.backup_bytes.clone());
         registry.register("tern_store_refused_appends", "Appends of which nothing was written", self.refused.clone());
         registry.register("tern_store_commits", "Groups committed", self.commits.clone());
         registry.register("tern_store_syncs", "Forced writes", self.syncs.clone());

@@ -8,37 +8,47 @@
 //! Dropping the store without [`EmbeddedStore::close`] is, to the next start, a crash: nothing that was answered
 //! `Decided` or put `Synced` is lost, but the region takes a new era (R13).
 
+pub mod backup;
+mod chores;
 mod heads;
 mod journal;
 mod metrics;
+mod offline;
 mod open;
+mod purge;
 mod scan;
 mod tables;
 mod verify;
 mod writer;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, UserId};
+use tern_core::ids::{ConvId, Region, UserId};
 use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
     StoreError, Todo,
 };
 use tokio::sync::{Semaphore, oneshot};
 
+pub use backup::{BackupError, BackupReport};
 pub use journal::JournalDamage;
 pub use metrics::StoreMetrics;
+pub use offline::Offline;
 pub use open::{OpenError, OpenReport, Options, Verify};
+pub use purge::CompactReport;
 pub use verify::{CutTail, DamagedLog, Findings, Span};
 pub use writer::FailedSync;
 
 use super::conditions;
 use super::limits::{COMMAND_BYTES, WRITE_QUEUE_BYTES};
+use backup::Plan;
+use backup::format::Kind;
+use chores::Chores;
 use scan::Scans;
 use tables::Tables;
 use writer::{Command, Queue, Writer};
@@ -49,6 +59,9 @@ const STOPPED: &str = "the store was closed before it answered; what became of t
 pub struct EmbeddedStore {
     queue: Arc<Queue>,
     scans: Arc<Scans>,
+    chores: Arc<Chores>,
+    region: Region,
+    reserve_bytes: u64,
     room: Arc<Semaphore>,
     metrics: StoreMetrics,
     threads: Vec<JoinHandle<()>>,
@@ -76,10 +89,12 @@ impl EmbeddedStore {
         let tables = Arc::new(tables);
         let queue = Arc::<Queue>::default();
         let scans = Arc::<Scans>::default();
+        let chores = Arc::<Chores>::default();
         let metrics = StoreMetrics::default();
         metrics.disk_free_bytes.set(report.disk_free_bytes);
         let writer = Writer::new(
             Arc::clone(&queue),
+            Arc::clone(&chores),
             Arc::clone(&tables),
             metrics.clone(),
             failed,
@@ -90,6 +105,9 @@ impl EmbeddedStore {
         let mut store = Self {
             queue,
             scans,
+            chores,
+            region: options.region,
+            reserve_bytes: options.disk_reserve_bytes,
             room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES as usize)),
             metrics,
             threads: Vec::new(),
@@ -100,6 +118,9 @@ impl EmbeddedStore {
         store.thread("tern-store-write", move || writer.run())?;
         let (scans, tables) = (Arc::clone(&store.scans), Arc::clone(&store.tables));
         store.thread("tern-store-scan", move || scans.work(&tables))?;
+        let (chores, tables, queue) = (Arc::clone(&store.chores), Arc::clone(&store.tables), Arc::clone(&store.queue));
+        let (dir, metrics) = (dir.to_owned(), store.metrics.clone());
+        store.thread("tern-store-chores", move || chores.work(&tables, &dir, &queue, &metrics))?;
         Ok((store, report))
     }
 
@@ -139,6 +160,41 @@ impl EmbeddedStore {
             .await?;
         self.count_damage();
         Ok(found)
+    }
+
+    /// Writes a backup to `to`, a file that does not exist yet or a directory for one, while the store serves. It is
+    /// of one moment: all that was answered before the call is in it. It goes on if the future is dropped.
+    pub async fn backup(&self, to: PathBuf) -> Result<BackupReport, BackupError> {
+        self.write_backup(Kind::Backup, to).await
+    }
+
+    /// Writes the list of all erased places and whose they were, like [`Self::backup`]. A restore of an older backup
+    /// takes it.
+    pub async fn export_erasures(&self, to: PathBuf) -> Result<BackupReport, BackupError> {
+        self.write_backup(Kind::Erasures, to).await
+    }
+
+    async fn write_backup(&self, kind: Kind, to: PathBuf) -> Result<BackupReport, BackupError> {
+        let store = self.claimed.dir.clone();
+        let plan = Plan { kind, region: self.region, to, store, reserve_bytes: self.reserve_bytes };
+        let (chores, metrics) = (Arc::clone(&self.chores), self.metrics.clone());
+        let job = move |tables: &Tables| {
+            let report = backup::create(tables, &plan, || chores.is_stopped())?;
+            metrics.backups.inc();
+            metrics.backup_bytes.inc_by(report.bytes);
+            Ok(report)
+        };
+        self.chores.run(job).await.unwrap_or(Err(BackupError::Stopped))
+    }
+
+    /// Rewrites the tables of entries and gives up the journal, so that no file of the store holds an erased body any
+    /// more. Happens by itself within [`super::limits::ERASED_WITHIN`] of an erasure. The store serves meanwhile.
+    pub async fn compact(&self) -> Result<CompactReport, StoreError> {
+        let (chores, queue) = (Arc::clone(&self.chores), Arc::clone(&self.queue));
+        let (dir, metrics) = (self.claimed.dir.clone(), self.metrics.clone());
+        let job = move |tables: &Tables| chores.compact(tables, &dir, &queue, &metrics);
+        let closed = || Err(StoreError::Backend("the store is being closed, or too much waits already".to_owned()));
+        self.chores.run(job).await.unwrap_or_else(closed)
     }
 
     fn count_damage(&self) {
@@ -187,6 +243,7 @@ impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.queue.stop();
         self.scans.stop();
+        self.chores.stop();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _panicked = thread.join();

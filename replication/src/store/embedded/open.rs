@@ -4,6 +4,7 @@
 //! <dir>/LOCK    locked while a process has the store open; holds its process id
 //! <dir>/STORE   written last when the store is made: format and region
 //! <dir>/db/     fjall
+//! <dir>/RESTORING  present while a restore writes: what is there is not a store yet
 //! ```
 //! A directory without `STORE` is not a store, and is made one only if that was asked for: an unmounted disk
 //! must not become a new, empty region.
@@ -26,6 +27,9 @@ use super::writer::{FailedSync, monotonic};
 
 /// Of the directory's layout and of everything in it; raised when an older version could not read it.
 const FORMAT: u32 = 1;
+
+/// Present while a restore writes, removed when all of it is there.
+pub(super) const RESTORING: &str = "RESTORING";
 
 /// How much is read when the store is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,6 +165,15 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A restore into it ended half-way.
+    #[error(
+        "a restore into {dir} did not finish, so what is there is not a whole store: delete the directory, and restore again",
+        dir = .dir.display()
+    )]
+    RestoreUnfinished {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The marker is not one.
     #[error("{path} does not say whose store this is ({what}): restore it from a backup of this directory", path = .path.display())]
     MarkerUnreadable {
@@ -232,7 +245,7 @@ pub enum OpenError {
     },
 }
 
-fn io_error(path: &Path, what: io::Error) -> OpenError {
+pub(super) fn io_error(path: &Path, what: io::Error) -> OpenError {
     let path = path.to_owned();
     match what.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpenError::NoPermission { path, what },
@@ -249,6 +262,7 @@ pub(super) struct Claimed {
 
 pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, OpenReport), OpenError> {
     let started = monotonic();
+    refuse_unfinished(dir)?;
     let marker = dir.join("STORE");
     let exists = marker.try_exists().map_err(|e| io_error(&marker, e))?;
     if !exists {
@@ -323,11 +337,29 @@ fn settle(tables: &Tables, findings: &Findings) -> fjall::Result<bool> {
     Ok(clean_stop)
 }
 
-fn unusable(dir: &Path, error: &fjall::Error) -> OpenError {
+/// A directory with the mark of a restore that did not finish is not opened.
+pub(super) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
+    let mark = dir.join(RESTORING);
+    if mark.try_exists().map_err(|e| io_error(&mark, e))? {
+        return Err(OpenError::RestoreUnfinished { dir: dir.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whose store it is, without an opinion on whose it should be.
+pub(super) fn region_of(dir: &Path) -> Result<Region, OpenError> {
+    let marker = dir.join("STORE");
+    if !marker.try_exists().map_err(|e| io_error(&marker, e))? {
+        return Err(OpenError::NotInitialised { dir: dir.to_owned() });
+    }
+    read_marker(dir, &marker)
+}
+
+pub(super) fn unusable(dir: &Path, error: &fjall::Error) -> OpenError {
     OpenError::Unusable { dir: dir.to_owned(), what: describe(error) }
 }
 
-fn claim(dir: &Path) -> Result<Claimed, OpenError> {
+pub(super) fn claim(dir: &Path) -> Result<Claimed, OpenError> {
     let path = dir.join("LOCK");
     let failed = |e| io_error(&path, e);
     let mut lock = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
@@ -348,7 +380,7 @@ fn claim(dir: &Path) -> Result<Claimed, OpenError> {
     Ok(Claimed { dir: dir.to_owned(), _lock: lock })
 }
 
-fn write_marker(dir: &Path, marker: &Path, region: Region) -> io::Result<()> {
+pub(super) fn write_marker(dir: &Path, marker: &Path, region: Region) -> io::Result<()> {
     let draft = dir.join("STORE.new");
     let mut file = File::create(&draft)?;
     file.write_all(marker_text(region).as_bytes())?;
@@ -362,6 +394,11 @@ fn marker_text(region: Region) -> String {
 }
 
 fn check_marker(dir: &Path, marker: &Path, expected: Region) -> Result<(), OpenError> {
+    let found = read_marker(dir, marker)?;
+    if found == expected { Ok(()) } else { Err(OpenError::OtherRegion { dir: dir.to_owned(), found, expected }) }
+}
+
+fn read_marker(dir: &Path, marker: &Path) -> Result<Region, OpenError> {
     let text = fs::read_to_string(marker).map_err(|e| io_error(marker, e))?;
     let unreadable = |what: &str| OpenError::MarkerUnreadable { path: marker.to_owned(), what: what.to_owned() };
     let mut lines = text.lines();
@@ -374,8 +411,7 @@ fn check_marker(dir: &Path, marker: &Path, expected: Region) -> Result<(), OpenE
         return Err(OpenError::OtherFormat { dir: dir.to_owned(), found });
     }
     let found = field("region").and_then(|region| Region::try_from(region).ok()).filter(|region| *region != 0);
-    let found = found.ok_or_else(|| unreadable("it names no region"))?;
-    if found == expected { Ok(()) } else { Err(OpenError::OtherRegion { dir: dir.to_owned(), found, expected }) }
+    found.ok_or_else(|| unreadable("it names no region"))
 }
 
 /// Bytes that an ordinary process may still write on the disk of `path`.

@@ -20,6 +20,7 @@ use super::super::limits::{
     BACKGROUND_THREADS, ENTRIES_MEMTABLE_BYTES, JOURNAL_BYTES, RARE_MEMTABLE_BYTES, ROWS_MEMTABLE_BYTES,
     STATE_MEMTABLE_BYTES, TODO_MEMTABLE_BYTES,
 };
+use super::backup::Table;
 use super::verify::Damage;
 
 /// The newest entry of a log.
@@ -84,6 +85,18 @@ impl Tables {
             #[cfg(test)]
             fail_commits: std::sync::atomic::AtomicBool::new(false),
         })
+    }
+
+    /// The keyspace of a table.
+    pub(super) fn of(&self, table: Table) -> &Keyspace {
+        match table {
+            Table::Entries => &self.entries,
+            Table::Rows => &self.rows,
+            Table::Todo => &self.todo,
+            Table::State => &self.state,
+            Table::Erased => &self.erased,
+            Table::Quarantine => &self.quarantine,
+        }
     }
 
     /// Commits, and with `sync` returns only when the journal is on the disk. An error leaves it open what is

@@ -119,8 +119,8 @@ impl Damage {
 }
 
 /// The walk through one log.
-struct Walk {
-    log: LogId,
+pub(super) struct Walk {
+    pub(super) log: LogId,
     seq: u64,
     chain: Chain,
     bad: Option<(u64, String)>,
@@ -130,11 +130,11 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(log: LogId) -> Self {
+    pub(super) fn new(log: LogId) -> Self {
         Self { log, seq: 0, chain: [0; 16], bad: None, valid_after: false, last_seen: 0 }
     }
 
-    fn take(&mut self, scratch: &mut Vec<u8>, seq: u64, value: &[u8]) {
+    pub(super) fn take(&mut self, scratch: &mut Vec<u8>, seq: u64, value: &[u8]) {
         self.last_seen = seq;
         if self.bad.is_some() {
             // An entry that is whole by itself. Its link can't be asked: it hangs on what is bad.
@@ -160,7 +160,7 @@ impl Walk {
         split_entry(value).is_ok_and(|(_, stored)| link_of(scratch, &self.chain, stored, body_bytes) == Some(chain))
     }
 
-    fn end(self, findings: &mut Findings) {
+    pub(super) fn end(self, findings: &mut Findings) {
         findings.logs += 1;
         findings.entries += self.seq;
         let LogId { conversation, origin } = self.log;

@@ -25,10 +25,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
 use super::super::format::{
-    self, CLEAN_KEY, ENTRY_KEY_BYTES, LogId, checkpoint_key, encode_entry, encode_erased, encode_opaque, encode_row,
-    encode_todo, entry_key, erased_value, meta_key, parse_entry_key, row_key, row_rev, todo_key,
+    self, CLEAN_KEY, ENTRY_KEY_BYTES, LogId, PURGE_KEY, checkpoint_key, encode_entry, encode_erased, encode_opaque,
+    encode_row, encode_todo, entry_key, erased_value, meta_key, parse_entry_key, row_key, row_rev, todo_key,
 };
 use super::super::limits::{DISK_CHECK_MS, DISK_FLOOR_BYTES, HEAD_CACHE};
+use super::chores::Chores;
 use super::heads::Heads;
 use super::metrics::StoreMetrics;
 use super::tables::{Head, HeadError, Tables, describe, read_entry};
@@ -39,9 +40,24 @@ pub type FailedSync = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// What the writer is asked for.
 pub(super) enum Command {
-    Append { batches: Vec<Append>, answer: oneshot::Sender<Vec<Appended>>, room: OwnedSemaphorePermit },
-    Put { puts: Vec<Put>, synced: bool, answer: oneshot::Sender<Result<(), StoreError>>, room: OwnedSemaphorePermit },
-    Close { answer: oneshot::Sender<Result<(), StoreError>> },
+    Append {
+        batches: Vec<Append>,
+        answer: oneshot::Sender<Vec<Appended>>,
+        room: OwnedSemaphorePermit,
+    },
+    Put {
+        puts: Vec<Put>,
+        synced: bool,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+        room: OwnedSemaphorePermit,
+    },
+    /// All erasures up to this number are out of the files.
+    Purged {
+        covered: u64,
+    },
+    Close {
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
 }
 
 impl Command {
@@ -131,6 +147,14 @@ pub(super) fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// The wall clock in milliseconds, for what people read and what outlives a process.
+pub(super) fn wall_ms() -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "drives nothing that is simulated")]
+    let now = std::time::SystemTime::now();
+    let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What a group's commands are told once it is durable.
 enum Answer {
     Append(oneshot::Sender<Vec<Appended>>, Vec<Appended>, OwnedSemaphorePermit),
@@ -154,6 +178,7 @@ struct Group {
     entries: u64,
     entry_bytes: u64,
     puts: u64,
+    erasures: u64,
 }
 
 pub(super) struct Writer {
@@ -166,6 +191,9 @@ pub(super) struct Writer {
     heads: Heads,
     /// Highest epoch seen.
     epoch: u64,
+    chores: Arc<Chores>,
+    /// The mark of erased bodies in old files is there.
+    purge_noted: bool,
     /// The one that is stored.
     stored_epoch: u64,
     value: Vec<u8>,
@@ -190,6 +218,7 @@ impl Drop for Watch {
 impl Writer {
     pub(super) fn new(
         queue: Arc<Queue>,
+        chores: Arc<Chores>,
         tables: Arc<Tables>,
         metrics: StoreMetrics,
         failed: FailedSync,
@@ -197,8 +226,14 @@ impl Writer {
         reserve: u64,
     ) -> Result<Self, StoreError> {
         let epoch = tables.meta(EPOCH_KEY)?.and_then(|value| parse_epoch(&value)).unwrap_or(0);
+        let purge = tables.opaque(PURGE_KEY)?;
+        if let Some(since) = &purge {
+            chores.erased_before(<[u8; 8]>::try_from(&since[..]).map_or(0, u64::from_be_bytes));
+        }
         Ok(Self {
             queue,
+            chores,
+            purge_noted: purge.is_some(),
             tables,
             metrics,
             failed,
@@ -269,6 +304,7 @@ impl Writer {
                     group.sync |= synced && result.is_ok();
                     group.answers.push(Answer::Put(answer, result, room));
                 }
+                Command::Purged { covered } => self.purged(&mut batch, group.erasures, covered),
                 Command::Close { answer } => closing = Some(answer),
             }
         }
@@ -320,6 +356,29 @@ impl Writer {
         self.metrics.entries.inc_by(group.entries);
         self.metrics.entry_bytes.inc_by(group.entry_bytes);
         self.metrics.puts.inc_by(group.puts);
+        if group.erasures > 0 {
+            self.chores.erased(group.erasures);
+        }
+    }
+
+    /// Takes away the mark of erased bodies in old files, or sets it anew for those that came during the purge.
+    fn purged(&mut self, batch: &mut OwnedWriteBatch, in_group: u64, covered: u64) {
+        let all = in_group == 0 && self.chores.erasures() == covered;
+        batch.remove(&self.tables.state, PURGE_KEY);
+        self.purge_noted = false;
+        if !all {
+            self.note_purge(batch);
+        }
+        self.chores.purged(all);
+    }
+
+    /// In the commit of an erasure: whatever happens next, its body will be purged.
+    fn note_purge(&mut self, batch: &mut OwnedWriteBatch) {
+        if !self.purge_noted {
+            self.purge_noted = true;
+            encode_opaque(&mut self.value, &wall_ms().to_be_bytes());
+            batch.insert(&self.tables.state, PURGE_KEY, &self.value[..]);
+        }
     }
 
     fn append(&mut self, batch: &mut OwnedWriteBatch, group: &mut Group, append: &Append) -> Appended {
@@ -437,6 +496,7 @@ impl Writer {
         }
         for erasure in erasures {
             self.erase(batch, &erasure);
+            group.erasures += 1;
         }
         for put in puts {
             match put {
@@ -521,6 +581,7 @@ impl Writer {
             batch.insert(&self.tables.erased, erasure.key, &self.value[..]);
             self.metrics.erased_entries.inc();
         }
+        self.note_purge(batch);
         if erasure.quarantined {
             batch.remove(&self.tables.quarantine, erasure.key);
         }
