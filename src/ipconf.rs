@@ -121,10 +121,11 @@ fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>) {
         });
         Ok(())
     }));
+    // Its content is looked after by the dispatcher itself, which takes it only when it is whole.
     let placed = dispatch.clone();
     let part = Part::new("GeoIP data", &["dispatch.geoip"], move |settings| {
         placed.set_geo(Arc::new(geo(settings).map_err(|error| error.to_string())?));
         Ok(())
     });
-    operations.reload.add(part.with_files(|settings| settings.dispatch_geoip.iter().cloned().collect()));
+    operations.reload.add(part);
 }

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use tern_core::clock::Clock;
 use tern_edge::TokenKeys;
 use tern_net::tls::{Credential, Identity, Trust};
 use tern_net::x509::{Facts, date, pem_facts};

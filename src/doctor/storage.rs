@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, Mode, OFlags, access, open, statfs, statvfs};
-use tern_core::clock::Clock;
 use tern_ipconf::Geo;
 
 use super::{Finding, Scene};
@@ -56,7 +55,7 @@ fn directory(scene: &Scene) -> Vec<Finding> {
         return vec![Finding::failed(check, format!("{} is no directory", data.display()), "set data to another one")];
     }
     if let Err(error) = access(&dir, Access::WRITE_OK | Access::READ_OK | Access::EXEC_OK) {
-        let todo = format!("run as the user that owns it, or `chown` it; or set data to another one");
+        let todo = "run as the user that owns it, or `chown` it; or set data to another one";
         return vec![Finding::failed(check, format!("{shown} can't be read and written: {error}"), todo)];
     }
     let mut findings = vec![match data.is_dir() {
