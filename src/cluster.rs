@@ -109,6 +109,8 @@ pub struct Cluster {
     pub geoip: Option<PathBuf>,
     /// The regions, in the order asked for.
     pub regions: Vec<RegionPlan>,
+    /// Name of a dispatch as a process of its own, beside the regions.
+    pub dispatch: Option<String>,
 }
 
 impl Cluster {
@@ -139,6 +141,7 @@ impl Cluster {
             reoffer_after: tern_core::limits::REOFFER_AFTER,
             geoip: None,
             regions,
+            dispatch: None,
         })
     }
 
@@ -165,13 +168,20 @@ impl Cluster {
     }
 
     fn ports(&self) -> impl Iterator<Item = SocketAddr> {
-        self.regions.iter().flat_map(move |region| {
+        let beside = self.dispatch.iter().flat_map(|_| [self.beside(1), self.beside(3)]);
+        let of_regions = self.regions.iter().flat_map(move |region| {
             let edges = region.edges.iter().enumerate().flat_map(move |(i, _)| {
                 let (client, admin) = self.edge_ports(region.site, i);
                 [client, admin]
             });
             [self.port(region.site, 1), self.port(region.site, 2)].into_iter().chain(edges)
-        })
+        });
+        of_regions.chain(beside)
+    }
+
+    /// Ports of what belongs to no region: the block of region 0, which does not exist.
+    fn beside(&self, offset: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.base_port + offset).into()
     }
 
     /// The first port that another process has, if any.
@@ -194,7 +204,12 @@ impl Cluster {
         Endpoints {
             deployment: self.deployment.clone(),
             public_ca: self.data.join("pki").join("public-ca.pem"),
-            dispatch: self.regions.iter().map(|r| (r.site.name.to_owned(), self.port(r.site, 1))).collect(),
+            dispatch: self
+                .regions
+                .iter()
+                .map(|r| (r.site.name.to_owned(), self.port(r.site, 1)))
+                .chain(self.dispatch.iter().map(|name| (name.clone(), self.beside(1))))
+                .collect(),
         }
     }
 
@@ -220,12 +235,56 @@ impl Cluster {
                 processes.push(Process { name: name.clone(), region: plan.site.name, arguments });
             }
         }
+        if let Some(name) = &self.dispatch {
+            processes.push(self.write_dispatch(name, &pki)?);
+        }
         // Regions first: an edge of its own serves only once it has found its core.
         processes.sort_by_key(|p| p.arguments[0] != "region");
         let path = self.data.join("endpoints.json");
         fs::write(&path, serde_json::to_string_pretty(&self.endpoints())? + "\n")
             .with_context(|| format!("can't write {}", path.display()))?;
         Ok(processes)
+    }
+
+    /// The dispatch that is a process of its own learns of all edges by gossip with any node of their region.
+    fn write_dispatch(&self, name: &str, pki: &Pki) -> Result<Process> {
+        let first = self.regions.first().context("there are no regions")?;
+        let leaf = pki.leaf(name, first.site.name, &[])?;
+        let own = self.data.join(name);
+        fs::create_dir_all(&own).with_context(|| format!("can't make {}", own.display()))?;
+        let text = |path: &Path| toml::Value::String(path.display().to_string()).to_string();
+        let nodes = self.regions.iter().flat_map(|region| {
+            let id = region.site.id;
+            (0..region.edges.len()).map(move |index| format!("\"{id}@{}\"", self.edge_ports(region.site, index).1))
+        });
+        let seeds: Vec<String> = nodes.collect();
+        let config = format!(
+            "# Written anew at every start.\ndata = {}\ndeployment = {}\nname = \"{name}\"\n\n\
+             [region]\nid = {}\nname = \"{}\"\nat = \"{},{}\"\n\n\
+             [listen]\nip = \"127.0.0.1\"\ndispatch = {}\nadmin = \"{}\"\ngossip = \"{}\"\n\n\
+             [tls]\npublic_cert = {}\npublic_key = {}\nnode_cert = {}\nnode_key = {}\nnode_ca = {}\n\n\
+             [gossip]\nkey_file = {}\nseeds = [{}]\n",
+            text(&own),
+            toml::Value::String(self.deployment.clone()),
+            first.site.id,
+            first.site.name,
+            first.site.at.latitude,
+            first.site.at.longitude,
+            self.beside(1).port(),
+            self.beside(3),
+            self.beside(3),
+            text(&leaf.public_cert),
+            text(&leaf.public_key),
+            text(&leaf.node_cert),
+            text(&leaf.node_key),
+            text(&pki.node_ca()),
+            text(&self.data.join("gossip.key")),
+            seeds.join(", "),
+        );
+        let path = own.join("tern.toml");
+        fs::write(&path, config).with_context(|| format!("can't write {}", path.display()))?;
+        let arguments = vec!["ipconf".to_owned(), "--config".to_owned(), path.display().to_string()];
+        Ok(Process { name: name.to_owned(), region: first.site.name, arguments })
     }
 
     fn config(&self, plan: &RegionPlan, index: usize, name: &str, leaf: &pki::Leaf, pki: &Pki) -> String {
@@ -302,14 +361,20 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::plan(data.path().to_owned(), &names(&["eu", "us", "ap"]), 7400).unwrap();
         cluster.add_edges("eu", 2);
+        cluster.dispatch = Some("d1".into());
         let processes = cluster.write().unwrap();
         let started: Vec<&str> = processes.iter().map(|p| p.name.as_str()).collect();
-        assert_eq!(started, ["eu-e1", "us-e1", "ap-e1", "eu-e2", "eu-e3"]);
+        assert_eq!(started, ["eu-e1", "us-e1", "ap-e1", "eu-e2", "eu-e3", "d1"]);
         let mut listened = Vec::new();
         for process in &processes {
             let sources = Sources { file: Some(process.arguments[2].clone().into()), ..Sources::default() };
             let settings = sources.load().unwrap();
             assert_eq!(settings.node_name().unwrap(), process.name);
+            if process.arguments[0] == "ipconf" {
+                listened.extend([settings.dispatch_listen(), settings.admin_listen()]);
+                assert_eq!(settings.gossip_seeds.len(), 5);
+                continue;
+            }
             listened.extend([settings.client_listen(), settings.admin_listen()]);
             if process.arguments[0] == "region" {
                 listened.extend([settings.dispatch_listen(), settings.node_listen()]);
@@ -325,6 +390,7 @@ mod tests {
         listened.dedup();
         assert_eq!(listened, planned, "no port is used twice");
         assert_eq!(Endpoints::read(data.path()).unwrap().dispatch[1].1.to_string(), "127.0.0.1:7421");
+        assert_eq!(Endpoints::read(data.path()).unwrap().dispatch[3], ("d1".into(), "127.0.0.1:7401".parse().unwrap()));
     }
 
     #[test]

@@ -144,6 +144,31 @@ impl Fleet {
         Err(FleetError::NotReady { name: name.to_owned(), what, tail: tail(&log), log })
     }
 
+    /// Starts a child and does not wait: it may be killed before it serves. A child of that name that runs is
+    /// killed first. Whether it came up is seen by [`Self::ended`].
+    pub async fn launch(&mut self, name: &str, arguments: &[String]) -> Result<(), FleetError> {
+        self.kill(name).await;
+        let spawn_error = |cause| FleetError::Spawn { name: name.to_owned(), cause };
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path(name)).map_err(spawn_error)?;
+        let mut child = self.spawn(arguments, log).map_err(spawn_error)?;
+        // Its standard output stays open, so that the line by which it says that it serves goes somewhere.
+        let stdin = child.stdin.take();
+        self.children.insert(name.to_owned(), Running { child, _stdin: stdin });
+        Ok(())
+    }
+
+    /// Sends a signal to a child. False: there is none.
+    pub fn signal(&self, name: &str, signal: Signal) -> bool {
+        let pid = self.pid(name).and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // One that has just ended can't be signalled, which is the same as none.
+        pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
+    }
+
+    /// The end of a child's log, for a message.
+    pub fn log_tail(&self, name: &str) -> String {
+        tail(&self.log_path(name))
+    }
+
     fn spawn(&self, arguments: &[String], log: File) -> io::Result<Child> {
         let mut command = Command::new(&self.binary);
         command.args(arguments).args(["--json", "--stop-with-stdin", "--set", "log.json=false"]);

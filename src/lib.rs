@@ -10,6 +10,7 @@
 //!    [`systemd`]; and [`logging`], [`stop`].
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
+//!    [`checker`] judges what devices show at the end of a run.
 //! 7. [`chat`]: a client in a terminal.
 //! 8. [`bench`](mod@bench): what a region costs on this machine.
 //!
@@ -25,6 +26,7 @@ pub mod admin;
 pub mod bench;
 pub mod certs;
 pub mod chat;
+pub mod checker;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -1,6 +1,7 @@
-//! What the kernel says about this process. None where it does not say.
+//! What the kernel says about this process, and about others. None where it does not say.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Clock ticks a second in `/proc`: fixed at 100 on every Linux that programs see.
@@ -8,7 +9,29 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// Bytes of memory held.
 pub fn resident_bytes() -> Option<i64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    resident_bytes_in(Path::new("/proc/self"))
+}
+
+/// Bytes of memory that another process holds. None: there is none of that id.
+pub fn resident_bytes_of(pid: u32) -> Option<i64> {
+    resident_bytes_in(&of(pid))
+}
+
+/// File descriptors that another process has in use. None: there is none of that id, or it is another user's.
+pub fn open_files_of(pid: u32) -> Option<i64> {
+    entries(&of(pid).join("fd"))
+}
+
+fn of(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
+}
+
+fn entries(directory: &Path) -> Option<i64> {
+    fs::read_dir(directory).ok().and_then(|entries| i64::try_from(entries.count()).ok())
+}
+
+fn resident_bytes_in(process: &Path) -> Option<i64> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
@@ -17,7 +40,7 @@ pub fn resident_bytes() -> Option<i64> {
 /// File descriptors in use.
 pub fn open_files() -> Option<i64> {
     // One of them is the directory being read.
-    fs::read_dir("/proc/self/fd").ok().and_then(|files| i64::try_from(files.count()).ok()).map(|n| n - 1)
+    entries(Path::new("/proc/self/fd")).map(|n| n - 1)
 }
 
 /// Processor time used since the start, of all threads.
@@ -69,6 +92,15 @@ mod tests {
         assert!(resident_bytes().unwrap() > 1 << 20);
         assert!(open_files().unwrap() >= 3);
         assert!(cpu_time().is_some());
+    }
+
+    #[test]
+    fn what_is_said_of_another_process_is_what_it_would_say_itself() {
+        let own = std::process::id();
+        assert!(resident_bytes_of(own).unwrap() > 1 << 20);
+        assert!(open_files_of(own).unwrap() >= 3);
+        // No process can have it.
+        assert_eq!((resident_bytes_of(u32::MAX), open_files_of(u32::MAX)), (None, None));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::set_parent_process_death_signal;
 use tern_core::clock::Clock;
 use tern_net::system::SystemClock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,6 +25,12 @@ impl Stop {
     /// Starts watching. With `with_stdin`, standard input is read to its end and the end counts as well.
     pub fn watch(with_stdin: bool) -> Result<Self> {
         let parent_gone = if with_stdin { Some(watch_stdin()?) } else { None };
+        if with_stdin {
+            // While it is suspended (SIGSTOP) it would not see its input end and stay for ever. To a process that
+            // runs the signal is nothing.
+            set_parent_process_death_signal(Some(rustix::process::Signal::CONT))
+                .context("can't ask to be resumed when the parent process is gone")?;
+        }
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("can't listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("can't listen for SIGINT")?,

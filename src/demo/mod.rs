@@ -2,13 +2,12 @@
 //! of a conversation, and an account of what was lost.
 //!
 //! Everything is real but the distances: processes of this binary, their stores on disk, their links, dispatch
-//! over HTTPS, clients over QUIC. [`lookup`] asks dispatch, [`person`] is a user with a device, [`totals`]
-//! judges, [`narrator`] prints.
+//! over HTTPS, clients over QUIC. [`lookup`] asks dispatch, [`person`] is a user with a device,
+//! [`crate::checker`] judges, [`narrator`] prints.
 
 pub mod lookup;
 pub mod narrator;
 pub mod person;
-pub mod totals;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tern_net::env::Env;
 use tern_net::system::system_env;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use crate::checker::{Conversation, Totals};
 use crate::cli::{DemoArgs, Global};
 use crate::cluster::{BASE_PORT, Cluster, Endpoints};
 use crate::dev::{STOP_GRACE, absolute, binary, start};
@@ -28,7 +28,6 @@ use crate::stop::Stop;
 use lookup::Lookup;
 use narrator::Narrator;
 use person::{Person, Place};
-use totals::{Record, Totals};
 
 /// The regions; the first one is killed.
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
@@ -121,8 +120,10 @@ async fn story(fleet: &mut Fleet, cluster: &Cluster, global: &Global, narrator: 
             );
         }
     }
-    for (user, n) in record.lost() {
-        narrator.say("lost", &format!("{user} {n}"), json!({ "user": user, "n": n }));
+    for finding in record.findings() {
+        let (user, n) = &finding.message;
+        let detail = json!({ "fault": finding.fault.to_string(), "device": finding.device, "user": user, "n": n });
+        narrator.say("fault", &finding.to_string(), detail);
     }
     narrator.say(if totals.pass() { "PASS" } else { "FAIL" }, "", json!({ "pass": totals.pass() }));
     alice.leave().await;
@@ -295,13 +296,16 @@ async fn settle(alice: &Person, bob: &Person, narrator: Narrator) -> Result<()> 
     })
 }
 
-fn account(alice: &Person, bob: &Person) -> Result<Record> {
-    let mut record = Record::default();
+fn account(alice: &Person, bob: &Person) -> Result<Conversation> {
+    let mut record = Conversation::default();
     for person in [alice, bob] {
         let (acked, stable) = person.confirmed()?;
         record.sent.extend((1..=person.sent()).map(|n| (person.name.clone(), n)));
         record.acked.extend(acked);
         record.stable.extend(stable);
+        record.refused.extend(person.refused());
+        record.at_risk.extend(person.at_risk());
+        record.told.insert(person.name.clone(), person.told());
         record.timelines.insert(person.name.clone(), person.timeline()?);
     }
     Ok(record)

@@ -14,7 +14,7 @@ use tern_core::store::BoxFut;
 use tern_net::env::Env;
 use tokio::time::{Instant, sleep};
 
-use super::totals::Message;
+use crate::checker::Message;
 use crate::cluster::Endpoints;
 use crate::token::Signer;
 
@@ -49,6 +49,8 @@ struct Told {
     stable: BTreeSet<MessageId>,
     live: Vec<(Instant, Place)>,
     arrivals: Vec<(Instant, Message)>,
+    refused: BTreeSet<MessageId>,
+    at_risk: BTreeSet<MessageId>,
     re_offered: usize,
     complaints: Vec<String>,
 }
@@ -202,11 +204,27 @@ impl Person {
                 }
             }
         }
-        let named = |ids: &BTreeSet<MessageId>| {
-            let counted = self.sent.iter().zip(1..).filter(|(id, _)| ids.contains(id));
-            counted.map(|(_, n)| (self.name.clone(), n)).collect()
-        };
-        Ok((named(&acked), named(&stable)))
+        Ok((self.named(&acked), self.named(&stable)))
+    }
+
+    fn named(&self, ids: &BTreeSet<MessageId>) -> BTreeSet<Message> {
+        let counted = self.sent.iter().zip(1..).filter(|(id, _)| ids.contains(id));
+        counted.map(|(_, n)| (self.name.clone(), n)).collect()
+    }
+
+    /// What was refused, as he was told.
+    pub fn refused(&self) -> BTreeSet<Message> {
+        self.named(&lock(&self.told).refused)
+    }
+
+    /// What his device gave up before it was stable, as he was told.
+    pub fn at_risk(&self) -> BTreeSet<Message> {
+        self.named(&lock(&self.told).at_risk)
+    }
+
+    /// The messages of others that he was told of, in the order told.
+    pub fn told(&self) -> Vec<Message> {
+        lock(&self.told).arrivals.iter().map(|(_, message)| message.clone()).collect()
     }
 
     /// What his device shows, in order, of messages that have a place.
@@ -250,10 +268,14 @@ impl Listener {
                 }
             }
             Event::ReOffered { count, .. } => told.re_offered += count,
-            Event::Failed { code, message, .. } => {
+            Event::Failed { id, code, message, .. } => {
+                told.refused.insert(id);
                 told.complaints.push(format!("a message was refused: {code} {message}"));
             }
-            Event::AtRisk { .. } => told.complaints.push("a message was given up before it was stable".into()),
+            Event::AtRisk { id, .. } => {
+                told.at_risk.insert(id);
+                told.complaints.push("a message was given up before it was stable".into());
+            }
             Event::Gap { from, to, reason, .. } => {
                 told.complaints.push(format!("a gap from {from} to {to}: {reason:?}"));
             }
@@ -278,8 +300,8 @@ fn place(state: ConnectionState) -> Option<Place> {
     }
 }
 
-/// Whose message it is, and which of his.
-fn label(message: &tern_client::Message) -> Option<Message> {
+/// Whose message it is, and which of his: texts are "NAME NUMBER". None: nobody of a run wrote it.
+pub fn label(message: &tern_client::Message) -> Option<Message> {
     let text = std::str::from_utf8(&message.body).ok()?;
     let (_, n) = text.rsplit_once(' ')?;
     Some((message.by.user.as_str().to_owned(), n.parse().ok()?))
