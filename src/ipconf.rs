@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hyper::header::HeaderValue;
 use prometheus_client::registry::Registry;
+use tern_core::clock::Clock;
 use tern_core::ranking::Position;
 use tern_ipconf::api::HeartbeatView;
 use tern_ipconf::limits::GEOIP_LOOK_EVERY;
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, DispatchTuning, Geo, LoadTable};
-use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
+use tern_net::http::{ALPN_HTTP, Handler, HttpLimits, serve};
 use tracing::Instrument;
 
 use crate::cli::{Global, IpconfArgs};
@@ -24,6 +26,9 @@ use crate::node::Node;
 use crate::operations::{Operations, Origins};
 use crate::reload::Part;
 use crate::stop::Stop;
+
+/// The header of dispatch's answers with its clock, in milliseconds since 1970.
+pub const CLOCK_HEADER: &str = "tern-time-ms";
 
 /// Serves dispatch until told to stop.
 pub fn run(global: &Global, args: &IpconfArgs) -> Result<(), Failure> {
@@ -84,8 +89,26 @@ pub async fn start(
     let local = acceptor.local_addr();
     let limits = HttpLimits::default();
     node.env.tasks.spawn(dispatch.clone().look_after_geo(GEOIP_LOOK_EVERY));
-    node.env.tasks.spawn(serve(node.env.clone(), acceptor, Some(tls), limits, dispatch.handler()));
+    node.env.tasks.spawn(serve(
+        node.env.clone(),
+        acceptor,
+        Some(tls),
+        limits,
+        with_clock(dispatch.handler(), node.env.clock.clone()),
+    ));
     Ok(local)
+}
+
+/// Adds this machine's clock to each answer: a doctor on another machine compares it with its own.
+fn with_clock(handler: Handler, clock: Arc<dyn Clock>) -> Handler {
+    Arc::new(move |from, request| {
+        let (answering, clock) = (handler(from, request), clock.clone());
+        Box::pin(async move {
+            let mut answer = answering.await;
+            answer.headers_mut().insert(CLOCK_HEADER, HeaderValue::from(clock.wall_ms()));
+            answer
+        })
+    })
 }
 
 fn geo(settings: &Settings) -> Result<Geo, tern_ipconf::GeoError> {

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -444,12 +444,18 @@ fn everything_below(dir: &Path) -> Vec<(PathBuf, u64)> {
 fn the_doctor_looks_before_the_first_start_and_beside_a_running_node_and_changes_nothing() {
     let site = Site::new();
     // Fixed ports, as in production, so that beside the running node they are held.
-    let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let port = |i: usize| ports[i].local_addr().unwrap().port();
-    let (client, admin, node) = (port(0), port(1), port(2));
-    drop(ports);
+    // Dispatch is one below the node port, as the usual ones are.
+    let (client, admin, dispatch) = loop {
+        let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let port = |i: usize| ports[i].local_addr().unwrap().port();
+        if port(2) < u16::MAX && UdpSocket::bind(("127.0.0.1", port(2) + 1)).is_ok() {
+            break (port(0), port(1), port(2));
+        }
+    };
+    let node = dispatch + 1;
     let fixed = format!(
-        "listen.client = {client}\nlisten.dispatch = 0\nlisten.gossip = \"127.0.0.1:0\"\nlisten.admin = \"127.0.0.1:{admin}\"\nlisten.node = {node}\n"
+        "listen.client = {client}\nlisten.dispatch = {dispatch}\nlisten.gossip = \"127.0.0.1:0\"\n\
+         listen.admin = \"127.0.0.1:{admin}\"\nlisten.node = {node}\n"
     );
     site.configure(&fixed);
     let before = everything_below(site.dir.path());
@@ -491,6 +497,16 @@ fn the_doctor_looks_before_the_first_start_and_beside_a_running_node_and_changes
     assert!(of_check(&found, "store")[0]["what"].as_str().unwrap().contains("in use by the running node"));
     let after: Vec<PathBuf> = everything_below(site.dir.path()).into_iter().map(|(path, _)| path).collect();
     assert_eq!(after, before);
+
+    // Another region asks it, for its clock too.
+    let made = run(&["pki", "--node", "us-e1", "--region", "us", "--data", &site.path("data")]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let peer = format!("peers=1:eu@127.0.0.1:{node}");
+    let (_, found) =
+        doctor(&site, &["--set", "name=us-e1", "--set", "region.id=2", "--set", "region.name=us", "--set", &peer]);
+    assert!(of_check(&found, "nodes")[0]["what"].as_str().unwrap().contains("answers within"), "{found:#?}");
+    let clock = of_check(&found, "clock").into_iter().find(|f| f["what"].as_str().unwrap().contains("clock of eu"));
+    assert_eq!(clock.expect("the peer's clock")["state"], "ok");
 
     // An edge beside it asks its core: a node of this deployment, of another authority, of another deployment.
     let made = run(&["pki", "--node", "eu-e2", "--region", "eu", "--data", &site.path("data")]);

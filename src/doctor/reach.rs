@@ -4,24 +4,33 @@
 //! version, the deployment and the number, in this order, and refuses it, saying which. So nothing is linked and
 //! nothing changes there, but for a line in its log.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tern_core::limits::NODE_FRAME_BYTES;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use tern_core::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, NODE_FRAME_BYTES};
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::node_v1::{LinkHello, NodeFrame};
 use tern_net::frames::{QuicFrames, write_one};
+use tern_net::http::HttpClient;
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
+use tern_net::tls::client_tls;
 
 use super::{Finding, Scene};
 use crate::config::scope::Role;
 use crate::config::value::HostPort;
+use crate::ipconf::CLOCK_HEADER;
 use crate::node::Node;
 use crate::pki::region_server_name;
 
 /// From the first packet to the answer: a round trip or two to another continent, and a lost packet.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes of dispatch's answer about its health.
+const HEALTH_BYTES: usize = 64 * 1024;
 /// How a node of this deployment refuses the region 0.
 const NO_SUCH_REGION: &str = "region 0 is";
 
@@ -48,12 +57,48 @@ pub(super) async fn check(scene: &Scene) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, addr, server_name) in targets {
         let who = format!("{name} at {addr}");
+        if scene.role == Role::Region {
+            findings.extend(clock_of(&node, &name, &addr, &server_name).await);
+        }
         findings.push(match ask(&node, &addr, &server_name).await {
             Ok(took) => Finding::ok("nodes", format!("{who} answers within {} ms", took.as_millis())),
             Err(problem) => problem.told(&who, &addr),
         });
     }
     findings
+}
+
+/// How far this machine's clock is off another region's, as that one's dispatch tells. None where it does not:
+/// it may be on another port than the usual one, or have a certificate that only clients trust.
+async fn clock_of(node: &Node, name: &str, addr: &HostPort, server_name: &str) -> Option<Finding> {
+    let ca = fs::read(node.settings.data.join("pki/public-ca.pem")).ok()?;
+    let tls = client_tls(&ca, &[b"http/1.1"], node.env.clock.clone()).ok()?;
+    // Dispatch is one port below the nodes' unless somebody set it.
+    let at = SocketAddr::new(node.resolve(addr).await.ok()?.ip(), addr.port.checked_sub(1)?);
+    let request = Request::get("/health").body(Full::<Bytes>::default()).ok()?;
+    let client = HttpClient::new(node.env.clone(), Some(tls));
+    let before = node.env.clock.wall_ms();
+    let answer = client.request(at, server_name, request, HEALTH_BYTES, ANSWER_WITHIN).await.ok()?;
+    let after = node.env.clock.wall_ms();
+    let theirs: u64 = answer.headers().get(CLOCK_HEADER)?.to_str().ok()?.parse().ok()?;
+    Some(clock_finding(name, theirs, before, after))
+}
+
+/// `theirs` was read between `before` and `after`.
+fn clock_finding(name: &str, theirs: u64, before: u64, after: u64) -> Finding {
+    let ours = before.midpoint(after);
+    let off = ours.abs_diff(theirs);
+    let which = if theirs > ours { "behind" } else { "ahead of" };
+    let what = format!("{off} ms {which} the clock of {name}, give or take {} ms", after.saturating_sub(before) / 2);
+    let todo =
+        "set the wrong one right: `timedatectl set-ntp true`, or chrony; a region far off the others takes no sends";
+    if off > CLOCK_STOP_MS {
+        Finding::failed("clock", what, todo)
+    } else if off > CLOCK_ALARM_MS {
+        Finding::warning("clock", what, todo)
+    } else {
+        Finding::ok("clock", what)
+    }
 }
 
 /// What stands between this node and another one.
@@ -165,5 +210,20 @@ fn connection_problem(error: quinn::ConnectionError) -> Problem {
             Problem::Certificate(error.to_string())
         }
         _ => Problem::Broken(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    #[test]
+    fn a_clock_is_judged_by_what_regions_do_about_it() {
+        let found = clock_finding("us", 1_000_000, 999_900, 1_000_000);
+        assert_eq!((found.state, found.what.as_str()), (State::Ok, "50 ms behind the clock of us, give or take 50 ms"));
+        let found = clock_finding("us", 1_000_000, 1_002_000, 1_002_010);
+        assert!(found.state == State::Warning && found.what.contains("2005 ms ahead of"), "{found:?}");
+        assert_eq!(clock_finding("us", 1_000_000, 900_000, 900_000).state, State::Failed);
     }
 }
