@@ -343,6 +343,15 @@ fn a_stand_alone_dispatch_learns_edges_by_gossip_and_drops_a_killed_one() {
     listed("its edge is not listed", 2);
     let _eu = start("eu-e1");
     listed("all are back", 3);
+
+    // Of two dispatchers of one name the later one takes part, and the earlier says so; and comes back.
+    let other = Role::start(&arguments);
+    wait_until("the earlier is replaced", || metric(&ipconf, "tern_gossip_is_replaced_count{cluster=\"1\"} 1"));
+    wait_until("the later takes part", || metric(&other, three));
+    assert!(metric(&other, "tern_gossip_is_replaced_count{cluster=\"1\"} 0"));
+    drop(other);
+    wait_until("the earlier is back", || metric(&ipconf, three));
+    listed("and lists all", 3);
     for role in [&again, &us, &ipconf] {
         let metrics = get(role.address("admin"), "/metrics").1;
         for cause in ["forged", "malformed", "key", "version"] {

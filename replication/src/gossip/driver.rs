@@ -395,7 +395,7 @@ fn tell(cluster: Region, own: &NodeId, event: &Event) {
         }
         Event::Suspected(id) => tracing::debug!(cluster, node = %id.name, at = %id.addr, "a node does not answer"),
         Event::Cleared(id) => {
-            tracing::info!(cluster, node = %id.name, at = %id.addr, "a node that did not answer does")
+            tracing::info!(cluster, node = %id.name, at = %id.addr, "a node that did not answer does");
         }
         Event::Returned(id) => {
             tracing::warn!(
@@ -406,15 +406,15 @@ fn tell(cluster: Region, own: &NodeId, event: &Event) {
         }
         Event::Replaced(by) => tracing::error!(
             cluster, name = %own.name, here = %own.addr, there = %by.addr,
-            "another node of this name, started later, takes part in the gossip. This one is no longer listed. \
+            "another node of this name, started later, takes part in the gossip. This one is left out while that lives. \
              Give one of them another name, or stop it"
         ),
         Event::Restored(id) => {
-            tracing::info!(cluster, name = %id.name, "no other node of this name takes part now; this one does again")
+            tracing::info!(cluster, name = %id.name, "no other node of this name takes part now; this one does again");
         }
         Event::Joined => tracing::info!(cluster, "joined the gossip of the region"),
         Event::Alone => {
-            tracing::warn!(cluster, "no other node of the gossip is left; asking the seeds until one answers")
+            tracing::warn!(cluster, "no other node of the gossip is left; asking the seeds until one answers");
         }
         Event::Gone(_, edge, _) => tracing::debug!(cluster, %edge, "an edge is gone"),
         Event::Load(_) => {}

@@ -61,6 +61,6 @@ pub(crate) fn membership(
     loads: &LoadHandler,
     cluster: usize,
 ) -> Membership {
-    let codec = Codec { region: region };
+    let codec = Codec { region };
     Foca::with_custom_broadcast(id, profile(cluster), Random(rng.clone()), codec, loads.clone())
 }
