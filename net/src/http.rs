@@ -18,11 +18,13 @@
 //! | a header, decompressed; frames that continue it | [`HttpLimits::header_bytes`]; h2 counts the frames by it |
 //! | body bytes that nobody has read yet | [`WINDOW_BYTES`] |
 //! | a peer that does not answer a ping | [`KEEP_ALIVE_WITHIN`] |
+//! | connections, of both versions | [`HttpLimits::connections`]; the one idle longest makes room |
 //! | a connection without a request under way, whatever it waits for | [`HttpLimits::header`] |
 //!
-//! Parts: this file serves, `client` asks, `protocol` tells the versions apart.
+//! Parts: this file serves, `places` bounds how many, `client` asks, `protocol` tells the versions apart.
 
 mod client;
+mod places;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -40,13 +42,14 @@ use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tern_core::store::BoxFut;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::client::{HttpClient, HttpConnection, HttpError};
 pub use self::protocol::ALPN_HTTP;
 
+use self::places::{HeldPlace, Places, UnderWay};
 use self::protocol::{Tasks, Version, sniff};
 use crate::env::{Acceptor, Env, Spawner, Stream};
 
@@ -56,7 +59,8 @@ pub type Handler = Arc<dyn Fn(SocketAddr, Request<Incoming>) -> BoxFut<'static, 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Connections served at once; more wait in the listener's backlog. 1,024: tens of MiB at most.
+    /// Connections served at once. One more takes the place of the one idle longest; if none is idle, it waits.
+    /// 1,024: tens of MiB at most.
     pub connections: usize,
     /// A TLS handshake takes no longer. 5 s: a bad mobile link needs two or three.
     pub handshake: Duration,
@@ -118,11 +122,10 @@ pub async fn serve(
     handler: Handler,
 ) {
     let tls = tls.map(TlsAcceptor::from);
-    let places = Arc::new(Semaphore::new(limits.connections.max(1)));
+    let places = Places::new(limits.connections);
     // Dropped with this future; the connections' tasks see that and end.
     let (_running, stop) = watch::channel(());
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, from) = match acceptor.accept().await {
             Ok(accepted) => accepted,
             Err(e) => {
@@ -131,13 +134,15 @@ pub async fn serve(
                 continue;
             }
         };
+        let mut place = places.take().await;
         let (tls, handler, mut stop) = (tls.clone(), handler.clone(), stop.clone());
         let tasks = env.tasks.clone();
         env.tasks.spawn(async move {
             tokio::select! {
                 biased;
                 _ = stop.changed() => {}
-                () = connection(tasks, stream, from, tls, limits, handler) => {}
+                _ = &mut place.turned_out => {}
+                () = connection(tasks, stream, from, tls, limits, handler, place.held.clone()) => {}
             }
             drop(place);
         });
@@ -151,6 +156,7 @@ async fn connection(
     tls: Option<TlsAcceptor>,
     limits: HttpLimits,
     handler: Handler,
+    place: Arc<HeldPlace>,
 ) {
     let (version, stream): (Version, Box<dyn Stream>) = match tls {
         None => match timeout(limits.header, sniff(stream)).await {
@@ -163,9 +169,9 @@ async fn connection(
             Ok(Err(_)) | Err(_) => return,
         },
     };
-    let (under_way, idle) = watch::channel(0_usize);
+    let idle = idle_for(place.under_way(), limits.header);
     let service = service_fn(move |request| {
-        let counted = UnderWay::count(&under_way);
+        let counted = UnderWay::count(&place);
         let answer = handler(from, request);
         async move {
             let answer = timeout(limits.request, answer).await.unwrap_or_else(|_| {
@@ -179,7 +185,6 @@ async fn connection(
     });
     // Dropped with this future; the connection's own tasks see that and end.
     let (_open, until) = watch::channel(());
-    let idle = idle_for(idle, limits.header);
     let served = match version {
         Version::One => serve_one(stream, service, &limits, idle).await,
         Version::Two => serve_two(stream, service, &limits, Tasks { spawner, until }, idle).await,
@@ -246,22 +251,6 @@ where
         () = idle => connection.as_mut().graceful_shutdown(),
     }
     timeout(END_WITHIN, connection).await.unwrap_or(Ok(()))
-}
-
-/// One request more under way, until this is dropped.
-struct UnderWay(watch::Sender<usize>);
-
-impl UnderWay {
-    fn count(under_way: &watch::Sender<usize>) -> Self {
-        under_way.send_modify(|n| *n += 1);
-        Self(under_way.clone())
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
-    }
 }
 
 /// Ends when for so long no request was under way. Never, when nobody can begin one any more: then the

@@ -103,7 +103,9 @@ async fn a_handler_that_never_answers_gets_a_503_and_a_silent_server_a_time_out(
     let (near, far) = tokio::io::duplex(1000);
     let never: Handler = Arc::new(|_, _| Box::pin(std::future::pending()));
     let from = "127.0.0.1:1".parse().unwrap();
-    let serving = connection(system_env().unwrap().tasks, Box::new(far), from, None, HttpLimits::default(), never);
+    let place = Places::new(1).take().await;
+    let tasks = system_env().unwrap().tasks;
+    let serving = connection(tasks, Box::new(far), from, None, HttpLimits::default(), never, place.held.clone());
     let asking = async {
         let mut near = near;
         near.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -381,7 +383,34 @@ async fn requests_beyond_the_limit_of_a_connection_are_refused_and_prior_knowled
 fn in_memory(limits: HttpLimits, handler: Handler) -> (Box<dyn Stream>, impl Future<Output = ()>) {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let from = "127.0.0.1:1".parse().unwrap();
-    (Box::new(near), connection(system_env().unwrap().tasks, Box::new(far), from, None, limits, handler))
+    let tasks = system_env().unwrap().tasks;
+    let serving = async move {
+        let place = Places::new(1).take().await;
+        connection(tasks, Box::new(far), from, None, limits, handler, place.held.clone()).await;
+    };
+    (Box::new(near), serving)
+}
+
+#[tokio::test]
+async fn who_opens_connections_and_says_nothing_keeps_nobody_out() {
+    let env = system_env().unwrap();
+    let (at, _stop) = start(&env, None, HttpLimits { connections: 8, ..HttpLimits::default() }, echo()).await;
+    let client = HttpClient::new(env.clone(), None);
+    let mut regular = client.connect(at, "localhost", WITHIN).await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        let mut stream = env.net.connect(at).await.unwrap();
+        // Half of a header, which never ends.
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx-y:").await.unwrap();
+        silent.push(stream);
+        // Who asks now and then stays.
+        assert!(regular.request(post(1), 10, WITHIN).await.is_ok());
+        assert!(client.request(at, "localhost", post(1), 10, WITHIN).await.is_ok());
+    }
+    // The first of the silent ones were turned out, at once and not by a time-out.
+    let mut rest = Vec::new();
+    let end = timeout(WITHIN, silent[0].read_to_end(&mut rest)).await.unwrap();
+    assert!(end.is_err() || rest.is_empty(), "{end:?} {rest:?}");
 }
 
 #[tokio::test(start_paused = true)]
