@@ -9,6 +9,7 @@
 //! `Decided` or put `Synced` is lost, but the region takes a new era (R13).
 
 pub mod backup;
+pub mod check;
 mod chores;
 mod heads;
 mod journal;
@@ -36,6 +37,7 @@ use tern_core::store::{
 use tokio::sync::{Semaphore, oneshot};
 
 pub use backup::{BackupError, BackupReport};
+pub use check::CheckReport;
 pub use journal::JournalDamage;
 pub use metrics::StoreMetrics;
 pub use offline::Offline;
@@ -200,6 +202,11 @@ impl EmbeddedStore {
     fn count_damage(&self) {
         let damage = self.tables.damage.read().unwrap_or_else(PoisonError::into_inner);
         self.metrics.damaged_logs.set(damage.count());
+    }
+
+    /// The store's directory.
+    pub fn dir(&self) -> &Path {
+        &self.claimed.dir
     }
 
     /// What the store counts.

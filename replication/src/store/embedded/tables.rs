@@ -274,8 +274,14 @@ impl Tables {
         Ok(found)
     }
 
+    /// Whether a log of the conversation is refused, or all of it.
+    pub(super) fn is_refused(&self, conversation: ConvId) -> bool {
+        let damage = self.damage.read().unwrap_or_else(PoisonError::into_inner);
+        damage.span_over(conversation).is_some() || !damage.of_conversation(conversation).is_empty()
+    }
+
     /// The head of each log that is not refused: keys only, one seek a log.
-    fn heads(&self, snapshot: &Snapshot, conversation: ConvId) -> Result<Heads, StoreError> {
+    pub(super) fn heads(&self, snapshot: &Snapshot, conversation: ConvId) -> Result<Heads, StoreError> {
         let (refused, unreadable) = {
             let damage = self.damage.read().unwrap_or_else(PoisonError::into_inner);
             (damage.of_conversation(conversation), damage.span_over(conversation).is_some())
