@@ -178,6 +178,8 @@ impl Fleet {
                 command.env_remove(name);
             }
         }
+        // It is this process that systemd waits for, if it does.
+        command.env_remove("NOTIFY_SOCKET");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         command.process_group(0).kill_on_drop(true).spawn()
     }

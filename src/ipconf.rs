@@ -81,6 +81,13 @@ pub async fn start(
     let metrics = DispatchMetrics::register(registry);
     let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
     add_parts(operations, &dispatch);
+    if node.role == Role::Ipconf {
+        let asked = dispatch.clone();
+        operations.health.needs("edges", move || match asked.health().edges_listed {
+            0 => Err("none can be listed; see gossip.seeds".to_owned()),
+            _ => Ok(()),
+        });
+    }
     let tls = node.public_tls(&ALPN_HTTP)?;
     let at = settings.dispatch_listen();
     let acceptor = node.env.net.listen(at).await.with_context(|| {

@@ -13,12 +13,15 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use prost::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tern_core::wire::node_v1::LoadReport;
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{ALPN_CLIENT, codec, v1};
 
 /// Far above what anything here takes on a busy machine; only failures wait this long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -216,12 +219,71 @@ fn a_reload_tells_of_every_key_what_became_of_it_and_what_is_applied_is_in_force
     assert!(node.log().len() > logged, "the change to info is itself logged at info");
     assert_eq!(node.metric("tern_config_last_reload_success"), 1.0);
 
+    // A filter that is none is valid text to the configuration, and refused by the log.
+    site.configure("log.level = \"tern=loud=very\"\n");
+    let (status, report) = node.reload();
+    assert!(status == 422 && outcomes(&report) == ["log.level rejected"], "{report}");
+
     // Wrong as a whole.
     site.configure("edge.capacity = 9\nedge.capaticy = 9\n");
     let (status, report) = node.reload();
     assert_eq!(status, 422);
     assert!(report["problems"][0].as_str().unwrap().contains("did you mean \"edge.capacity\""), "{report}");
     assert_eq!(node.value("edge.capacity")["value"], "100000");
+}
+
+/// Sends a frame and returns the next one.
+fn exchange(tls: &mut Tls, body: Body) -> Body {
+    let mut out = BytesMut::new();
+    codec::put(&v1::Frame::new(1, body), &mut out);
+    tls.write_all(&out).unwrap();
+    let mut frames = codec::FrameReader::new(1 << 20);
+    loop {
+        if let Some(frame) = frames.next::<v1::Frame>().unwrap() {
+            match frame.body.unwrap() {
+                Body::Define(_) => continue,
+                body => return body,
+            }
+        }
+        let mut buffer = [0; 4096];
+        let n = tls.read(&mut buffer).unwrap();
+        assert!(n > 0, "closed without a word");
+        frames.extend(&buffer[..n]);
+    }
+}
+
+/// What an edge answers to a user with this token.
+fn hello(node: &Node, ca: &[u8], token: &str, install: &str) -> (Tls, Body) {
+    let mut tls = tls(node.at("client"), ca, ALPN_CLIENT);
+    let hello = v1::Hello { versions: vec![1], token: token.into(), install: install.into(), ..v1::Hello::default() };
+    let answer = exchange(&mut tls, Body::Hello(hello));
+    (tls, answer)
+}
+
+fn token(data: &str) -> String {
+    let output = run(&["token", "--user", "alice", "--data", data]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_token_key_is_changed_under_a_session_that_stays() {
+    let site = Site::new();
+    let node = site.start();
+    let ca = fs::read(site.data("pki/public-ca.pem")).unwrap();
+    let old = token(&site.path("data"));
+    let (mut open, welcome) = hello(&node, &ca, &old, "phone");
+    assert!(matches!(welcome, Body::Welcome(_)), "{welcome:?}");
+
+    let other = Site::new();
+    fs::copy(other.data("tokens.jwk"), site.data("tokens.jwk")).unwrap();
+    assert_eq!(node.reload().0, 200);
+    let (_, refused) = hello(&node, &ca, &old, "tablet");
+    assert!(matches!(refused, Body::Error(_)), "{refused:?}");
+    let (_, welcome) = hello(&node, &ca, &token(&other.path("data")), "laptop");
+    assert!(matches!(welcome, Body::Welcome(_)), "{welcome:?}");
+    let pong = exchange(&mut open, Body::Ping(v1::Ping { echo: 5, foreground: true }));
+    assert!(matches!(pong, Body::Pong(ref pong) if pong.echo == 5), "{pong:?}");
 }
 
 #[test]
@@ -239,26 +301,34 @@ fn token_keys_are_read_again_and_damaged_ones_leave_the_old_in_use() {
     assert_eq!(node.metric("tern_config_rejected_files"), 0.0);
 }
 
-/// A TLS connection to dispatch, trusting one CA.
+type Tls = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+/// A TLS connection that has not begun, trusting one CA.
+fn tls(at: SocketAddr, ca: &[u8], alpn: &[u8]) -> Tls {
+    let mut roots = rustls::RootCertStore::empty();
+    CertificateDer::pem_slice_iter(ca).for_each(|c| roots.add(c.unwrap()).unwrap());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let name = ServerName::try_from("eu.tern.internal").unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    rustls::StreamOwned::new(connection, stream)
+}
+
+/// A TLS connection to dispatch.
 struct Dispatch {
-    tls: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+    tls: Tls,
 }
 
 impl Dispatch {
     fn connect(at: SocketAddr, ca: &[u8]) -> Option<Self> {
-        let mut roots = rustls::RootCertStore::empty();
-        CertificateDer::pem_slice_iter(ca).for_each(|c| roots.add(c.unwrap()).unwrap());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from("eu.tern.internal").unwrap();
-        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let stream = TcpStream::connect(at).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut dispatch = Self { tls: rustls::StreamOwned::new(connection, stream) };
+        let mut dispatch = Self { tls: tls(at, ca, b"http/1.1") };
         dispatch.ask().map(|()| dispatch)
     }
 
