@@ -1,8 +1,8 @@
 //! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
 //! routes and waits; `/config` and `/reload` for operators.
 //!
-//! A region also has `/loads` there: what its edges report, as a `tern.node.v1.LoadReport`, for tools. (Other nodes
-//! learn loads by gossip.)
+//! A region also has `/store/…` there, see [`crate::store::answer`], and `/loads`: what its edges report, as a
+//! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
 //! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user or
@@ -27,10 +27,12 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
+use tern_replication::store::EmbeddedStore;
 
 use crate::health::Health;
 use crate::process;
 use crate::reload::Reloader;
+use crate::store;
 
 /// What `/loads` answers: an encoded `LoadReport`.
 pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
@@ -41,6 +43,7 @@ pub struct Shared {
     reloader: Arc<Reloader>,
     base: Registry,
     role: OnceLock<(Registry, Option<Loads>)>,
+    store: OnceLock<Arc<EmbeddedStore>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -52,13 +55,20 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// `base`: the metrics that are there from the beginning.
     pub fn new(health: Health, reloader: Arc<Reloader>, base: Registry) -> Arc<Self> {
-        Arc::new(Self { health, reloader, base, role: OnceLock::new() })
+        Arc::new(Self { health, reloader, base, role: OnceLock::new(), store: OnceLock::new() })
     }
 
     /// Adds what the role has when its start is over; counts once.
     pub fn publish(&self, registry: Registry, loads: Option<Loads>) {
         if self.role.set((registry, loads)).is_err() {
             tracing::error!("the role's metrics were published twice");
+        }
+    }
+
+    /// Lets operators ask for backups of a store; counts once.
+    pub fn publish_store(&self, store: Arc<EmbeddedStore>) {
+        if self.store.set(store).is_err() {
+            tracing::error!("a store was published twice");
         }
     }
 
@@ -89,6 +99,9 @@ fn handler(shared: Arc<Shared>) -> Handler {
         let shared = shared.clone();
         Box::pin(async move {
             let (head, _body) = request.into_parts();
+            if head.uri.path().starts_with("/store/") {
+                return store::answer(&head.method, &head.uri, from, &head.headers, shared.store.get()).await;
+            }
             answer(&head.method, head.uri.path(), from, &head.headers, &shared)
         })
     })
@@ -169,14 +182,14 @@ fn verdict(good: &str, bad: &str, missing: &[String]) -> Response<Full<Bytes>> {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+pub(crate) fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
-fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
     let mut response = text(status, format!("{value:#}\n"));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -67,6 +67,8 @@ pub enum Command {
     BenchFloor(RoleArgs),
     /// Look at everything that a role needs, before its start or beside it, and say what to change
     Doctor(DoctorArgs),
+    /// Check, back up, restore and compact a region's store
+    Store(crate::store::StoreArgs),
     /// Check or print the configuration
     Config {
         /// Which.

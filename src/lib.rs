@@ -48,6 +48,7 @@ pub mod process;
 pub mod region;
 pub mod reload;
 pub mod stop;
+pub mod store;
 pub mod systemd;
 pub mod token;
 
@@ -82,6 +83,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ipconf(args) => ipconf::run(global, args),
         Command::Region(args) => region::run(global, args),
         Command::Edge(args) => edge::run(global, args),
+        Command::Store(args) => store::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Chat(args) => chat::run(global, args),

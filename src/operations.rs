@@ -100,6 +100,11 @@ impl Operations {
         self.systemd.ready("serving");
     }
 
+    /// Lets operators ask for backups of the region's store.
+    pub fn publish_store(&self, store: Arc<tern_replication::store::EmbeddedStore>) {
+        self.shared.publish_store(store);
+    }
+
     /// Draining begins, and takes this long at most.
     pub fn stopping(&self, drain: Duration) {
         self.health.draining();

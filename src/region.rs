@@ -114,6 +114,7 @@ impl Serving {
         let watched = region.clone();
         health.watches("core", move || watched.core_silence());
         operations.watch_store(node, store.clone());
+        operations.publish_store(store.clone());
         edge.add_parts(&operations);
         let told = own_loads(loads.clone(), node.region, node.env.clone());
         operations.ready(node, hangup, registry, Some(told));

@@ -1,0 +1,501 @@
+//! `tern store`: look at a region's store, back it up, restore it, make erased bodies go.
+//!
+//! A store belongs to one process at a time. Where a region runs on it, `backup`, `erasures` and `compact` ask that
+//! region to do it, over its admin listener ([`answer`]); the file is written by the region. The others need the
+//! store for themselves, and say so.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use http_body_util::Full;
+use hyper::header::{HeaderMap, ORIGIN};
+use hyper::{Method, Response, StatusCode, Uri};
+use serde_json::{Value, json};
+use tern_replication::store::embedded::backup::{self, Counts, Table};
+use tern_replication::store::embedded::{
+    BackupError, BackupReport, CheckReport, CompactReport, EmbeddedStore, Offline, OpenError,
+};
+
+use crate::admin;
+use crate::cli::Global;
+use crate::exit::Failure;
+
+/// How long a region's admin listener may take to accept a connection. What it then does takes its time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Longest answer of an admin listener that is read.
+const ANSWER_BYTES: u64 = 1024 * 1024;
+
+/// Options of `store`.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with a store.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Compare all tables with the logs; the region must not run. Exit 0 sound, 1 something is wrong
+    Check {
+        /// Do what can be done: cut damaged logs into quarantine, make rows, todo and checkpoints anew
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Write a backup, while the region runs or not, and read it back
+    Backup {
+        /// A file that does not exist yet, or a directory
+        #[arg(long, value_name = "FILE|DIR")]
+        to: PathBuf,
+        /// Do not read it back
+        #[arg(long)]
+        no_verify: bool,
+    },
+    /// Read a backup from its first to its last byte. Exit 0 whole, 1 not
+    Verify {
+        /// The backup
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Restore a backup into a new data directory; the region then takes a new era and asks its peers
+    Restore {
+        /// The backup
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// A list by `tern store erasures`: bodies that were erased since, which are not restored
+        #[arg(long, value_name = "FILE")]
+        erasures: Option<PathBuf>,
+    },
+    /// Write the list of what was erased, for restores of older backups
+    Erasures {
+        /// A file that does not exist yet, or a directory
+        #[arg(long, value_name = "FILE|DIR")]
+        to: PathBuf,
+    },
+    /// Rewrite the entries now, so that no file of the store holds an erased body any more
+    Compact,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &StoreArgs) -> Result<(), Failure> {
+    let settings = crate::settings(global, &[])?;
+    let dir = settings.data.join("store");
+    let store = Store { dir, admin: settings.admin_listen(), json: global.json };
+    match &args.action {
+        Action::Check { repair } => store.check(*repair),
+        Action::Backup { to, no_verify } => store.backup(to, !no_verify),
+        Action::Verify { file } => verify(file, global.json),
+        Action::Restore { from, erasures } => store.restore(from, erasures.as_deref()),
+        Action::Erasures { to } => {
+            let said =
+                store.do_it("erasures", Some(to), |offline| Ok(written(&offline.export_erasures(to.clone())?)))?;
+            store.print(&said, |said| format!("{}: {} erased places", text(said, "file"), said["erased"]));
+            Ok(())
+        }
+        Action::Compact => {
+            let said = store.do_it("compact", None, |offline| Ok(compacted(&offline.compact()?)))?;
+            store.print(&said, |said| {
+                format!("entries rewritten: {} bytes before, {} after", said["before_bytes"], said["after_bytes"])
+            });
+            Ok(())
+        }
+    }
+}
+
+struct Store {
+    dir: PathBuf,
+    admin: SocketAddr,
+    json: bool,
+}
+
+impl Store {
+    fn check(&self, repair: bool) -> Result<(), Failure> {
+        let offline = self.open()?;
+        let report = offline.check(repair).context("the check could not go on")?;
+        if self.json {
+            println!("{}", check_json(&report));
+        } else {
+            print!("{}", check_text(&report, repair));
+        }
+        if report.remaining() == 0 { Ok(()) } else { Err(Failure::Property) }
+    }
+
+    fn backup(&self, to: &Path, read_back: bool) -> Result<(), Failure> {
+        let said = self.do_it("backup", Some(to), |offline| Ok(written(&offline.backup(to.to_owned())?)))?;
+        self.print(&said, |said| {
+            format!(
+                "{}: {} bytes, {} entries, {} rows, {} todo rows, in {} ms",
+                text(said, "file"),
+                said["bytes"],
+                said["entries"],
+                said["rows"],
+                said["todo"],
+                said["took_ms"]
+            )
+        });
+        if read_back { verify(Path::new(&text(&said, "file")), self.json) } else { Ok(()) }
+    }
+
+    fn restore(&self, from: &Path, erasures: Option<&Path>) -> Result<(), Failure> {
+        let report = backup::restore(from, &self.dir, erasures, None).map_err(anyhow::Error::from)?;
+        let counts = report.backup.counts;
+        let said = json!({
+            "restored": self.dir.display().to_string(),
+            "region": report.backup.header.region,
+            "made_ms": report.backup.header.wall_ms,
+            "entries": counts.of(Table::Entries),
+            "rows": counts.of(Table::Rows),
+            "erased": report.erased,
+            "damaged_logs": report.backup.logs.damaged.len() + report.backup.logs.torn.len(),
+            "took_ms": millis(report.duration),
+        });
+        self.print(&said, |said| {
+            format!(
+                "{}: region {}, {} entries, {} rows; {} bodies were erased since and are not in it\n\
+                 the region takes a new era at its next start, and asks its peers for what they hold",
+                text(said, "restored"),
+                said["region"],
+                said["entries"],
+                said["rows"],
+                said["erased"]
+            )
+        });
+        Ok(())
+    }
+
+    /// Has it done here, or by the region that runs on the store.
+    fn do_it(
+        &self,
+        what: &str,
+        to: Option<&Path>,
+        here: impl FnOnce(&Offline) -> Result<Value>,
+    ) -> Result<Value, Failure> {
+        match Offline::open(&self.dir) {
+            Ok(offline) => Ok(here(&offline)?),
+            Err(OpenError::InUse { pid, .. }) => Ok(self.ask(what, to).with_context(|| {
+                format!(
+                    "the store in {} is in use by process {pid}, which was asked at {} and did not do it; \
+                     if its admin listener is elsewhere, give its configuration, or --set listen.admin=ADDRESS",
+                    self.dir.display(),
+                    self.admin
+                )
+            })?),
+            Err(error) => Err(Failure::Start(error.into())),
+        }
+    }
+
+    fn open(&self) -> Result<Offline, Failure> {
+        Offline::open(&self.dir).map_err(|error| Failure::Start(error.into()))
+    }
+
+    /// Asks the region, and waits for as long as it takes.
+    fn ask(&self, what: &str, to: Option<&Path>) -> Result<Value> {
+        let store = fs::canonicalize(&self.dir)?;
+        let mut query = format!("store={}", encode(&store.display().to_string()));
+        if let Some(to) = to {
+            let to = std::path::absolute(to)?;
+            let _never_fails = write!(query, "&to={}", encode(&to.display().to_string()));
+        }
+        let mut admin = self.admin;
+        match admin.ip() {
+            ip if !ip.is_unspecified() => {}
+            IpAddr::V4(_) => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(_) => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
+        }
+        let mut stream = TcpStream::connect_timeout(&admin, CONNECT_WITHIN)?;
+        write!(stream, "POST /store/{what}?{query} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
+        let status = head.split(' ').nth(1).unwrap_or("");
+        if status != "200" {
+            bail!("{}", body.trim());
+        }
+        serde_json::from_str(body).context("the answer is not what this version expects")
+    }
+
+    fn print(&self, said: &Value, text: impl FnOnce(&Value) -> String) {
+        if self.json {
+            println!("{said}");
+        } else {
+            println!("{}", text(said));
+        }
+    }
+}
+
+fn verify(file: &Path, json: bool) -> Result<(), Failure> {
+    let verified = match backup::verify(file) {
+        Ok(verified) => verified,
+        // The question was whether it is whole.
+        Err(error @ (BackupError::Damaged { .. } | BackupError::Truncated { .. } | BackupError::NotABackup { .. })) => {
+            if json {
+                println!(
+                    "{}",
+                    json!({ "file": file.display().to_string(), "whole": false, "error": error.to_string() })
+                );
+            } else {
+                println!("{error}");
+            }
+            return Err(Failure::Property);
+        }
+        Err(error) => return Err(Failure::Start(error.into())),
+    };
+    let damaged = verified.logs.damaged.iter().map(|log| {
+        format!("conversation {}, log of {}, entry {}: {}", log.conversation, log.origin, log.seq, log.what)
+    });
+    let torn = verified.logs.torn.iter().map(|tail| {
+        format!("conversation {}, log of {}, entry {}: {}", tail.conversation, tail.origin, tail.from, tail.what)
+    });
+    let findings: Vec<String> = damaged.chain(torn).chain(verified.unreadable.iter().cloned()).collect();
+    if json {
+        let mut said = counts_json(&verified.counts);
+        said["file"] = file.display().to_string().into();
+        said["whole"] = true.into();
+        said["region"] = verified.header.region.into();
+        said["made_ms"] = verified.header.wall_ms.into();
+        said["bytes"] = verified.bytes.into();
+        said["logs"] = verified.logs.logs.into();
+        said["findings"] = findings.clone().into();
+        println!("{said}");
+    } else {
+        println!(
+            "{}: whole; region {}, {} logs, {} entries, {} bytes",
+            file.display(),
+            verified.header.region,
+            verified.logs.logs,
+            verified.counts.of(Table::Entries),
+            verified.bytes
+        );
+        for finding in &findings {
+            println!("  the store it was made of was damaged: {finding}");
+        }
+    }
+    if findings.is_empty() { Ok(()) } else { Err(Failure::Property) }
+}
+
+fn check_text(report: &CheckReport, repair: bool) -> String {
+    let mut out = String::new();
+    for finding in &report.findings {
+        let kind = finding.kind;
+        let then = match (finding.repaired, finding.repairable, kind.repair()) {
+            (true, _, Some(done)) => format!("repaired: {done}"),
+            (false, true, Some(would)) => format!("{}; with --repair {would}", kind.consequence()),
+            _ => format!("{}; --repair can do nothing about it", kind.consequence()),
+        };
+        let _never_fails = writeln!(out, "{}: {}: {}\n    {then}", kind.name(), finding.place, finding.what);
+    }
+    let all: u64 = report.counts.values().map(|(found, _)| found).sum();
+    if all > report.findings.len() as u64 {
+        let _never_fails = writeln!(out, "and {} more", all - report.findings.len() as u64);
+    }
+    let _never_fails = writeln!(
+        out,
+        "{} logs, {} entries, {} checkpoints, {} rows, {} todo rows; {} entries in quarantine; {}",
+        report.logs,
+        report.entries,
+        report.checkpoints,
+        report.rows,
+        report.todo,
+        report.quarantined,
+        match (all, report.remaining()) {
+            (0, _) => "nothing is wrong".to_owned(),
+            (all, 0) => format!("{all} findings, all repaired"),
+            (all, left) if repair => format!("{all} findings, {left} remain"),
+            (all, _) => format!("{all} findings"),
+        }
+    );
+    out
+}
+
+fn check_json(report: &CheckReport) -> Value {
+    let findings = report.findings.iter().map(|finding| {
+        json!({
+            "kind": finding.kind.name(),
+            "place": finding.place,
+            "what": finding.what,
+            "consequence": finding.kind.consequence(),
+            "repairable": finding.repairable,
+            "repaired": finding.repaired,
+        })
+    });
+    json!({
+        "logs": report.logs,
+        "entries": report.entries,
+        "conversations": report.conversations,
+        "checkpoints": report.checkpoints,
+        "rows": report.rows,
+        "todo": report.todo,
+        "quarantined": report.quarantined,
+        "found": report.counts.values().map(|(found, _)| found).sum::<u64>(),
+        "remaining": report.remaining(),
+        "findings": findings.collect::<Vec<_>>(),
+    })
+}
+
+fn written(report: &BackupReport) -> Value {
+    let mut said = counts_json(&report.counts);
+    said["file"] = report.path.display().to_string().into();
+    said["bytes"] = report.bytes.into();
+    said["took_ms"] = millis(report.duration).into();
+    said
+}
+
+fn counts_json(counts: &Counts) -> Value {
+    json!({
+        "entries": counts.of(Table::Entries),
+        "rows": counts.of(Table::Rows),
+        "todo": counts.of(Table::Todo),
+        "state": counts.of(Table::State),
+        "erased": counts.of(Table::Erased),
+        "quarantine": counts.of(Table::Quarantine),
+    })
+}
+
+fn compacted(report: &CompactReport) -> Value {
+    json!({
+        "before_bytes": report.before_bytes,
+        "after_bytes": report.after_bytes,
+        "took_ms": millis(report.duration),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn text(said: &Value, key: &str) -> String {
+    said[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// What a running region answers under `/store/`: `POST backup?store=DIR&to=PATH`, `POST erasures?store=DIR&to=PATH`,
+/// `POST compact?store=DIR`. To callers on the machine itself, and no browser's page: whoever may ask has files
+/// written in the region's name, though never over another one. `store` must name the region's own store, so that
+/// a command with the wrong address does not back up another region.
+pub async fn answer(
+    method: &Method,
+    uri: &Uri,
+    from: SocketAddr,
+    headers: &HeaderMap,
+    store: Option<&Arc<EmbeddedStore>>,
+) -> Response<Full<Bytes>> {
+    let say = |status, what: &str| admin::text(status, format!("{what}\n"));
+    if !from.ip().to_canonical().is_loopback() || headers.contains_key(ORIGIN) {
+        return say(StatusCode::FORBIDDEN, "this is answered on the machine itself only, and to no browser");
+    }
+    if method != Method::POST {
+        return say(StatusCode::METHOD_NOT_ALLOWED, "POST is what is answered here");
+    }
+    let Some(store) = store else {
+        return say(StatusCode::SERVICE_UNAVAILABLE, "there is no store open here, or not yet");
+    };
+    let query = uri.query().unwrap_or("");
+    let named = parameter(query, "store").map(PathBuf::from);
+    if named.is_none() || fs::canonicalize(store.dir()).ok() != named {
+        let what = format!("the store here is {}, and another one is meant", store.dir().display());
+        return say(StatusCode::CONFLICT, &what);
+    }
+    let to = parameter(query, "to").map(PathBuf::from).filter(|to| to.is_absolute());
+    let done = match (uri.path(), to) {
+        ("/store/backup", Some(to)) => store.backup(to).await.map(|r| written(&r)).map_err(|e| e.to_string()),
+        ("/store/erasures", Some(to)) => {
+            store.export_erasures(to).await.map(|r| written(&r)).map_err(|e| e.to_string())
+        }
+        ("/store/backup" | "/store/erasures", None) => {
+            return say(StatusCode::BAD_REQUEST, "to=PATH is missing, an absolute path");
+        }
+        ("/store/compact", _) => store.compact().await.map(|r| compacted(&r)).map_err(|e| e.to_string()),
+        _ => return say(StatusCode::NOT_FOUND, "here are /store/backup, /store/erasures and /store/compact"),
+    };
+    match done {
+        Ok(said) => {
+            tracing::info!(path = uri.path(), result = %said, "done for an operator");
+            admin::json(StatusCode::OK, &said)
+        }
+        Err(what) => say(StatusCode::UNPROCESSABLE_ENTITY, &what),
+    }
+}
+
+/// Percent-encodes all but what never needs it.
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _never_fails = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+/// A parameter of a query, decoded; `None` where it is missing or not UTF-8.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))?.1;
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?];
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_survive_a_query() {
+        for path in ["/a/b", "/mit Leerzeichen/ü&x=1%/+", ""] {
+            let query = format!("store=/x&to={}", encode(path));
+            assert_eq!(parameter(&query, "to").as_deref(), Some(path));
+            assert_eq!(parameter(&query, "store").as_deref(), Some("/x"));
+        }
+        assert_eq!(parameter("to=%4", "to"), None);
+        assert_eq!(parameter("to=%zz", "to"), None);
+        assert_eq!(parameter("tot=1", "to"), None);
+    }
+
+    #[tokio::test]
+    async fn only_the_machine_itself_may_ask_by_post_and_name_the_right_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = tern_replication::store::Options::new(1).init();
+        let store = Arc::new(EmbeddedStore::open(&dir.path().join("a b"), options).unwrap().0);
+        let own = encode(&fs::canonicalize(store.dir()).unwrap().display().to_string());
+        let none = HeaderMap::new();
+        let mut page = HeaderMap::new();
+        page.insert(ORIGIN, "https://example.com".parse().unwrap());
+        let (here, there) = ("127.0.0.1:9".parse().unwrap(), "192.0.2.1:9".parse().unwrap());
+        let ask = async |method: &Method, path: &str, from, headers: &HeaderMap, store: Option<&Arc<EmbeddedStore>>| {
+            answer(method, &path.parse().unwrap(), from, headers, store).await.status().as_u16()
+        };
+        let some = Some(&store);
+        let compact = format!("/store/compact?store={own}");
+        assert_eq!(ask(&Method::POST, &compact, there, &none, some).await, 403);
+        assert_eq!(ask(&Method::POST, &compact, here, &page, some).await, 403);
+        assert_eq!(ask(&Method::GET, &compact, here, &none, some).await, 405);
+        assert_eq!(ask(&Method::POST, &compact, here, &none, None).await, 503);
+        assert_eq!(ask(&Method::POST, "/store/compact?store=/other", here, &none, some).await, 409);
+        assert_eq!(ask(&Method::POST, "/store/compact", here, &none, some).await, 409);
+        assert_eq!(ask(&Method::POST, &format!("/store/backup?store={own}"), here, &none, some).await, 400);
+        assert_eq!(ask(&Method::POST, &format!("/store/backup?store={own}&to=b"), here, &none, some).await, 400);
+        assert_eq!(ask(&Method::POST, &format!("/store/nothing?store={own}"), here, &none, some).await, 404);
+        let to = dir.path().join("backup");
+        let backup = format!("/store/backup?store={own}&to={}", encode(&to.display().to_string()));
+        assert_eq!(ask(&Method::POST, &backup, here, &none, some).await, 200);
+        assert_eq!(ask(&Method::POST, &backup, here, &none, some).await, 422, "nothing is overwritten");
+        backup::verify(&to).unwrap();
+    }
+}
