@@ -87,3 +87,9 @@ pub const CELL_BYTES: usize = 4096;
 pub const CELLS: usize = 4096;
 /// Origins that a read mark, a cut or a vector from a client may name.
 pub const VECTOR_ORIGINS: usize = 256;
+/// Bytes of a signal's body: a word for a typing indicator, with room.
+pub const SIGNAL_BYTES: usize = 256;
+/// Signals that wait for their window to end, in all; more are dropped.
+pub const SIGNALS_WAITING: usize = 10_000;
+/// Sends that wait in one node in all: of 200 bytes each 13 MB. More get `overloaded`.
+pub const SENDS_WAITING: usize = 65_536;

@@ -22,7 +22,7 @@ use tern_core::buckets;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, DownBody, SendRequest, Up};
 use tern_core::ids::{Cursor, Origin};
-use tern_core::limits::{CURSORS, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
+use tern_core::limits::{CURSORS, SIGNAL_BYTES, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
 use tern_core::pacing::{Bucket, Rate};
 use tern_core::wire::compact::{Read, Reader};
 use tern_core::wire::v1::frame::Body;
@@ -44,6 +44,10 @@ pub(crate) const AGENT_BYTES: usize = 64;
 pub(crate) const UNSTABLE_ORIGINS: usize = 16;
 /// Who is refused for overload is told to wait so long, and up to twice that.
 const RETRY_MS: u32 = 2_000;
+/// Signals per second and connection, in the long run: a person types in a few conversations at once.
+const SIGNALS_PER_SECOND: u32 = 10;
+/// And at once.
+const SIGNALS_BURST: u32 = 20;
 /// A session looks at the calendar at least this often, since that may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -107,6 +111,7 @@ pub(crate) struct Session {
     /// For the Hello, then for the core's answer.
     deadline: Duration,
     pace: Option<Arc<UserPace>>,
+    signals: Bucket,
     expires_ms: u64,
     noticed: bool,
     bad_tokens: u8,
@@ -135,6 +140,7 @@ impl Session {
             phase: Phase::AwaitHello,
             deadline: now + hello_timeout,
             pace: None,
+            signals: Bucket::default(),
             expires_ms: 0,
             noticed: false,
             bad_tokens: 0,
@@ -312,7 +318,14 @@ impl Session {
                 let check = convert::conversation(&pull.conversation).map(|_| ());
                 return self.pull(check, frame, cx, out);
             }
-            None | Some(Body::Signal(_)) => {
+            Some(Body::Signal(signal)) => {
+                // Nobody waits for one: what is too much, too long or for nobody is dropped.
+                let fits = signal.body.len() <= SIGNAL_BYTES && convert::conversation(&signal.conversation).is_ok();
+                if !fits || self.signals.take(Rate::new(SIGNALS_PER_SECOND, SIGNALS_BURST), cx.now).is_err() {
+                    return Ok(());
+                }
+            }
+            None => {
                 if req != 0 {
                     out.refuse(at, req, &bad("this version does not know such a frame; nothing was done"));
                 }
@@ -535,8 +548,7 @@ fn is_note(frame: &v1::Frame) -> bool {
             | Body::Network(_)
             | Body::Unstable(_)
             | Body::Token(_)
-            | Body::Signal(_)
-            | Body::PullCells(_),
+            | Body::Signal(_),
         ) => true,
         Some(Body::Ping(_) | Body::PullDevices(_) | Body::Mark(_)) => frame.req == 0,
         Some(_) => false,

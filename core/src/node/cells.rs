@@ -55,6 +55,12 @@ impl Node {
         (!waits).then_some(blocked)
     }
 
+    /// Whether a user's own log, as far as it is in memory, blocks another.
+    pub(super) fn has_blocked(&self, user: &UserId, other: &UserId) -> bool {
+        let log = self.conversations.get(&ConvId::own(&self.settings.direct_salt, user));
+        log.is_none_or(|log| log.is_loading() || is_blocked(&log.state.fold, other))
+    }
+
     /// A connection whose token the edge has accepted: its user's own log may forbid it.
     pub(super) fn admit(&mut self, now: Now, open: Open) {
         let own_log = ConvId::own(&self.settings.direct_salt, &open.user);

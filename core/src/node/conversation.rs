@@ -29,7 +29,18 @@ use super::user::Open;
 #[derive(Clone, Debug)]
 pub(super) enum Job {
     /// A client's message.
-    Send { key: ConnKey, req: u32, user: UserId, install: InstallId, send: Box<SendRequest>, hash: [u8; 32] },
+    Send {
+        key: ConnKey,
+        req: u32,
+        user: UserId,
+        install: InstallId,
+        send: Box<SendRequest>,
+        hash: [u8; 32],
+        /// When it reached this process.
+        at: Duration,
+        /// Counted while it waits: its clones are the Sends that wait in this node.
+        _counted: Arc<()>,
+    },
     /// A peer's shipment.
     Copies { from: Region, origin: Origin, entries: Vec<Arc<Entry>>, first_seq: Seq },
 }
@@ -102,6 +113,9 @@ pub struct Conversation {
     pub(super) failures: u32,
     /// Senders of a direct conversation, and the own log of the other one: cells there may block them.
     pub(super) gates: BTreeMap<UserId, ConvId>,
+    /// What was decided and waits for a merged fan-out, and when that is.
+    pub(super) unfanned: Vec<(Arc<Entry>, bool)>,
+    pub(super) fan_at: Option<Duration>,
     /// Erased bodies that are being looked for in the store.
     pub(super) erasing: Option<EraseJob>,
 }
@@ -125,6 +139,8 @@ impl Conversation {
             since_checkpoint: 0,
             failures: 0,
             gates: BTreeMap::new(),
+            unfanned: Vec::new(),
+            fan_at: None,
             erasing: None,
         }
     }
@@ -144,6 +160,7 @@ impl Conversation {
             && self.round.is_none()
             && self.queue.is_empty()
             && self.parked.is_empty()
+            && self.fan_at.is_none()
             && self.erasing.is_none()
             && self.state.fold.erasing.is_empty()
     }

@@ -23,9 +23,11 @@ mod erase;
 pub mod link;
 mod marks;
 mod peers;
+pub mod pressure;
 mod rounds;
 pub mod routes;
 mod sessions;
+pub mod signals;
 mod stable;
 #[cfg(test)]
 mod tests;
@@ -224,6 +226,14 @@ pub struct Counters {
     pub shipped: u64,
     /// Bodies erased.
     pub erased: u64,
+    /// Signals handed to edges.
+    pub signals: u64,
+    /// Signals dropped, by a limit or under load.
+    pub signals_dropped: u64,
+    /// Sends that were told to come back later.
+    pub shed: u64,
+    /// Fan-outs of large groups that were merged with a later one.
+    pub merged: u64,
 }
 
 /// A connection's session, as far as the core knows it.
@@ -279,12 +289,20 @@ pub struct Node {
     touched: BTreeSet<ConvId>,
     /// Conversations with todo.
     active: BTreeSet<ConvId>,
+    /// Fan-outs of large groups that wait to be merged with the next ones.
+    fans: BTreeSet<(Duration, ConvId)>,
     /// Users with rows that are not on disk.
     dirty: BTreeSet<UserId>,
     /// Devices that owe an ack: (when to remind, whose, which).
     owing: BTreeSet<(Duration, UserId, ConnKey)>,
     flush: Flush,
     marks: marks::Marks,
+    signals: signals::Signals,
+    pressure: pressure::Pressure,
+    /// Its clones are the Sends that wait.
+    waiting: Arc<()>,
+    /// How long what is handed over now has waited for this node.
+    waited: Duration,
     routes_at: Option<Duration>,
     draining: bool,
     counters: Counters,
@@ -320,10 +338,15 @@ impl Node {
             next_ticket: 0,
             touched: BTreeSet::new(),
             active: BTreeSet::new(),
+            fans: BTreeSet::new(),
             dirty: BTreeSet::new(),
             owing: BTreeSet::new(),
             flush: Flush::default(),
             marks: marks::Marks::default(),
+            signals: signals::Signals::default(),
+            pressure: pressure::Pressure::default(),
+            waiting: Arc::new(()),
+            waited: Duration::ZERO,
             routes_at: None,
             draining: false,
             counters: Counters::default(),
@@ -510,6 +533,10 @@ impl Node {
             self.routes_at = None;
             self.tell_routes();
         }
+        if self.signals.at.is_some_and(|at| at <= now.mono) {
+            self.send_signals();
+        }
+        self.fan_out_due(now);
         self.remind(now);
         self.relay(now);
         self.evict();
@@ -520,7 +547,18 @@ impl Node {
         let flush = if self.flush.in_flight { None } else { self.flush.at };
         let owing = self.owing.first().map(|(at, _, _)| *at);
         let relay = self.links.values().filter_map(Link::next_deadline).min();
-        [flush, self.routes_at, owing, relay].into_iter().flatten().min()
+        let fans = self.fans.first().map(|(at, _)| *at);
+        [flush, self.routes_at, owing, relay, self.signals.at, fans].into_iter().flatten().min()
+    }
+
+    /// How long what is handed over next has waited since it reached this process: the measure of load.
+    pub fn waited(&mut self, waited: Duration) {
+        self.waited = waited;
+    }
+
+    /// How much is given up under load, and how many thousandths of the conversations are refused.
+    pub fn pressure(&self) -> (pressure::Level, u32) {
+        (self.pressure.level(), self.pressure.shed_permille())
     }
 
     /// No new sessions and sends from now on: the process is about to stop.

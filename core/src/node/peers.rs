@@ -71,6 +71,7 @@ impl Node {
                 self.route_told(region, routes);
                 Ok(())
             }
+            Body::Signal(signal) => self.signal_told(now, signal),
             Body::Marks(marks) => self.marks_told(now, region, marks),
             Body::MarksAck(ack) => self.marks_acked(now, region, &ack),
             _ => Ok(()),

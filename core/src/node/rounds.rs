@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{Ack, DownBody, HeldAck, Push, RowState, SendRequest};
@@ -9,18 +10,25 @@ use crate::entry::{Entry, Stamp, proof};
 use crate::fold::Reader;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
-use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT};
+use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT, SENDS_WAITING};
 use crate::receipt::{RECEIPT_BYTES, ReceiptKey};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
 
 use super::conversation::{Job, PendingAck, Round};
+use super::pressure::Level;
 use super::user::{Merged, RowChange};
 use super::{ConnKey, Node, Notice, Now, Ticket, Want};
 
 /// Appends of one conversation that may fail in a row before its senders are told.
 const APPEND_TRIES: u32 = 5;
+
+/// Groups of so many members wait for merged windows under load: one of their messages costs as much as all
+/// others of a second.
+const MERGED_MEMBERS: usize = 50;
+/// How long, then: a message is late by less than a person notices.
+const MERGE_WINDOW: Duration = Duration::from_millis(100);
 
 /// A shipment is applied as a whole, so a round may hold this much more than a batch.
 const _: () = assert!(crate::limits::SHIP_ENTRIES <= BATCH_ENTRIES);
@@ -43,13 +51,30 @@ impl Node {
         }
         let hash = body_hash(&send.body);
         let id = send.conversation;
+        let group = self.conversations.get(&id).is_some_and(|c| c.state.fold.group().is_some());
+        let waiting = Arc::strong_count(&self.waiting) > SENDS_WAITING;
+        if let Some(ms) = self.pressure.refuses(now.mono, id, group).or(waiting.then_some(1_000)) {
+            self.counters.shed += 1;
+            let text = "this region has more to do than it can; nothing was stored";
+            return self.refuse_send(key, req, &Refusal::new(Code::Overloaded, text).after_ms(ms));
+        }
+        let (at, waits) = (now.mono.saturating_sub(self.waited), self.waiting.clone());
         let conversation = self.conversation(id, now);
         if conversation.is_full() {
             let refusal = Refusal::new(Code::Overloaded, "too many messages wait in this conversation").after_ms(500);
             return self.refuse_send(key, req, &refusal);
         }
         conversation.active_at = now.mono;
-        conversation.queue.push_back(Job::Send { key, req, user, install, send: Box::new(send), hash });
+        conversation.queue.push_back(Job::Send {
+            key,
+            req,
+            user,
+            install,
+            send: Box::new(send),
+            hash,
+            at,
+            _counted: waits,
+        });
         self.touched.insert(id);
     }
 
@@ -75,7 +100,8 @@ impl Node {
                 Job::Copies { .. } => {
                     Self::judge_copies(conversation, &mut round, job, self.settings.origin, &mut self.out);
                 }
-                Job::Send { key, req, ref user, ref install, ref send, hash } => {
+                Job::Send { key, req, ref user, ref install, ref send, hash, at, .. } => {
+                    self.pressure.sample(now.mono, now.mono.saturating_sub(at));
                     if let Some(what) = conversation.damaged.get(&self.settings.origin) {
                         let refusal = Refusal::new(Code::Damaged, format!("the log is damaged here: {what}"));
                         self.counters.refused += 1;
@@ -337,10 +363,10 @@ impl Node {
             self.counters.duplicates += u64::from(*copy);
         }
         if !round.entries.is_empty() {
-            self.fan_out(now, id, &round.entries);
             self.ship_decided(now, id, &round.entries);
             self.cells_changed(now, id, &round.entries);
             self.erase_next(id);
+            self.fan_out_or_merge(now, id, round.entries);
         }
         self.ack_shipments(id, &round.shipments);
         if !grown.is_empty() {
@@ -372,7 +398,37 @@ impl Node {
         self.watch_acked(ack.key, id, entry.place.origin, entry.place.seq);
     }
 
-    /// Merges the rows of all members and pushes to their devices.
+    /// Merges the rows of all members and pushes to their devices. Under load large groups wait for a window, so
+    /// that a row and a push carry what came in it.
+    fn fan_out_or_merge(&mut self, now: Now, id: ConvId, entries: Vec<(Arc<Entry>, bool)>) {
+        let merge = self.pressure.level() >= Level::Merge;
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let large = conversation.state.fold.group().is_some_and(|g| g.present() >= MERGED_MEMBERS);
+        if conversation.fan_at.is_some() || merge && large {
+            self.counters.merged += 1;
+            conversation.unfanned.extend(entries);
+            if conversation.fan_at.is_none() {
+                let at = now.mono + MERGE_WINDOW;
+                conversation.fan_at = Some(at);
+                self.fans.insert((at, id));
+            }
+            return;
+        }
+        self.fan_out(now, id, &entries);
+    }
+
+    /// Windows that have ended.
+    pub(super) fn fan_out_due(&mut self, now: Now) {
+        while let Some((at, id)) = self.fans.first().copied().filter(|(at, _)| *at <= now.mono) {
+            self.fans.remove(&(at, id));
+            let Some(conversation) = self.conversations.get_mut(&id) else { continue };
+            conversation.fan_at = None;
+            let entries = std::mem::take(&mut conversation.unfanned);
+            self.fan_out(now, id, &entries);
+        }
+    }
+
+    /// See [`Node::fan_out_or_merge`].
     pub(super) fn fan_out(&mut self, now: Now, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
         let Some(conversation) = self.conversations.get(&id) else { return };
         for member in conversation.state.fold.users() {

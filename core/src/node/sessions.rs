@@ -256,7 +256,8 @@ impl Node {
             Some(Body::Mark(mark)) => self.mark(now, key, req, mark),
             Some(Body::PullDevices(_)) => self.devices(key, req),
             Some(Body::Unstable(unstable)) => self.unstable(now, key, unstable.logs),
-            Some(Body::Network(_) | Body::Signal(_)) => {}
+            Some(Body::Signal(signal)) => self.signal(now, key, signal),
+            Some(Body::Network(_)) => {}
             _ if req != 0 => {
                 let refusal = Refusal::new(Code::WrongMoment, "this region does not answer such a frame");
                 self.out.refuse(key, req, &refusal);

@@ -135,7 +135,11 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
             () = shared.inbox.wait() => {}
             () = tokio::time::sleep(wait) => {}
         }
-        for input in shared.inbox.take() {
+        let (since, inputs) = shared.inbox.take();
+        if !inputs.is_empty() {
+            core.node.waited(shared.env.clock.now().saturating_sub(since));
+        }
+        for input in inputs {
             core.handle(input);
         }
         if core.turn() {

@@ -139,7 +139,7 @@ pub(super) async fn serve(
     let link = LINKS.fetch_add(1, Ordering::Relaxed);
     let sender = Arc::new(LinkSender::new(connection.clone()));
     tracing::info!(peer = %theirs.region_name, "linked to a peer region");
-    shared.inbox.push(Input::PeerUp { region, link, start: theirs.start, era: theirs.era, sender: sender.clone() });
+    shared.push(Input::PeerUp { region, link, start: theirs.start, era: theirs.era, sender: sender.clone() });
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
     shared.env.tasks.spawn(beat(shared.clone(), sender.clone(), connection.clone()));
@@ -166,7 +166,7 @@ pub(super) async fn serve(
                     })
                     .collect();
                 if !frames.is_empty() {
-                    shared.inbox.push(Input::PeerFrames { region, link, frames });
+                    shared.push(Input::PeerFrames { region, link, frames });
                 }
             }
             Err(error) => {
@@ -176,7 +176,7 @@ pub(super) async fn serve(
         }
     }
     sender.close("link ended");
-    shared.inbox.push(Input::PeerDown { region, link });
+    shared.push(Input::PeerDown { region, link });
 }
 
 /// Once a second: alive, and the load of this region's edges.

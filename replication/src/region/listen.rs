@@ -126,7 +126,7 @@ async fn edge(
         }
     }
     sender.close("link ended");
-    shared.inbox.push(Input::EdgeDown(core.edge));
+    shared.push(Input::EdgeDown(core.edge));
     tracing::info!(edge = %hello.edge, "an edge's link is down");
 }
 

@@ -139,17 +139,24 @@ pub(crate) struct Shared {
 /// windows per link.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    queue: Mutex<Vec<Input>>,
+    /// With the moment since when the first one waits.
+    queue: Mutex<(Duration, Vec<Input>)>,
     notify: Notify,
 }
 
 impl Inbox {
-    pub fn push(&self, input: Input) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(input);
+    pub fn push(&self, now: Duration, input: Input) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.1.is_empty() {
+            queue.0 = now;
+        }
+        queue.1.push(input);
+        drop(queue);
         self.notify.notify_one();
     }
 
-    pub fn take(&self) -> Vec<Input> {
+    /// What waits, and since when the first of it does.
+    pub fn take(&self) -> (Duration, Vec<Input>) {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -159,13 +166,18 @@ impl Inbox {
 }
 
 impl Shared {
+    /// Something for the core task.
+    pub fn push(&self, input: Input) {
+        self.inbox.push(self.env.clock.now(), input);
+    }
+
     pub fn now(&self) -> Now {
         Now { mono: self.env.clock.now(), wall_ms: self.env.clock.wall_ms() }
     }
 
     pub fn attach(self: &Arc<Self>, port: Arc<dyn EdgePort>) -> Arc<LocalCore> {
         let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
-        self.inbox.push(Input::EdgeUp(edge, port));
+        self.push(Input::EdgeUp(edge, port));
         Arc::new(LocalCore { edge, shared: self.clone() })
     }
 }
@@ -256,7 +268,7 @@ impl Region {
     /// then writes what makes the next start short and marks the store clean. Whether everything was acked.
     pub async fn stop(&self, within: Duration) -> bool {
         let (tell, told) = oneshot::channel();
-        self.shared.inbox.push(Input::Stop { until: self.shared.env.clock.now() + within, tell });
+        self.shared.push(Input::Stop { until: self.shared.env.clock.now() + within, tell });
         let Ok((settled, mut puts)) = told.await else { return false };
         self.shared.stopped.store(true, Ordering::Release);
         puts.push(start::clean_mark());
@@ -279,7 +291,7 @@ pub(crate) struct LocalCore {
 
 impl CorePort for LocalCore {
     fn submit(&self, ups: Vec<Up>) {
-        self.shared.inbox.push(Input::Ups(self.edge, ups));
+        self.shared.push(Input::Ups(self.edge, ups));
     }
 
     fn reachable(&self) -> bool {

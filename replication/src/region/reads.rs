@@ -22,21 +22,21 @@ pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want)
     match want {
         Want::Conversation(id) => loop {
             match conversation(&*store, id).await {
-                Ok((state, damaged)) => break shared.inbox.push(Input::ConversationLoaded(Box::new(state), damaged)),
+                Ok((state, damaged)) => break shared.push(Input::ConversationLoaded(Box::new(state), damaged)),
                 Err(error) => tracing::error!(conversation = %id, %error, "a conversation can't be read; trying again"),
             }
             tokio::time::sleep(RETRY).await;
         },
         Want::User(user) => loop {
             match store.rows(user.clone()).await {
-                Ok(rows) => break shared.inbox.push(Input::UserLoaded(user, rows)),
+                Ok(rows) => break shared.push(Input::UserLoaded(user, rows)),
                 Err(error) => tracing::error!(%error, "a user's rows can't be read; trying again"),
             }
             tokio::time::sleep(RETRY).await;
         },
         Want::Range { ticket, range } => {
             let entries = store.range(range).await.map_err(|e| e.to_string());
-            shared.inbox.push(Input::RangeRead(ticket, entries));
+            shared.push(Input::RangeRead(ticket, entries));
         }
     }
 }

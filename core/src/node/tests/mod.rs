@@ -3,6 +3,7 @@
 
 mod groups;
 mod histories;
+mod load;
 mod peers;
 #[cfg(feature = "client")]
 mod random;

@@ -37,7 +37,7 @@ pub mod frame {
         /// m, server
         #[prost(message, tag = "9")]
         Stable(super::Stable),
-        /// m, both (reserved for typing, presence)
+        /// m, both: no answer
         #[prost(message, tag = "10")]
         Signal(super::Signal),
         /// m, both: gives a short reference to what repeats
@@ -440,16 +440,25 @@ pub struct Advance {
     #[prost(uint64, tag = "1")]
     pub rev: u64,
 }
+/// Typing, and the like: never stored, merged per 50 ms, dropped first under load. The region tells it to the
+/// other members' live devices.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Signal {
-    #[prost(uint32, tag = "1")]
-    pub conversation: u32,
+    /// 16 bytes
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// 0 = typing; others by agreement of applications
     #[prost(uint32, tag = "2")]
     pub kind: u32,
+    /// opaque; at most 256 bytes
     #[prost(bytes = "bytes", tag = "3")]
     pub body: ::prost::bytes::Bytes,
+    /// how long it means something, by the sender
     #[prost(uint32, tag = "4")]
     pub ttl_ms: u32,
+    /// from the server: who
+    #[prost(message, optional, tag = "5")]
+    pub from: ::core::option::Option<Author>,
 }
 // ---- session -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,114 @@
+//! Signals: typing, and the like. They are never in a log, are merged per window, and are the first to go under
+//! load: whoever misses one has missed nothing that lasts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::codes::{Code, Refusal};
+use crate::ids::{ConvId, InstallId, Region, UserId};
+use crate::limits::{SIGNAL_BYTES, SIGNALS_WAITING};
+use crate::wire::{convert, node_v1 as wire, v1};
+
+use super::pressure::Level;
+use super::{ConnKey, Node, Now};
+
+/// Signals of one sender, conversation and kind within this time are one: the newest.
+pub const SIGNAL_WINDOW: Duration = Duration::from_millis(50);
+
+/// Of one conversation, sender and kind.
+type Key = (ConvId, UserId, u32);
+
+#[derive(Debug)]
+struct Signal {
+    install: InstallId,
+    body: Bytes,
+    ttl_ms: u32,
+    /// Told by another region: delivered here only.
+    relayed: bool,
+}
+
+/// Signals that wait for their window to end.
+#[derive(Debug, Default)]
+pub(super) struct Signals {
+    waiting: BTreeMap<Key, Signal>,
+    pub(super) at: Option<Duration>,
+}
+
+impl Node {
+    /// A client's signal.
+    pub(super) fn signal(&mut self, now: Now, key: ConnKey, signal: v1::Signal) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let (user, install) = (session.user.clone(), session.install.clone());
+        let Some(id) = ConvId::from_slice(&signal.conversation) else { return };
+        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: false };
+        self.hold_signal(now, (id, user, signal.kind), waiting);
+    }
+
+    /// Another region's, for members who are here.
+    pub(super) fn signal_told(&mut self, now: Now, signal: wire::Signal) -> Result<(), Refusal> {
+        let id = convert::conversation(&signal.conversation)?;
+        let (user, install) = (convert::user(&signal.user)?, convert::install(&signal.install)?);
+        if signal.body.len() > SIGNAL_BYTES {
+            return Err(Refusal::new(Code::BadFrame, "a signal above the limit"));
+        }
+        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: true };
+        self.hold_signal(now, (id, user, signal.kind), waiting);
+        Ok(())
+    }
+
+    fn hold_signal(&mut self, now: Now, key: Key, signal: Signal) {
+        let full = self.signals.waiting.len() >= SIGNALS_WAITING && !self.signals.waiting.contains_key(&key);
+        if full || self.pressure.level() >= Level::NoSignals {
+            self.counters.signals_dropped += 1;
+            return;
+        }
+        self.signals.waiting.insert(key, signal);
+        self.signals.at.get_or_insert(now.mono + SIGNAL_WINDOW);
+    }
+
+    /// The window has ended.
+    pub(super) fn send_signals(&mut self) {
+        self.signals.at = None;
+        for ((id, from, kind), signal) in std::mem::take(&mut self.signals.waiting) {
+            // Whoever signals has the conversation open: it is in memory, or not worth a read.
+            let Some(conversation) = self.conversations.get(&id).filter(|c| !c.is_loading()) else { continue };
+            let fold = &conversation.state.fold;
+            let present = |user: &UserId| fold.reader(user).is_some_and(|r| r.state() != crate::buckets::LEFT);
+            if !present(&from) {
+                continue;
+            }
+            let told = v1::Signal {
+                conversation: Bytes::copy_from_slice(&id.0),
+                kind,
+                body: signal.body.clone(),
+                ttl_ms: signal.ttl_ms,
+                from: Some(v1::Author { user: from.as_str().to_owned(), install: signal.install.as_str().to_owned() }),
+            };
+            let mut regions = BTreeSet::<Region>::new();
+            for user in fold.users().into_iter().filter(|user| *user != from && present(user)) {
+                if fold.group().is_none() && self.has_blocked(&user, &from) {
+                    continue;
+                }
+                regions.extend(self.routes.elsewhere(&user).map(|(region, _)| region));
+                let devices = self.users.get(&user).into_iter().flat_map(|u| &u.devices);
+                for (key, _) in devices.filter(|(_, d)| d.bound.is_some()) {
+                    self.counters.signals += 1;
+                    self.out.frame(*key, 0, v1::frame::Body::Signal(told.clone()));
+                }
+            }
+            for region in regions.into_iter().filter(|_| !signal.relayed) {
+                let relayed = wire::Signal {
+                    conversation: told.conversation.clone(),
+                    user: from.as_str().to_owned(),
+                    install: signal.install.as_str().to_owned(),
+                    kind,
+                    body: signal.body.clone(),
+                    ttl_ms: signal.ttl_ms,
+                };
+                self.out.link(region, wire::node_frame::Body::Signal(relayed));
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Signals, and what a node gives up under load.
+
+use super::*;
+use crate::codes::Code;
+use crate::kinds::CREATE;
+use crate::node::pressure::Level;
+use crate::node::signals::SIGNAL_WINDOW;
+use prost::Message;
+
+fn typing(n: u8) -> v1::frame::Body {
+    v1::frame::Body::Signal(v1::Signal {
+        conversation: Bytes::copy_from_slice(&alice_and_bob().0),
+        kind: 0,
+        body: vec![n].into(),
+        ttl_ms: 5_000,
+        from: None,
+    })
+}
+
+impl World {
+    fn signals(&mut self, c: Conn) -> Vec<(String, u8)> {
+        let signal = |f: &v1::Frame| match &f.body {
+            Some(v1::frame::Body::Signal(s)) => Some((s.from.clone().unwrap().user, s.body[0])),
+            _ => None,
+        };
+        self.told(c).frames.iter().filter_map(signal).collect()
+    }
+
+    /// Sends that all waited so long reach a region, window after window.
+    fn stand(&mut self, c: Conn, waited: Duration, windows: u32, n: &mut u64) {
+        for _ in 0..windows {
+            self.core(c.region).node.waited(waited);
+            let conversation = ConvId::direct(SALT, &user("load"), &user(&format!("u{n}")));
+            let send = SendRequest { conversation, peer: Some(user(&format!("u{n}"))), ..message(1) };
+            self.post(c, send);
+            self.settle();
+            self.pass(Duration::from_millis(110));
+            *n += 1;
+        }
+        self.core(c.region).node.waited(Duration::ZERO);
+    }
+}
+
+#[test]
+fn typing_is_merged_per_window_and_told_where_the_other_user_is() {
+    let mut w = World::new();
+    let (alice, bob) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
+    w.send(alice, 1);
+    w.pass(Duration::from_millis(200));
+    for n in 1..=5 {
+        w.frame(alice, 0, typing(n));
+    }
+    assert_eq!(w.signals(bob), []);
+    w.pass(SIGNAL_WINDOW * 4);
+    assert_eq!(w.signals(bob), [("alice".to_owned(), 5)], "one of the window, the newest");
+    assert_eq!(w.signals(alice), []);
+    let mallory = w.connect(US, 3, "mallory", "pc");
+    w.frame(mallory, 0, typing(9));
+    w.pass(SIGNAL_WINDOW * 4);
+    assert_eq!(w.signals(bob).len(), 1, "who is not in the conversation says nothing there");
+}
+
+#[test]
+fn under_load_signals_go_first_then_large_fan_outs_are_merged_then_sends_are_told_when_to_come_back() {
+    let mut w = World::new();
+    let load = w.connect(EU, 1, "load", "gen");
+    let (alice, bob) = (w.connect(EU, 2, "alice", "phone"), w.connect(EU, 3, "bob", "pc"));
+    w.send(alice, 1);
+    let nonce = [1; 16];
+    let group = ConvId::group(&user("alice"), &nonce);
+    let mut members: Vec<_> = (0..60).map(|i| format!("m{i}")).chain(["alice".into(), "bob".into()]).collect();
+    members.sort();
+    let create = v1::GroupCreate {
+        members: members.into_iter().map(|user| v1::GroupMember { user, role: 0, generation: 1 }).collect(),
+        nonce: nonce.to_vec().into(),
+        ..v1::GroupCreate::default()
+    };
+    let in_group = |n| SendRequest { conversation: group, peer: None, floor: 1, ..message(n) };
+    w.post(alice, SendRequest { kind: CREATE, body: create.encode_to_vec().into(), ..in_group(1) });
+    w.settle();
+    let mut n = 0;
+    w.stand(load, Duration::from_millis(25), 3, &mut n);
+    assert_eq!(w.core(EU).node.pressure().0, Level::NoSignals);
+    w.frame(alice, 0, typing(1));
+    w.pass(SIGNAL_WINDOW * 2);
+    assert_eq!((w.signals(bob).len(), w.core(EU).node.counters().signals_dropped), (0, 1));
+
+    w.stand(load, Duration::from_millis(45), 3, &mut n);
+    assert_eq!(w.core(EU).node.pressure().0, Level::Merge);
+    let before = w.told(bob).pushes.len();
+    for n in 2..=6 {
+        w.post(alice, in_group(n));
+        w.settle();
+        w.ack(alice, n);
+    }
+    assert_eq!(w.told(bob).pushes.len(), before, "acked at once, pushed with the window");
+    w.pass(Duration::from_millis(200));
+    let pushes = w.told(bob).pushes[before..].to_vec();
+    assert_eq!(pushes.iter().map(|p| p.entries.len()).collect::<Vec<_>>(), [5]);
+
+    w.stand(load, Duration::from_millis(400), 12, &mut n);
+    let (level, permille) = w.core(EU).node.pressure();
+    assert_eq!(level, Level::Shed);
+    assert!(permille > 500, "{permille}");
+    assert!(w.told(load).errors().contains(&(Code::Overloaded as u32)));
+    let advice = w.told(load).frames.iter().filter_map(|f| match &f.body {
+        Some(v1::frame::Body::Error(e)) => Some(e.retry_after_ms),
+        _ => None,
+    });
+    assert!(advice.clone().all(|ms| (500..2_000).contains(&ms)), "{:?}", advice.collect::<Vec<_>>());
+    w.pass(Duration::from_secs(1));
+    w.stand(load, Duration::from_millis(1), 2, &mut n);
+    assert_eq!(w.core(EU).node.pressure(), (Level::Normal, 0), "a second without load");
+    w.send(alice, 2);
+}
