@@ -240,6 +240,8 @@ pub enum BenchPart {
     Idle,
     /// Direct messages
     Messages,
+    /// A group of 200 members, and 1,000 messages to a returning device
+    Group,
     /// Rankings and dispatch
     Dispatch,
 }

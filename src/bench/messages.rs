@@ -72,13 +72,14 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
 }
 
 async fn all_phases(bench: &mut Bench, server: &Server, echoes: &[Echoed]) -> Result<()> {
-    let mut pairs = connect(bench, server).await?;
+    let mut clients = connect(bench, server).await?;
+    let pairs = clients.senders.len();
     let time = Duration::from_secs(u64::from(bench.args.seconds));
     let mut highest: f64 = 0.0;
     for ((in_flight, goal), echo) in IN_FLIGHT.into_iter().zip(CPU_GOALS).zip(echoes) {
-        bench.report.progress(&format!("messages: {} pairs, {in_flight} in flight", pairs.len()));
-        let (back, measured) = phase(bench, server, pairs, Pace::InFlight(in_flight), time).await?;
-        pairs = back;
+        bench.report.progress(&format!("messages: {pairs} pairs, {in_flight} in flight"));
+        let (back, measured) = phase(bench, server, clients, Pace::InFlight(in_flight), time).await?;
+        clients = back;
         highest = highest.max(measured.acked_rate());
         measured.report(bench, &format!("messages.{in_flight}"), Some(goal), None);
         let (key, ratio) = (format!("messages.{in_flight}.over_echo"), measured.cpu_us() / echo.cpu_us);
@@ -86,18 +87,20 @@ async fn all_phases(bench: &mut Bench, server: &Server, echoes: &[Echoed]) -> Re
     }
     let rate = bench.args.rate.map_or(highest / 2.0, f64::from);
     bench.report.progress(&format!("messages: a steady load of {rate:.0} a second"));
-    let (_, measured) = phase(bench, server, pairs, Pace::PerSecond(rate), time).await?;
+    let (_, measured) = phase(bench, server, clients, Pace::PerSecond(rate), time).await?;
     measured.report(bench, "messages.half", None, Some(ACK_MS_GOAL));
     Ok(())
 }
 
-/// Two users who write to each other; one of them does.
-struct Pair {
-    sender: Sender,
-    receiver: Receiver,
+/// Those who write and those who are written to: one to one, or one to all.
+pub struct Clients {
+    /// Writing.
+    pub senders: Vec<Sender>,
+    /// Reading.
+    pub receivers: Vec<Receiver>,
 }
 
-async fn connect(bench: &mut Bench, server: &Server) -> Result<Vec<Pair>> {
+async fn connect(bench: &mut Bench, server: &Server) -> Result<Clients> {
     let count = bench.args.pairs as usize;
     bench.report.progress(&format!("messages: connecting {count} pairs"));
     let dialer = Dialer::new(bench, server)?;
@@ -108,38 +111,43 @@ async fn connect(bench: &mut Bench, server: &Server) -> Result<Vec<Pair>> {
             let [(from, from_token), (to, to_token)] = &tokens[2 * i..2 * i + 2] else { bail!("too few tokens") };
             let receiver = dialer.quic(2 * i + 1, to, to_token).await?;
             let sender = dialer.quic(2 * i, from, from_token).await?;
-            let receiver = Receiver { session: receiver, received: 0, acks: PushAcks::default() };
-            Ok(Pair { sender: Sender::new(sender, from, to), receiver })
+            let conversation = ConvId::direct(&sender.direct_salt, from, to);
+            Ok((Sender::new(sender, conversation, Some(to.clone())), Receiver::new(receiver)))
         }
     });
-    connected.await
+    let (senders, receivers) = connected.await?.into_iter().unzip();
+    Ok(Clients { senders, receivers })
 }
 
 /// How fast to send.
 #[derive(Clone, Copy, Debug)]
-enum Pace {
+pub enum Pace {
     /// Always so many un-acked per sender.
     InFlight(usize),
     /// So many a second by all senders together, whatever the acks do.
     PerSecond(f64),
 }
 
-/// Runs one phase and gives the pairs back, nothing in flight.
-async fn phase(
+/// Runs one phase and gives the clients back, nothing in flight.
+pub async fn phase(
     bench: &Bench,
     server: &Server,
-    pairs: Vec<Pair>,
+    clients: Clients,
     pace: Pace,
     time: Duration,
-) -> Result<(Vec<Pair>, Measured)> {
+) -> Result<(Clients, Measured)> {
     let env = &bench.env;
     let shared = Arc::new(Phase::default());
-    let connections: Vec<quinn::Connection> =
-        pairs.iter().flat_map(|p| [&p.sender.session, &p.receiver.session]).map(|s| s.connection.clone()).collect();
-    let count = pairs.len();
+    let Clients { senders: from, receivers: to } = clients;
+    let sessions = from.iter().map(|s| &s.session).chain(to.iter().map(|r| &r.session));
+    let connections: Vec<quinn::Connection> = sessions.map(|s| s.connection.clone()).collect();
+    let count = from.len();
     let mut senders: Vec<BoxFut<'static, Result<(Sender, Latencies)>>> = Vec::new();
     let mut receivers: Vec<BoxFut<'static, Result<(Receiver, Latencies)>>> = Vec::new();
-    for (index, pair) in pairs.into_iter().enumerate() {
+    for receiver in to {
+        receivers.push(Box::pin(receiver.run(env.clone(), shared.clone())));
+    }
+    for (index, sender) in from.into_iter().enumerate() {
         let pace = match pace {
             Pace::InFlight(most) => SenderPace::InFlight(most),
             Pace::PerSecond(rate) => {
@@ -147,8 +155,7 @@ async fn phase(
                 SenderPace::Every { every, first: every.mul_f64(index as f64 / count as f64) }
             }
         };
-        senders.push(Box::pin(pair.sender.run(env.clone(), shared.clone(), pace)));
-        receivers.push(Box::pin(pair.receiver.run(env.clone(), shared.clone())));
+        senders.push(Box::pin(sender.run(env.clone(), shared.clone(), pace)));
     }
     let (mut sending, mut receiving) = (Crowd::start(env, senders), Crowd::start(env, receivers));
 
@@ -172,14 +179,19 @@ async fn phase(
     let received = receiving.end(DRAIN).await.context("waiting for the last pushes")?;
 
     let (mut ack, mut delivery, mut given_up) = (Latencies::default(), Latencies::default(), 0);
-    let mut pairs = Vec::new();
-    for ((sender, acked), (mut receiver, delivered)) in sent.into_iter().zip(received) {
+    let mut clients = Clients { senders: Vec::new(), receivers: Vec::new() };
+    for (sender, acked) in sent {
         ack.merge(&acked);
-        delivery.merge(&delivered);
-        given_up += sender.n.saturating_sub(std::mem::replace(&mut receiver.received, sender.n));
-        pairs.push(Pair { sender, receiver });
+        clients.senders.push(sender);
     }
-    Ok((pairs, Measured { before, after, ack, delivery, given_up }))
+    for (index, (mut receiver, delivered)) in received.into_iter().enumerate() {
+        delivery.merge(&delivered);
+        // Its own sender, or the only one.
+        let written = clients.senders.get(index).or(clients.senders.last()).map_or(0, |sender| sender.n);
+        given_up += written.saturating_sub(std::mem::replace(&mut receiver.received, written));
+        clients.receivers.push(receiver);
+    }
+    Ok((clients, Measured { before, after, ack, delivery, given_up }))
 }
 
 /// Readings at one moment.
@@ -228,7 +240,7 @@ impl Sample {
 
 /// What a phase showed.
 #[derive(Debug)]
-struct Measured {
+pub struct Measured {
     before: Sample,
     after: Sample,
     ack: Latencies,
@@ -245,7 +257,8 @@ impl Measured {
         (self.after.acked - self.before.acked) as f64
     }
 
-    fn acked_rate(&self) -> f64 {
+    /// Acked per second.
+    pub fn acked_rate(&self) -> f64 {
         self.acked() / self.seconds()
     }
 
@@ -253,11 +266,22 @@ impl Measured {
         self.after.server_cpu.saturating_sub(self.before.server_cpu).as_secs_f64()
     }
 
+    /// Messages that reached a device, per second of the server's processors.
+    pub fn deliveries_per_cpu_second(&self) -> f64 {
+        (self.after.delivered - self.before.delivered) as f64 / self.server_cpu().max(1e-9)
+    }
+
+    /// From send to ack: this percentile, in milliseconds.
+    pub fn ack_ms(&self, percentile: u64) -> f64 {
+        self.ack.percentile_ms(percentile)
+    }
+
     fn cpu_us(&self) -> f64 {
         self.server_cpu() * 1e6 / self.acked().max(1.0)
     }
 
-    fn report(&self, bench: &mut Bench, prefix: &str, cpu_goal: Option<f64>, ack_goal: Option<f64>) {
+    /// Prints it.
+    pub fn report(&self, bench: &mut Bench, prefix: &str, cpu_goal: Option<f64>, ack_goal: Option<f64>) {
         let report = &mut bench.report;
         let key = |name: &str| format!("{prefix}.{name}");
         let (before, after, acked) = (&self.before, &self.after, self.acked().max(1.0));
@@ -368,13 +392,15 @@ enum SenderPace {
 }
 
 /// The device that writes.
-struct Sender {
-    session: QuicSession,
+pub struct Sender {
+    /// Its connection.
+    pub session: QuicSession,
     writer: Writer,
     conversation: ConvId,
-    peer: UserId,
+    /// Direct conversations.
+    peer: Option<UserId>,
     /// The last message sent.
-    n: u64,
+    pub n: u64,
     /// When those without an ack were sent, oldest first.
     in_flight: VecDeque<Duration>,
     seen_hlc: u64,
@@ -383,12 +409,13 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(session: QuicSession, from: &UserId, to: &UserId) -> Self {
+    /// A device that has not written to this conversation yet.
+    pub fn new(session: QuicSession, conversation: ConvId, peer: Option<UserId>) -> Self {
         Self {
-            conversation: ConvId::direct(&session.direct_salt, from, to),
+            conversation,
             session,
             writer: Writer::default(),
-            peer: to.clone(),
+            peer,
             n: 0,
             in_flight: VecDeque::new(),
             seen_hlc: 0,
@@ -454,7 +481,7 @@ impl Sender {
         let send = SendRequest {
             conversation: self.conversation,
             // Until the first ack the server may not know whose conversation it is.
-            peer: (self.seen_hlc == 0).then(|| self.peer.clone()),
+            peer: self.peer.clone().filter(|_| self.seen_hlc == 0),
             n: self.n,
             floor: self.n - self.in_flight.len() as u64,
             seen_hlc: self.seen_hlc,
@@ -500,14 +527,20 @@ impl Sender {
 }
 
 /// The device that is written to.
-struct Receiver {
-    session: QuicSession,
+pub struct Receiver {
+    /// Its connection.
+    pub session: QuicSession,
     /// Messages of its peer that it has, or that were given up.
     received: u64,
     acks: PushAcks,
 }
 
 impl Receiver {
+    /// A device that has read nothing yet.
+    pub fn new(session: QuicSession) -> Self {
+        Self { session, received: 0, acks: PushAcks::default() }
+    }
+
     async fn run(mut self, env: Env, phase: Arc<Phase>) -> Result<(Self, Latencies)> {
         let mut receiving = phase.receiving();
         let mut latencies = Latencies::default();

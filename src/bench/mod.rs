@@ -5,10 +5,11 @@
 //! figure that counts, processor time of the server per message, does not depend on how clever the generator
 //! is. Both share this machine: rates are what both reach together.
 //!
-//! Three parts, each with the goal it is held against:
+//! Four parts, each with the goal it is held against:
 //!
 //! - [`idle`]: memory of the server per connection that does nothing, and the cost of connecting;
 //! - [`messages`]: direct messages, durable before the ack, closed loop and at half load;
+//! - [`group`]: a group of 200 who are all online, and a device that comes back to 1,000 messages;
 //! - [`dispatch`]: rankings on a core, and dispatch over HTTPS.
 //!
 //! A figure alone says as much about the machine as about the program. So the same run measures a floor beside
@@ -23,6 +24,7 @@
 
 pub mod dispatch;
 pub mod floor;
+pub mod group;
 pub mod idle;
 pub mod latency;
 pub mod load;
@@ -139,6 +141,9 @@ impl Bench {
         }
         if wants(BenchPart::Messages) {
             messages::measure(self).await?;
+        }
+        if wants(BenchPart::Group) {
+            group::measure(self).await?;
         }
         if wants(BenchPart::Dispatch) {
             dispatch::measure(self).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
-use tern_core::ids::UserId;
+use tern_core::ids::{ConvId, UserId};
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{ALPN_CLIENT, VERSION, codec, v1};
@@ -61,6 +61,17 @@ impl Dialer {
     /// A session over QUIC, every lane of it in use.
     pub async fn quic(&self, index: usize, user: &UserId, token: &str) -> Result<QuicSession> {
         let connection = self.quic_connection(index).await?;
+        self.session(connection, user, token, index).await
+    }
+
+    /// A session on a QUIC connection.
+    pub async fn session(
+        &self,
+        connection: quinn::Connection,
+        user: &UserId,
+        token: &str,
+        index: usize,
+    ) -> Result<QuicSession> {
         let opening = QuicSession::open(connection, hello(index, user, token));
         timeout(CONNECT_WITHIN, opening).await.map_err(|_| late("Welcome over QUIC"))?
     }
@@ -169,6 +180,8 @@ pub struct QuicSession {
     pub bulk: QuicLane,
     /// Makes ids of direct conversations.
     pub direct_salt: Bytes,
+    /// Of the Welcome.
+    rows: v1::Rows,
 }
 
 impl QuicSession {
@@ -191,7 +204,16 @@ impl QuicSession {
         if !matches!(rows.body, Some(Body::Rows(_))) {
             bail!(unexpected(&rows));
         }
-        Ok(Self { connection, control, message, bulk, direct_salt: welcome.direct_salt })
+        let rows = welcome.rows.unwrap_or_default();
+        Ok(Self { connection, control, message, bulk, direct_salt: welcome.direct_salt, rows })
+    }
+
+    /// The log of a conversation that the Welcome's rows name, and its head: for conversations of one log.
+    pub fn head_of(&self, id: ConvId) -> Option<(v1::Origin, u64)> {
+        let row = self.rows.rows.iter().find(|row| row.conversation == id.0[..])?;
+        let head = row.heads.first()?;
+        let origin = self.rows.origins.get((head.origin as usize).checked_sub(1)?)?;
+        Some((*origin, head.seq))
     }
 }
 
