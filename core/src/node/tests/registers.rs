@@ -303,3 +303,71 @@ fn all_that_a_user_wrote_is_erased_also_after_a_crash_in_the_middle() {
         assert_eq!(left, [(false, "hers".to_owned())], "region {region}");
     }
 }
+
+/// What a move to a region never visited costs on the wire, both ways together: a device that knows `count`
+/// conversations, of which `changed` differ in the region.
+fn bytes_of_a_move(count: usize, changed: usize) -> (usize, usize, usize) {
+    let mut w = World::new();
+    let rng = |i: usize| ConvId::direct(SALT, &user("alice"), &user(&format!("friend{i}")));
+    let origins = [Origin { region: EU, era: 77 }, Origin { region: US, era: 78 }, Origin { region: AP, era: 79 }];
+    let heads = |seq: u64| -> Heads { origins.iter().map(|o| (*o, seq)).collect() };
+    let mut told = Vec::new();
+    for i in 0..count {
+        let record = RowRecord {
+            rev: crate::ids::Rev(i as u64 + 1),
+            heads: heads(if i < changed { 41 } else { 40 }),
+            generation: 1,
+            peer: Some(user(&format!("friend{i}"))),
+            last_hlc: i as u64,
+            counted: 120,
+            ..RowRecord::default()
+        };
+        w.core(US).disk.rows.insert((user("alice"), rng(i)), record);
+        told.push((rng(i), heads(40)));
+    }
+    let c = w.hello(US, 2, "alice", "phone", v1::Hello { compare: true, ..v1::Hello::default() });
+    let total = buckets::count(count);
+    let all = hashes(&told, total);
+    let (mut up, mut down, mut rows, mut first, mut at) = (0, 0, 0, 0u32, None);
+    loop {
+        let ask = v1::RowHashes {
+            buckets: all[first as usize..].to_vec(),
+            total: u32::try_from(total).unwrap(),
+            first_bucket: first,
+            at,
+        };
+        let ask = v1::Frame::new(9 + first, v1::frame::Body::RowHashes(ask));
+        up += ask.encode_to_vec().len() + 2;
+        let before = w.told(c).frames.len();
+        w.frame(c, ask.req, ask.body.unwrap());
+        let answer = w.told(c).frames[before].clone();
+        down += answer.encode_to_vec().len() + 2;
+        let Some(v1::frame::Body::Rows(part)) = answer.body else { panic!("no rows") };
+        rows += part.rows.len();
+        (first, at) = (part.next_bucket, part.upto);
+        if first == 0 {
+            return (up, down, rows);
+        }
+    }
+}
+
+#[test]
+fn what_a_move_costs_follows_what_changed_and_not_what_is_there() {
+    println!("conversations  changed  bytes up  bytes down  rows");
+    let mut measured = BTreeMap::new();
+    for count in [100, 500, 2_000] {
+        for changed in [0, 30, count] {
+            let (up, down, rows) = bytes_of_a_move(count, changed);
+            println!("{count:13}  {changed:7}  {up:8}  {down:10}  {rows:4}");
+            measured.insert((count, changed), (up + down, rows));
+            assert!(rows >= changed, "nothing that changed is left out");
+        }
+    }
+    for count in [100, 500, 2_000] {
+        assert_eq!(measured[&(count, 0)].1, 0);
+        // Where nothing changed, the hashes are all there is.
+        assert!(measured[&(count, 0)].0 <= 8 * buckets::count(count) + 100);
+    }
+    let (all, few) = (measured[&(2_000, 2_000)].0, measured[&(2_000, 30)].0);
+    assert!(few * 5 < all, "30 changed of 2,000 cost {few} bytes, all of them {all}");
+}
