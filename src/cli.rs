@@ -242,6 +242,8 @@ pub enum BenchPart {
     Messages,
     /// A group of 200 members, and 1,000 messages to a returning device
     Group,
+    /// Three times the load that the server carries, and a burst of ten times
+    Overload,
     /// Rankings and dispatch
     Dispatch,
 }

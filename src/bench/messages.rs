@@ -100,7 +100,8 @@ pub struct Clients {
     pub receivers: Vec<Receiver>,
 }
 
-async fn connect(bench: &mut Bench, server: &Server) -> Result<Clients> {
+/// Connects the pairs.
+pub async fn connect(bench: &mut Bench, server: &Server) -> Result<Clients> {
     let count = bench.args.pairs as usize;
     bench.report.progress(&format!("messages: connecting {count} pairs"));
     let dialer = Dialer::new(bench, server)?;
@@ -362,18 +363,20 @@ impl Measured {
 
 /// Acks of pushes, late and cumulative.
 #[derive(Debug, Default)]
-struct PushAcks {
+pub struct PushAcks {
     newest: u64,
     acked: u64,
     at: Duration,
 }
 
 impl PushAcks {
-    fn saw(&mut self, rev: u64) {
+    /// A push came.
+    pub fn saw(&mut self, rev: u64) {
         self.newest = self.newest.max(rev);
     }
 
-    async fn send(&mut self, lane: &mut QuicLane, now: Duration, last: bool) -> Result<()> {
+    /// Acks what came, if it is time.
+    pub async fn send(&mut self, lane: &mut QuicLane, now: Duration, last: bool) -> Result<()> {
         if self.newest > self.acked && (last || now.saturating_sub(self.at) >= PUSH_ACK_EVERY) {
             self.acked = self.newest;
             self.at = now;

@@ -5,11 +5,12 @@
 //! figure that counts, processor time of the server per message, does not depend on how clever the generator
 //! is. Both share this machine: rates are what both reach together.
 //!
-//! Four parts, each with the goal it is held against:
+//! Five parts, each with the goal it is held against:
 //!
 //! - [`idle`]: memory of the server per connection that does nothing, and the cost of connecting;
 //! - [`messages`]: direct messages, durable before the ack, closed loop and at half load;
 //! - [`group`]: a group of 200 who are all online, and a device that comes back to 1,000 messages;
+//! - [`overload`]: three times the load that the server carries, and a burst of ten times;
 //! - [`dispatch`]: rankings on a core, and dispatch over HTTPS.
 //!
 //! A figure alone says as much about the machine as about the program. So the same run measures a floor beside
@@ -29,6 +30,7 @@ pub mod idle;
 pub mod latency;
 pub mod load;
 pub mod messages;
+pub mod overload;
 pub mod readings;
 pub mod report;
 pub mod session;
@@ -144,6 +146,9 @@ impl Bench {
         }
         if wants(BenchPart::Group) {
             group::measure(self).await?;
+        }
+        if wants(BenchPart::Overload) {
+            overload::measure(self).await?;
         }
         if wants(BenchPart::Dispatch) {
             dispatch::measure(self).await?;
