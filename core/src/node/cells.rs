@@ -25,6 +25,9 @@ use super::conversation::Job;
 use super::user::Open;
 use super::{ConnKey, Node, Now};
 
+/// Own logs that are known to be empty, at most: 32 bytes each.
+const EMPTY_LOGS: usize = 1_000_000;
+
 impl Node {
     /// Which senders of a round are blocked by the other user of their direct conversation. `None`: there is no
     /// round to start yet; it starts once what is needed for it is in memory.
@@ -44,12 +47,17 @@ impl Node {
         let mut blocked = BTreeSet::new();
         let mut waits = false;
         for (user, own_log) in gates {
+            if self.empty_logs.contains(&own_log) {
+                continue;
+            }
             let gate = self.conversation(own_log, now);
             if let Some(waiting) = gate.waiting() {
                 waiting.gates.insert(id);
                 waits = true;
             } else if is_blocked(&gate.state.fold, &user) {
                 blocked.insert(user);
+            } else {
+                self.drop_if_empty(own_log);
             }
         }
         (!waits).then_some(blocked)
@@ -57,28 +65,51 @@ impl Node {
 
     /// Whether a user's own log, as far as it is in memory, blocks another.
     pub(super) fn has_blocked(&self, user: &UserId, other: &UserId) -> bool {
-        let log = self.conversations.get(&ConvId::own(&self.settings.direct_salt, user));
+        let own_log = ConvId::own(&self.settings.direct_salt, user);
+        if self.empty_logs.contains(&own_log) {
+            return false;
+        }
+        let log = self.conversations.get(&own_log);
         log.is_none_or(|log| log.is_loading() || is_blocked(&log.state.fold, other))
     }
 
     /// A connection whose token the edge has accepted: its user's own log may forbid it.
     pub(super) fn admit(&mut self, now: Now, open: Open) {
         let own_log = ConvId::own(&self.settings.direct_salt, &open.user);
-        if let Some(waiting) = self.conversation(own_log, now).waiting() {
-            waiting.opens.push(open);
-            return;
-        }
-        let key = open.key;
-        let (Some(session), Some(log)) = (self.sessions.get(&key), self.conversations.get(&own_log)) else { return };
-        if let Err(refusal) = may_connect(&log.state.fold, &session.install, session.token_issued_ms, true) {
-            self.sessions.remove(&key);
-            return self.out.down(key, DownBody::Last(refusal));
+        if !self.empty_logs.contains(&own_log) {
+            if let Some(waiting) = self.conversation(own_log, now).waiting() {
+                waiting.opens.push(open);
+                return;
+            }
+            let key = open.key;
+            let (Some(session), Some(log)) = (self.sessions.get(&key), self.conversations.get(&own_log)) else {
+                return;
+            };
+            if let Err(refusal) = may_connect(&log.state.fold, &session.install, session.token_issued_ms, true) {
+                self.sessions.remove(&key);
+                return self.out.down(key, DownBody::Last(refusal));
+            }
+            self.drop_if_empty(own_log);
         }
         let user = open.user.clone();
         if let Some(waiting) = self.user(&user).waiting() {
             waiting.opens.push(open);
         } else {
             self.welcome(now, open);
+        }
+    }
+
+    /// Of most users' own logs there is nothing to know; that takes less room than a conversation.
+    fn drop_if_empty(&mut self, own_log: ConvId) {
+        let unused = |c: &super::Conversation| {
+            c.state.heads.is_empty() && c.is_idle() && c.todo.is_empty() && c.watchers.is_empty()
+        };
+        if self.conversations.get(&own_log).is_some_and(unused) {
+            self.conversations.remove(&own_log);
+            if self.empty_logs.len() >= EMPTY_LOGS {
+                self.empty_logs.clear(); // they are read again when they are needed
+            }
+            self.empty_logs.insert(own_log);
         }
     }
 

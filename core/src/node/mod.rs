@@ -277,6 +277,8 @@ enum Ticket {
 pub struct Node {
     settings: Settings,
     conversations: BTreeMap<ConvId, Conversation>,
+    /// Own logs of users of which nothing is held, and which are not in memory.
+    empty_logs: BTreeSet<ConvId>,
     users: BTreeMap<UserId, User>,
     sessions: BTreeMap<ConnKey, Session>,
     links: BTreeMap<Region, Link>,
@@ -331,6 +333,7 @@ impl Node {
             routes: Routes::default(),
             clocks: Clocks::default(),
             conversations: BTreeMap::new(),
+            empty_logs: BTreeSet::new(),
             users: BTreeMap::new(),
             sessions: BTreeMap::new(),
             links,
@@ -407,8 +410,9 @@ impl Node {
 
     /// The conversation, which starts loading if it is not in memory.
     fn conversation(&mut self, id: ConvId, now: Now) -> &mut Conversation {
-        let wants = &mut self.out.wants;
+        let (wants, empty) = (&mut self.out.wants, &mut self.empty_logs);
         self.conversations.entry(id).or_insert_with(|| {
+            empty.remove(&id);
             wants.push(Want::Conversation(id));
             Conversation::loading(id, now.mono)
         })
