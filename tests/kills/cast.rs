@@ -4,6 +4,7 @@
 //! most to lose. That all have come up is seen by what flows in the end.
 
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -65,12 +66,14 @@ impl Actor {
 #[derive(Debug)]
 pub struct Cast {
     pub fleet: Fleet,
+    /// The program of clients.
+    device: PathBuf,
     pub actors: Vec<Actor>,
     pub told: Arc<Mutex<Told>>,
 }
 
 impl Cast {
-    pub fn new(fleet: Fleet, servers: &[Process], clients: &[Task]) -> Self {
+    pub fn new(fleet: Fleet, device: PathBuf, servers: &[Process], clients: &[Task]) -> Self {
         let kind = |process: &Process| match process.arguments[0].as_str() {
             "region" => Kind::Region,
             "edge" => Kind::Edge,
@@ -82,7 +85,7 @@ impl Cast {
             Actor::new(task.user.clone(), Kind::Client, body)
         };
         let actors = servers.iter().map(server).chain(clients.iter().map(client)).collect();
-        Self { fleet, actors, told: Arc::default() }
+        Self { fleet, device, actors, told: Arc::default() }
     }
 
     pub fn kinds(&self) -> Vec<Kind> {
@@ -103,7 +106,7 @@ impl Cast {
         match &mut actor.body {
             Body::Server(process) => self.fleet.launch(&process.name, &process.arguments).await.unwrap(),
             Body::Client { task, child, readers } => {
-                let mut started = start_client(task);
+                let mut started = start_client(&self.device, task);
                 let lines = BufReader::new(started.stdout.take().unwrap()).lines();
                 readers.retain(|reader| !reader.is_finished());
                 readers.push(tokio::spawn(read(lines, task.user.clone(), self.told.clone())));
@@ -257,8 +260,8 @@ impl Cast {
     }
 }
 
-fn start_client(task: &Task) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+fn start_client(device: &Path, task: &Task) -> Child {
+    let mut command = Command::new(device);
     command.args(["--exact", "client_process", "--nocapture"]);
     command.env(TASK, serde_json::to_string(task).unwrap());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);

@@ -16,6 +16,7 @@
 
 mod cast;
 mod device;
+mod orphan;
 mod readings;
 mod schedule;
 
@@ -161,7 +162,8 @@ impl Run {
 
 async fn blows(plan: Plan) {
     println!("TERN_KILLS_SEED={} TERN_KILLS={}", plan.seed, plan.blows);
-    let (data, _scratch) = directory();
+    let scratch = Scratch::make();
+    let data = scratch.path.clone();
     let regions = ["eu", "us", "ap"].map(str::to_owned);
     let mut cluster = Cluster::plan(data.clone(), &regions, 21_000).unwrap();
     cluster.add_edges("eu", 1);
@@ -170,11 +172,12 @@ async fn blows(plan: Plan) {
     cluster.reoffer_after = Duration::from_secs(3);
     cluster.find_ports().unwrap();
     let processes = cluster.write().unwrap();
-    let fleet = Fleet::new(PathBuf::from(env!("CARGO_BIN_EXE_tern")), &data).unwrap();
+    let fleet = Fleet::new(keep_binary(Path::new(env!("CARGO_BIN_EXE_tern")), &data, "tern"), &data).unwrap();
+    let device = keep_binary(&std::env::current_exe().unwrap(), &data, "device");
     let tasks = tasks(&data, plan.every);
     let now = Instant::now();
     let mut run = Run {
-        cast: Cast::new(fleet, &processes, &tasks),
+        cast: Cast::new(fleet, device, &processes, &tasks),
         readings: Readings::default(),
         began: now,
         read_next: now,
@@ -215,18 +218,44 @@ async fn blows(plan: Plan) {
     assert!(growth.is_empty(), "{growth:?}; seed {}", plan.seed);
 }
 
-/// Where everything is, and what removes it at the end unless it is to be kept.
-fn directory() -> (PathBuf, Option<tempfile::TempDir>) {
-    match std::env::var_os("TERN_KILLS_KEEP") {
-        Some(data) => {
-            std::fs::create_dir(&data).expect("TERN_KILLS_KEEP names a directory that does not exist yet");
-            (std::path::absolute(data).unwrap(), None)
-        }
-        None => {
-            let scratch = tempfile::tempdir().unwrap();
-            (scratch.path().to_owned(), Some(scratch))
+/// Where everything is. It is removed, unless someone wants it or the run failed.
+struct Scratch {
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Scratch {
+    fn make() -> Self {
+        match std::env::var_os("TERN_KILLS_KEEP") {
+            Some(path) => {
+                std::fs::create_dir(&path).expect("TERN_KILLS_KEEP names a directory that does not exist yet");
+                Self { path: std::path::absolute(path).unwrap(), is_kept: true }
+            }
+            None => {
+                Self { path: tempfile::Builder::new().prefix("tern-kills-").tempdir().unwrap().keep(), is_kept: false }
+            }
         }
     }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.is_kept || std::thread::panicking() {
+            println!("stores and logs are in {}", self.path.display());
+        } else {
+            std::fs::remove_dir_all(&self.path).unwrap();
+        }
+    }
+}
+
+/// A name of its own for a binary that is started again and again: whatever is built meanwhile, all of a run is
+/// one version.
+fn keep_binary(binary: &Path, data: &Path, name: &str) -> PathBuf {
+    let kept = data.join(name);
+    if std::fs::hard_link(binary, &kept).is_err() {
+        std::fs::copy(binary, &kept).unwrap();
+    }
+    kept
 }
 
 fn tasks(data: &Path, every: Duration) -> Vec<Task> {
@@ -244,11 +273,14 @@ fn tasks(data: &Path, every: Duration) -> Vec<Task> {
 /// All blows of the schedule. How many there were.
 async fn strike(run: &mut Run, plan: &Plan) -> usize {
     let kinds = run.cast.kinds();
+    let spared = schedule::spare(plan.seed, &kinds);
+    let names: Vec<&str> = spared.iter().map(|i| run.cast.actors[*i].name.as_str()).collect();
+    run.say(&format!("{} live through it", names.join(" and ")));
     let until = plan.soak.map(|soak| Instant::now() + soak);
     let batch = if plan.soak.is_some() { SOAK_BATCH } else { plan.blows };
     let mut struck = 0;
     for round in 0.. {
-        for step in schedule::draw(plan.seed.wrapping_add(round), batch, &kinds, PAUSE_MAX) {
+        for step in schedule::draw(plan.seed.wrapping_add(round), batch, &kinds, &spared, PAUSE_MAX) {
             if until.is_some_and(|until| Instant::now() > until) {
                 return struck;
             }
