@@ -34,9 +34,14 @@ pub async fn start(
     watcher: Arc<dyn Watcher>,
     registry: &mut Registry,
 ) -> Result<GossipNode> {
+    join(node, prepare(node).await?, load, watcher, registry)
+}
+
+/// All of a start that can fail for what files and configuration say.
+pub async fn prepare(node: &Node) -> Result<GossipSetup> {
     let settings = &node.settings;
     let clusters = clusters(node.role, node.region, settings)?;
-    let setup = GossipSetup {
+    Ok(GossipSetup {
         region: node.region,
         role: match node.role {
             Role::Edge => gossip::Role::Edge,
@@ -49,7 +54,17 @@ pub async fn start(
         deployment: settings.deployment.clone(),
         key: key(settings)?,
         clusters,
-    };
+    })
+}
+
+/// The rest of [`start`].
+pub fn join(
+    node: &Node,
+    setup: GossipSetup,
+    load: Option<LoadSource>,
+    watcher: Arc<dyn Watcher>,
+    registry: &mut Registry,
+) -> Result<GossipNode> {
     let gossip = GossipNode::start(&node.env, setup, load, watcher)?;
     gossip.register_metrics(registry);
     Ok(gossip)

@@ -87,6 +87,7 @@ impl Serving {
         let (server, client) = node.node_tls()?;
         let mut config = config(node).await?;
         let edge = OwnEdge::new(node, &mut registry)?;
+        let gossip = gossip::prepare(node).await?;
         health.phase("opening the store: replaying its journal and verifying its logs");
         let (store, whole) = open_store(node)?;
         config.store_damaged = !whole;
@@ -104,7 +105,7 @@ impl Serving {
         let client = edge.serve(node, region.attach_edge(edge.port())).await?;
         let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
         let watcher = Arc::new(ToTable { loads: loads.clone(), direct });
-        let gossip = gossip::start(node, Some(edge.load()), watcher, &mut registry).await?;
+        let gossip = gossip::join(node, gossip, Some(edge.load()), watcher, &mut registry)?;
 
         let checked = region.clone();
         health.needs("store", move || match checked.health().0 {

@@ -186,6 +186,17 @@ fn what_keeps_a_region_from_starting_is_said_with_what_to_do() {
     assert_eq!(lost.status.code(), Some(3));
     assert!(stderr(&lost).contains("tls.node_cert"), "{}", stderr(&lost));
 
+    let keyless = try_start(&["--init", "--set", "gossip.key_file=/nonexistent.key"]);
+    assert_eq!(keyless.status.code(), Some(3));
+    assert!(stderr(&keyless).contains("gossip key /nonexistent.key"), "{}", stderr(&keyless));
+    let elsewhere = try_start(&["--init", "--set", "gossip.seeds=2@127.0.0.1:7423"]);
+    assert_eq!(elsewhere.status.code(), Some(2));
+    assert!(stderr(&elsewhere).contains("the gossip of its own region, 1"), "{}", stderr(&elsewhere));
+    assert!(
+        !data.path().join("eu-e1/store").exists(),
+        "a start that fails for its configuration leaves the store alone"
+    );
+
     let geoip = data.path().join("broken.mmdb");
     std::fs::write(&geoip, "no database").unwrap();
     let broken = try_start(&["--init", "--geoip", geoip.to_str().unwrap()]);
