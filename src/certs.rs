@@ -289,4 +289,35 @@ mod tests {
         fs::remove_file(&old.node_key).unwrap();
         assert!(certificates.replace_node(&settings).unwrap_err().contains("can't read the private key"));
     }
+
+    /// A certificate that signs itself, for these years.
+    fn of_years(files: &CertFiles, from: i32, to: i32) {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["eu.tern.internal".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(to, 1, 1);
+        fs::write(&files.public_cert, params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(&files.public_key, key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn a_start_takes_what_has_ended_and_a_replacement_must_be_in_force() {
+        let data = tempfile::tempdir().unwrap();
+        fs::create_dir(data.path().join("pki")).unwrap();
+        let settings = settings(data.path());
+        let files = CertFiles::of(&settings, "eu-e1");
+        let certificates = Certificates::new(Arc::new(SystemClock), "eu-e1".into(), None);
+        of_years(&files, 2020, 2021);
+        certificates.public(&settings).unwrap();
+        assert!(certificates.left()[0].1 < 0, "and the metric says so");
+        certificates.warn_of_ends();
+        for (from, to) in [(2020, 2022), (3000, 3001)] {
+            of_years(&files, from, to);
+            let error = certificates.replace_public(&settings).unwrap_err();
+            assert!(error.contains(&format!("from {from}-01-01 to {to}-01-01")), "{error}");
+        }
+        of_years(&files, 2020, 3000);
+        certificates.replace_public(&settings).unwrap();
+        assert!(certificates.left()[0].1 > 0);
+    }
 }

@@ -377,6 +377,21 @@ fn certificates_are_replaced_under_a_connection_that_stays_and_bad_ones_are_refu
     assert!(Dispatch::connect(at, &old_ca).is_none());
     open.ask().expect("the connection that was open goes on");
 
+    // Other files, named by keys.
+    for name in ["public.pem", "public.key"] {
+        fs::copy(new(&format!("eu-e1.{name}")), site.path(name)).unwrap();
+    }
+    let named =
+        format!("tls.public_cert = {:?}\ntls.public_key = {:?}\n", site.path("public.pem"), site.path("public.key"));
+    site.configure(&named);
+    let (status, report) = node.reload();
+    assert_eq!(
+        (status, outcomes(&report)),
+        (200, vec!["tls.public_cert applied".into(), "tls.public_key applied".into()])
+    );
+    site.configure("");
+    assert_eq!(node.reload().0, 200);
+
     // A node certificate that the peers would refuse.
     fs::copy(new("eu-e1.node.pem"), site.data("pki/eu-e1.node.pem")).unwrap();
     fs::copy(new("eu-e1.node.key"), site.data("pki/eu-e1.node.key")).unwrap();
@@ -442,10 +457,14 @@ fn the_health_paths_answer_and_name_what_a_role_lacks() {
     wait_until("the admin port answers while it starts", || TcpStream::connect(admin).is_ok());
     let (status, body) = get(admin, "/startupz");
     assert!(status == 503 && body.contains("linking to the core"), "{status} {body}");
+    assert_eq!(request(admin, "POST", "/reload").0, 503, "not while it starts");
+    // Nor does a signal end it meanwhile; it is acted on later.
+    kill_process(Pid::from_raw(i32::try_from(edge.id()).unwrap()).unwrap(), Signal::HUP).unwrap();
     wait_until("the start is over", || get(admin, "/startupz").0 == 200);
     assert_eq!(get(admin, "/livez").0, 200);
     let (status, body) = get(admin, "/readyz");
     assert!(status == 503 && body.contains("core: it can't be reached"), "{status} {body}");
+    wait_until("the reload", || get(admin, "/metrics").1.contains("tern_config_reloads_total{result=\"ok\"} 1"));
     edge.kill().unwrap();
     edge.wait().unwrap();
 }

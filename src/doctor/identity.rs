@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tern_edge::TokenKeys;
 use tern_net::tls::{Credential, Identity, Trust};
@@ -35,6 +35,7 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     if scene.role == Role::Region {
         findings.extend(shared_secrets(scene, &mut secrets));
     }
+    findings.push(gossip_key(scene, &mut secrets));
     findings.extend(secrets.iter().filter_map(|path| permissions(path)));
     findings
 }
@@ -138,11 +139,11 @@ fn summary(scene: &Scene, whose: &str, facts: &[Facts]) -> (String, Option<Findi
     (what, ends)
 }
 
-fn shared_secrets(scene: &Scene, files: &mut Vec<std::path::PathBuf>) -> Vec<Finding> {
+fn shared_secrets(scene: &Scene, files: &mut Vec<PathBuf>) -> Vec<Finding> {
     let settings = &scene.settings;
     let todo = "copy it from another region, or, for the first one, run `tern pki`";
     let mut findings = Vec::new();
-    let mut file = |key: &Option<std::path::PathBuf>, name: &str, what: &'static str| {
+    let mut file = |key: &Option<PathBuf>, name: &str, what: &'static str| {
         let path = settings.path(key, name);
         findings.push(match read_hex_file(&path, what) {
             Ok(_) => Finding::ok("secrets", format!("{what}: {} can be read", path.display())),
@@ -158,6 +159,29 @@ fn shared_secrets(scene: &Scene, files: &mut Vec<std::path::PathBuf>) -> Vec<Fin
         findings.push(Finding::failed("secrets", "receipt.key is not 64 hex digits", todo));
     }
     findings
+}
+
+/// The gossip key: set, or in its file, or made from the receipt key.
+fn gossip_key(scene: &Scene, files: &mut Vec<PathBuf>) -> Finding {
+    let (check, settings) = ("secrets", &scene.settings);
+    let todo = "copy gossip.key from the directory where `tern pki` made the deployment's keys, or set gossip.key_file";
+    if let Some(text) = &settings.gossip_key {
+        return match parse_hex(text.reveal().trim()) {
+            Some(_) => Finding::ok(check, "gossip key: set"),
+            None => Finding::failed(check, "gossip.key is not 64 hex digits", todo),
+        };
+    }
+    let path = settings.path(&settings.gossip_key_file, "gossip.key");
+    let receipt = settings.path(&settings.receipt_key_file, "receipt.key");
+    if settings.gossip_key_file.is_none() && !path.exists() && (settings.receipt_key.is_some() || receipt.exists()) {
+        return Finding::ok(check, "gossip key: made from the receipt key");
+    }
+    let found = match read_hex_file(&path, "gossip key") {
+        Ok(_) => Finding::ok(check, format!("gossip key: {} can be read", path.display())),
+        Err(error) => Finding::failed(check, format!("{error:#}"), todo),
+    };
+    files.push(path);
+    found
 }
 
 /// A secret that others on this machine can read.
@@ -237,6 +261,9 @@ mod tests {
         );
         let two = [fs::read(&leaf.public_cert).unwrap(), fs::read(&us.public_cert).unwrap()].concat();
         fault(&|| fs::write(&leaf.public_cert, &two).unwrap(), "did not sign each other", State::Failed);
+        fault(&|| fs::write(data.path().join("gossip.key"), b"short").unwrap(), "64 hex digits", State::Failed);
+        fs::remove_file(data.path().join("gossip.key")).unwrap();
+        assert!(check(&scene).iter().any(|f| f.what.contains("made from the receipt key")));
         fault(&|| fs::write(&leaf.node_cert, b"no PEM").unwrap(), "BEGIN CERTIFICATE", State::Failed);
         fs::set_permissions(&leaf.node_key, fs::Permissions::from_mode(0o644)).unwrap();
         let (state, said) = worst(&check(&scene));
