@@ -11,7 +11,7 @@ use tern_core::clock::Clock;
 use tern_core::ranking::Position;
 use tern_ipconf::api::HeartbeatView;
 use tern_ipconf::limits::GEOIP_LOOK_EVERY;
-use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, DispatchTuning, Geo, LoadTable};
+use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, DispatchTuning, Geo, LoadTable, PaceConfig};
 use tern_net::http::{ALPN_HTTP, Handler, HttpLimits, serve};
 use tracing::Instrument;
 
@@ -76,11 +76,18 @@ pub async fn start(
         trusted_proxies: settings.dispatch_trusted_proxies.clone(),
         operators: settings.dispatch_operators.clone(),
         heartbeat: heartbeat(settings),
+        pace: PaceConfig {
+            per_second: settings.dispatch_per_second,
+            burst: settings.dispatch_burst,
+            ..PaceConfig::default()
+        },
+        edge_tls_name: settings.dispatch_edge_tls_name.clone(),
         ..DispatchConfig::new(node.region, node.region_name.clone())
     };
     let metrics = DispatchMetrics::register(registry);
     let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
-    add_parts(operations, &dispatch);
+    loads.cordon_regions(&settings.dispatch_cordoned_regions);
+    add_parts(operations, &dispatch, loads);
     if node.role == Role::Ipconf {
         let asked = dispatch.clone();
         operations.health.needs("edges", move || match asked.health().edges_listed {
@@ -134,7 +141,7 @@ fn heartbeat(settings: &Settings) -> HeartbeatView {
 }
 
 /// Adds what can be changed of dispatch while it runs.
-fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>) {
+fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>, loads: &Arc<LoadTable>) {
     const TUNED: &[&str] = &[
         "dispatch.trusted_proxies",
         "dispatch.operators",
@@ -152,6 +159,11 @@ fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>) {
         Ok(())
     }));
     // Its content is looked after by the dispatcher itself, which takes it only when it is whole.
+    let cordoned = loads.clone();
+    operations.reload.add(Part::new("cordoned regions", &["dispatch.cordoned_regions"], move |settings| {
+        cordoned.cordon_regions(&settings.dispatch_cordoned_regions);
+        Ok(())
+    }));
     let placed = dispatch.clone();
     let part = Part::new("GeoIP data", &["dispatch.geoip"], move |settings| {
         placed.set_geo(Arc::new(geo(settings).map_err(|error| error.to_string())?));

@@ -72,6 +72,18 @@ impl LoadTable {
         self.fleet().set_region_cordoned(region, cordoned)
     }
 
+    /// Takes these regions out of this dispatcher's lists, and all others back in.
+    pub fn cordon_regions(&self, regions: &[Region]) {
+        let mut fleet = self.fleet();
+        let lifted: Vec<Region> = fleet.cordoned_regions().filter(|r| !regions.contains(r)).collect();
+        for region in lifted {
+            fleet.set_region_cordoned(region, false);
+        }
+        for region in regions {
+            fleet.set_region_cordoned(*region, true);
+        }
+    }
+
     /// Regions that are taken out of this dispatcher's lists.
     pub fn cordoned_regions(&self) -> Vec<Region> {
         self.fleet().cordoned_regions().collect()
@@ -213,6 +225,17 @@ mod tests {
             }
             let listed = !far.own_loads(1, now + offset).is_empty();
             assert_eq!(listed, ms < 3_000, "{ms} ms after the last report");
+        }
+    }
+
+    #[test]
+    fn exactly_the_regions_named_are_cordoned() {
+        let table = LoadTable::new();
+        for named in [&[1, 2][..], &[2, 3], &[2, 3, 3], &[]] {
+            table.cordon_regions(named);
+            let mut expected = named.to_vec();
+            expected.dedup();
+            assert_eq!(table.cordoned_regions(), expected);
         }
     }
 

@@ -221,6 +221,14 @@ settings! {
     dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]", AtOnce, DISPATCH;
     /// Who may ask dispatch as another address, besides loopback.
     dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]", AtOnce, DISPATCH;
+    /// Numbers of regions to which clients are not sent. This dispatcher's answers only: set it on all.
+    dispatch_cordoned_regions: Vec<u8> = "dispatch.cordoned_regions", "[]", AtOnce, DISPATCH;
+    /// Requests of one address per second; whole cities share one. Loopback and operators are not counted.
+    dispatch_per_second: u32 = "dispatch.requests_per_second", "200", Restart, DISPATCH, "1" to "1000000";
+    /// Requests of one address at once after a pause.
+    dispatch_burst: u32 = "dispatch.requests_burst", "5000", Restart, DISPATCH, "1" to "1000000";
+    /// What the certificates of edges say, for clients that verify them: {edge} and {region} are replaced.
+    dispatch_edge_tls_name: String = "dispatch.edge_tls_name", "\"{edge}.{region}.tern.internal\"", Restart, DISPATCH;
 
     /// What is logged: a level (error, warn, info, debug, trace) or a filter such as "info,tern_edge=debug".
     log_level: String = "log.level", "\"info\"", AtOnce, ALL;
