@@ -11,6 +11,9 @@ pub const BODY_BYTES: usize = 64 * 1024;
 pub const FRAME_BYTES: usize = 128 * 1024;
 /// Largest frame between nodes: a shipment of [`SHIP_BYTES`] plus one entry that overshoots it.
 pub const NODE_FRAME_BYTES: usize = 512 * 1024;
+/// A message's number within its conversation and install stays below this: a device that sends a thousand a second
+/// gets there in 285,000 years, and sums of such numbers never overflow.
+pub const MESSAGE_NUMBERS: u64 = 1 << 53;
 /// Entries per pull: two screens on a tablet, and a bound for one answer.
 pub const PULL_ENTRIES: usize = 200;
 /// A page ends once it holds this many bytes, so that other lanes get their turn.

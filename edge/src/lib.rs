@@ -33,6 +33,9 @@ mod admission;
 pub mod config;
 mod driver;
 pub mod edge;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod lanes;
 pub mod link;

@@ -167,6 +167,12 @@ impl Session {
         self.core_generation
     }
 
+    /// Requests that wait for an answer, and pulls that wait for their last page.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn under_way(&self) -> (u32, usize) {
+        (self.open, self.pulls.len())
+    }
+
     /// The user's allowance, to be given back at the end.
     pub(crate) fn take_pace(&mut self) -> Option<Arc<UserPace>> {
         self.pace.take()

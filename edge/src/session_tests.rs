@@ -376,6 +376,15 @@ fn a_session_that_keeps_sending_bad_tokens_is_closed() {
 }
 
 #[test]
+fn numbers_that_no_device_reaches_close_before_the_core_counts_with_them() {
+    for n in [tern_core::limits::MESSAGE_NUMBERS, u64::MAX] {
+        assert_eq!(code(Scene::live().tell(2, send(n))), Code::BadFrame);
+    }
+    let out = Scene::live().tell(2, send(tern_core::limits::MESSAGE_NUMBERS - 1)).unwrap();
+    assert_eq!(out.ups.len(), 1);
+}
+
+#[test]
 fn pulls_with_a_number_in_use_close_so_that_no_more_are_under_way_than_are_counted() {
     let mut scene = Scene::live();
     for req in 2..=4 {

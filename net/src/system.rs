@@ -1,11 +1,13 @@
 //! The real environment: the machine's sockets, clocks and randomness, and the current tokio runtime.
 
 use std::fmt::{self, Debug};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -144,7 +146,7 @@ impl Net for SystemNet {
             let _runtime = self.handle.enter();
             let listener = TcpListener::from_std(socket.into())?;
             let local = listener.local_addr()?;
-            Ok(Box::new(SystemAcceptor { listener, local }) as Box<dyn Acceptor>)
+            Ok(Box::new(SystemAcceptor { listener, local, spare: spare(), turned_away: 0 }) as Box<dyn Acceptor>)
         })
     }
 
@@ -178,17 +180,66 @@ impl Net for SystemNet {
     }
 }
 
+/// Where no file descriptor is left, a connection that waits can be neither taken nor refused: its client hangs,
+/// and the listener is told of it again and again. So one descriptor is kept, given up to take the connection,
+/// and opened again once that is closed.
 struct SystemAcceptor {
     listener: TcpListener,
     local: SocketAddr,
+    spare: Option<std::fs::File>,
+    turned_away: u64,
+}
+
+fn spare() -> Option<std::fs::File> {
+    // Without it things are as they would be anyway.
+    std::fs::File::open("/dev/null").ok()
+}
+
+/// ENFILE or EMFILE: no descriptor is left, of the machine or of the process.
+fn no_descriptor_left(e: &io::Error) -> bool {
+    cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24))
+}
+
+impl SystemAcceptor {
+    /// Takes the connection that waits, and closes it. There may be none: Linux looks for a descriptor before it
+    /// looks for a connection. So this does not wait: the next one may come when there are descriptors again.
+    async fn turn_away(&mut self) -> io::Result<()> {
+        self.spare = None;
+        let taken = poll_fn(|cx| Poll::Ready(self.listener.poll_accept(cx).map_ok(drop))).await;
+        self.spare = spare();
+        match taken {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(closed) => closed?,
+        }
+        self.turned_away += 1;
+        if self.turned_away.is_power_of_two() {
+            tracing::warn!(
+                at = %self.local,
+                connections = self.turned_away,
+                "no file descriptor is left, so TCP connections are closed as they come; raise the limit of open \
+                 files (ulimit -n, or LimitNOFILE= of the unit)"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Acceptor for SystemAcceptor {
     fn accept(&mut self) -> BoxFut<'_, io::Result<(Box<dyn Stream>, SocketAddr)>> {
         Box::pin(async move {
-            let (stream, from) = self.listener.accept().await?;
-            stream.set_nodelay(true)?;
-            Ok((Box::new(stream) as Box<dyn Stream>, from))
+            if self.spare.is_none() {
+                self.spare = spare();
+            }
+            loop {
+                match self.listener.accept().await {
+                    Ok((stream, from)) => {
+                        stream.set_nodelay(true)?;
+                        return Ok((Box::new(stream) as Box<dyn Stream>, from));
+                    }
+                    Err(e) if no_descriptor_left(&e) && self.spare.is_some() => self.turn_away().await?,
+                    Err(e) => return Err(e),
+                }
+            }
         })
     }
 

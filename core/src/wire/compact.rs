@@ -19,7 +19,7 @@ use crate::edge_api::{Ack, HeldAck, MembershipOffer, Named, Push, RowState, Send
 use crate::entry::{Entry, Stamp};
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
-use crate::limits::{BODY_BYTES, REFERENCES, VECTOR_ORIGINS};
+use crate::limits::{BODY_BYTES, MESSAGE_NUMBERS, REFERENCES, VECTOR_ORIGINS};
 use crate::receipt::RECEIPT_BYTES;
 use crate::wire::convert;
 
@@ -376,6 +376,9 @@ impl Reader {
         };
         if send.n == 0 || send.floor_back >= send.n {
             return Err(Refusal::new(Code::BadFrame, "n starts at 1, and so does the floor"));
+        }
+        if send.n >= MESSAGE_NUMBERS {
+            return Err(Refusal::new(Code::BadFrame, "n is below 2^53"));
         }
         if send.body.len() > BODY_BYTES {
             let text = format!("a body of {} bytes; at most {BODY_BYTES} are allowed", send.body.len());
