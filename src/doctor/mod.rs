@@ -4,8 +4,8 @@
 //! A check is a function from the configuration to [`Finding`]s; none changes anything. (The disk's speed is
 //! measured in a file that never has a name.) What can't be found out is said to be unknown, not fine.
 //!
-//! [`machine`]: limits of the kernel, memory, the clock. [`listening`]: ports and who has them. [`identity`]:
-//! certificates and keys. [`storage`]: the data directory and the store. [`reach`]: other nodes.
+//! `machine`: limits of the kernel, memory, the clock. `listening`: ports and who has them. `identity`:
+//! certificates and keys. `storage`: the data directory and the store. `reach`: other nodes.
 
 mod identity;
 mod listening;
