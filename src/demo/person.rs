@@ -200,7 +200,7 @@ impl Person {
                         acked.insert(message.id);
                         stable.insert(message.id);
                     }
-                    MessageState::Received | MessageState::Queued | MessageState::Failed(_) => {}
+                    _ => {}
                 }
             }
         }
@@ -282,7 +282,7 @@ impl Listener {
             Event::Kicked { code, message } => told.complaints.push(format!("kicked: {code} {message}")),
             Event::StoreFailed { message } => told.complaints.push(format!("the local store failed: {message}")),
             Event::Lagged { missed } => told.complaints.push(format!("{missed} events were missed")),
-            Event::Message(_) | Event::Renamed { .. } => {}
+            _ => {}
         }
     }
 }

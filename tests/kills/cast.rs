@@ -35,7 +35,7 @@ pub struct Told {
 #[derive(Debug)]
 enum Body {
     Server(Process),
-    Client { task: Task, child: Option<Child>, readers: Vec<JoinHandle<()>> },
+    Client { task: Task, child: Option<Box<Child>>, readers: Vec<JoinHandle<()>> },
 }
 
 /// One of them, through all its lives.
@@ -95,7 +95,7 @@ impl Cast {
     pub fn pid(&self, i: usize) -> Option<u32> {
         match &self.actors[i].body {
             Body::Server(process) => self.fleet.pid(&process.name),
-            Body::Client { child, .. } => child.as_ref().and_then(Child::id),
+            Body::Client { child, .. } => child.as_ref().and_then(|child| child.id()),
         }
     }
 
@@ -110,7 +110,7 @@ impl Cast {
                 let lines = BufReader::new(started.stdout.take().unwrap()).lines();
                 readers.retain(|reader| !reader.is_finished());
                 readers.push(tokio::spawn(read(lines, task.user.clone(), self.told.clone())));
-                *child = Some(started);
+                *child = Some(Box::new(started));
             }
         }
     }

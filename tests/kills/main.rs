@@ -341,7 +341,7 @@ fn read_device(task: &Task, client: &Client, history: &mut History) {
                         record.stable.insert(label.clone());
                     }
                     MessageState::AtRisk => drop(record.at_risk.insert(label.clone())),
-                    MessageState::Received | MessageState::Queued | MessageState::Failed(_) => {}
+                    _ => {}
                 }
             }
             if message.key.is_some() {
