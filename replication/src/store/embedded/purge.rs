@@ -87,6 +87,7 @@ pub(super) fn purge(tables: &Tables, dir: &Path, stop: impl Fn() -> bool) -> Res
         if stop() || monotonic() > deadline {
             return Err(StoreError::Backend("an old journal is still there after all of it was flushed".to_owned()));
         }
+        #[allow(clippy::disallowed_methods, reason = "a thread of the store's own, which waits for a real disk")]
         sleep(LOOK_EVERY);
     }
     tables.entries.major_compact().map_err(backend)?;

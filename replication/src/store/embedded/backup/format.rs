@@ -167,7 +167,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Reads a file and checks it. Only when [`Reader::next`] has said that there is no more is it known to be whole.
+/// Reads a file and checks it. Only when [`Reader::read`] has said that there is no more is it known to be whole.
 pub struct Reader<R> {
     input: R,
     hash: Context,
@@ -237,7 +237,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record; `None` after the last, when all is known to be whole.
-    pub fn next(&mut self) -> Result<Option<Record<'_>>, ReadError> {
+    pub fn read(&mut self) -> Result<Option<Record<'_>>, ReadError> {
         if self.ended {
             return Ok(None);
         }

@@ -2,9 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 
+type Owned = (Table, Vec<u8>, Vec<u8>);
+type Borrowed<'a> = (Table, &'a [u8], &'a [u8]);
+
 const HEADER: Header = Header { kind: Kind::Backup, region: 7, wall_ms: 0x0102_0304_0506_0708 };
 
-fn file(records: &[(Table, &[u8], &[u8])]) -> Vec<u8> {
+fn file(records: &[Borrowed<'_>]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), HEADER).unwrap();
     for (table, key, value) in records {
         writer.put(*table, key, value).unwrap();
@@ -14,14 +17,14 @@ fn file(records: &[(Table, &[u8], &[u8])]) -> Vec<u8> {
     out
 }
 
-fn read(bytes: &[u8]) -> Result<Vec<(Table, Vec<u8>, Vec<u8>)>, ReadError> {
+fn read(bytes: &[u8]) -> Result<Vec<Owned>, ReadError> {
     let mut reader = Reader::new(bytes)?;
     assert_eq!(reader.header(), HEADER);
     let mut found = Vec::new();
-    while let Some(record) = reader.next()? {
+    while let Some(record) = reader.read()? {
         found.push((record.table, record.key.to_vec(), record.value.to_vec()));
     }
-    assert_eq!(reader.next().unwrap(), None, "the end stays the end");
+    assert_eq!(reader.read().unwrap(), None, "the end stays the end");
     assert_eq!(reader.bytes(), bytes.len() as u64);
     Ok(found)
 }
@@ -59,7 +62,7 @@ fn other_files_and_later_versions_are_told_apart() {
 
 #[test]
 fn an_order_or_a_number_that_cannot_be_is_refused_although_every_record_is_whole() {
-    let cases: [&[(Table, &[u8], &[u8])]; 3] = [
+    let cases: [&[Borrowed<'_>]; 3] = [
         &[(Table::Rows, b"b", b""), (Table::Rows, b"a", b"")],
         &[(Table::Rows, b"a", b""), (Table::Rows, b"a", b"")],
         &[(Table::Rows, b"a", b""), (Table::Entries, b"b", b"")],
@@ -76,7 +79,7 @@ fn an_order_or_a_number_that_cannot_be_is_refused_although_every_record_is_whole
     assert!(matches!(read(&longer), Err(ReadError::Damaged { what: "something stands behind the end", .. })));
 }
 
-fn records() -> impl Strategy<Value = Vec<(Table, Vec<u8>, Vec<u8>)>> {
+fn records() -> impl Strategy<Value = Vec<Owned>> {
     let record =
         (0usize..6, proptest::collection::vec(any::<u8>(), 0..40), proptest::collection::vec(any::<u8>(), 0..300));
     proptest::collection::vec(record, 0..12).prop_map(|mut records| {

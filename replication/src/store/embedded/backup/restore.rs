@@ -159,7 +159,7 @@ impl Filling<'_> {
         let mut reader = open_file(from, Kind::Backup)?;
         // Entries are most of it, and come in the order of their keys: they go into tables without a journal.
         let mut entries = Some(self.tables.entries.start_ingestion().map_err(|e| self.failed(&e))?);
-        while let Some(record) = reader.next().map_err(|e| read_error(from, e))? {
+        while let Some(record) = reader.read().map_err(|e| read_error(from, e))? {
             if record.table == Table::Entries {
                 let erased = self.erase(record.key, record.value)?;
                 let value = erased.as_deref().unwrap_or(record.value);
@@ -186,7 +186,7 @@ impl Filling<'_> {
         }
         if let Some(path) = erasures {
             let mut reader = open_file(path, Kind::Erasures)?;
-            while let Some(record) = reader.next().map_err(|e| read_error(path, e))? {
+            while let Some(record) = reader.read().map_err(|e| read_error(path, e))? {
                 // Also of places that the backup does not reach: peers may send the entries later.
                 self.put(Table::Erased, record.key, record.value)?;
             }
@@ -275,7 +275,7 @@ fn identities(path: &Path) -> Result<BTreeSet<[u8; 16]>, BackupError> {
     }
     let mut found = BTreeSet::new();
     let mut reader = open_file(path, Kind::Erasures)?;
-    while let Some(record) = reader.next().map_err(|e| read_error(path, e))? {
+    while let Some(record) = reader.read().map_err(|e| read_error(path, e))? {
         if let (Some((log, _)), Ok(by)) = (parse_entry_key(record.key), decode_erased(record.value)) {
             found.insert(short(log.conversation, &by));
         }

@@ -192,7 +192,7 @@ async fn what_was_erased_after_a_backup_is_not_restored_wherever_a_copy_lies() {
 async fn after_a_compaction_no_file_holds_an_erased_body() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let only = |n: u64| Append { entries: vec![entry(EU, 1, n)], ..append(conv(n as u8), EU, 1, 1) };
+    let only = |n: u8| Append { entries: vec![entry(EU, 1, n.into())], ..append(conv(n), EU, 1, 1) };
     assert_eq!(store.append(vec![only(201), only(202), only(203)]).await, [const { Appended::Decided }; 3]);
     store.put(vec![erase(conv(201), EU, 1)], Durability::Synced).await.unwrap();
     assert!(!files_with(dir.path(), body_of(201).as_bytes()).is_empty(), "the journal holds it: the test can see it");

@@ -44,7 +44,7 @@ pub fn verify(path: &Path) -> Result<Verified, BackupError> {
 pub(super) fn verify_kind(path: &Path, kind: Kind) -> Result<Verified, BackupError> {
     let mut reader = open_file(path, kind)?;
     let mut contents = Contents::default();
-    while let Some(record) = reader.next().map_err(|e| read_error(path, e))? {
+    while let Some(record) = reader.read().map_err(|e| read_error(path, e))? {
         contents.take(&record);
     }
     let (logs, unreadable) = contents.end();

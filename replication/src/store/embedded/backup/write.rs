@@ -38,11 +38,11 @@ pub(in super::super) fn create(
 ) -> Result<BackupReport, BackupError> {
     let started = monotonic();
     let wall_ms = wall_ms();
-    let path = target(plan, wall_ms);
+    let (path, partial) = target(plan, wall_ms)?;
     if path.try_exists().map_err(|e| io_error(&path, e))? {
         return Err(BackupError::Exists { path });
     }
-    let partial = Partial::open(&path)?;
+    let partial = Partial::open(&path, partial)?;
     let reserve = reserve(plan, &partial.file).map_err(|e| io_error(&path, e))?;
     let room = Room { path: &path, dir: parent(&path), reserve };
     room.check(0)?;
@@ -83,16 +83,21 @@ pub(in super::super) fn create(
     Ok(BackupReport { path, bytes, counts, duration: monotonic() - started })
 }
 
-/// The file's name: as given, or one of its own in a directory.
-fn target(plan: &Plan, wall_ms: u64) -> PathBuf {
+/// The file's name: as given, or one of its own in a directory; and its name until it is whole. In a directory that
+/// one is always the same, so that what a kill left is taken over by the next backup there.
+fn target(plan: &Plan, wall_ms: u64) -> Result<(PathBuf, PathBuf), BackupError> {
     if !plan.to.is_dir() {
-        return plan.to.clone();
+        let name = plan.to.file_name().ok_or_else(|| BackupError::NotABackup { path: plan.to.clone() })?;
+        let partial = parent(&plan.to).join(format!(".{}.partial", name.to_string_lossy()));
+        return Ok((plan.to.clone(), partial));
     }
     let kind = match plan.kind {
         Kind::Backup => "backup",
         Kind::Erasures => "erasures",
     };
-    plan.to.join(format!("tern-region{}-{wall_ms}.{kind}", plan.region))
+    let region = plan.region;
+    let path = plan.to.join(format!("tern-region{region}-{wall_ms}.{kind}"));
+    Ok((path, plan.to.join(format!(".tern-region{region}.{kind}.partial"))))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -130,9 +135,7 @@ struct Partial {
 }
 
 impl Partial {
-    fn open(target: &Path) -> Result<Self, BackupError> {
-        let name = target.file_name().ok_or_else(|| BackupError::NotABackup { path: target.to_owned() })?;
-        let path = parent(target).join(format!(".{}.partial", name.to_string_lossy()));
+    fn open(target: &Path, path: PathBuf) -> Result<Self, BackupError> {
         let failed = |e| io_error(&path, e);
         let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
         let mut options = OpenOptions::new();
