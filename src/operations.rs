@@ -113,17 +113,24 @@ impl Operations {
 
     /// Liveness of a store: its writer is asked for nothing, again and again.
     pub fn watch_store(&self, node: &Node, store: Arc<dyn Store>) {
-        let health = self.health.clone();
-        node.env.tasks.spawn(async move {
-            loop {
-                // A refusal is an answer: a full disk is no reason to restart.
-                let answered = timeout(STUCK_AFTER, store.put(Vec::new(), Durability::Lazy)).await;
-                if answered.is_ok() {
-                    health.beat("store");
-                }
-                sleep(BEAT_EVERY).await;
-            }
-        });
+        let asked = move || {
+            let store = store.clone();
+            // A refusal is an answer: a full disk is no reason to restart.
+            async move { drop(store.put(Vec::new(), Durability::Lazy).await) }
+        };
+        node.env.tasks.spawn(ask_again(self.health.clone(), "store", asked));
+    }
+}
+
+/// Asks a part, again and again, and says that it is well whenever it answers. It counts as well when this
+/// begins, so that one that never answers is found.
+async fn ask_again<F: Future<Output = ()>>(health: Health, part: &'static str, ask: impl Fn() -> F) {
+    health.beat(part);
+    loop {
+        if timeout(STUCK_AFTER, ask()).await.is_ok() {
+            health.beat(part);
+        }
+        sleep(BEAT_EVERY).await;
     }
 }
 
@@ -208,5 +215,44 @@ async fn tell_starting(health: Health, systemd: Systemd) {
     while let Some((phase, since)) = health.starting() {
         systemd.still_starting(&format!("{phase} (for {} s)", since.as_secs()), STARTING_GRACE);
         sleep(STARTING_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::task::{Context as TaskContext, Waker};
+
+    use tern_core::clock::Clock;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Duration {
+            Duration::from_secs(self.0.load(Ordering::Relaxed))
+        }
+
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_part_that_never_answers_is_found_and_one_that_does_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _inside = runtime.enter();
+        let (clock, mut cx) = (Arc::new(Hand::default()), TaskContext::from_waker(Waker::noop()));
+        let health = Health::new(clock.clone());
+        let mut stuck = pin!(ask_again(health.clone(), "store", std::future::pending));
+        assert!(stuck.as_mut().poll(&mut cx).is_pending());
+        clock.0.store(STUCK_AFTER.as_secs(), Ordering::Relaxed);
+        assert_eq!(health.stuck(), ["store: has not answered for 60 s"]);
+        let mut well = pin!(ask_again(health.clone(), "store", || std::future::ready(())));
+        assert!(well.as_mut().poll(&mut cx).is_pending());
+        assert!(health.stuck().is_empty());
     }
 }
