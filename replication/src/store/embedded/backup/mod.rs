@@ -144,8 +144,8 @@ pub enum BackupError {
         /// What the database says.
         what: String,
     },
-    /// The store is being closed.
-    #[error("the store was closed before the backup was complete; no backup was made")]
+    /// The store is being closed, or too many backups and compactions wait already.
+    #[error("the store was closed before the backup was complete, or too many wait already; no backup was made")]
     Stopped,
     /// There is something already.
     #[error("{dir} is not empty, and a restore overwrites nothing: choose a new directory", dir = .dir.display())]
