@@ -49,6 +49,9 @@ pub const REPLACED_RETRY_MAX: Duration = Duration::from_secs(30);
 pub const ANSWER_EVERY: Duration = Duration::from_millis(200);
 /// Nodes for which [`ANSWER_EVERY`] is kept.
 pub const ANSWERED_MAX: usize = 1024;
+/// One living node is asked so often whom it knows; an answer names some forty, drawn at random. In a region where a
+/// hundred nodes start together, after forty seconds hardly anyone misses anyone.
+pub const ASK_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Dead nodes are asked so often whether they are alive after all: it heals a partition.
 pub const ASK_DEAD_EVERY: Duration = Duration::from_secs(10);
 /// Dead nodes asked at once.

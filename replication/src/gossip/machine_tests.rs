@@ -589,6 +589,41 @@ fn a_fifth_of_all_datagrams_lost_takes_hardly_anyone_for_dead() {
 }
 
 #[test]
+fn in_a_large_cluster_loads_go_to_those_that_dispatch_and_cost_edges_little() {
+    let mut world = World::new();
+    for number in 1..=100 {
+        let role = if number <= 2 { Role::Region } else { Role::Edge };
+        world.add(NodeId { role, ..node(&format!("n{number:03}"), number, 10) }, &[1, 2]);
+    }
+    world.run(SECOND * 40);
+    // Of a hundred that start at once, somebody may still miss somebody, until one of them probes the other.
+    let known = world.nodes.values().map(|node| alive(node, world.now).len());
+    assert!(known.clone().min() >= Some(97) && known.sum::<usize>() >= 9_980);
+    world.events.clear();
+    let sent = |world: &World, number: u8| world.nodes[&at(number)].counters().sent_bytes;
+    let before: Vec<u64> = (1..=100).map(|number| sent(&world, number)).collect();
+    const SECONDS: u32 = 5;
+    for connections in 1..=SECONDS {
+        for number in 1..=100 {
+            let now = world.now;
+            let load = edge_load(&format!("n{number:03}"), connections, 9);
+            world.get(number).set_load(load, now);
+        }
+        world.run(SECOND);
+    }
+    let heard = |number: u8| {
+        world.events.iter().filter(|(of, event)| *of == at(number) && matches!(event, Event::Load(_))).count()
+    };
+    assert!(heard(1) >= 99 * 4 && heard(2) >= 99 * 4, "{} and {} of 495", heard(1), heard(2));
+    assert_eq!((3..=100).map(heard).sum::<usize>(), 0);
+    let rates: Vec<u64> =
+        (1..=100).map(|n| (sent(&world, n) - before[usize::from(n) - 1]) / u64::from(SECONDS)).collect();
+    let most_of_edges = rates[2..].iter().max().unwrap();
+    println!("bytes a second: dispatchers {:?}, the busiest edge {most_of_edges}", &rates[..2]);
+    assert!(*most_of_edges < 10_000 && rates[..2].iter().all(|rate| *rate < 100_000), "{rates:?}");
+}
+
+#[test]
 fn an_ipconf_of_another_region_may_bear_the_name_of_an_edge() {
     let mut world = three();
     let ipconf = NodeId { region: 2, role: Role::Ipconf, ..node("a", 9, 10) };

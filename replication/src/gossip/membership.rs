@@ -8,7 +8,9 @@ use tern_core::clock::Entropy;
 use tern_core::ids::Region;
 
 use super::identity::NodeId;
-use super::limits::{ASK_DEAD_AT_ONCE, ASK_DEAD_EVERY, CLUSTER_MIN, DATAGRAM_BYTES, FORGET_DEAD, TRANSMISSIONS_MIN};
+use super::limits::{
+    ASK_ALIVE_EVERY, ASK_DEAD_AT_ONCE, ASK_DEAD_EVERY, CLUSTER_MIN, DATAGRAM_BYTES, FORGET_DEAD, TRANSMISSIONS_MIN,
+};
 use super::load::LoadHandler;
 use super::seal::SEAL_BYTES;
 use super::wire::Codec;
@@ -46,6 +48,7 @@ pub(crate) fn profile(members: usize) -> foca::Config {
     config.max_transmissions =
         config.max_transmissions.max(NonZeroU8::new(TRANSMISSIONS_MIN).unwrap_or(NonZeroU8::MIN));
     config.remove_down_after = Some(FORGET_DEAD);
+    config.periodic_announce = Some(PeriodicParams { frequency: ASK_ALIVE_EVERY, num_members: NonZeroUsize::MIN });
     config.periodic_announce_to_down_members = Some(PeriodicParams {
         frequency: ASK_DEAD_EVERY,
         num_members: NonZeroUsize::new(ASK_DEAD_AT_ONCE).unwrap_or(NonZeroUsize::MIN),
