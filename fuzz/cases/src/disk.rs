@@ -1,0 +1,286 @@
+//! What lies on disks: entries, checkpoints, the records of the embedded store, its journal, receipts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::kinds::Own;
+use tern_core::receipt::ReceiptKey;
+use tern_core::sequencer::LogState;
+use tern_core::store::{Append, Range, RowRecord, Store, Target};
+use tern_replication::store::embedded::{EmbeddedStore, Options};
+use tern_replication::store::format;
+
+use crate::Came;
+use crate::script::{Script, put_blob};
+
+const CONVERSATION: ConvId = ConvId([1; 16]);
+const ORIGIN: Origin = Origin { region: 1, era: 9 };
+
+/// An entry of the log that all cases write to.
+pub fn an_entry(seq: u64, body: &[u8]) -> Entry {
+    let body = Bytes::copy_from_slice(body);
+    Entry {
+        place: Place { hlc: (1 << 40) + seq, origin: ORIGIN, seq },
+        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+        peer: Some(UserId::new("bob").unwrap()),
+        kind: 0,
+        wall_ms: 1,
+        first: None,
+        stamp: None,
+        only_sender: false,
+        body_hash: body_hash(&body),
+        body,
+        erased: false,
+    }
+}
+
+/// A stored entry: what is decoded is encoded to the same bytes, and its length is told right.
+pub fn entry(bytes: &[u8]) -> Came {
+    let bytes = Bytes::copy_from_slice(bytes);
+    let decoded = Entry::decode(bytes.clone());
+    if let Ok(entry) = &decoded {
+        let again = entry.to_bytes();
+        assert_eq!(again.len(), entry.encoded_len());
+        assert_eq!(Entry::decode(again).as_ref(), Ok(entry));
+        let erased = entry.to_erased();
+        assert_eq!(Entry::decode(erased.to_bytes()), Ok(erased));
+    }
+    let unchecked = Entry::decode_unchecked(bytes);
+    assert!(unchecked.is_ok() || decoded.is_err(), "what is checked is at least decoded");
+    // A bit of a body that turned: it must not pass the check, and is decoded without.
+    Came::of(&decoded)
+}
+
+/// Entries with all that they may have.
+pub fn entry_seeds() -> Vec<Vec<u8>> {
+    let plain = an_entry(1, b"hello");
+    let first = Some(Place { seq: 9, ..plain.place });
+    let copy = Entry { first, peer: None, ..plain.clone() };
+    [plain.clone(), copy, plain.to_erased(), an_entry(2, &[7; 300])].map(|e| e.to_bytes().to_vec()).to_vec()
+}
+
+/// A conversation's checkpoint: what is read is written the same, and goes on taking entries.
+pub fn checkpoint(bytes: &[u8]) -> Came {
+    let state = LogState::from_checkpoint(CONVERSATION, Bytes::copy_from_slice(bytes));
+    if let Some(state) = &state {
+        let again = state.checkpoint();
+        let mut state = LogState::from_checkpoint(CONVERSATION, again.clone()).expect("its own checkpoint");
+        assert_eq!(state.checkpoint(), again);
+        let head = state.head(ORIGIN);
+        // Beyond that no conversation gets, and the test's own numbers would wrap.
+        if head < 1 << 60 {
+            state.apply(Arc::new(an_entry(head + 1, b"next")));
+        }
+    }
+    Came { accepted: state.is_some(), refused: state.is_none() }
+}
+
+/// Of states with and without entries.
+pub fn checkpoint_seeds() -> Vec<Vec<u8>> {
+    let mut state = LogState::new(CONVERSATION);
+    let mut seeds = vec![state.checkpoint().to_vec()];
+    for seq in 1..=5 {
+        state.apply(Arc::new(an_entry(seq, b"x")));
+    }
+    seeds.push(state.checkpoint().to_vec());
+    seeds
+}
+
+/// Keys and values of the embedded store's tables.
+pub fn records(bytes: &[u8]) -> Came {
+    let Some((kind, value)) = bytes.split_first() else { return Came::default() };
+    match kind % 8 {
+        0 => {
+            let row = format::decode_row(value);
+            if let Ok(row) = &row {
+                let mut again = Vec::new();
+                format::encode_row(&mut again, row);
+                assert_eq!(format::decode_row(&again).as_ref(), Ok(row));
+                assert_eq!(format::row_rev(&again), Ok(row.rev));
+            }
+            Came::of(&row)
+        }
+        1 => {
+            let todo = format::decode_todo(value);
+            if let Ok((prefix, user)) = &todo {
+                let mut again = Vec::new();
+                format::encode_todo(&mut again, prefix, user.as_ref());
+                assert_eq!(format::decode_todo(&again), todo);
+            }
+            Came::of(&todo)
+        }
+        2 => {
+            let split = format::split_entry(value);
+            if let Ok((chain, stored)) = &split {
+                let link = format::link_of(&mut Vec::new(), chain, stored, stored.len());
+                // Whatever it is, it is the same each time.
+                assert_eq!(link, format::link_of(&mut vec![1; 9], chain, stored, stored.len()));
+            }
+            Came::of(&split)
+        }
+        3 => Came::of(&format::decode_opaque(value)),
+        4 => seen(format::parse_entry_key(value).map(|(log, seq)| assert_eq!(format::entry_key(log, seq), value))),
+        5 => seen(format::parse_row_key(value)),
+        6 => seen(
+            format::parse_todo_key(value)
+                .map(|(target, conversation)| assert_eq!(format::todo_key(target, conversation), value)),
+        ),
+        _ => Came::of(&format::row_rev(value)),
+    }
+}
+
+fn seen<T>(found: Option<T>) -> Came {
+    Came { accepted: found.is_some(), refused: found.is_none() }
+}
+
+/// One record of each kind.
+pub fn record_seeds() -> Vec<Vec<u8>> {
+    let log = format::LogId { conversation: CONVERSATION, origin: ORIGIN };
+    let alice = UserId::new("alice").unwrap();
+    let heads = Heads::from([(ORIGIN, 5)]);
+    let row = RowRecord { rev: Rev(9), heads: heads.clone(), peer: Some(alice.clone()), ..RowRecord::default() };
+    let mut seeds: Vec<Vec<u8>> = (0..4).map(|kind| vec![kind]).collect();
+    format::encode_row(&mut seeds[0], &row);
+    format::encode_todo(&mut seeds[1], &heads, Some(&alice));
+    format::encode_entry(&mut seeds[2], &Default::default(), &an_entry(1, b"hello"));
+    format::encode_opaque(&mut seeds[3], b"checkpoint");
+    seeds.push([&[4][..], &format::entry_key(log, 7)].concat());
+    seeds.push([&[5][..], &format::row_key(&alice, CONVERSATION)].concat());
+    seeds.push([&[6][..], &format::todo_key(Target::Fanout, CONVERSATION)].concat());
+    seeds
+}
+
+/// No bytes but the right ones are a receipt, and none proves another message.
+pub fn receipts(bytes: &[u8]) -> Came {
+    let key = ReceiptKey::new(&[7; 32]);
+    let entry = an_entry(1, b"hello");
+    let right = key.sign(CONVERSATION, entry.place, &entry.by, &entry.body_hash);
+    let accepted = key.verify(CONVERSATION, entry.place, &entry.by, &entry.body_hash, bytes);
+    assert_eq!(accepted, bytes == right);
+    let elsewhere = Place { seq: 2, ..entry.place };
+    assert!(!key.verify(CONVERSATION, elsewhere, &entry.by, &entry.body_hash, bytes) || bytes != right);
+    Came { accepted, refused: !accepted }
+}
+
+/// The right one, and one of another place.
+pub fn receipt_seeds() -> Vec<Vec<u8>> {
+    let key = ReceiptKey::new(&[7; 32]);
+    let entry = an_entry(1, b"hello");
+    let sign = |place| key.sign(CONVERSATION, place, &entry.by, &entry.body_hash).to_vec();
+    vec![sign(entry.place), sign(Place { seq: 2, ..entry.place })]
+}
+
+/// Bodies of tern's own kinds.
+pub fn bodies(bytes: &[u8]) -> Came {
+    let mut script = Script::new(bytes);
+    let mut came = Came::default();
+    while let Some(kind) = script.more() {
+        let body = Bytes::copy_from_slice(script.blob());
+        came = came.and(Came::of(&Own::read(u32::from(kind % 80), &body)));
+    }
+    came
+}
+
+/// One body of each kind, empty and not.
+pub fn body_seeds() -> Vec<Vec<u8>> {
+    let mut empty = Vec::new();
+    let mut named = Vec::new();
+    for kind in 14..=40 {
+        empty.push(kind);
+        put_blob(&mut empty, &[]);
+        named.push(kind);
+        put_blob(&mut named, b"\x0a\x05alice");
+    }
+    vec![empty, named]
+}
+
+/// A store as a kill leaves it, by file, made once.
+fn killed_store() -> &'static BTreeMap<String, Vec<u8>> {
+    static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("store");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (store, _) = EmbeddedStore::open(&at, Options::new(1).init()).unwrap();
+        runtime.block_on(async {
+            for seq in 1..=8 {
+                let entries = vec![Arc::new(an_entry(seq, &[b'x'; 64]))];
+                let (conversation, origin) = (CONVERSATION, ORIGIN);
+                store.append(vec![Append { conversation, origin, epoch: 1, entries, todo: Vec::new() }]).await;
+            }
+        });
+        // Read while it is open: as the disk has it after a kill.
+        let mut files = BTreeMap::new();
+        read_all(&at, &at, &mut files);
+        files
+    })
+}
+
+fn read_all(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_all(root, &path, files);
+        } else {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            let mut bytes = std::fs::read(&path).unwrap();
+            // The journal is made of zeros to its end.
+            bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 64).min(bytes.len()));
+            files.insert(name, bytes);
+        }
+    }
+}
+
+/// Opening a store some of whose bytes were changed: a script of (file, place, byte). It is opened or refused; what
+/// it then gives out is a beginning of what was acked, without a hole.
+pub fn journal(bytes: &[u8]) -> Came {
+    let mut files = killed_store().clone();
+    let mut script = Script::new(bytes);
+    let journals: Vec<String> = files.iter().filter(|(_, b)| b.len() > 200).map(|(name, _)| name.clone()).collect();
+    while let Some(which) = script.more() {
+        let name = &journals[usize::from(which) % journals.len()];
+        let file = files.get_mut(name).unwrap();
+        let at = (usize::from(script.u8()) << 8 | usize::from(script.u8())) % file.len().max(1);
+        match script.pick(4) {
+            0 => file.truncate(at),
+            1 => file.insert(at.min(file.len()), script.u8()),
+            _ if at < file.len() => file[at] = script.u8(),
+            _ => {}
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in &files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let opened = EmbeddedStore::open(dir.path(), Options::new(1));
+    let came = Came::of(&opened);
+    if let Ok((store, _)) = opened {
+        let range = Range {
+            conversation: CONVERSATION,
+            origin: ORIGIN,
+            from: 1,
+            to: u64::MAX,
+            max_entries: 100,
+            max_bytes: usize::MAX,
+            backwards: false,
+        };
+        if let Ok(entries) = runtime.block_on(store.range(range)) {
+            for (seq, entry) in (1..).zip(&entries) {
+                assert_eq!(**entry, an_entry(seq, &[b'x'; 64]), "an entry that nobody wrote");
+            }
+        }
+    }
+    came
+}
+
+/// Nothing changed; a byte of the middle; an end.
+pub fn journal_seeds() -> Vec<Vec<u8>> {
+    vec![vec![], vec![0, 1, 40, 2, 0xff], vec![0, 2, 0, 0], vec![1, 0, 0, 0], vec![1, 0, 3, 2, 9], vec![2, 0, 0, 2, 9]]
+}

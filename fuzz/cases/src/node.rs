@@ -1,0 +1,442 @@
+//! A region's core: clients, peer regions and a store that say anything in any order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tern_core::edge_api::{DownBody, SendRequest, Up};
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, InstallId, Origin, Place, Region, UserId};
+use tern_core::limits::{CONVERSATION_QUEUE, MESSAGE_NUMBERS, ROWS_PER_PAGE};
+use tern_core::node::{Counters, Node, Notice, Now, Outputs, Settings, Want};
+use tern_core::receipt::ReceiptKey;
+use tern_core::sequencer::LogState;
+use tern_core::store::{Append, Appended, Put, Range, RowRecord};
+use tern_core::wire::node_v1::node_frame::Body as PeerBody;
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{node, node_v1, v1};
+
+use crate::Came;
+use crate::disk::an_entry;
+use crate::script::{Script, put_blob};
+
+const SALT: &[u8] = b"salt";
+const OWN: Origin = Origin { region: 1, era: 1_001 };
+const PEERS: [Region; 2] = [2, 3];
+const USERS: [&str; 3] = ["alice", "bob", "carol"];
+
+fn user(n: u8) -> UserId {
+    UserId::new(USERS[usize::from(n) % USERS.len()]).unwrap()
+}
+
+/// What the store has: all of it durable.
+#[derive(Default)]
+struct Disk {
+    logs: BTreeMap<(ConvId, Origin), Vec<Arc<Entry>>>,
+    rows: BTreeMap<(UserId, ConvId), RowRecord>,
+}
+
+impl Disk {
+    fn append(&mut self, batch: Append) {
+        let log = self.logs.entry((batch.conversation, batch.origin)).or_default();
+        assert!(!batch.entries.is_empty(), "an append of nothing");
+        for entry in batch.entries {
+            assert_eq!(entry.place.seq, log.len() as u64 + 1, "appends are contiguous");
+            assert_eq!(entry.place.origin, batch.origin);
+            log.push(entry);
+        }
+    }
+
+    fn put(&mut self, put: Put) {
+        match put {
+            Put::Row { user, conversation, row } => {
+                self.rows.insert((user, conversation), row);
+            }
+            Put::Erase { conversation, origin, seq } => {
+                let at = usize::try_from(seq).unwrap_or(usize::MAX).wrapping_sub(1);
+                if let Some(entry) = self.logs.get_mut(&(conversation, origin)).and_then(|log| log.get_mut(at)) {
+                    *entry = Arc::new(entry.to_erased());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn state(&self, id: ConvId) -> LogState {
+        let mut state = LogState::new(id);
+        for ((_, _), log) in self.logs.iter().filter(|((conversation, _), _)| *conversation == id) {
+            log.iter().for_each(|entry| {
+                state.apply(entry.clone());
+            });
+        }
+        state
+    }
+
+    fn range(&self, range: Range) -> Vec<Arc<Entry>> {
+        let log = self.logs.get(&(range.conversation, range.origin)).into_iter().flatten();
+        let mut inside: Vec<_> = log.filter(|e| (range.from..=range.to).contains(&e.place.seq)).cloned().collect();
+        if range.backwards {
+            inside.reverse();
+        }
+        inside.truncate(range.max_entries);
+        inside
+    }
+
+    fn holds(&self, conversation: ConvId, place: Place) -> bool {
+        let at = usize::try_from(place.seq).unwrap_or(usize::MAX).wrapping_sub(1);
+        let log = self.logs.get(&(conversation, place.origin));
+        log.and_then(|log| log.get(at)).is_some_and(|entry| entry.place == place)
+    }
+}
+
+struct World {
+    node: Node,
+    disk: Disk,
+    now: Duration,
+    appends: VecDeque<Append>,
+    /// Conversations that were sent to under a request number, which hostile clients use more than once.
+    sends: BTreeMap<(u64, u64, u32), BTreeSet<ConvId>>,
+    counters: Counters,
+    opened: usize,
+    fenced: bool,
+    came: Came,
+}
+
+impl World {
+    fn now(&self) -> Now {
+        let wall = u64::try_from(self.now.as_millis()).unwrap_or(u64::MAX);
+        Now { mono: self.now, wall_ms: 1_700_000_000_000 + wall }
+    }
+
+    /// Does what the node says; appends wait.
+    fn carry_out(&mut self) {
+        for turn in 0.. {
+            assert!(turn < 10_000, "the node asks without end");
+            let out: Outputs = self.node.take_outputs();
+            let now = self.now();
+            let again = !out.wants.is_empty() || out.flush.is_some();
+            self.appends.extend(out.appends);
+            out.puts.into_iter().for_each(|put| self.disk.put(put));
+            if let Some(rows) = out.flush {
+                rows.into_iter().for_each(|put| self.disk.put(put));
+                self.node.flushed(now);
+            }
+            for want in out.wants {
+                match want {
+                    Want::Conversation(id) => {
+                        self.node.conversation_loaded(now, self.disk.state(id), BTreeMap::new());
+                    }
+                    Want::User(id) => {
+                        let rows = self.disk.rows.iter().filter(|((u, _), _)| *u == id);
+                        let rows = rows.map(|((_, c), r)| (*c, r.clone())).collect();
+                        self.node.user_loaded(now, &id, rows);
+                    }
+                    Want::Range { ticket, range } => {
+                        self.node.range_read(now, ticket, Ok(self.disk.range(range)));
+                    }
+                    #[allow(unreachable_patterns, reason = "what a store may be asked grows")]
+                    _ => {}
+                }
+            }
+            for (edge, downs) in out.downs {
+                for down in downs {
+                    self.told(edge, down.conn, down.body);
+                }
+            }
+            for notice in out.notices {
+                self.came.refused |= matches!(notice, Notice::BadPeer { .. });
+                self.fenced |= matches!(notice, Notice::Fenced);
+            }
+            if !again {
+                break;
+            }
+        }
+        let counters = self.node.counters();
+        let ascending = |a: Counters, b: Counters| a.sequenced <= b.sequenced && a.resends <= b.resends;
+        assert!(ascending(self.counters, counters), "{:?} then {counters:?}", self.counters);
+        self.counters = counters;
+        let (conversations, users, sessions, active) = self.node.sizes();
+        assert!(conversations <= 64 && users <= 64 && active <= conversations, "{:?}", self.node.sizes());
+        assert!(sessions <= self.opened);
+        assert!(self.appends.iter().map(|a| a.entries.len()).sum::<usize>() <= CONVERSATION_QUEUE * 64);
+    }
+
+    fn told(&mut self, edge: u64, conn: u64, body: DownBody) {
+        match body {
+            DownBody::Ack { req, ack } => {
+                if let Some(sent_to) = self.sends.get(&(edge, conn, req)) {
+                    let held = sent_to.iter().any(|conversation| self.disk.holds(*conversation, ack.place));
+                    assert!(held, "an ack of what is not on disk: {ack:?}");
+                }
+                self.came.accepted = true;
+            }
+            DownBody::Push(push) => {
+                assert!(push.prev_rev < push.rev, "a push that changes nothing: {push:?}");
+                for entry in &push.entries {
+                    assert!(self.disk.holds(push.conversation, entry.place), "a push of what is not on disk");
+                }
+            }
+            DownBody::Page { page, .. } => {
+                for entry in &page.entries {
+                    assert!(self.disk.holds(page.conversation, entry.place), "a page of what is not on disk");
+                }
+            }
+            DownBody::Frame(frame) => match frame.body {
+                Some(Body::Error(e)) => {
+                    assert!(tern_core::codes::Code::from_u32(e.code).is_some());
+                    self.came.refused = true;
+                }
+                Some(Body::Rows(rows)) => assert!(rows.rows.len() <= ROWS_PER_PAGE),
+                _ => {}
+            },
+            DownBody::Last(_) => self.came.refused = true,
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        region: OWN.region,
+        region_name: "eu".into(),
+        origin: OWN,
+        epoch: 1,
+        start: 1,
+        peers: PEERS.into(),
+        known_eras: BTreeMap::new(),
+        direct_salt: SALT.to_vec(),
+        receipt_key: ReceiptKey::new(&[7; 32]),
+        reoffer_after: Duration::from_secs(30),
+        heartbeat: v1::Heartbeat::default(),
+    }
+}
+
+fn conversation(script: &mut Script<'_>) -> ConvId {
+    match script.pick(8) {
+        0 => ConvId([9; 16]),
+        n => ConvId::direct(SALT, &user(n), &user(n / 2 + 1)),
+    }
+}
+
+fn origin(script: &mut Script<'_>) -> Origin {
+    match script.pick(8) {
+        0 => OWN,
+        1 => Origin { region: 1, era: 1_000 },
+        n => Origin { region: n % 2 + 2, era: 2_000 + u64::from(n / 4) },
+    }
+}
+
+fn client_frame(script: &mut Script<'_>) -> Body {
+    let id: Bytes = Bytes::copy_from_slice(&conversation(script).0);
+    let log: v1::Origin = origin(script).into();
+    match script.pick(8) {
+        0 => Body::Ping(v1::Ping { echo: 1, foreground: true }),
+        1 => {
+            let above = v1::Cursor { region: 1, era: OWN.era, rev: script.number() };
+            Body::PullRows(v1::PullRows { above: (script.pick(2) == 0).then_some(above), limit: script.number32() })
+        }
+        2 => Body::Pull(v1::PullEntries {
+            conversation: id,
+            origin: Some(log),
+            from: script.number().max(1),
+            to: script.number(),
+            limit: script.number32(),
+            backwards: script.pick(2) == 0,
+        }),
+        3 => Body::Unstable(v1::Unstable { logs: vec![v1::UnstableLog { conversation: id, origins: vec![log] }] }),
+        4 => Body::Commit(v1::Commit { race: 1, attempt: 1, order: script.number() }),
+        5 => Body::PushAck(v1::PushAck { rev: script.number() }),
+        6 => Body::Mark(v1::Mark {
+            conversation: id,
+            read: vec![v1::OriginHead { origin: Some(log), seq: script.number() }],
+        }),
+        _ => Body::Network(v1::Network::default()),
+    }
+}
+
+fn peer_frame(script: &mut Script<'_>) -> PeerBody {
+    let id = Bytes::copy_from_slice(&conversation(script).0);
+    let log = origin(script);
+    let heads = vec![node_v1::Head { origin: Some(log.into()), seq: script.number() }];
+    match script.pick(7) {
+        0 | 1 => {
+            let first_seq = u64::from(script.pick(6));
+            let entries = (first_seq..first_seq + u64::from(script.pick(4))).map(|seq| {
+                let entry = an_entry(seq.max(1), &[b'p'; 20]);
+                let place = Place { hlc: entry.place.hlc, origin: log, seq };
+                let by = tern_core::ids::Identity { n: seq.max(1), ..entry.by.clone() };
+                Entry { place, by, ..entry }.to_bytes()
+            });
+            let entries = entries.collect();
+            PeerBody::Ship(node_v1::Ship { conversation: id, origin: Some(log.into()), first_seq, entries })
+        }
+        2 => {
+            let (want, answer) = (script.pick(2) == 0, script.pick(2) == 0);
+            PeerBody::ShipAck(node_v1::ShipAck { conversation: id, heads, want, answer })
+        }
+        3 => PeerBody::Offer(node_v1::Offer { conversation: id, heads }),
+        4 => PeerBody::Beat(node_v1::Beat { wall_ms: script.number(), ..node_v1::Beat::default() }),
+        5 => PeerBody::Routes(node_v1::Routes {
+            snapshot: script.pick(2) == 0,
+            more: script.pick(2) == 0,
+            set: vec![node_v1::Route { user: USERS[0].into(), devices: 1, hlc: script.number(), ..Default::default() }],
+            unset: vec![String::from_utf8_lossy(script.blob()).into_owned()],
+        }),
+        _ => PeerBody::Marks(node_v1::Marks {
+            user: USERS[usize::from(script.pick(3))].into(),
+            upto: script.number(),
+            marks: vec![node_v1::Mark { conversation: id, read: heads }],
+        }),
+    }
+}
+
+/// See the module.
+pub fn run(bytes: &[u8]) -> Came {
+    let mut script = Script::new(bytes);
+    let start = Now { mono: Duration::from_secs(1_000), wall_ms: 1_700_000_001_000 };
+    let mut world = World {
+        node: Node::new(settings(), Vec::new(), start),
+        disk: Disk::default(),
+        now: start.mono,
+        appends: VecDeque::new(),
+        sends: BTreeMap::new(),
+        counters: Counters::default(),
+        opened: 0,
+        fenced: false,
+        came: Came::default(),
+    };
+    world.carry_out();
+    while let Some(op) = script.more() {
+        let now = world.now();
+        let (edge, conn) = (u64::from(script.pick(2)), u64::from(script.pick(4)));
+        let region = PEERS[usize::from(script.pick(2))];
+        match op % 16 {
+            0 | 1 => {
+                world.opened += 1;
+                let install = InstallId::new(["phone", "tab"][usize::from(script.pick(2))]).unwrap();
+                let hello = Box::new(v1::Hello {
+                    cursors: vec![v1::Cursor { region: 1, era: OWN.era, rev: script.number() }],
+                    ..v1::Hello::default()
+                });
+                let up = Up::Open {
+                    conn,
+                    req: 1,
+                    user: user(script.u8()),
+                    install,
+                    hello,
+                    address: "192.0.2.1:5".into(),
+                    transport: "quic",
+                    token_expires_ms: now.wall_ms + 3_600_000,
+                    token_issued_ms: now.wall_ms,
+                };
+                world.node.ups(now, edge, vec![up]);
+            }
+            2..=4 => {
+                // As far as an edge lets them through.
+                let (req, n) = (u32::from(script.u8()) + 1, script.number().clamp(1, MESSAGE_NUMBERS - 1));
+                let id = conversation(&mut script);
+                let send = SendRequest {
+                    conversation: id,
+                    peer: (script.pick(4) > 0).then(|| user(script.u8())),
+                    n,
+                    floor: n - script.number() % n,
+                    seen_hlc: script.number(),
+                    kind: u32::from(script.pick(80)),
+                    body: Bytes::copy_from_slice(script.blob()),
+                    wall_ms: 1,
+                    offer: (script.pick(4) == 0).then(|| {
+                        let place = Place { hlc: script.number(), origin: origin(&mut script), seq: script.number() };
+                        (place, Bytes::copy_from_slice(script.blob()))
+                    }),
+                    membership: None,
+                    named: None,
+                };
+                world.sends.entry((edge, conn, req)).or_default().insert(id);
+                world.node.ups(now, edge, vec![Up::Send { conn, req, send }]);
+            }
+            5 | 6 => {
+                let frame = v1::Frame::new(300 + u32::from(script.u8()), client_frame(&mut script));
+                world.node.ups(now, edge, vec![Up::Frame { conn, frame }]);
+            }
+            7 => world.node.ups(now, edge, vec![Up::Close { conn }]),
+            8 | 9 => {
+                let body = peer_frame(&mut script);
+                world.node.peer_frame(now, region, body);
+            }
+            10 => {
+                let frame = node_v1::NodeFrame::decode(script.blob());
+                world.came.refused |= frame.is_err();
+                if let Some(body) = frame.ok().and_then(|f| f.body) {
+                    match body {
+                        // An edge's, as its link would hand it over.
+                        PeerBody::Up(up) => match node::up_from_wire(up) {
+                            Ok(up) => world.node.ups(now, edge, vec![up]),
+                            Err(_) => world.came.refused = true,
+                        },
+                        body => world.node.peer_frame(now, region, body),
+                    }
+                    world.opened += 1;
+                }
+            }
+            11 => world.node.peer_up(now, region, u64::from(script.pick(4)), u64::from(region) * 1_000),
+            12 => world.node.peer_down(region),
+            13 => {
+                world.now += Duration::from_millis(script.number() % 120_000);
+                let now = world.now();
+                world.node.tick(now);
+            }
+            14 if edge == 1 && conn == 3 => world.node.edge_down(now, u64::from(script.pick(2))),
+            _ => {
+                if let Some(batch) = world.appends.pop_front() {
+                    let id = batch.conversation;
+                    let answer = match script.u8() {
+                        0..=15 => Appended::Full,
+                        16..=31 => Appended::Unknown("not written".into()),
+                        32..=47 => {
+                            world.disk.append(batch);
+                            Appended::Unknown("written".into())
+                        }
+                        _ => {
+                            world.disk.append(batch);
+                            Appended::Decided
+                        }
+                    };
+                    world.node.appended(now, vec![(id, answer)]);
+                }
+            }
+        }
+        world.carry_out();
+        if world.fenced {
+            break;
+        }
+    }
+    world.came
+}
+
+/// Two users who talk, a peer that ships, a resend, an append that fails.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let open = |conn: u8, user: u8| vec![0, 0, conn, 0, 0, 1, user];
+    // edge, conn, region, req, n, conversation, peer, whose, floor, seen, kind, body, offer
+    let send = |conn: u8, n: u8, peer: u8| vec![2, 0, conn, 0, n, n, 4, 1, peer, 0, 0, 0, 2, b'h', b'i', 1];
+    let append = |answer: u8| vec![15, 0, 0, 0, answer];
+    let peer_up = |region: u8| vec![11, 0, 0, region, 1];
+    let time = || vec![13, 0, 0, 0, 210, 9, 9];
+    let ship = |first: u8| vec![8, 0, 0, 0, 4, 2, 0, 0, first, 2];
+    let frame = |kind: u8| vec![5, 0, 0, 0, 7, 4, 2, kind, 0, 1, 1, 1];
+    let mut talk = [open(0, 0), open(1, 1), frame(4), peer_up(0), peer_up(1)].concat();
+    for n in 1..=3 {
+        talk.extend(send(0, n, 1));
+        talk.extend(append(99));
+    }
+    for part in [frame(0), frame(1), frame(2), frame(3), frame(6), ship(1), append(99), ship(3), append(99), time()] {
+        talk.extend(part);
+    }
+    let resent = [open(0, 0), send(0, 1, 1), append(99), send(0, 1, 1), append(99)].concat();
+    let failed = [open(0, 0), send(0, 1, 1), append(20), append(99), send(0, 2, 1), append(40), append(3)].concat();
+    let mut raw = open(0, 0);
+    raw.extend([10, 0, 0, 0]);
+    let beat = node_v1::Beat { wall_ms: 5, ..node_v1::Beat::default() };
+    put_blob(&mut raw, &node_v1::NodeFrame { body: Some(PeerBody::Beat(beat)) }.encode_to_vec());
+    vec![talk.clone(), resent, failed, raw, talk.repeat(2)]
+}
