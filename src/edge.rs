@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, getrlimit};
 use tern_core::edge_api::{CorePort, EdgePort};
 use tern_core::wire::{ALPN_CLIENT, v1};
 use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys, Tuning};
 use tern_ipconf::LoadTable;
+use tern_net::reset::ResetKey;
 use tern_replication::gossip::LoadSource;
 use tracing::Instrument;
 
@@ -28,6 +30,9 @@ use crate::process;
 use crate::reload::Part;
 use crate::stop::Stop;
 
+/// File descriptors that clients on TCP leave to this process: listeners, links, the store's files, requests of
+/// operators and dispatch, with room.
+const DESCRIPTORS_KEPT: u64 = 256;
 /// How often the edge is told how busy this process is.
 const CPU_EVERY: Duration = Duration::from_secs(1);
 /// How long an edge that starts waits for its core before it serves without one. Clients that came before
@@ -194,6 +199,29 @@ const TUNED: &[&str] = &[
     "limits.hello_timeout",
 ];
 
+/// TCP connections that clients may have: all that the process may open but what it needs itself.
+fn tcp_connections() -> u32 {
+    let open_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = open_files.saturating_sub(DESCRIPTORS_KEPT).max(open_files / 2);
+    u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// The key by which clients of this edge learn of its death when it is back. An edge without one serves as well.
+fn reset_key(node: &Node) -> Option<ResetKey> {
+    let file = node.settings.data.join(format!("{}.reset", node.name));
+    match ResetKey::kept_in(&file, &node.env.rng) {
+        Ok(key) => Some(key),
+        Err(error) => {
+            tracing::warn!(
+                file = %file.display(), %error,
+                "the key of stateless resets can't be kept: after a crash, clients on QUIC notice only by their own \
+                 timers; make the data directory writable for this process"
+            );
+            None
+        }
+    }
+}
+
 /// What can be changed while the edge runs.
 fn tuning(settings: &Settings) -> Result<Tuning> {
     Ok(Tuning {
@@ -236,8 +264,10 @@ fn config(node: &Node) -> Result<EdgeConfig> {
             sends_burst: settings.limit_sends_burst,
             failed_handshakes_per_second: settings.limit_failed_handshakes,
             failed_handshakes_burst: settings.limit_failed_handshakes.saturating_mul(2),
+            tcp_connections: tcp_connections(),
             ..EdgeLimits::default()
         },
+        reset_key: reset_key(node),
         ..EdgeConfig::default()
     })
 }
