@@ -9,12 +9,13 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// Bytes of memory held.
 pub fn resident_bytes() -> Option<i64> {
-    resident_bytes_in(Path::new("/proc/self"))
+    bytes_in(Path::new("/proc/self"), "VmRSS:")
 }
 
-/// Bytes of memory that another process holds. None: there is none of that id.
-pub fn resident_bytes_of(pid: u32) -> Option<i64> {
-    resident_bytes_in(&of(pid))
+/// Bytes of memory that another process has allocated: without pages of files that it has mapped, its own program
+/// above all, which come as code is run for the first time. None: there is none of that id.
+pub fn allocated_bytes_of(pid: u32) -> Option<i64> {
+    bytes_in(&of(pid), "RssAnon:")
 }
 
 /// File descriptors that another process has in use. None: there is none of that id, or it is another user's.
@@ -30,9 +31,9 @@ fn entries(directory: &Path) -> Option<i64> {
     fs::read_dir(directory).ok().and_then(|entries| i64::try_from(entries.count()).ok())
 }
 
-fn resident_bytes_in(process: &Path) -> Option<i64> {
+fn bytes_in(process: &Path, key: &str) -> Option<i64> {
     let status = fs::read_to_string(process.join("status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -97,10 +98,10 @@ mod tests {
     #[test]
     fn what_is_said_of_another_process_is_what_it_would_say_itself() {
         let own = std::process::id();
-        assert!(resident_bytes_of(own).unwrap() > 1 << 20);
+        assert!((1..resident_bytes().unwrap() * 2).contains(&allocated_bytes_of(own).unwrap()));
         assert!(open_files_of(own).unwrap() >= 3);
         // No process can have it.
-        assert_eq!((resident_bytes_of(u32::MAX), open_files_of(u32::MAX)), (None, None));
+        assert_eq!((allocated_bytes_of(u32::MAX), open_files_of(u32::MAX)), (None, None));
     }
 
     #[test]

@@ -171,7 +171,11 @@ async fn blows(plan: Plan) {
     cluster.dispatch = Some("d1".to_owned());
     cluster.reoffer_after = Duration::from_secs(3);
     cluster.find_ports().unwrap();
-    let processes = cluster.write().unwrap();
+    let mut processes = cluster.write().unwrap();
+    for process in processes.iter_mut().filter(|p| p.arguments[0] == "region") {
+        // A cache that is full soon, so that what goes on growing is no cache.
+        process.arguments.extend(["--set".to_owned(), "store.cache=4MiB".to_owned()]);
+    }
     let fleet = Fleet::new(keep_binary(Path::new(env!("CARGO_BIN_EXE_tern")), &data, "tern"), &data).unwrap();
     let device = keep_binary(&std::env::current_exe().unwrap(), &data, "device");
     let tasks = tasks(&data, plan.every);
