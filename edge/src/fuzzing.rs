@@ -121,7 +121,7 @@ impl SessionUnderTest {
     pub fn pass(&mut self, ms: u64) -> Result<Came, Refusal> {
         self.now += Duration::from_millis(ms);
         self.wall_ms += ms;
-        let (result, came) = self.with(|session, cx, out| session.tick(cx, out));
+        let (result, came) = self.with(Session::tick);
         result.map(|()| came)
     }
 
