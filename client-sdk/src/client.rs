@@ -1,5 +1,6 @@
 //! What an application sees: clients, conversations, timelines.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -7,8 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tern_core::client::{ConnectionState, DiscardRefused, Machine, Message, MessageId, SendRefused, UnknownMessage};
+use tern_core::client::{ConnectionState, DiscardRefused, GroupInfo, Machine, Message, MessageId, SendRefused, UnknownMessage};
 use tern_core::ids::{ConvId, InstallId, UserId};
+use tern_core::kinds::is_countable;
 use tern_net::env::Env;
 use tern_net::system::system_env;
 use tokio::sync::{oneshot, watch};
@@ -16,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use crate::config::{ClientConfig, StaticToken, StoreChoice, TokenProvider, Tokens};
 use crate::driver::{self, Tls};
 use crate::events::Events;
-use crate::limits::{CLOSE, PAGINATE};
+use crate::limits::{CLOSE, LIST_LOOKS_BACK, PAGINATE};
 use crate::shared::{Shared, Unavailable};
 use crate::store::keys::{FileKeyStore, KeyStore};
 use crate::store::sqlite::SqliteStore;
@@ -128,9 +130,9 @@ impl Draft {
 /// How many messages are not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread {
-    /// Of those held on this device.
+    /// Exactly, or at least so many.
     pub count: u64,
-    /// Whether that is all there are: otherwise some are still to be pulled.
+    /// Whether it is exact: otherwise some are still to be pulled, and a server's number may be in it.
     pub exact: bool,
 }
 
@@ -157,6 +159,12 @@ pub struct ConversationInfo {
     pub id: ConvId,
     /// Direct conversations: the other user.
     pub peer: Option<UserId>,
+    /// Groups: title and members, as known here.
+    pub group: Option<GroupInfo>,
+    /// Groups: this user is not in it any more; it can be read up to then.
+    pub left: bool,
+    /// Until when it is muted, milliseconds since 1970; 0 = it is not.
+    pub muted_until_ms: u64,
     /// See [`Conversation::unread`].
     pub unread: Unread,
     /// The newest message.
@@ -277,8 +285,8 @@ fn own_thread() -> Result<(Env, oneshot::Sender<()>), BuildError> {
 }
 
 #[derive(Debug)]
-struct Handle {
-    shared: Arc<Shared>,
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
     ended: watch::Receiver<bool>,
     _stop: Option<oneshot::Sender<()>>,
 }
@@ -292,7 +300,7 @@ impl Drop for Handle {
 /// A client of one user on one device. Cheap to clone; the last one dropped closes it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    handle: Arc<Handle>,
+    pub(crate) handle: Arc<Handle>,
 }
 
 impl Client {
@@ -301,7 +309,7 @@ impl Client {
         Builder { config, store: None, keys: None, tokens: Arc::new(StaticToken(String::new())), env: None }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 
@@ -330,12 +338,24 @@ impl Client {
     /// All conversations of this device, the one with the newest message first.
     pub fn conversations(&self) -> Result<Vec<ConversationInfo>, CallError> {
         let mut all = self.shared().look(|machine, store| {
+            let blocked = machine.blocked();
             let of = |record: &tern_core::client::ConversationRecord| {
-                let unread = Unread { count: store.unread(record.id)?, exact: machine.unread_is_exact(record.id) };
-                let last = store.timeline(record.id, 0, 1)?.pop();
-                Ok(ConversationInfo { id: record.id, peer: record.peer.clone(), unread, last })
+                let (count, exact) = machine.unread(record.id, store.unread(record.id)?);
+                let group = machine.group(record.id);
+                let hidden = if group.is_some() { Some(&blocked) } else { None };
+                Ok(ConversationInfo {
+                    id: record.id,
+                    peer: record.peer.clone(),
+                    group,
+                    left: record.has_left(),
+                    muted_until_ms: machine.muted_until(record.id),
+                    unread: Unread { count, exact },
+                    last: newest(store, record.id, hidden)?,
+                })
             };
-            machine.conversations().map(of).collect::<Result<Vec<_>, StoreError>>()
+            // The user's own log holds settings, not messages.
+            let own = machine.own_log();
+            machine.conversations().filter(|record| record.id != own).map(of).collect::<Result<Vec<_>, StoreError>>()
         })?;
         // A message without a place is newer than all that have one.
         let newest = |c: &ConversationInfo| c.last.as_ref().map(|m| (m.key.is_none(), m.key, m.id));
@@ -390,7 +410,7 @@ impl Client {
 }
 
 #[derive(Clone, Debug)]
-enum Which {
+pub(crate) enum Which {
     Direct(UserId),
     Id(ConvId),
 }
@@ -398,12 +418,12 @@ enum Which {
 /// A conversation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Conversation {
-    handle: Arc<Handle>,
-    which: Which,
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) which: Which,
 }
 
 impl Conversation {
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 
@@ -443,7 +463,12 @@ impl Conversation {
     pub fn timeline(&self, limit: usize) -> Result<Snapshot, CallError> {
         let id = self.id();
         Ok(self.shared().look(|machine, store| {
-            let messages = store.timeline(id, machine.horizon(id), limit)?;
+            let mut messages = store.timeline(id, machine.horizon(id), limit)?;
+            if machine.group(id).is_some() {
+                // Blocked users write to groups all the same; it is not shown.
+                let blocked = machine.blocked();
+                messages.retain(|m| !blocked.contains(&m.by.user));
+            }
             Ok(Snapshot { messages, reached_start: machine.reached_start(id) })
         })?)
     }
@@ -475,15 +500,55 @@ impl Conversation {
         tokio::time::timeout(PAGINATE, came).await.unwrap_or(Err(PaginateError::Late))
     }
 
-    /// Everything shown is read.
+    /// Everything that is held is read, on all devices of the user.
     pub fn mark_read(&self) -> Result<(), CallError> {
         let id = self.id();
-        Ok(self.shared().act(|m, _| m.mark_read(id))?)
+        Ok(self.shared().act(|m, now| m.mark_read(now, id, None))?)
+    }
+
+    /// This message, and everything displayed before it, is read. One without a place changes nothing.
+    pub fn mark_read_upto(&self, message: MessageId) -> Result<(), CallError> {
+        let id = self.id();
+        let upto = self.shared().look(|_, store| {
+            let key = store.message(message)?.filter(|m| m.conversation == id).and_then(|m| m.key);
+            key.map(|key| store.upto(id, key)).transpose()
+        })?;
+        if let Some(upto) = upto {
+            self.shared().act(|m, now| m.mark_read(now, id, Some(&upto)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the other user of a direct conversation has read this message.
+    pub fn peer_has_read(&self, message: MessageId) -> Result<bool, CallError> {
+        let id = self.id();
+        Ok(self.shared().look(|machine, store| {
+            let read = machine.peer_read(id);
+            let copies = store.copies(message)?;
+            Ok(copies.iter().any(|(origin, seq)| read.get(origin).is_some_and(|upto| seq <= upto)))
+        })?)
     }
 
     /// How many messages of others are not read.
     pub fn unread(&self) -> Result<Unread, CallError> {
         let id = self.id();
-        Ok(self.shared().look(|m, store| Ok(Unread { count: store.unread(id)?, exact: m.unread_is_exact(id) }))?)
+        Ok(self.shared().look(|machine, store| {
+            let (count, exact) = machine.unread(id, store.unread(id)?);
+            Ok(Unread { count, exact })
+        })?)
     }
+}
+
+/// The newest message that is shown in a list.
+fn newest(
+    store: &dyn LocalStore,
+    id: ConvId,
+    hidden: Option<&BTreeSet<UserId>>,
+) -> Result<Option<Message>, StoreError> {
+    let shown = |m: &Message| {
+        let message = is_countable(m.kind) || m.kind >= 64;
+        message && hidden.is_none_or(|hidden| !hidden.contains(&m.by.user))
+    };
+    // Changes of the group and what is hidden stand between messages: look a little way back.
+    Ok(store.timeline(id, 0, LIST_LOOKS_BACK)?.into_iter().rev().find(shown))
 }

@@ -66,6 +66,9 @@ pub struct ClientConfig {
     pub edge_name: Option<String>,
     /// Name and version of the application, for operators; at most 64 bytes.
     pub agent: String,
+    /// This device as its user calls it, at most 64 bytes: the user's other devices list it by this name, and can
+    /// remove it. Empty: it does not announce itself.
+    pub device: String,
 }
 
 impl ClientConfig {
@@ -77,6 +80,7 @@ impl ClientConfig {
             fallback_edges: Vec::new(),
             roots_pem: Vec::new(),
             edge_name: None,
+            device: String::new(),
             agent: concat!("tern-client/", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 pub enum Event {
     /// The connection's state changed.
     Connection(ConnectionState),
-    /// A timeline changed: a message was appended, inserted or moved. Read it with `Client::message`.
+    /// A timeline changed: a message was appended, inserted, moved, or its body erased. Read it with `Client::message`.
     Message(Change),
     /// An own message is durable in one region.
     Sent {
@@ -40,6 +40,53 @@ pub enum Event {
         /// The server's words, for a developer.
         message: String,
     },
+    /// An own message of a group was refused by one region, while another may have taken it before. It becomes
+    /// sent or failed once that is known; it may be retried or discarded until then, and holds nothing back.
+    Unknown {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+        /// See `tern_core::codes::Code`.
+        code: u32,
+        /// The server's words, for a developer.
+        message: String,
+    },
+    /// A change of a group, a setting or an erasure was refused: it is undone, and nothing waits for it.
+    ChangeRefused {
+        /// Where.
+        conversation: ConvId,
+        /// What it was known by.
+        id: MessageId,
+        /// See `tern_core::kinds`.
+        kind: u32,
+        /// See `tern_core::codes::Code`.
+        code: u32,
+        /// The server's words, for a developer.
+        message: String,
+    },
+    /// Members, roles, title, or this user's own membership of a group changed: read `Conversation::group`.
+    GroupChanged {
+        /// Which.
+        conversation: ConvId,
+    },
+    /// A mute, a block, or the list of devices changed, here or on another device. An empty key: all may have.
+    SettingsChanged {
+        /// Key of the cell in the user's own log.
+        key: String,
+    },
+    /// More is read than before, on this device or another: `Conversation::unread` changed.
+    Read {
+        /// Where.
+        conversation: ConvId,
+    },
+    /// The other user of a direct conversation has read more: see `Conversation::peer_has_read`.
+    PeerRead {
+        /// Where.
+        conversation: ConvId,
+    },
+    /// Where the user's devices are connected was told.
+    Devices,
     /// An own message was released before it was stable, because more is waiting than is kept.
     AtRisk {
         /// Where.
@@ -102,6 +149,15 @@ impl From<tern_core::client::Event> for Event {
             E::Sent { conversation, id } => Self::Sent { conversation, id },
             E::Stable { conversation, id, regions } => Self::Stable { conversation, id, regions },
             E::Failed { conversation, id, code, message } => Self::Failed { conversation, id, code, message },
+            E::Unknown { conversation, id, code, message } => Self::Unknown { conversation, id, code, message },
+            E::ChangeRefused { conversation, id, kind, code, message } => {
+                Self::ChangeRefused { conversation, id, kind, code, message }
+            }
+            E::GroupChanged { conversation } => Self::GroupChanged { conversation },
+            E::SettingsChanged { key } => Self::SettingsChanged { key },
+            E::Read { conversation } => Self::Read { conversation },
+            E::PeerRead { conversation } => Self::PeerRead { conversation },
+            E::Devices => Self::Devices,
             E::AtRisk { conversation, id } => Self::AtRisk { conversation, id },
             E::ReOffered { conversation, count } => Self::ReOffered { conversation, count },
             E::Gap { conversation, origin, from, to, reason } => Self::Gap { conversation, origin, from, to, reason },

@@ -23,7 +23,7 @@
 //! ([`store`]), carries frames (`connection`, `dispatch`), and gives applications a shape to work with
 //! ([`Client`], [`Conversation`], [`Event`]).
 //!
-//! Reading order: `client` (what an application sees), `shared` (machine, store and connections under one
+//! Reading order: `client` (what an application sees), `group` and `settings` (the rest of it), `shared` (machine, store and connections under one
 //! lock), `driver` (the task that ticks), `connection` (one task per connection), `store`.
 //!
 //! Invariants:
@@ -41,7 +41,9 @@ mod connection;
 mod dispatch;
 mod driver;
 mod events;
+mod group;
 pub mod limits;
+mod settings;
 mod shared;
 pub mod store;
 
@@ -51,9 +53,13 @@ pub use client::{
 };
 pub use config::{ClientConfig, DispatchServer, FallbackEdge, StaticToken, TokenError, TokenProvider};
 pub use events::{Event, Events};
+pub use group::{Changed, GroupError};
+pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
-    Change, ConnectionState, DiscardRefused, Message, MessageId, MessageState, Placed, SendRefused, Transport,
+    Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, GroupInfo, GroupOptions,
+    GroupRefused, MemberInfo, Message, MessageId, MessageState, Placed, SendRefused, SetRefused, Transport,
     UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
+pub use tern_core::membership::Role;
 pub use tern_net::env::Env;

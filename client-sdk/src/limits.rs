@@ -21,6 +21,11 @@ pub const STORE_PAUSE: Duration = Duration::from_secs(1);
 pub const STORE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long paging back waits for what it asked for.
 pub const PAGINATE: Duration = Duration::from_secs(15);
+/// How long a question about the user's devices waits for its answer.
+pub const DEVICES: Duration = Duration::from_secs(10);
+/// Newest entries of a conversation among which a list looks for a message to show: changes of a group and blocked
+/// users' messages stand between.
+pub const LIST_LOOKS_BACK: usize = 20;
 /// How long `close` waits for the driver to end.
 pub const CLOSE: Duration = Duration::from_secs(5);
 /// Timers fire at most this often: a guard against a machine that asks for the past.

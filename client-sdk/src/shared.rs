@@ -124,6 +124,7 @@ impl Shared {
             agent: agent(&config.agent),
             fallback: config.fallback_edges.iter().map(crate::config::FallbackEdge::to_candidate).collect(),
             dispatch_targets: config.dispatch.len(),
+            device: config.device.clone(),
             seed: env.rng.u64(),
         };
         let machine = build(&env, &config, &setup, store.as_mut())?;

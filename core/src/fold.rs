@@ -137,6 +137,12 @@ impl Fold {
                 if self.members == Members::Unknown {
                     self.members = Members::Group(Box::default());
                 }
+                if let Own::Create(create) = &own
+                    && !create.title.is_empty()
+                {
+                    // A cell as later ones are: who can't read the creation learns the title as he learns those.
+                    self.set("title", entry.display_key(), &Bytes::copy_from_slice(create.title.as_bytes()));
+                }
                 if let Members::Group(group) = &mut self.members {
                     group.apply(Change { at: entry.display_key(), by: &entry.by, cut: &stamp.cut, own: &own });
                 }
@@ -157,6 +163,11 @@ impl Fold {
     /// The newest value of a cell; an empty one is as if it had never been set.
     pub fn cell(&self, key: &str) -> Option<&Bytes> {
         self.cells.get(key).map(|(_, value)| value).filter(|value| !value.is_empty())
+    }
+
+    /// The newest writing of a cell, an empty one too.
+    pub fn cell_at(&self, key: &str) -> Option<(Place, &Bytes)> {
+        self.cells.get(key).map(|(at, value)| (*at, value))
     }
 
     /// All cells that are set and whose key begins so.

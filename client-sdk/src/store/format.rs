@@ -1,6 +1,6 @@
 //! Values as bytes, where a column holds several. Golden bytes in the tests pin them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tern_core::client::{key_bytes, key_from_bytes};
 use tern_core::ids::{Heads, Origin, Place, Seq};
@@ -26,6 +26,15 @@ pub(super) fn heads_bytes(heads: &Heads) -> Vec<u8> {
 pub(super) fn heads_from(bytes: &[u8]) -> Option<Heads> {
     let one = |c: &[u8]| Some((origin_from(&c[..9])?, u64::from_be_bytes(c[9..].try_into().ok()?)));
     bytes.len().is_multiple_of(17).then(|| bytes.chunks_exact(17).map(one).collect()).flatten()
+}
+
+/// Per origin its 9 bytes.
+pub(super) fn origins_bytes(origins: &BTreeSet<Origin>) -> Vec<u8> {
+    origins.iter().flat_map(|o| origin_bytes(*o)).collect()
+}
+
+pub(super) fn origins_from(bytes: &[u8]) -> Option<BTreeSet<Origin>> {
+    bytes.len().is_multiple_of(9).then(|| bytes.chunks_exact(9).map(origin_from).collect()).flatten()
 }
 
 /// Per origin its 9 bytes, 8 of the seq, 25 of the copy's display key.
@@ -60,6 +69,10 @@ mod tests {
         expected.extend([0, 0, 0, 0, 0, 0, 0, 0xa, 2, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0xb]);
         assert_eq!(places_bytes(&places), expected);
         assert_eq!(places_from(&expected), Some(places));
+        let tried = BTreeSet::from([origin]);
+        assert_eq!(origins_bytes(&tried), expected[..9]);
+        assert_eq!(origins_from(&expected[..9]), Some(tried));
+        assert_eq!(origins_from(&[0; 8]), None);
         assert_eq!(heads_from(&[0; 16]), None);
         assert_eq!(places_from(&[0; 41]), None);
         assert_eq!(heads_from(&[]), Some(Heads::new()));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tern_core::client::{Book, Change, Image, Message, MessageId, Op};
-use tern_core::ids::{ConvId, InstallId, UserId};
+use tern_core::ids::{ConvId, Heads, InstallId, Origin, Place, Seq, UserId};
 
 use super::{LocalStore, StoreError};
 
@@ -58,6 +58,14 @@ impl LocalStore for MemoryStore {
 
     fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError> {
         Ok(self.with(|b| b.message(id)))
+    }
+
+    fn copies(&self, id: MessageId) -> Result<Vec<(Origin, Seq)>, StoreError> {
+        Ok(self.with(|b| b.copies_of(id)))
+    }
+
+    fn upto(&self, conversation: ConvId, key: Place) -> Result<Heads, StoreError> {
+        Ok(self.with(|b| b.upto(conversation, key)))
     }
 
     fn unread(&self, conversation: ConvId) -> Result<u64, StoreError> {

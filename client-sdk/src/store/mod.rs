@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 
 use tern_core::client::{Change, Image, Message, MessageId, Op};
-use tern_core::ids::ConvId;
+use tern_core::ids::{ConvId, Heads, Origin, Place, Seq};
 
 mod format;
 pub mod keys;
@@ -98,6 +98,13 @@ pub trait LocalStore: Send + Debug + 'static {
 
     /// One message.
     fn message(&self, id: MessageId) -> Result<Option<Message>, StoreError>;
+
+    /// Where the copies of a message stand.
+    fn copies(&self, id: MessageId) -> Result<Vec<(Origin, Seq)>, StoreError>;
+
+    /// The vector of what is displayed up to `key`: per origin the highest seq below which nothing held stands
+    /// after it.
+    fn upto(&self, conversation: ConvId, key: Place) -> Result<Heads, StoreError>;
 
     /// How many held messages of the conversation are not read.
     fn unread(&self, conversation: ConvId) -> Result<u64, StoreError>;

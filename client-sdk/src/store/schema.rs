@@ -4,6 +4,8 @@
 ///
 /// 64-bit numbers are stored as SQLite's signed ones, bit by bit; whatever is ordered as unsigned is a blob.
 /// `message.key` is the display key as 25 bytes whose order is the order of display; null = not placed yet.
+/// `fact.entry` is an entry's stored form (`tern_core::entry`), `folded.cells` a `Cells` message of the wire;
+/// `conversation.lowest` is the row's `from`.
 pub(super) const MIGRATIONS: &[&str] = &["
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE cursor (region INTEGER PRIMARY KEY, era INTEGER NOT NULL, rev INTEGER NOT NULL);
@@ -60,4 +62,22 @@ CREATE TABLE outbox (
     receipt BLOB,
     places BLOB NOT NULL
 );
+", "
+ALTER TABLE message ADD COLUMN erased INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversation ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversation ADD COLUMN heads BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN read BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN peer_read BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN lowest BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN unread_hint INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN tried BLOB NOT NULL DEFAULT x'';
+CREATE INDEX copy_message ON copy (message);
+CREATE TABLE fact (
+    conversation BLOB NOT NULL,
+    origin BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    entry BLOB NOT NULL,
+    PRIMARY KEY (conversation, origin, seq)
+) WITHOUT ROWID;
+CREATE TABLE folded (conversation BLOB PRIMARY KEY, cells BLOB NOT NULL) WITHOUT ROWID;
 "];

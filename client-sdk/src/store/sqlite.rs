@@ -15,9 +15,10 @@ use tern_core::client::{
     key_from_bytes, merge_copy,
 };
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, UserId, body_hash};
+use tern_core::fold::Erasing;
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId, body_hash};
 
-use super::format::{heads_bytes, origin_bytes, places_bytes};
+use super::format::{heads_bytes, origin_bytes, origin_from, origins_bytes, places_bytes};
 use super::keys::KeyStore;
 use super::load::{load_conversations, load_cursors, load_outgoing};
 use super::schema::MIGRATIONS;
@@ -213,6 +214,38 @@ impl LocalStore for SqliteStore {
         Ok(messages(&self.db, "SELECT * FROM message WHERE id = ?1", params![id_of(id)])?.pop())
     }
 
+    fn copies(&self, id: MessageId) -> Result<Vec<(Origin, Seq)>, StoreError> {
+        let mut statement = self.db.prepare(
+            "SELECT origin, seq FROM copy WHERE message = ?1 AND conversation =
+             (SELECT conversation FROM message WHERE id = ?1) ORDER BY origin, seq",
+        )?;
+        let mut rows = statement.query([id_of(id)])?;
+        let mut all = Vec::new();
+        while let Some(r) = rows.next()? {
+            let origin = origin_from(&r.get::<_, Vec<u8>>(0)?).ok_or_else(|| damaged("an origin"))?;
+            all.push((origin, r.get::<_, i64>(1)?.cast_unsigned()));
+        }
+        Ok(all)
+    }
+
+    fn upto(&self, conversation: ConvId, key: Place) -> Result<Heads, StoreError> {
+        // Per origin, the highest below the first that is displayed later.
+        let mut statement = self.db.prepare(
+            "WITH of AS (SELECT origin, seq, key FROM copy JOIN message ON message.id = copy.message
+                         WHERE copy.conversation = ?1),
+                  later AS (SELECT origin, min(seq) AS seq FROM of WHERE key > ?2 GROUP BY origin)
+             SELECT of.origin, max(of.seq) FROM of LEFT JOIN later ON later.origin = of.origin
+             WHERE later.seq IS NULL OR of.seq < later.seq GROUP BY of.origin",
+        )?;
+        let mut rows = statement.query(params![conversation.0, key_bytes(key)])?;
+        let mut all = Heads::new();
+        while let Some(r) = rows.next()? {
+            let origin = origin_from(&r.get::<_, Vec<u8>>(0)?).ok_or_else(|| damaged("an origin"))?;
+            all.insert(origin, r.get::<_, i64>(1)?.cast_unsigned());
+        }
+        Ok(all)
+    }
+
     fn unread(&self, conversation: ConvId) -> Result<u64, StoreError> {
         let sql = "SELECT count(*) FROM message WHERE conversation = ?1 AND unread = 1";
         let count: i64 = self.db.query_row(sql, [conversation.0], |r| r.get(0))?;
@@ -225,7 +258,7 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
         Op::Install { install, fresh } => apply_install(tx, install, *fresh)?,
         Op::Salt(salt) => set_meta(tx, "salt", salt)?,
         Op::Rename { from, to } => {
-            for table in ["vector", "copy", "message", "outbox"] {
+            for table in ["vector", "copy", "message", "outbox", "fact", "folded"] {
                 let sql = format!("UPDATE {table} SET conversation = ?2 WHERE conversation = ?1");
                 tx.execute(&sql, params![from.0, to.0])?;
             }
@@ -233,8 +266,9 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
         }
         Op::Conversation(r) => {
             tx.execute(
-                "INSERT OR REPLACE INTO conversation (id, peer, next_n, seen_hlc, mark, state, sighted)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR REPLACE INTO conversation (id, peer, next_n, seen_hlc, mark, state, sighted,
+                     generation, heads, read, peer_read, lowest, unread_hint)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
                 params![
                     r.id.0,
                     r.peer.as_ref().map(UserId::as_str),
@@ -242,7 +276,13 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
                     r.seen_hlc.cast_signed(),
                     heads_bytes(&r.mark),
                     r.state,
-                    r.sighted
+                    r.sighted,
+                    r.generation.cast_signed(),
+                    heads_bytes(&r.heads),
+                    heads_bytes(&r.read),
+                    heads_bytes(&r.peer_read),
+                    heads_bytes(&r.from),
+                    r.unread_hint
                 ],
             )?;
         }
@@ -285,8 +325,41 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
             tx.execute("DELETE FROM outbox WHERE id = ?1", [id_of(*id)])?;
             tx.execute("DELETE FROM message WHERE id = ?1", [id_of(*id)])?;
         }
-        Op::Read(conversation) => {
-            tx.execute("UPDATE message SET unread = 0 WHERE conversation = ?1 AND unread = 1", [conversation.0])?;
+        Op::Read { conversation, mark } => {
+            for (origin, upto) in mark {
+                tx.execute(
+                    "UPDATE message SET unread = 0 WHERE conversation = ?1 AND unread = 1 AND id IN
+                     (SELECT message FROM copy WHERE conversation = ?1 AND origin = ?2 AND seq <= ?3)",
+                    params![conversation.0, origin_bytes(*origin), upto.cast_signed()],
+                )?;
+            }
+        }
+        Op::ReadFrom(user) => {
+            tx.execute("UPDATE message SET unread = 0 WHERE user = ?1 AND unread = 1", [user.as_str()])?;
+        }
+        Op::Fact { conversation, entry } => {
+            tx.execute(
+                "INSERT OR REPLACE INTO fact (conversation, origin, seq, entry) VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    conversation.0,
+                    origin_bytes(entry.place.origin),
+                    entry.place.seq.cast_signed(),
+                    &entry.to_bytes()[..]
+                ],
+            )?;
+        }
+        Op::Forget { conversation, origin, seq } => {
+            tx.execute(
+                "DELETE FROM fact WHERE conversation = ?1 AND origin = ?2 AND seq = ?3",
+                params![conversation.0, origin_bytes(*origin), seq.cast_signed()],
+            )?;
+        }
+        Op::Erase { conversation, what } => apply_erase(tx, *conversation, what, changes)?,
+        Op::Folded { conversation, cells } => {
+            tx.execute(
+                "INSERT OR REPLACE INTO folded (conversation, cells) VALUES (?1, ?2)",
+                params![conversation.0, &cells[..]],
+            )?;
         }
         Op::Cursor(c) => {
             tx.execute(
@@ -299,6 +372,35 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
             set_meta(tx, "dispatch", answer)?;
             set_meta(tx, "dispatch_ms", &wall_ms.to_be_bytes())?;
         }
+    }
+    Ok(())
+}
+
+fn apply_erase(
+    tx: &Transaction<'_>,
+    conversation: ConvId,
+    what: &Erasing,
+    changes: &mut Vec<Change>,
+) -> Result<(), StoreError> {
+    // Ids first: the changes are told in their order.
+    const LIKE: &str = "conversation = ?1 AND user = ?2 AND key IS NOT NULL AND erased = 0 AND NOT kind BETWEEN 16 AND 63";
+    let id_at = |r: &Row<'_>| r.get::<_, i64>(0);
+    let ids: Vec<i64> = match what {
+        Erasing::One(by) => tx
+            .prepare(&format!("SELECT id FROM message WHERE {LIKE} AND install = ?3 AND n = ?4 ORDER BY id"))?
+            .query_map(
+                params![conversation.0, by.user.as_str(), by.install.as_str(), by.n.cast_signed()],
+                id_at,
+            )?
+            .collect::<Result<_, _>>()?,
+        Erasing::Mine(user, before) => tx
+            .prepare(&format!("SELECT id FROM message WHERE {LIKE} AND key < ?3 ORDER BY id"))?
+            .query_map(params![conversation.0, user.as_str(), before.to_be_bytes()], id_at)?
+            .collect::<Result<_, _>>()?,
+    };
+    for id in ids {
+        tx.execute("UPDATE message SET body = x'', erased = 1, unread = 0 WHERE id = ?1", [id])?;
+        changes.push(Change { conversation, id: MessageId(id.cast_unsigned()), what: Placed::Erased });
     }
     Ok(())
 }
@@ -352,8 +454,8 @@ fn insert_message(
 
 fn put_outgoing(tx: &Transaction<'_>, r: &OutgoingRecord) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT OR REPLACE INTO outbox (id, conversation, install, n, state, key, receipt, places)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT OR REPLACE INTO outbox (id, conversation, install, n, state, key, receipt, places, tried)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         params![
             id_of(r.id),
             r.conversation.0,
@@ -362,7 +464,8 @@ fn put_outgoing(tx: &Transaction<'_>, r: &OutgoingRecord) -> Result<(), StoreErr
             r.state.to_code(),
             r.acked.map(|(key, _)| key_bytes(key)),
             r.acked.map(|(_, receipt)| receipt),
-            places_bytes(&r.places)
+            places_bytes(&r.places),
+            origins_bytes(&r.tried)
         ],
     )?;
     Ok(())
@@ -378,35 +481,41 @@ fn apply_entry(
     let by = &entry.by;
     let found = tx
         .query_row(
-            "SELECT id, key, unread FROM message
+            "SELECT id, key, unread, erased FROM message
              WHERE conversation = ?1 AND user = ?2 AND install = ?3 AND n = ?4 AND hash = ?5 AND n <> 0",
             params![conversation.0, by.user.as_str(), by.install.as_str(), by.n.cast_signed(), entry.body_hash],
-            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Option<Vec<u8>>>(1)?, r.get::<_, bool>(2)?)),
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Option<Vec<u8>>>(1)?, r.get::<_, bool>(2)?, r.get::<_, bool>(3)?)),
         )
         .optional()?;
     let known = found.is_some();
-    let (row, key, was_unread) = match found {
-        Some((row, None, unread)) => (row, None, unread),
-        Some((row, Some(key), unread)) => {
-            (row, Some(key_from_bytes(&key).ok_or_else(|| damaged("a message's place"))?), unread)
+    let (row, key, was_unread, was_erased) = match found {
+        Some((row, None, unread, erased)) => (row, None, unread, erased),
+        Some((row, Some(key), unread, erased)) => {
+            (row, Some(key_from_bytes(&key).ok_or_else(|| damaged("a message's place"))?), unread, erased)
         }
         None => {
             let content = (entry.kind, entry.wall_ms, &entry.body[..]);
             insert_message(tx, id, conversation, by, &entry.body_hash, content, MessageState::Received, unread)?;
-            (id_of(id), None, unread)
+            (id_of(id), None, unread, false)
         }
     };
+    let erases = entry.erased && !was_erased;
+    if erases {
+        tx.execute("UPDATE message SET body = x'', erased = 1 WHERE id = ?1", [row])?;
+    }
     tx.execute(
         "INSERT OR REPLACE INTO copy (conversation, origin, seq, message) VALUES (?1, ?2, ?3, ?4)",
         params![conversation.0, origin_bytes(entry.place.origin), entry.place.seq.cast_signed(), row],
     )?;
     let (lowest, unread) = merge_copy((key, was_unread), entry.display_key(), unread);
+    let unread = unread && !entry.erased;
+    let erased = Change { conversation, id: MessageId(row.cast_unsigned()), what: Placed::Erased };
     if key == Some(lowest) && unread == was_unread {
-        return Ok(None);
+        return Ok(erases.then_some(erased));
     }
     tx.execute("UPDATE message SET key = ?2, unread = ?3 WHERE id = ?1", params![row, key_bytes(lowest), unread])?;
     if key == Some(lowest) {
-        return Ok(None);
+        return Ok(erases.then_some(erased));
     }
     let neighbour = |sql: &str| {
         let found =
@@ -460,6 +569,7 @@ fn message_of(row: &Row<'_>) -> Result<Message, StoreError> {
         key: key.map(|k| key_from_bytes(&k).ok_or_else(|| damaged("a message's place"))).transpose()?,
         state: MessageState::from_code(row.get("state")?).ok_or_else(|| damaged("a message's state"))?,
         unread: row.get("unread")?,
+        erased: row.get("erased")?,
     })
 }
 

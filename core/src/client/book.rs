@@ -11,7 +11,8 @@ use super::data::{
     Change, ConversationImage, ConversationRecord, Image, Message, MessageId, MessageState, Op, Outgoing,
     OutgoingRecord, Placed, merge_copy,
 };
-use crate::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Region, Seq, UserId, body_hash};
+use crate::fold::Erasing;
+use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Region, Seq, UserId, body_hash};
 
 /// A message's identity, and the hash of its body: copies with another body are other messages (R3).
 type Key = (ConvId, Identity, [u8; 32]);
@@ -29,7 +30,7 @@ pub struct Book {
     messages: BTreeMap<MessageId, (Message, [u8; 32])>,
     by_key: BTreeMap<Key, MessageId>,
     shown: BTreeMap<ConvId, BTreeSet<(Place, MessageId)>>,
-    copies: BTreeSet<(ConvId, Origin, Seq)>,
+    copies: BTreeMap<(ConvId, Origin, Seq), MessageId>,
     outgoing: BTreeMap<MessageId, OutgoingRecord>,
     dispatch: Option<(Bytes, u64)>,
 }
@@ -48,7 +49,7 @@ impl Book {
             messages: BTreeMap::new(),
             by_key: BTreeMap::new(),
             shown: BTreeMap::new(),
-            copies: BTreeSet::new(),
+            copies: BTreeMap::new(),
             outgoing: BTreeMap::new(),
             dispatch: None,
         }
@@ -102,7 +103,6 @@ impl Book {
                 self.conversation(*conversation).origins.insert(*origin, state.clone());
             }
             Op::Entry { id, conversation, entry, unread } => {
-                self.copies.insert((*conversation, entry.place.origin, entry.place.seq));
                 let message = Message {
                     id: *id,
                     conversation: *conversation,
@@ -113,8 +113,10 @@ impl Book {
                     key: None,
                     state: MessageState::Received,
                     unread: *unread,
+                    erased: entry.erased,
                 };
-                changes.extend(self.copy(message, entry.body_hash, entry.display_key(), *unread));
+                let of = (*conversation, entry.place.origin, entry.place.seq);
+                changes.extend(self.copy(of, message, entry.body_hash, entry.display_key(), *unread));
             }
             Op::Queue(out) => {
                 let record = &out.record;
@@ -131,6 +133,7 @@ impl Book {
                     key: None,
                     state: record.state,
                     unread: false,
+                    erased: false,
                 };
                 self.messages.insert(record.id, (message, hash));
                 if record.n > 0 {
@@ -154,9 +157,49 @@ impl Book {
                     }
                 }
             }
-            Op::Read(conversation) => {
-                let all = self.messages.values_mut().filter(|(m, _)| m.conversation == *conversation);
-                all.for_each(|(m, _)| m.unread = false);
+            Op::Read { conversation, mark } => {
+                for (origin, upto) in mark {
+                    let from = (*conversation, *origin, 0);
+                    for id in self.copies.range(from..=(*conversation, *origin, *upto)).map(|(_, id)| id) {
+                        if let Some((m, _)) = self.messages.get_mut(id) {
+                            m.unread = false;
+                        }
+                    }
+                }
+            }
+            Op::ReadFrom(user) => {
+                self.messages.values_mut().filter(|(m, _)| m.by.user == *user).for_each(|(m, _)| m.unread = false);
+            }
+            Op::Fact { conversation, entry } => {
+                let facts = &mut self.conversation(*conversation).facts;
+                facts.retain(|f| (f.place.origin, f.place.seq) != (entry.place.origin, entry.place.seq));
+                facts.push(entry.clone());
+                facts.sort_by_key(|f| (f.place.origin, f.place.seq));
+            }
+            Op::Forget { conversation, origin, seq } => {
+                let facts = &mut self.conversation(*conversation).facts;
+                facts.retain(|f| (f.place.origin, f.place.seq) != (*origin, *seq));
+            }
+            Op::Erase { conversation, what } => {
+                for (m, _) in self.messages.values_mut() {
+                    let own_kind = (16..=63).contains(&m.kind);
+                    if m.conversation != *conversation || own_kind || m.erased {
+                        continue;
+                    }
+                    let Some(key) = m.key else { continue };
+                    let hit = match what {
+                        Erasing::One(by) => m.by == *by,
+                        Erasing::Mine(user, before) => m.by.user == *user && key.hlc < *before,
+                    };
+                    if hit {
+                        m.body = Bytes::new();
+                        (m.erased, m.unread) = (true, false);
+                        changes.push(Change { conversation: *conversation, id: m.id, what: Placed::Erased });
+                    }
+                }
+            }
+            Op::Folded { conversation, cells } => {
+                self.conversation(*conversation).folded = Some(cells.clone());
             }
             Op::Cursor(cursor) => {
                 self.cursors.insert(cursor.store.region, *cursor);
@@ -167,10 +210,7 @@ impl Book {
     }
 
     fn conversation(&mut self, id: ConvId) -> &mut ConversationImage {
-        self.conversations.entry(id).or_insert_with(|| ConversationImage {
-            record: ConversationRecord::new(id, None),
-            origins: BTreeMap::new(),
-        })
+        self.conversations.entry(id).or_insert_with(|| ConversationImage::new(ConversationRecord::new(id, None)))
     }
 
     fn rename(&mut self, from: ConvId, to: ConvId) {
@@ -188,6 +228,11 @@ impl Book {
         if let Some(shown) = self.shown.remove(&from) {
             self.shown.insert(to, shown);
         }
+        let moved: Vec<_> = self.copies.iter().filter(|((c, ..), _)| *c == from).map(|(k, id)| (*k, *id)).collect();
+        for ((_, origin, seq), id) in moved {
+            self.copies.remove(&(from, origin, seq));
+            self.copies.insert((to, origin, seq), id);
+        }
     }
 
     fn outgoing(&mut self, record: &OutgoingRecord) {
@@ -204,17 +249,31 @@ impl Book {
         }
     }
 
-    fn copy(&mut self, new: Message, hash: [u8; 32], key: Place, unread: bool) -> Option<Change> {
+    fn copy(
+        &mut self,
+        of: (ConvId, Origin, Seq),
+        new: Message,
+        hash: [u8; 32],
+        key: Place,
+        unread: bool,
+    ) -> Option<Change> {
         let conversation = new.conversation;
         let known = self.by_key.get(&(conversation, new.by.clone(), hash)).copied();
         let id = known.unwrap_or(new.id);
         self.next_id = self.next_id.max(id.0 + 1);
+        self.copies.insert(of, id);
+        let erased = new.erased;
         let (m, _) = self.messages.entry(id).or_insert_with(|| (new, hash));
         let (lowest, unread) = merge_copy((m.key, m.unread), key, unread);
-        m.unread = unread;
+        m.unread = unread && !erased;
+        let erases = erased && !m.erased;
+        if erases {
+            m.erased = true;
+            m.body = Bytes::new();
+        }
         self.by_key.insert((conversation, m.by.clone(), hash), id);
         if m.key == Some(lowest) {
-            return None;
+            return erases.then_some(Change { conversation, id, what: Placed::Erased });
         }
         let shown = self.shown.entry(conversation).or_default();
         if let Some(old) = m.key.replace(lowest) {
@@ -254,8 +313,30 @@ impl Book {
         self.messages.values().filter(|(m, _)| m.conversation == conversation && m.unread).count() as u64
     }
 
+    /// Where the copies of a message stand.
+    pub fn copies_of(&self, id: MessageId) -> Vec<(Origin, Seq)> {
+        self.copies.iter().filter(|(_, of)| **of == id).map(|((_, origin, seq), _)| (*origin, *seq)).collect()
+    }
+
+    /// Per origin the highest seq up to which all that is held is displayed at or before `key`.
+    pub fn upto(&self, conversation: ConvId, key: Place) -> Heads {
+        let (mut upto, mut after) = (Heads::new(), BTreeSet::new());
+        for ((c, origin, seq), id) in &self.copies {
+            let shown = self.messages.get(id).and_then(|(m, _)| m.key);
+            if *c != conversation || after.contains(origin) {
+                continue;
+            }
+            if shown.is_some_and(|k| k > key) {
+                after.insert(*origin);
+            } else {
+                upto.insert(*origin, *seq);
+            }
+        }
+        upto
+    }
+
     /// Copies held: (conversation, origin, seq).
-    pub fn copies(&self) -> &BTreeSet<(ConvId, Origin, Seq)> {
-        &self.copies
+    pub fn copies(&self) -> impl Iterator<Item = &(ConvId, Origin, Seq)> {
+        self.copies.keys()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rand::Rng;
+
 use super::candidates::{ConnNo, EngineOut, Failure, Transport};
 use super::data::Op;
 use super::effects::{Effect, Event, Hello};
@@ -69,9 +71,21 @@ impl Machine {
             self.offers_to = Some(cursor.store.region);
             self.convs.values_mut().for_each(|c| c.outbox.offers.clear());
         }
+        let jitter = self.rng.random_range(0..=1000);
+        session.token_until(now, Some(welcome.wall_ms), welcome.token_expires_ms, jitter);
         self.session = Some(session);
+        self.connected.clear();
         self.learn_salt(welcome.direct_salt);
         self.commit();
+        self.try_unknown_again(cursor.store);
+        let compare = welcome.rows.as_ref().filter(|r| r.upto.is_none() && !r.preview && r.rows.is_empty());
+        let taken_back = compare.map(|r| r.reset == v1::CursorReset::FromTheFuture as i32);
+        if let Some(taken_back) = taken_back.filter(|_| self.has_told_rows()) {
+            // The Hello said so: this region has no cursor of ours, and waits for the hashes.
+            if taken_back || self.cursor().is_none() {
+                self.compare(now, taken_back, false);
+            }
+        }
         let result = match welcome.rows {
             Some(rows) => self.rows(now, rows, self.cursors.get(&cursor.store.region).copied()),
             None => Ok(()),
@@ -119,7 +133,7 @@ impl Machine {
     /// A Kick, or an Error without a request, on the connection in use.
     pub(super) fn session_error(&mut self, now: Duration, error: &v1::Error) {
         match failure_of(error) {
-            Failure::Refused { code, .. } if Code::from_u32(code) == Some(Code::Replaced) => {
+            Failure::Refused { code, .. } if matches!(Code::from_u32(code), Some(Code::Replaced | Code::Kicked)) => {
                 self.kicked(now, code, error.message.clone());
             }
             Failure::Refused { retry: Retry::NewToken, .. } => self.ask_token(true),
@@ -145,7 +159,9 @@ impl Machine {
             self.convs.values_mut().for_each(|c| {
                 c.outbox.known_in_session = false;
                 c.pauses.clear();
+                (c.giving, c.gave, c.give_at) = (None, 0, Duration::ZERO);
             });
+            self.giving.clear();
         }
     }
 
@@ -189,7 +205,7 @@ impl Machine {
             unstable: self.unstable.iter().take(UNSTABLE_PER_FRAME).filter_map(|id| self.unstable_log(*id)).collect(),
             early: false,
             agent: self.setup.agent.clone(),
-            compare: false,
+            compare: self.has_told_rows(),
         }
     }
 }

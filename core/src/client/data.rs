@@ -5,14 +5,16 @@
 //! its effects still to be done again. [`Image`] is what a machine is built from; a store whose transaction
 //! failed is read again, so a full disk is handled like a crash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::intervals::Intervals;
+use crate::buckets::RowView;
 use crate::entry::Entry;
+use crate::fold::Erasing;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Region, Seq, UserId};
 use crate::receipt::Receipt;
 
@@ -41,8 +43,11 @@ pub enum MessageState {
     Sent,
     /// Durable in a second region, or the only region says that this is all there is.
     Stable,
-    /// Released without being stable: more was waiting than is kept.
+    /// Released without being stable: more was waiting than is kept, or it was erased.
     AtRisk,
+    /// Refused with this code by one region, while another may have taken it before: not known until that one is
+    /// reached, or a copy is received (R10). Holds nothing back.
+    Unknown(u32),
 }
 
 impl MessageState {
@@ -55,6 +60,7 @@ impl MessageState {
             Self::Stable => 3,
             Self::AtRisk => 4,
             Self::Failed(code) => 1000 + i64::from(code),
+            Self::Unknown(code) => UNKNOWN + i64::from(code),
         }
     }
 
@@ -66,10 +72,14 @@ impl MessageState {
             2 => Self::Sent,
             3 => Self::Stable,
             4 => Self::AtRisk,
+            code if code >= UNKNOWN => Self::Unknown(u32::try_from(code - UNKNOWN).ok()?),
             code => Self::Failed(u32::try_from(code.checked_sub(1000)?).ok()?),
         })
     }
 }
+
+/// Above every stored form of a failure.
+const UNKNOWN: i64 = 1 << 40;
 
 /// A message as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +102,8 @@ pub struct Message {
     pub state: MessageState,
     /// Not yet read here.
     pub unread: bool,
+    /// Its body was erased.
+    pub erased: bool,
 }
 
 /// What is kept of a conversation.
@@ -107,16 +119,60 @@ pub struct ConversationRecord {
     pub seen_hlc: u64,
     /// Read up to here.
     pub mark: Heads,
+    /// A server has told its row; what it said last is in the fields below.
+    pub sighted: bool,
     /// Of the row: 0 = member, 1 = left, 2 = large.
     pub state: u32,
-    /// A server has told its heads.
-    pub sighted: bool,
+    /// Of the row: of the membership.
+    pub generation: u64,
+    /// Of the row.
+    pub heads: Heads,
+    /// Of the row: what the user has read, as that region knows it.
+    pub read: Heads,
+    /// Of the row: what the other user of a direct conversation has read. Merged by maximum.
+    pub peer_read: Heads,
+    /// Of the row: entries up to here are from before the membership.
+    pub from: Heads,
+    /// Of the row: at most so many were unread; 0 once more was read here.
+    pub unread_hint: u32,
 }
 
 impl ConversationRecord {
     /// One of which nothing is known.
     pub fn new(id: ConvId, peer: Option<UserId>) -> Self {
-        Self { id, peer, next_n: 1, seen_hlc: 0, mark: Heads::new(), state: 0, sighted: false }
+        Self {
+            id,
+            peer,
+            next_n: 1,
+            seen_hlc: 0,
+            mark: Heads::new(),
+            sighted: false,
+            state: 0,
+            generation: 0,
+            heads: Heads::new(),
+            read: Heads::new(),
+            peer_read: Heads::new(),
+            from: Heads::new(),
+            unread_hint: 0,
+        }
+    }
+
+    /// The row as last told, for comparing it with a server's (R8). `None`: none was told.
+    pub fn told(&self) -> Option<RowView<'_>> {
+        self.sighted.then_some(RowView {
+            conversation: self.id,
+            heads: &self.heads,
+            read: &self.read,
+            peer_read: &self.peer_read,
+            from: &self.from,
+            state: self.state,
+            generation: self.generation,
+        })
+    }
+
+    /// This user is not in the group any more: what was written up to then can be read, nothing can be sent.
+    pub fn has_left(&self) -> bool {
+        self.state == crate::buckets::LEFT
     }
 }
 
@@ -170,6 +226,8 @@ pub struct OutgoingRecord {
     pub acked: Option<(Place, Receipt)>,
     /// Where it is known to be held: per origin its seq there and the display key of that copy.
     pub places: BTreeMap<Origin, (Seq, Place)>,
+    /// Groups: stores that it was transmitted to and that have not refused it. Stored before the transmission.
+    pub tried: BTreeSet<Origin>,
 }
 
 /// An own message with its content.
@@ -239,8 +297,45 @@ pub enum Op {
     },
     /// The message and all that is kept of it.
     Discard(MessageId),
-    /// All messages of the conversation are read.
-    Read(ConvId),
+    /// Messages of which any copy lies under the mark are read.
+    Read {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Up to where, per origin.
+        mark: Heads,
+    },
+    /// Nothing of this user is unread: he was blocked.
+    ReadFrom(UserId),
+    /// An entry of one of tern's own kinds, which a machine folds: kept whole, beside the message that it is too.
+    Fact {
+        /// Which conversation.
+        conversation: ConvId,
+        /// With its body.
+        entry: Arc<Entry>,
+    },
+    /// A fact that no longer counts.
+    Forget {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Whose log.
+        origin: Origin,
+        /// Position there.
+        seq: Seq,
+    },
+    /// Drops the bodies of placed messages, but of none of tern's own kinds.
+    Erase {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Which messages.
+        what: Erasing,
+    },
+    /// What a server folded of a conversation whose entries are not all held: a `Cells` message.
+    Folded {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Its encoding.
+        cells: Bytes,
+    },
     /// How far the rows of one region were heard of; replaces that region's.
     Cursor(Cursor),
     /// So many connections were made: orders them, see `Commit.order` of the wire.
@@ -282,6 +377,17 @@ pub struct ConversationImage {
     pub record: ConversationRecord,
     /// What is held, per origin.
     pub origins: BTreeMap<Origin, OriginState>,
+    /// See [`Op::Fact`]; in no particular order.
+    pub facts: Vec<Arc<Entry>>,
+    /// See [`Op::Folded`].
+    pub folded: Option<Bytes>,
+}
+
+impl ConversationImage {
+    /// Of one of which only the record is known.
+    pub fn new(record: ConversationRecord) -> Self {
+        Self { record, origins: BTreeMap::new(), facts: Vec::new(), folded: None }
+    }
 }
 
 /// What an applied op changed in a timeline.
@@ -310,6 +416,8 @@ pub enum Placed {
         /// Its predecessor.
         after: Option<MessageId>,
     },
+    /// Its body was erased; it stays where it is.
+    Erased,
 }
 
 /// Bytes whose order is the order of places: for stores that compare bytes.
@@ -375,7 +483,7 @@ mod tests {
     #[test]
     fn message_states_survive_their_stored_form() {
         use MessageState as S;
-        for state in [S::Received, S::Queued, S::Sent, S::Stable, S::AtRisk, S::Failed(0), S::Failed(13)] {
+        for state in [S::Received, S::Queued, S::Sent, S::Stable, S::AtRisk, S::Failed(0), S::Failed(13), S::Unknown(31)] {
             assert_eq!(S::from_code(state.to_code()), Some(state));
         }
         assert_eq!(S::from_code(-7), None);

@@ -22,6 +22,8 @@ pub struct Setup {
     pub fallback: Vec<Candidate>,
     /// Number of dispatch addresses.
     pub dispatch_targets: usize,
+    /// This device as its user calls it, at most 64 bytes; empty: it does not announce itself.
+    pub device: String,
     /// Randomness of this run.
     pub seed: u64,
 }
@@ -172,6 +174,53 @@ pub enum Event {
         /// The server's words, for a developer.
         message: String,
     },
+    /// Refused by one region, while another may have taken it before: it becomes sent or failed once that one is
+    /// reached, or a copy is received. It may be tried again or discarded until then.
+    Unknown {
+        /// Where.
+        conversation: ConvId,
+        /// Which message.
+        id: MessageId,
+        /// See [`Code`].
+        code: u32,
+        /// The server's words.
+        message: String,
+    },
+    /// A change of a group, a setting or an erasure was refused for good: it is undone, and nothing waits for it.
+    ChangeRefused {
+        /// Where.
+        conversation: ConvId,
+        /// What it was known by.
+        id: MessageId,
+        /// See [`crate::kinds`].
+        kind: u32,
+        /// See [`Code`].
+        code: u32,
+        /// The server's words.
+        message: String,
+    },
+    /// Members, roles, title, or this user's own membership of a group changed, on this device or elsewhere.
+    GroupChanged {
+        /// Which.
+        conversation: ConvId,
+    },
+    /// A cell of the user's own log changed; an empty key: all may have.
+    SettingsChanged {
+        /// Which.
+        key: String,
+    },
+    /// More is read than before, on this device or another.
+    Read {
+        /// Where.
+        conversation: ConvId,
+    },
+    /// The other user of a direct conversation has read more.
+    PeerRead {
+        /// Where.
+        conversation: ConvId,
+    },
+    /// Where the user's devices are connected was told.
+    Devices,
     /// Released before it was stable, because more is waiting than is kept.
     AtRisk {
         /// Where.
@@ -232,6 +281,12 @@ pub enum SendRefused {
     /// No such conversation on this device.
     #[error("conversation {0} is not known here")]
     UnknownConversation(ConvId),
+    /// This user is not in the group any more.
+    #[error("you are not in group {0} any more")]
+    Left(ConvId),
+    /// Kinds 16-63 are tern's own.
+    #[error("kind {0} is reserved: kinds 16 to 63 are tern's own")]
+    ReservedKind(u32),
 }
 
 /// The message is not in the outbox.

@@ -86,5 +86,28 @@ pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const HEARTBEAT: Duration = Duration::from_secs(25);
 /// Shortest and longest heartbeat that a server's word is followed for.
 pub const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// First pause between two rounds of giving a region the membership entries that it lacks; it doubles up to
+/// [`GIVE_PAUSE_MAX`]. A region that takes them and refuses still waits for something else.
+pub const GIVE_PAUSE: Duration = Duration::from_secs(2);
+/// See [`GIVE_PAUSE`].
+pub const GIVE_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Read marks on the way at once: after a flight all conversations may have one.
+pub const MARKS_IN_FLIGHT: usize = 8;
+/// First pause after a mark was not taken; it doubles up to [`MARK_PAUSE_MAX`].
+pub const MARK_PAUSE: Duration = Duration::from_secs(1);
+/// See [`MARK_PAUSE`].
+pub const MARK_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Folds of a server on the way at once: they matter less than entries.
+pub const CELLS_IN_FLIGHT: usize = 2;
+/// Pause after a fold was not to be had.
+pub const CELLS_PAUSE: Duration = Duration::from_secs(10);
+/// Facts kept per conversation before superseded cells are forgotten: twice the cells that are folded.
+pub const FACTS: usize = 2 * crate::limits::CELLS;
+/// A token is renewed this long before its end, or a quarter of its life if that is shorter; half of it is random.
+pub const TOKEN_MARGIN: Duration = Duration::from_secs(600);
+/// First pause after a token was not renewed; it doubles up to [`TOKEN_PAUSE_MAX`].
+pub const TOKEN_PAUSE: Duration = Duration::from_secs(5);
+/// See [`TOKEN_PAUSE`].
+pub const TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Pings whose answers are awaited; older ones are forgotten.
 pub const PINGS: usize = 64;

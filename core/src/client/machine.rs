@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -12,10 +14,14 @@ use super::candidates::{Candidate, ConnNo, Failure};
 use super::data::{ConversationRecord, Image, MessageId, MessageState, Op, OriginState};
 use super::effects::{ConnectionState, Effect, Event, Outbound, Setup, Step};
 use super::engine::Engine;
+use super::groups::Giving;
+use super::marks::wants_mark;
 use super::outbox::{Outbox, Own};
-use super::session::{Due, Session};
+use super::session::{Due, Request, Session};
 use crate::codes::Code;
-use crate::ids::{ConvId, Cursor, InstallId, Origin, Region, UserId};
+use crate::entry::Entry;
+use crate::fold::Fold;
+use crate::ids::{ConvId, Cursor, Identity, InstallId, Origin, Region, UserId};
 use crate::wire::compact::Read;
 use crate::wire::v1::{self, error::Retry, frame::Body};
 
@@ -26,6 +32,33 @@ pub(super) struct Conv {
     /// Pulls that found nothing: when to try again, and how often that was.
     pub(super) pauses: BTreeMap<Origin, (Duration, u32)>,
     pub(super) outbox: Outbox,
+    /// What follows from entries of tern's own kinds, by identity; see `facts`.
+    pub(super) facts: BTreeMap<Identity, Arc<Entry>>,
+    pub(super) fold: Fold,
+    /// What a server folded.
+    pub(super) folded: Option<v1::Cells>,
+    /// Membership entries on their way to a region that lacks them; rounds of that on this connection, and when
+    /// the next may begin.
+    pub(super) giving: Option<Giving>,
+    pub(super) gave: u32,
+    pub(super) give_at: Duration,
+}
+
+impl Conv {
+    fn new(record: ConversationRecord) -> Self {
+        Self {
+            record,
+            origins: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            outbox: Outbox::default(),
+            facts: BTreeMap::new(),
+            fold: Fold::default(),
+            folded: None,
+            giving: None,
+            gave: 0,
+            give_at: Duration::ZERO,
+        }
+    }
 }
 
 /// A token in memory.
@@ -53,6 +86,16 @@ pub struct Machine {
     pub(super) unstable: BTreeSet<ConvId>,
     /// Conversations of which something is to be pulled.
     pub(super) wanting: BTreeSet<ConvId>,
+    /// Conversations whose read mark the region lacks.
+    pub(super) marking: BTreeSet<ConvId>,
+    /// Conversations of which a server's fold may be needed.
+    pub(super) folding: BTreeSet<ConvId>,
+    /// Groups that a region is given entries of.
+    pub(super) giving: BTreeSet<ConvId>,
+    /// Where the user's devices are, as last told: names or numbers of regions.
+    pub(super) connected: BTreeMap<InstallId, Vec<String>>,
+    /// The install whose device cell is known to be written.
+    pub(super) announced: Option<InstallId>,
     pub(super) last_served: ConvId,
     /// The region that offers were asked by.
     pub(super) offers_to: Option<Region>,
@@ -89,6 +132,11 @@ impl Machine {
             sending: BTreeSet::new(),
             unstable: BTreeSet::new(),
             wanting: BTreeSet::new(),
+            marking: BTreeSet::new(),
+            folding: BTreeSet::new(),
+            giving: BTreeSet::new(),
+            connected: BTreeMap::new(),
+            announced: None,
             last_served: ConvId([0; 16]),
             offers_to: None,
             queued: (0, 0),
@@ -110,8 +158,13 @@ impl Machine {
             if c.origins.values().any(|o| !o.missing().is_empty()) {
                 machine.wanting.insert(id);
             }
-            let conv =
-                Conv { record: c.record, origins: c.origins, pauses: BTreeMap::new(), outbox: Outbox::default() };
+            if wants_mark(&c.record) {
+                machine.marking.insert(id);
+            }
+            let mut conv = Conv { origins: c.origins, ..Conv::new(c.record) };
+            conv.set_facts(c.facts);
+            conv.folded = c.folded.and_then(|bytes| v1::Cells::decode(bytes).ok());
+            machine.folding.insert(id);
             machine.convs.insert(id, conv);
         }
         for out in image.outgoing {
@@ -136,8 +189,7 @@ impl Machine {
     pub(super) fn conv(&mut self, id: ConvId) -> &mut Conv {
         self.convs.entry(id).or_insert_with(|| {
             self.dirty_convs.insert(id);
-            let record = ConversationRecord::new(id, None);
-            Conv { record, origins: BTreeMap::new(), pauses: BTreeMap::new(), outbox: Outbox::default() }
+            Conv::new(ConversationRecord::new(id, None))
         })
     }
 
@@ -213,13 +265,17 @@ impl Machine {
     pub fn token(&mut self, now: Duration, token: Option<String>) {
         self.token_asked = false;
         if let Some(token) = token {
-            if self.session.is_some() {
-                self.write_frame(0, Body::Token(v1::Token { token: token.clone() }));
+            if let Some(session) = &mut self.session {
+                session.token_at = None;
+                let req = session.request(now, Request::Token);
+                self.write_frame(req, Body::Token(v1::Token { token: token.clone() }));
             }
             self.token = Some(Secret(token));
             self.token_refused = false;
             self.engine.token_ready(now);
-        } else if self.session.is_none() {
+        } else if let Some(session) = &mut self.session {
+            session.token_again(now);
+        } else {
             self.engine.token_failed(now);
         }
         self.after(now);
@@ -258,7 +314,7 @@ impl Machine {
             self.token_refused = true;
         }
         if let Failure::Refused { code, retry: Retry::Never, .. } = failure
-            && matches!(Code::from_u32(*code), Some(Code::Replaced | Code::TooManyDevices))
+            && matches!(Code::from_u32(*code), Some(Code::Replaced | Code::TooManyDevices | Code::Kicked))
         {
             self.kicked(now, *code, String::new());
             return;
@@ -319,8 +375,14 @@ impl Machine {
                 None => break,
             }
         }
+        self.pump_giving(now);
         self.pump(now);
+        self.pump_marks(now);
         self.synchronize(now);
+        self.announce_device(now);
+        if self.session.as_mut().is_some_and(|s| s.token_at.take_if(|at| now >= *at).is_some()) {
+            self.ask_token(true);
+        }
         self.run_engine(now);
         let state = self.connection();
         if state != self.told {
@@ -350,7 +412,8 @@ impl Machine {
         let session = self.session.as_ref().and_then(Session::next_deadline);
         let sends = self.session.as_ref().and_then(|_| self.send_deadline());
         let pulls = self.session.as_ref().and_then(|_| self.pull_deadline());
-        [self.engine.next_deadline(), session, sends, pulls].into_iter().flatten().min()
+        let cells = self.session.as_ref().and_then(|_| self.cells_deadline());
+        [self.engine.next_deadline(), session, sends, pulls, self.mark_deadline(), cells].into_iter().flatten().min()
     }
 
     /// What has come up since the last call; empty when nothing has.

@@ -11,7 +11,8 @@
 //! 2. `effects`, `machine`: what goes in and out; the struct, its inputs and its steps.
 //! 3. `outbox`, `numbering`, `sending`, `stability`: own messages, from the first transmission until a second region has
 //!    them.
-//! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors.
+//! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors; `comparing`: a region never visited.
+//!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read.
 //! 5. `session`: one connection: requests, probes, heartbeat. `engine`, `connecting`: which connection.
 //! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
 //!
@@ -24,19 +25,25 @@
 
 mod book;
 mod candidates;
+mod comparing;
 mod connecting;
 mod data;
 mod effects;
 mod engine;
+mod erasing;
+mod facts;
+mod groups;
 mod intervals;
 pub mod limits;
 mod machine;
+mod marks;
 mod numbering;
 mod outbox;
 mod pulling;
 mod receiving;
 mod sending;
 mod session;
+mod settings;
 mod stability;
 
 pub use book::Book;
@@ -48,8 +55,12 @@ pub use data::{
 pub use effects::{
     ConnectionState, DiscardRefused, Effect, Event, Hello, Outbound, SendRefused, Setup, Step, UnknownMessage,
 };
+pub use erasing::{EraseRefused, Erased};
+pub use facts::{GroupInfo, MemberInfo};
+pub use groups::{GroupOptions, GroupRefused};
 pub use intervals::Intervals;
 pub use machine::Machine;
+pub use settings::{DeviceInfo, FOR_EVER, SetRefused};
 
 #[cfg(test)]
 mod tests;

@@ -44,6 +44,7 @@ impl Machine {
             if let Some(own) = self.conv(id).outbox.queue.get_mut(&message) {
                 own.out.record.install = install;
                 own.out.record.n = n;
+                own.out.record.tried.clear();
                 own.transmitted = false;
                 own.conflicted = false;
                 let record = own.out.record.clone();
@@ -69,7 +70,8 @@ impl Machine {
         let provisional: Vec<_> =
             self.convs.values().filter_map(|c| c.record.peer.clone().map(|p| (c.record.id, p))).collect();
         for (from, peer) in provisional {
-            let to = self.direct_id(&peer);
+            let own = from == ConvId::own(&[], &self.setup.user);
+            let to = if own { self.own_log() } else { self.direct_id(&peer) };
             if from == to {
                 continue;
             }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::data::{MessageId, MessageState, Outgoing};
 use super::limits::{OFFER_AGAIN, SEND_PAUSE, SEND_PAUSE_MAX};
-use crate::ids::{InstallId, Origin, Place, Seq};
+use crate::ids::{Heads, InstallId, Origin, Place, Seq};
 use crate::receipt::Receipt;
 
 /// An own message and what is known of it in this run.
@@ -41,8 +41,14 @@ impl Own {
         Self { out, in_flight: None, transmitted, conflicted: false, offered_at: None }
     }
 
+    /// Refused: nothing is sent of it before it is tried again.
     pub(super) fn is_failed(&self) -> bool {
-        matches!(self.out.record.state, MessageState::Failed(_))
+        matches!(self.out.record.state, MessageState::Failed(_) | MessageState::Unknown(_))
+    }
+
+    /// Refused by a region that can't know whether another has it: what follows does not wait for it.
+    fn is_unknown(&self) -> bool {
+        matches!(self.out.record.state, MessageState::Unknown(_))
     }
 }
 
@@ -62,12 +68,14 @@ pub(super) struct Outbox {
 }
 
 /// What the ack of one message says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct AckOf {
     pub(super) place: Place,
     pub(super) first: Option<Place>,
     pub(super) receipt: Receipt,
     pub(super) refused: bool,
+    /// Membership entries: of their stamp.
+    pub(super) cut: Heads,
 }
 
 impl Outbox {
@@ -100,6 +108,7 @@ impl Outbox {
         let conflict = self.queue.values().any(|o| o.conflicted);
         self.queue
             .iter()
+            .filter(|(_, o)| !o.is_unknown())
             .take_while(move |(_, o)| {
                 !o.is_failed() && o.out.record.n > 0 && o.out.record.install == *install && (o.transmitted || !conflict)
             })
@@ -110,11 +119,11 @@ impl Outbox {
 
     /// Un-acked messages are waiting, other than behind one that failed.
     pub(super) fn is_waiting(&self) -> bool {
-        self.queue.values().next().is_some_and(|o| !o.is_failed())
+        self.queue.values().find(|o| !o.is_unknown()).is_some_and(|o| !o.is_failed())
     }
 
     /// Notes an ack. True if the message was un-acked before; `None` if it is not here.
-    pub(super) fn acked(&mut self, id: MessageId, ack: AckOf) -> Option<bool> {
+    pub(super) fn acked(&mut self, id: MessageId, ack: &AckOf) -> Option<bool> {
         let was_queued = self.queue.remove(&id).map(|own| self.unstable.insert(id, own)).is_some();
         let own = self.unstable.get_mut(&id)?;
         own.in_flight = None;
@@ -126,6 +135,7 @@ impl Outbox {
             record.acked = None;
         }
         record.state = MessageState::Sent;
+        record.tried.clear();
         record.places.insert(ack.place.origin, (ack.place.seq, key));
         if record.acked.is_none_or(|(lowest, _)| key < lowest) {
             record.acked = Some((key, ack.receipt));

@@ -4,17 +4,42 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::data::{Op, OriginState};
+use super::data::OriginState;
 use super::effects::Event;
-use super::limits::{PULL_PAUSE, PULL_PAUSE_MAX, PULLS_IN_FLIGHT};
-use super::machine::Machine;
+use super::limits::{CELLS_IN_FLIGHT, PULL_PAUSE, PULL_PAUSE_MAX, PULLS_IN_FLIGHT};
+use super::machine::{Conv, Machine};
 use super::session::Request;
 use crate::codes::{Code, Refusal};
-use crate::ids::{ConvId, Origin, Rev, Seq};
+use crate::ids::{ConvId, Heads, Origin, Rev, Seq};
 use crate::limits::PULL_ENTRIES;
 use crate::wire::compact::TableReader;
 use crate::wire::convert;
 use crate::wire::v1::{self, frame::Body, gap::Reason};
+
+impl Conv {
+    /// The row says from where the conversation can be read: what is below counts as had.
+    pub(super) fn set_from(&mut self, before: &Heads) {
+        for (origin, state) in &mut self.origins {
+            state.lost.remove(1, before.get(origin).copied().unwrap_or(0));
+            state.begin_at(self.record.from.get(origin).copied().unwrap_or(0));
+        }
+    }
+}
+
+impl OriginState {
+    /// Nothing up to `from` is asked for.
+    pub(super) fn begin_at(&mut self, from: Seq) {
+        if from == 0 {
+            return;
+        }
+        for (a, b) in self.held.missing(1, from) {
+            self.lost.insert(a, b);
+        }
+        if self.floor <= from {
+            (self.floor, self.floor_hlc) = (0, 0);
+        }
+    }
+}
 
 impl Machine {
     // ---- entries -------------------------------------------------------------------------------------
@@ -103,7 +128,9 @@ impl Machine {
             }
         }
         let Some(session) = &mut self.session else { return };
-        if !session.rows_in_flight && session.rows_at.is_some_and(|t| now >= t) {
+        if session.comparing.is_some() {
+            // Its end decides what is pulled.
+        } else if !session.rows_in_flight && session.rows_at.is_some_and(|t| now >= t) {
             session.rows_at = None;
             if have.is_none_or(|c| c.rev < session.target) {
                 let asked = self.cursors.get(&region).copied();
@@ -116,10 +143,40 @@ impl Machine {
             session.rows_at = None;
         }
         self.plan_pulls(now);
+        self.plan_cells(now);
         let Some(session) = &mut self.session else { return };
         let rows = session.rows_in_flight || session.rows_at.is_some_and(|t| now >= t);
         let first = have.is_none() && !session.caught_up && session.target > Rev(0);
         session.caught_up = !rows && session.pulls == 0 && !first;
+    }
+
+    /// Asks for folds where what is held does not say it all.
+    fn plan_cells(&mut self, now: Duration) {
+        let Some(session) = &self.session else { return };
+        let busy = session.requests.values().filter(|(r, _)| matches!(r, Request::Cells { .. })).count();
+        let free = CELLS_IN_FLIGHT.saturating_sub(busy);
+        if free == 0 || self.folding.is_empty() {
+            return;
+        }
+        let mut folding = std::mem::take(&mut self.folding);
+        folding.retain(|id| self.may_want_cells(*id));
+        self.folding = folding;
+        let waits = |id: &ConvId| session.pulls_cells_of(*id) || session.cells_pauses.get(id).is_some_and(|at| now < *at);
+        let wanted = self.folding.iter().filter(|id| !waits(id) && self.wants_cells(**id));
+        let wanted: Vec<_> = wanted.take(free).copied().collect();
+        for id in wanted {
+            let Some(session) = &mut self.session else { return };
+            let req = session.request(now, Request::Cells { conversation: id });
+            let conversation = bytes::Bytes::copy_from_slice(&id.0);
+            self.write_frame(req, Body::PullCells(v1::PullCells { conversation }));
+        }
+    }
+
+    /// When a fold that was not to be had may be asked for again.
+    pub(super) fn cells_deadline(&self) -> Option<Duration> {
+        let session = self.session.as_ref()?;
+        let paused = self.folding.iter().filter_map(|id| Some((id, session.cells_pauses.get(id)?)));
+        paused.filter(|(id, _)| self.wants_cells(**id) && !session.pulls_cells_of(**id)).map(|(_, at)| *at).min()
     }
 
     /// Forgets conversations of which nothing is missing any more.
@@ -227,22 +284,5 @@ impl Machine {
             !s.missing().is_empty() && conv.pauses.get(o).is_none_or(|(at, _)| now >= *at)
         };
         conv.origins.iter().any(open)
-    }
-
-    /// Everything shown in the conversation is read.
-    pub fn mark_read(&mut self, id: ConvId) {
-        let Some(conv) = self.convs.get_mut(&id) else { return };
-        for (origin, state) in &conv.origins {
-            let mark = conv.record.mark.entry(*origin).or_default();
-            *mark = state.held.union(&state.lost).prefix_above((*mark).max(state.floor)).max(*mark);
-        }
-        self.dirty_convs.insert(id);
-        self.ops.push(Op::Read(id));
-    }
-
-    /// Whether a count of unread messages over what is held is exact: nothing above the mark is missing (R9).
-    pub fn unread_is_exact(&self, id: ConvId) -> bool {
-        let Some(conv) = self.convs.get(&id) else { return true };
-        conv.origins.iter().all(|(o, s)| s.complete_above(conv.record.mark.get(o).copied().unwrap_or(0)))
     }
 }

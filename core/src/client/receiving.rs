@@ -13,15 +13,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::Rng;
+
 use super::candidates::Failure;
 use super::data::{Op, OriginState};
-use super::limits::{BEHIND_GRACE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
+use super::effects::Event;
+use super::limits::{BEHIND_GRACE, CELLS_PAUSE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
 use super::machine::{Conv, Machine};
+use super::marks::merge;
 use super::session::Request;
 use crate::codes::{Code, Refusal};
-use crate::edge_api::Push;
+use crate::edge_api::{Push, RowState};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Heads, Origin, Rev, Seq, UserId};
+use crate::kinds::is_countable;
 use crate::wire::compact::{Read, TableReader};
 use crate::wire::convert;
 use crate::wire::v1::{self, CursorReset, error::Retry, frame::Body};
@@ -32,11 +37,11 @@ impl Machine {
         let frame = match read {
             Read::Noted | Read::Send(_) => return Ok(()),
             Read::Ack(ack) => {
-                let request = self.session.as_mut().and_then(|s| s.answered(now, req));
-                let Some(Request::Send { conversation, id, .. }) = request else {
-                    return Err(Refusal::new(Code::BadFrame, "an ack without its request"));
-                };
-                self.on_ack(now, conversation, id, &ack);
+                match self.session.as_mut().and_then(|s| s.answered(now, req)) {
+                    Some(Request::Send { conversation, id, .. }) => self.on_ack(now, conversation, id, &ack),
+                    Some(Request::Give { conversation, by, .. }) => self.given(now, conversation, by, None),
+                    _ => return Err(Refusal::new(Code::BadFrame, "an ack without its request")),
+                }
                 return Ok(());
             }
             Read::Push(push) => {
@@ -53,10 +58,40 @@ impl Machine {
             Some(Body::Stable(stable)) => self.on_stable(now, &stable)?,
             Some(Body::Rows(rows)) => {
                 let request = self.session.as_mut().and_then(|s| s.answered(now, frame.req));
-                let asked = if let Some(Request::Rows { asked }) = request { asked } else { None };
-                self.rows(now, rows, asked)?;
+                if let Some(Request::Compare) = request {
+                    self.compared_rows(now, rows)?;
+                } else {
+                    let asked = if let Some(Request::Rows { asked }) = request { asked } else { None };
+                    self.rows(now, rows, asked)?;
+                }
             }
             Some(Body::Page(page)) => self.page(now, frame.req, page)?,
+            Some(Body::Marked(_)) => {
+                let request = self.session.as_mut().and_then(|s| s.answered(now, frame.req));
+                if let Some(Request::Mark { conversation, read }) = request {
+                    self.on_marked(conversation, &read);
+                }
+            }
+            Some(Body::TokenTaken(taken)) => {
+                let jitter = self.rng.random_range(0..=1000);
+                if let Some(session) = &mut self.session
+                    && let Some(Request::Token) = session.answered(now, frame.req)
+                {
+                    session.token_until(now, None, taken.token_expires_ms, jitter);
+                }
+            }
+            Some(Body::Devices(devices)) => {
+                if let Some(Request::Devices) = self.session.as_mut().and_then(|s| s.answered(now, frame.req)) {
+                    self.on_devices(devices);
+                    self.event(Event::Devices);
+                }
+            }
+            Some(Body::Cells(cells)) => {
+                let request = self.session.as_mut().and_then(|s| s.answered(now, frame.req));
+                if let Some(Request::Cells { conversation }) = request {
+                    self.on_cells(now, conversation, cells);
+                }
+            }
             Some(Body::Error(error)) if frame.req == 0 => self.session_error(now, &error),
             Some(Body::Error(error)) => self.refused(now, frame.req, &error),
             Some(Body::GoAway(go)) => self.go_away(now, &go),
@@ -79,6 +114,33 @@ impl Machine {
                 self.pause_pulls(now, conversation, origin);
                 self.after_refused_read(now, error);
             }
+            Some(Request::Give { conversation, by, .. }) => {
+                let here = matches!(Retry::try_from(error.retry), Ok(Retry::Here));
+                let after = Duration::from_millis(error.retry_after_ms.into());
+                self.given(now, conversation, by, here.then_some(after));
+                self.after_refused_read(now, error);
+            }
+            Some(Request::Compare) => {
+                self.compare_refused(now);
+                self.after_refused_read(now, error);
+            }
+            Some(Request::Mark { conversation, .. }) => {
+                let after = Duration::from_millis(error.retry_after_ms.into());
+                self.mark_refused(now, conversation, after);
+                self.after_refused_read(now, error);
+            }
+            Some(Request::Cells { conversation }) => {
+                if let Some(session) = &mut self.session {
+                    session.cells_pauses.insert(conversation, now + CELLS_PAUSE);
+                }
+                self.after_refused_read(now, error);
+            }
+            Some(Request::Token) => {
+                if let Some(session) = &mut self.session {
+                    session.token_again(now);
+                }
+            }
+            Some(Request::Devices) => self.event(Event::Devices),
             None => {}
         }
     }
@@ -93,8 +155,16 @@ impl Machine {
 
     // ---- heads and cursors ---------------------------------------------------------------------------
 
-    /// A server tells heads of a conversation's row.
-    fn tell(&mut self, id: ConvId, peer: Option<&UserId>, heads: &Heads) {
+    /// A server tells a row, or the heads of one that have changed.
+    fn tell(&mut self, id: ConvId, peer: Option<&UserId>, heads: &Heads, row: Option<&RowState>) {
+        if let Some(row) = row {
+            self.tell_state(id, row);
+        }
+        let conv = self.conv(id);
+        // As told, for comparing: a row of another region replaces this one, see `rows`.
+        if merge(&mut conv.record.heads, heads) {
+            self.dirty_convs.insert(id);
+        }
         let conv = self.conv(id);
         let sighted = conv.record.sighted;
         let mut changed = !sighted;
@@ -115,18 +185,49 @@ impl Machine {
         }
         if changed {
             self.dirty_convs.insert(id);
+            self.folding.insert(id);
         }
         if !dirty.is_empty() {
             self.wanting.insert(id);
         }
         self.dirty_vectors.extend(dirty.into_iter().map(|o| (id, o)));
+        self.plan_mark(id);
+    }
+
+    /// What a row says besides its heads.
+    fn tell_state(&mut self, id: ConvId, row: &RowState) {
+        let conv = self.conv(id);
+        let record = &mut conv.record;
+        let membership = (record.state, record.generation) != (row.state, row.generation);
+        (record.state, record.generation) = (row.state, row.generation);
+        record.read.clone_from(&row.read);
+        let peer_read = merge(&mut record.peer_read, &row.peer_read);
+        let from = (record.from != row.from).then(|| std::mem::replace(&mut record.from, row.from.clone()));
+        if let Some(before) = from {
+            conv.set_from(&before);
+            let origins: Vec<_> = conv.origins.keys().copied().collect();
+            self.dirty_vectors.extend(origins.into_iter().map(|o| (id, o)));
+            self.wanting.insert(id);
+        }
+        self.dirty_convs.insert(id);
+        if membership {
+            self.folding.insert(id);
+            self.event(Event::GroupChanged { conversation: id });
+        }
+        if peer_read {
+            self.event(Event::PeerRead { conversation: id });
+        }
+        self.read(id, &row.read);
     }
 
     /// Stores a copy of a message, unless it is held.
     pub(super) fn hold(&mut self, id: ConvId, entry: Arc<Entry>) {
         let own_user = entry.by.user == self.setup.user;
         let place = entry.place;
+        let blocked = !own_user && self.is_blocked(&entry.by.user);
         let conv = self.conv(id);
+        let erased = !entry.erased && conv.fold.is_erased(&entry);
+        let entry = if erased { Arc::new(entry.to_erased()) } else { entry };
         let sighted = conv.record.sighted;
         let state = origin_state(conv, place.origin, place.seq, sighted);
         if state.held.contains(place.seq) {
@@ -140,8 +241,10 @@ impl Machine {
         }
         // An ack or a push can be the first to tell that there is something before it.
         let hole = state.held.prefix_above(state.floor) < state.head;
-        let unread =
-            !own_user && countable(&entry) && place.seq > conv.record.mark.get(&place.origin).copied().unwrap_or(0);
+        let unread = !own_user
+            && !blocked
+            && countable(&entry)
+            && place.seq > conv.record.mark.get(&place.origin).copied().unwrap_or(0);
         let seen = place.hlc.max(entry.display_key().hlc);
         let higher = seen > conv.record.seen_hlc;
         conv.record.seen_hlc = conv.record.seen_hlc.max(seen);
@@ -161,11 +264,22 @@ impl Machine {
         self.dirty_vectors.insert((id, place.origin));
         self.ops.extend(copy.map(Op::Outgoing));
         let fresh = self.fresh_id();
-        self.ops.push(Op::Entry { id: fresh, conversation: id, entry, unread });
+        self.ops.push(Op::Entry { id: fresh, conversation: id, entry: entry.clone(), unread });
+        if own_user {
+            let own = self.conv(id).outbox.find(&entry.by.install, entry.by.n);
+            if let Some(message) = own.filter(|_| entry.erased) {
+                self.drop_erased_own(id, message);
+            } else if own.is_some() {
+                // What was refused is held after all: sent again, it is acked.
+                let by = entry.by.clone();
+                self.unknown_again(id, |o| o.out.record.n == by.n && o.out.record.install == by.install);
+            }
+        }
+        self.learn_fact(id, &entry);
     }
 
     fn pushed(&mut self, now: Duration, push: &Push) {
-        self.tell(push.conversation, push.peer.as_ref(), &push.heads);
+        self.tell(push.conversation, push.peer.as_ref(), &push.heads, push.row.as_deref());
         for entry in &push.entries {
             self.hold(push.conversation, entry.clone());
         }
@@ -182,7 +296,7 @@ impl Machine {
         }
     }
 
-    fn move_cursor(&mut self, to: Cursor) {
+    pub(super) fn move_cursor(&mut self, to: Cursor) {
         self.cursors.insert(to.store.region, to);
         self.ops.push(Op::Cursor(to));
     }
@@ -215,20 +329,7 @@ impl Machine {
     /// A page of rows.
     pub(super) fn rows(&mut self, now: Duration, rows: v1::Rows, asked: Option<Cursor>) -> Result<(), Refusal> {
         let table = TableReader::new(rows.origins, &rows.senders)?;
-        for row in rows.rows {
-            let id = convert::conversation(&row.conversation)?;
-            let peer = if row.peer.is_empty() { None } else { Some(convert::user(&row.peer)?) };
-            self.tell(id, peer.as_ref(), &table.heads(&row.heads)?);
-            let conv = self.conv(id);
-            if conv.record.state != row.state {
-                conv.record.state = row.state;
-                self.dirty_convs.insert(id);
-            }
-            for entry in row.inline {
-                let entry = table.entry(entry)?;
-                self.hold(id, Arc::new(entry));
-            }
-        }
+        self.take_rows(&table, rows.rows)?;
         let upto = rows.upto.map(Cursor::try_from).transpose()?;
         let base = rows.base.map(Cursor::try_from).transpose()?;
         let Some(store) = self.session.as_ref().map(|s| s.store) else { return Ok(()) };
@@ -264,6 +365,48 @@ impl Machine {
         Ok(())
     }
 
+    /// A part of the answer to a comparison.
+    fn compared_rows(&mut self, now: Duration, rows: v1::Rows) -> Result<(), Refusal> {
+        let table = TableReader::new(rows.origins, &rows.senders)?;
+        self.take_rows(&table, rows.rows)?;
+        let upto = rows.upto.map(Cursor::try_from).transpose()?;
+        if self.compared(now, upto, rows.next_bucket) {
+            let have = self.cursor().map_or(Rev(0), |c| c.rev);
+            if let Some(session) = &mut self.session {
+                session.push_ack_at.get_or_insert(now + PUSH_ACK_DELAY);
+                session.target = session.target.max(if rows.last { have } else { Rev(have.0.saturating_add(1)) });
+            }
+            self.want_rows(now);
+        }
+        Ok(())
+    }
+
+    fn take_rows(&mut self, table: &TableReader, rows: Vec<v1::Row>) -> Result<(), Refusal> {
+        for row in rows {
+            let id = convert::conversation(&row.conversation)?;
+            let peer = if row.peer.is_empty() { None } else { Some(convert::user(&row.peer)?) };
+            let heads = table.heads(&row.heads)?;
+            let state = RowState {
+                state: row.state,
+                generation: row.generation,
+                from: table.heads(&row.from)?,
+                read: table.heads(&row.read)?,
+                peer_read: table.heads(&row.peer_read)?,
+            };
+            self.tell(id, peer.as_ref(), &heads, Some(&state));
+            let conv = self.conv(id);
+            // As told, not as known: that is what is compared.
+            conv.record.heads = heads;
+            conv.record.unread_hint = row.unread;
+            self.dirty_convs.insert(id);
+            for entry in row.inline {
+                let entry = table.entry(entry)?;
+                self.hold(id, Arc::new(entry));
+            }
+        }
+        Ok(())
+    }
+
     fn pong(&mut self, now: Duration, pong: &v1::Pong) {
         let Some(session) = &mut self.session else { return };
         session.pong(now, pong.echo);
@@ -282,15 +425,15 @@ impl Machine {
 /// What is held of an origin; one seen for the first time starts some way below its head, unless the
 /// conversation was known: then all of it is new.
 fn origin_state(conv: &mut Conv, origin: Origin, head: Seq, sighted: bool) -> &mut OriginState {
-    conv.origins.entry(origin).or_insert_with(|| OriginState {
-        head: 0,
-        floor: if sighted { 0 } else { head.saturating_sub(FIRST_SIGHT) },
-        ..OriginState::default()
+    let from = conv.record.from.get(&origin).copied().unwrap_or(0);
+    conv.origins.entry(origin).or_insert_with(|| {
+        let floor = if sighted { 0 } else { head.saturating_sub(FIRST_SIGHT) };
+        let mut state = OriginState { head: 0, floor, ..OriginState::default() };
+        state.begin_at(from);
+        state
     })
 }
 
-/// Kinds that count as unread: all that are shown. Kinds without display come with later versions, which
-/// number them from 2^16.
 fn countable(entry: &Entry) -> bool {
-    entry.kind < 1 << 16 && !entry.erased && !entry.only_sender
+    is_countable(entry.kind) && !entry.erased && !entry.only_sender
 }

@@ -1,5 +1,6 @@
 //! Own messages: into the outbox, onto the wire, through acks, refusals and re-offers, out when stable.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,9 @@ use super::outbox::{AckOf, Own};
 use super::session::Request;
 use crate::codes::Code;
 use crate::edge_api::{Ack, SendRequest};
-use crate::entry::Entry;
-use crate::ids::{ConvId, Identity, InstallId, UserId, body_hash};
+use crate::entry::{Entry, Stamp};
+use crate::ids::{ConvId, Identity, InstallId, Origin, UserId, body_hash};
+use crate::kinds::{CREATE, is_membership};
 use crate::limits::{BODY_BYTES, UNSTABLE_BYTES, UNSTABLE_MESSAGES};
 use crate::wire::v1::{self, error::Retry};
 
@@ -46,15 +48,42 @@ impl Machine {
         body: Bytes,
         wall_ms: u64,
     ) -> Result<MessageId, SendRefused> {
-        if body.len() > BODY_BYTES {
-            return Err(SendRefused::TooLarge(body.len()));
+        if (16..=63).contains(&kind) {
+            return Err(SendRefused::ReservedKind(kind));
         }
-        if self.queued.0 >= OUTBOX_MESSAGES || self.queued.1 + body.len() > OUTBOX_BYTES {
+        self.may_enqueue(body.len())?;
+        let Some(conv) = self.convs.get(&conversation) else {
+            return Err(SendRefused::UnknownConversation(conversation));
+        };
+        if conv.is_group() {
+            let view = conv.view();
+            if conv.record.has_left() || view.known && view.present(&self.setup.user).is_none() {
+                return Err(SendRefused::Left(conversation));
+            }
+        }
+        Ok(self.enqueue(now, conversation, kind, body, wall_ms))
+    }
+
+    /// Whether the outbox takes so much more.
+    pub(super) fn may_enqueue(&self, bytes: usize) -> Result<(), SendRefused> {
+        if bytes > BODY_BYTES {
+            return Err(SendRefused::TooLarge(bytes));
+        }
+        if self.queued.0 >= OUTBOX_MESSAGES || self.queued.1 + bytes > OUTBOX_BYTES {
             return Err(SendRefused::OutboxFull { messages: self.queued.0, bytes: self.queued.1 });
         }
-        if !self.convs.contains_key(&conversation) {
-            return Err(SendRefused::UnknownConversation(conversation));
-        }
+        Ok(())
+    }
+
+    /// Puts a message of any kind into the outbox.
+    pub(super) fn enqueue(
+        &mut self,
+        now: Duration,
+        conversation: ConvId,
+        kind: u32,
+        body: Bytes,
+        wall_ms: u64,
+    ) -> MessageId {
         let id = self.fresh_id();
         let record = OutgoingRecord {
             id,
@@ -63,7 +92,8 @@ impl Machine {
             n: 0,
             state: MessageState::Queued,
             acked: None,
-            places: std::collections::BTreeMap::new(),
+            places: BTreeMap::new(),
+            tried: BTreeSet::new(),
         };
         self.queued = (self.queued.0 + 1, self.queued.1 + body.len());
         self.sending.insert(conversation);
@@ -73,8 +103,8 @@ impl Machine {
         }
         self.ops.push(Op::Queue(out.clone()));
         self.conv(conversation).outbox.queue.insert(id, Own::new(out, false));
-        self.tick(now);
-        Ok(id)
+        self.after(now);
+        id
     }
 
     /// Tries a failed message again, under the same identity.
@@ -95,14 +125,11 @@ impl Machine {
         if own.in_flight.is_some() || (own.transmitted && !own.is_failed() && own.out.record.n > 0) {
             return Err(DiscardRefused::MayBeSent(id));
         }
-        let size = own.out.body.len();
-        let conv = self.conv(conversation);
-        conv.outbox.queue.remove(&id);
-        if conv.outbox.queue.is_empty() {
-            self.sending.remove(&conversation);
+        let own_kind = (16..=63).contains(&own.out.kind);
+        self.withdraw(conversation, id);
+        if own_kind {
+            self.event(Event::GroupChanged { conversation });
         }
-        self.queued = (self.queued.0 - 1, self.queued.1 - size);
-        self.ops.push(Op::Discard(id));
         self.tick(now);
         Ok(())
     }
@@ -133,7 +160,7 @@ impl Machine {
         let install = session.install.clone();
         for id in turn {
             let Some(conv) = self.convs.get(&id) else { continue };
-            if now < conv.outbox.pause_until {
+            if now < conv.outbox.pause_until || conv.giving.is_some() {
                 continue;
             }
             let ready: Vec<_> = conv.outbox.sendable(&install, WINDOW_PER_CONVERSATION).collect();
@@ -177,7 +204,14 @@ impl Machine {
     }
 
     fn transmit(&mut self, now: Duration, conversation: ConvId, id: MessageId, offer: bool) -> bool {
+        let named = if offer { None } else { self.named(conversation) };
+        let me = self.setup.user.clone();
+        let membership = self.convs.get(&conversation).filter(|_| offer).and_then(|c| c.outbox.unstable.get(&id));
+        let membership = membership.filter(|o| is_membership(o.out.kind)).map(|o| &o.out.record);
+        let by = membership.map(|r| Identity { user: me, install: r.install.clone(), n: r.n });
+        let membership = by.and_then(|by| self.membership_of(conversation, &by));
         let (Some(session), Some(conv)) = (&mut self.session, self.convs.get_mut(&conversation)) else { return false };
+        let group = conv.record.peer.is_none();
         let install = session.install.clone();
         let floor = conv.outbox.floor(&install);
         let peer = if conv.outbox.known_in_session { None } else { conv.record.peer.clone() };
@@ -188,6 +222,10 @@ impl Machine {
             return false;
         }
         let req = session.request(now, Request::Send { conversation, id, offer, bytes });
+        if group && !offer && own.out.record.tried.insert(session.store) {
+            // Stored before it is said: what another region refuses later is judged by it (R10).
+            self.ops.push(Op::Outgoing(own.out.record.clone()));
+        }
         own.in_flight = Some(req);
         own.transmitted = true;
         let record = &own.out.record;
@@ -201,8 +239,8 @@ impl Machine {
             body: own.out.body.clone(),
             wall_ms: own.out.wall_ms,
             offer: record.acked.filter(|_| offer).map(|(key, receipt)| (key, Bytes::copy_from_slice(&receipt))),
-            membership: None,
-            named: None,
+            membership,
+            named: named.filter(|_| own.out.kind != CREATE),
         };
         if offer {
             own.offered_at = Some(now);
@@ -220,16 +258,28 @@ impl Machine {
             for held in &ack.also {
                 let Some(conv) = self.convs.get(&conversation) else { return };
                 if let Some(other) = conv.outbox.find(&install, held.n).filter(|other| *other != id) {
-                    let of = AckOf { place: held.place, first: held.first, receipt: held.receipt, refused: false };
-                    self.apply_ack(now, conversation, other, of);
+                    let of = AckOf {
+                        place: held.place,
+                        first: held.first,
+                        receipt: held.receipt,
+                        refused: false,
+                        cut: held.cut.clone(),
+                    };
+                    self.apply_ack(now, conversation, other, &of);
                 }
             }
         }
-        let of = AckOf { place: ack.place, first: ack.first, receipt: ack.receipt, refused: ack.receipt_refused };
-        self.apply_ack(now, conversation, id, of);
+        let of = AckOf {
+            place: ack.place,
+            first: ack.first,
+            receipt: ack.receipt,
+            refused: ack.receipt_refused,
+            cut: ack.cut.clone(),
+        };
+        self.apply_ack(now, conversation, id, &of);
     }
 
-    fn apply_ack(&mut self, now: Duration, conversation: ConvId, id: MessageId, ack: AckOf) {
+    fn apply_ack(&mut self, now: Duration, conversation: ConvId, id: MessageId, ack: &AckOf) {
         let Some(conv) = self.convs.get_mut(&conversation) else { return };
         let Some(was_queued) = conv.outbox.acked(id, ack) else { return };
         let empty = conv.outbox.queue.is_empty();
@@ -242,14 +292,14 @@ impl Machine {
             kind: own.out.kind,
             wall_ms: own.out.wall_ms,
             first: ack.first,
-            stamp: None,
+            stamp: is_membership(own.out.kind)
+                .then(|| Arc::new(Stamp { cut: ack.cut.clone(), receipt: ack.receipt })),
             only_sender: false,
             body_hash: body_hash(&body),
             body: body.clone(),
             erased: false,
         };
         self.ops.push(Op::Outgoing(record));
-        self.hold(conversation, Arc::new(entry));
         if was_queued {
             if empty {
                 self.sending.remove(&conversation);
@@ -258,8 +308,10 @@ impl Machine {
             self.queued = (self.queued.0 - 1, self.queued.1 - body.len());
             self.kept = (self.kept.0 + 1, self.kept.1 + body.len());
             self.event(Event::Sent { conversation, id });
-            self.release_beyond_bounds();
         }
+        self.hold(conversation, Arc::new(entry));
+        self.conv(conversation).outbox.known_in_session = true;
+        self.release_beyond_bounds();
         self.ask_stability(now, conversation, ack.place.origin);
     }
 
@@ -321,12 +373,21 @@ impl Machine {
                 outbox.pause(now, after, true);
                 self.ask_token(true);
             }
+            (_, Retry::Behind) if conv.record.peer.is_none() && !offer => {
+                outbox.known_in_session = false;
+                if !self.begin_giving(now, conversation) {
+                    self.conv(conversation).outbox.pause(now, after, true);
+                }
+            }
             (_, Retry::Behind) => {
                 outbox.known_in_session = false;
                 outbox.offer_all();
                 outbox.pause(now, after, true);
             }
             (_, Retry::Never) if offer => {}
+            (_, Retry::Never) if conv.record.peer.is_none() || (16..=63).contains(&own.out.kind) => {
+                self.refused_for_good(conversation, id, code, error.message.clone());
+            }
             (_, Retry::Never) => {
                 own.out.record.state = MessageState::Failed(code);
                 let record = own.out.record.clone();
@@ -343,11 +404,56 @@ impl Machine {
         }
     }
 
+    /// A region has refused a message of a group, or a change. That is final only if no other store may have taken
+    /// it: nothing may be shown as failed that others can read (R10).
+    fn refused_for_good(&mut self, conversation: ConvId, id: MessageId, code: u32, message: String) {
+        let Some(store) = self.session.as_ref().map(|s| s.store) else { return };
+        let Some(conv) = self.convs.get_mut(&conversation) else { return };
+        let Some(own) = conv.outbox.queue.get_mut(&id) else { return };
+        let kind = own.out.kind;
+        own.out.record.tried.remove(&store);
+        let change = (16..=63).contains(&kind);
+        if own.out.record.tried.is_empty() && change && kind != CREATE {
+            self.withdraw(conversation, id);
+            self.event(Event::ChangeRefused { conversation, id, kind, code, message });
+        } else {
+            let unknown = !own.out.record.tried.is_empty();
+            own.out.record.state = if unknown { MessageState::Unknown(code) } else { MessageState::Failed(code) };
+            let record = own.out.record.clone();
+            self.ops.push(Op::Outgoing(record));
+            self.event(if unknown {
+                Event::Unknown { conversation, id, code, message }
+            } else {
+                Event::Failed { conversation, id, code, message }
+            });
+        }
+        if change {
+            self.event(Event::GroupChanged { conversation });
+        }
+    }
+
+    /// A store that may have taken what another refused is reached: it knows.
+    pub(super) fn try_unknown_again(&mut self, store: Origin) {
+        for conversation in self.sending.clone() {
+            self.unknown_again(conversation, |own| own.out.record.tried.contains(&store));
+        }
+    }
+
+    /// Sends again what was refused and not known to have failed, as far as `which` says.
+    pub(super) fn unknown_again(&mut self, conversation: ConvId, which: impl Fn(&Own) -> bool) {
+        let Some(conv) = self.convs.get_mut(&conversation) else { return };
+        for own in conv.outbox.queue.values_mut().filter(|o| o.is_failed() && which(o)) {
+            own.out.record.state = MessageState::Queued;
+            self.ops.push(Op::Outgoing(own.out.record.clone()));
+        }
+    }
+
     /// When a paused conversation may send again.
     pub(super) fn send_deadline(&self) -> Option<Duration> {
         let now_or_later = self.sending.iter().chain(&self.unstable).filter_map(|id| self.convs.get(id));
         now_or_later
-            .filter(|c| !c.outbox.pause_until.is_zero() && (c.outbox.is_waiting() || !c.outbox.offers.is_empty()))
+            .filter(|c| !c.outbox.pause_until.is_zero())
+            .filter(|c| c.outbox.is_waiting() || !c.outbox.offers.is_empty() || c.giving.is_some())
             .map(|c| c.outbox.pause_until)
             .min()
     }

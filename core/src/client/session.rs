@@ -15,12 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidates::{ConnNo, Transport};
+use super::comparing::Comparison;
 use super::data::MessageId;
 use super::limits::{
-    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, WINDOW,
-    WINDOW_RESERVE,
+    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, TOKEN_MARGIN,
+    TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
-use crate::ids::{ConvId, Cursor, InstallId, Origin, Rev, Seq};
+use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Rev, Seq};
 
 /// A request whose answer is awaited.
 #[derive(Clone, Debug)]
@@ -31,6 +32,18 @@ pub(super) enum Request {
     Rows { asked: Option<Cursor> },
     /// Entries; what was answered so far.
     Pull { conversation: ConvId, origin: Origin, from: Seq, to: Seq, came: bool },
+    /// A membership entry of whomever, for a region that lacks it.
+    Give { conversation: ConvId, by: Identity, bytes: usize },
+    /// Hashes of rows.
+    Compare,
+    /// A read mark.
+    Mark { conversation: ConvId, read: Heads },
+    /// What a server has folded of a conversation.
+    Cells { conversation: ConvId },
+    /// A fresh token.
+    Token,
+    /// Where the user's devices are.
+    Devices,
 }
 
 /// See the module's text.
@@ -58,6 +71,18 @@ pub(super) struct Session {
     pub(super) unstable_at: Option<Duration>,
     pub(super) caught_up: bool,
     pub(super) leaving: bool,
+    pub(super) comparing: Option<Comparison>,
+    /// Conversations whose mark is on the way.
+    pub(super) marks: BTreeSet<ConvId>,
+    /// Marks that were not taken: when to try again, and how often that was.
+    pub(super) mark_pauses: BTreeMap<ConvId, (Duration, u32)>,
+    /// Folds that were not to be had: when to ask again.
+    pub(super) cells_pauses: BTreeMap<ConvId, Duration>,
+    /// When to renew the token, and how often that has failed.
+    pub(super) token_at: Option<Duration>,
+    pub(super) token_failures: u32,
+    /// The region's clock, and when it said so.
+    wall: Option<(u64, Duration)>,
     in_flight_max: usize,
     next_req: u32,
     next_echo: u32,
@@ -120,6 +145,13 @@ impl Session {
             unstable_at: None,
             caught_up: false,
             leaving: false,
+            comparing: None,
+            marks: BTreeSet::new(),
+            mark_pauses: BTreeMap::new(),
+            cells_pauses: BTreeMap::new(),
+            token_at: None,
+            token_failures: 0,
+            wall: None,
             in_flight_max: in_flight.saturating_sub(WINDOW_RESERVE).max(1),
             next_req: 1,
             next_echo: 0,
@@ -135,6 +167,38 @@ impl Session {
         }
     }
 
+    /// The region's clock and the token's end, as a Welcome or a TokenTaken tells them.
+    pub(super) fn token_until(&mut self, now: Duration, wall_ms: Option<u64>, expires_ms: u64, permille: u32) {
+        if let Some(wall_ms) = wall_ms.filter(|ms| *ms > 0) {
+            self.wall = Some((wall_ms, now));
+        }
+        self.token_failures = 0;
+        let left = self.wall_ms(now).filter(|_| expires_ms > 0).map(|wall| expires_ms.saturating_sub(wall));
+        self.token_at = left.map(|ms| {
+            let left = Duration::from_millis(ms);
+            let margin = TOKEN_MARGIN.min(left / 4);
+            now + left - margin / 2 - margin * permille.min(1000) / 2000
+        });
+    }
+
+    /// The token was not renewed: again after a pause.
+    pub(super) fn token_again(&mut self, now: Duration) {
+        let pause = TOKEN_PAUSE.saturating_mul(1 << self.token_failures.min(6)).min(TOKEN_PAUSE_MAX);
+        self.token_failures += 1;
+        self.token_at = Some(now + pause);
+    }
+
+    /// The region's clock, as far as it was told.
+    pub(super) fn wall_ms(&self, now: Duration) -> Option<u64> {
+        let (wall_ms, at) = self.wall?;
+        Some(wall_ms + u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(0))
+    }
+
+    /// Whether the fold of a conversation is on its way.
+    pub(super) fn pulls_cells_of(&self, id: ConvId) -> bool {
+        self.requests.values().any(|(r, _)| matches!(r, Request::Cells { conversation } if *conversation == id))
+    }
+
     /// Registers a request and gives its number.
     pub(super) fn request(&mut self, now: Duration, request: Request) -> u32 {
         let req = self.fresh_req();
@@ -144,8 +208,17 @@ impl Session {
                 self.offers += usize::from(*offer);
                 self.bytes += bytes;
             }
-            Request::Rows { .. } => self.rows_in_flight = true,
+            Request::Give { bytes, .. } => {
+                self.sends += 1;
+                self.offers += 1;
+                self.bytes += bytes;
+            }
+            Request::Rows { .. } | Request::Compare => self.rows_in_flight = true,
             Request::Pull { .. } => self.pulls += 1,
+            Request::Mark { conversation, .. } => {
+                self.marks.insert(*conversation);
+            }
+            Request::Cells { .. } | Request::Token | Request::Devices => {}
         }
         if self.requests.is_empty() {
             self.last_answer = now;
@@ -176,8 +249,17 @@ impl Session {
                 self.offers -= usize::from(*offer);
                 self.bytes -= bytes;
             }
-            Request::Rows { .. } => self.rows_in_flight = false,
+            Request::Give { bytes, .. } => {
+                self.sends -= 1;
+                self.offers -= 1;
+                self.bytes -= bytes;
+            }
+            Request::Rows { .. } | Request::Compare => self.rows_in_flight = false,
             Request::Pull { .. } => self.pulls -= 1,
+            Request::Mark { conversation, .. } => {
+                self.marks.remove(conversation);
+            }
+            Request::Cells { .. } | Request::Token | Request::Devices => {}
         }
         self.settle();
         Some(request)
@@ -300,8 +382,18 @@ impl Session {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let silent = self.silence_from().map(|t| t + self.silence_limit()).filter(|_| !self.leaving);
         let stuck = self.stuck_at().filter(|_| !self.leaving);
-        let timers =
-            [self.probe_at(), self.doubt_at(), silent, stuck, self.rows_at, self.push_ack_at, self.unstable_at];
+        // While an answer about rows is awaited, that decides anew.
+        let rows = self.rows_at.filter(|_| self.comparing.is_none());
+        let timers = [
+            self.probe_at(),
+            self.doubt_at(),
+            silent,
+            stuck,
+            rows,
+            self.push_ack_at,
+            self.unstable_at,
+            self.token_at,
+        ];
         timers.into_iter().flatten().chain([self.heartbeat_at()]).min()
     }
 }

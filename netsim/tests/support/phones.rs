@@ -92,6 +92,7 @@ impl Phone {
             agent: "netsim".into(),
             fallback: Vec::new(),
             dispatch_targets: 1,
+            device: String::new(),
             seed,
         };
         Machine::new(setup, book.image())

@@ -330,7 +330,7 @@ fn unread_counts_what_others_sent_above_the_mark_once_each() {
     d.frame(conn, 0, push(all, &[(origin(1), 3)], 0, 1));
     assert_eq!(d.book.unread(chat()), 2);
     assert!(d.machine.unread_is_exact(chat()));
-    d.act(|m, _| m.mark_read(chat()));
+    d.act(|m, now| m.mark_read(now, chat(), None));
     assert_eq!(d.book.unread(chat()), 0);
     // A re-offered copy of what was read, and something new.
     d.frame(conn, 0, push(vec![bob(2, place(30, 2, 1), "b"), bob(3, place(31, 2, 2), "c")], &[(origin(2), 2)], 1, 2));
@@ -635,7 +635,7 @@ fn frames_full_of_nonsense_do_no_harm() {
                 d.send("still sends");
                 d.act(|m, now| m.page_back(now, chat(), 50));
                 d.pass(ms(300));
-                d.act(|m, _| m.mark_read(chat()));
+                d.act(|m, now| m.mark_read(now, chat(), None));
                 if d.machine.connection() == ConnectionState::Offline {
                     d.act(Machine::connect);
                 }

@@ -66,6 +66,7 @@ pub(super) fn setup(user_id: &str) -> Setup {
         agent: "test".to_owned(),
         fallback: vec![candidate("eu-1", "eu"), candidate("us-1", "us")],
         dispatch_targets: 0,
+        device: String::new(),
         seed: 1,
     }
 }

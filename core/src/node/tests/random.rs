@@ -83,6 +83,7 @@ impl Device {
             agent: "test".into(),
             fallback: REGIONS.iter().map(candidate).collect(),
             dispatch_targets: 0,
+            device: String::new(),
             seed,
         };
         let book = Book::new(user(name), install(&format!("{name}-{device}")));
