@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tern_core::client::{ConnectionState, DiscardRefused, GroupInfo, Machine, Message, MessageId, SendRefused, UnknownMessage};
+use tern_core::client::{
+    ConnectionState, DiscardRefused, GroupInfo, Machine, Message, MessageId, SendRefused, UnknownMessage,
+};
 use tern_core::ids::{ConvId, InstallId, UserId};
 use tern_core::kinds::is_countable;
 use tern_net::env::Env;

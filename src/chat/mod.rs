@@ -3,6 +3,7 @@
 //! What is typed is in the local store before the next prompt, connected or not. Lines that begin with `--`
 //! are about the connection and about one's own messages; all others are messages.
 
+mod groups;
 pub mod input;
 
 use std::collections::BTreeMap;
@@ -13,9 +14,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use tern_client::{
-    Change, Client, ConnectionState, ConvId, Conversation, Draft, Event, Message, MessageId, MessageState, Placed,
-    UserId,
+    Change, Changed, Client, ConnectionState, ConvId, Conversation, Draft, Event, Message, MessageId, MessageState,
+    Placed, UserId,
 };
+use tern_core::clock::Clock as _;
+use tern_net::system::SystemClock;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -62,7 +65,7 @@ pub fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
 struct Chat {
     json: bool,
     client: Client,
-    with: Option<(UserId, Conversation)>,
+    with: Option<(String, Conversation)>,
     told: Option<ConnectionState>,
     /// Messages that came while catching up, by conversation: they come in any order, so they are shown once
     /// all are there.
@@ -72,7 +75,8 @@ struct Chat {
 impl Chat {
     fn open(json: bool, args: &ChatArgs, data: &Path) -> Result<Self> {
         let endpoints = Endpoints::read(data)?;
-        let config = client_config(&endpoints, &args.user, args.near.as_deref())?;
+        let mut config = client_config(&endpoints, &args.user, args.near.as_deref())?;
+        config.device = "tern chat".to_owned();
         let tokens = tokens(&endpoints, data, &args.user)?;
         let client = Client::builder(config)
             .store(data.join("chat"))
@@ -103,6 +107,7 @@ impl Chat {
                 },
                 line = lines.recv() => match line.as_deref().map(Input::parse) {
                     Some(Ok(Input::Quit)) => return Ok(()),
+                    Some(Ok(Input::Devices)) => self.devices().await?,
                     Some(Ok(input)) => self.act(input)?,
                     Some(Err(what)) => self.remark("input", &what, json!({ "error": what })),
                     None => break,
@@ -147,7 +152,8 @@ impl Chat {
             Input::Retry => self.with_failed("retried", |conversation, id| Ok(conversation.retry(id)?))?,
             Input::Discard => self.with_failed("discarded", |conversation, id| Ok(conversation.discard(id)?))?,
             Input::Help => HELP.lines().for_each(|line| self.remark("", line, json!({ "help": line }))),
-            Input::Quit | Input::Empty => {}
+            Input::Quit | Input::Empty | Input::Devices => {}
+            other => self.act_in_group(other)?,
         }
         Ok(())
     }
@@ -155,7 +161,7 @@ impl Chat {
     fn turn_to(&mut self, peer: UserId) -> Result<()> {
         let conversation = self.client.direct(&peer)?;
         self.remark("talking to", peer.as_str(), json!({ "peer": peer.as_str() }));
-        self.with = Some((peer, conversation));
+        self.with = Some((peer.as_str().to_owned(), conversation));
         self.history(OPENING)
     }
 
@@ -179,13 +185,17 @@ impl Chat {
             );
         }
         for info in all {
-            let peer = info.peer.as_ref().map_or("?", UserId::as_str);
+            let name = groups::name_of(&info);
+            let peer = name.as_str();
+            let left = if info.left { " (left)" } else { "" };
+            let muted = if info.muted_until_ms > now_ms() { ", muted" } else { "" };
             let more = if info.unread.exact { "" } else { " or more" };
-            let last = info.last.as_ref().map(|m| excerpt(&m.body)).unwrap_or_default();
+            let last = info.last.as_ref().map(|m| if m.erased { "(erased)".into() } else { excerpt(&m.body) });
+            let last = last.unwrap_or_default();
             self.remark(
                 peer,
-                &format!("{}{more} unread; {last}", info.unread.count),
-                json!({ "peer": peer, "unread": info.unread.count, "exact": info.unread.exact, "last": last }),
+                &format!("{}{more} unread{muted}{left}; {last}", info.unread.count),
+                json!({ "peer": peer, "id": info.id.to_string(), "left": info.left, "unread": info.unread.count, "exact": info.unread.exact, "last": last }),
             );
         }
         Ok(())
@@ -207,7 +217,10 @@ impl Chat {
     fn with_failed(&self, done: &str, act: impl Fn(&Conversation, MessageId) -> Result<()>) -> Result<()> {
         let Some((_, conversation)) = &self.with else { return Ok(()) };
         let messages = conversation.timeline(OUTBOX)?.messages;
-        let failed: Vec<_> = messages.into_iter().filter(|m| matches!(m.state, MessageState::Failed(_))).collect();
+        let failed: Vec<_> = messages
+            .into_iter()
+            .filter(|m| matches!(m.state, MessageState::Failed(_) | MessageState::Unknown(_)))
+            .collect();
         for message in &failed {
             match act(conversation, message.id) {
                 Ok(()) => self.remark(done, &excerpt(&message.body), json!({ "id": message.id.0 })),
@@ -223,6 +236,13 @@ impl Chat {
     fn note(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Connection(state) => self.connection(state)?,
+            Event::Message(Change { id, what: Placed::Erased, conversation }) => {
+                let here = self.with.as_ref().is_some_and(|(_, c)| c.id() == conversation);
+                if let Some(message) = self.client.message(id)?.filter(|_| here) {
+                    let text = format!("a message of {} from {}", message.by.user, clock(message.wall_ms));
+                    self.remark("erased", &text, json!({ "id": id.0 }));
+                }
+            }
             Event::Message(Change { id, what, .. }) => {
                 if let Some(message) = self.client.message(id)?
                     && message.state == MessageState::Received
@@ -237,6 +257,14 @@ impl Chat {
                 self.became(id, "refused", json!({ "code": code, "reason": message }))?;
                 self.remark("refused", &format!("{message}; /retry or /discard"), json!({ "code": code }));
             }
+            Event::Unknown { id, message, .. } => {
+                self.became(id, "not known whether sent", json!({ "reason": message }))?;
+            }
+            Event::ChangeRefused { message, code, .. } => {
+                self.remark("refused", &format!("the change was undone: {message}"), json!({ "code": code }));
+            }
+            Event::PeerRead { conversation } => self.peer_read(conversation)?,
+            Event::GroupChanged { .. } | Event::SettingsChanged { .. } | Event::Read { .. } | Event::Devices => {}
             Event::AtRisk { id, .. } => self.became(id, "at risk", json!({}))?,
             Event::ReOffered { count, .. } => {
                 self.remark("offering", &format!("{count} messages to another region"), json!({ "count": count }));
@@ -261,6 +289,9 @@ impl Chat {
     }
 
     fn received(&mut self, message: &Message, late: bool) -> Result<()> {
+        if matches!(Changed::read(message), Some(Changed::Other)) {
+            return Ok(());
+        }
         if !self.is_live() {
             *self.caught_up.entry(message.conversation).or_default() += 1;
             return Ok(());
@@ -272,11 +303,23 @@ impl Chat {
             }
             _ => {
                 let from = message.by.user.as_str();
-                let text = excerpt(&message.body);
+                let conversation = self.client.conversation(message.conversation);
+                let blocked = self.client.blocked()?.contains(&message.by.user);
+                if blocked || conversation.is_muted()? {
+                    return Ok(());
+                }
+                let text = match Changed::read(message) {
+                    Some(changed) => groups::told(from, &changed),
+                    None => excerpt(&message.body),
+                };
+                let answer = match conversation.group()? {
+                    Some(_) => groups::short_id(message.conversation),
+                    None => from.to_owned(),
+                };
                 self.remark(
                     "from",
-                    &format!("{from}: {text} (/to {from} answers)"),
-                    json!({ "from": from, "text": text }),
+                    &format!("{from}: {text} (/to {answer} answers)"),
+                    json!({ "from": from, "text": text, "to": answer }),
                 );
             }
         }
@@ -326,10 +369,19 @@ impl Chat {
     }
 
     fn show(&self, message: &Message, place: &str) {
-        let text = String::from_utf8_lossy(&message.body);
+        if let Some(changed) = Changed::read(message) {
+            if changed != Changed::Other {
+                let text = groups::told(message.by.user.as_str(), &changed);
+                self.remark("group", &text, json!({ "by": message.by.user.as_str() }));
+            }
+            return;
+        }
+        let body = String::from_utf8_lossy(&message.body);
+        let text = if message.erased { "(erased)".into() } else { body };
         let state = match message.state {
             MessageState::Queued => " (not sent yet)",
             MessageState::Failed(_) => " (refused)",
+            MessageState::Unknown(_) => " (not known whether sent)",
             MessageState::Sent => " (sent)",
             MessageState::Received | MessageState::Stable | MessageState::AtRisk => "",
         };
@@ -391,6 +443,11 @@ fn described(state: &ConnectionState) -> String {
             format!("live at {edge} in {region} by {}", transport.name())
         }
     }
+}
+
+/// The calendar clock.
+fn now_ms() -> u64 {
+    SystemClock.wall_ms()
 }
 
 /// What others write must not move this terminal's cursor.

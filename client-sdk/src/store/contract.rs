@@ -1,6 +1,6 @@
 //! What every local store must do, run on both; and what SQLite must do besides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tern_core::client::{
     ConversationRecord, Intervals, MessageId, MessageState, Op, OriginState, Outgoing, OutgoingRecord,
 };
 use tern_core::entry::Entry;
+use tern_core::fold::Erasing;
 use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
 
 use super::keys::{FileKeyStore, KeyStore};
@@ -75,8 +76,14 @@ fn op() -> impl Strategy<Value = Op> {
             next_n,
             seen_hlc: u64::MAX - seen,
             mark: Heads::from([(origin(1), seq)]),
-            state: 1,
             sighted: peer,
+            state: 1,
+            generation: u64::MAX - seq,
+            heads: Heads::from([(origin(2), seq)]),
+            read: Heads::from([(origin(3), seq)]),
+            peer_read: Heads::from([(origin(1), seq + 1)]),
+            from: Heads::from([(origin(2), seq + 2)]),
+            unread_hint: u32::MAX,
         })
     });
     let vector = (0..2u8, 1..4u8, 1..99u64, 1..9u64).prop_map(|(c, region, head, a)| {
@@ -97,7 +104,26 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (0..99u64).prop_map(|which| Op::Release { id: MessageId(which), state: MessageState::Stable }),
         1 => (0..99u64).prop_map(|which| Op::Discard(MessageId(which))),
-        1 => (0..2u8).prop_map(|c| Op::Read(conv(c))),
+        2 => (0..2u8, 1..3u8, 1..9u64).prop_map(|(c, region, upto)| {
+            Op::Read { conversation: conv(c), mark: Heads::from([(origin(region), upto)]) }
+        }),
+        1 => Just(Op::ReadFrom(UserId::new("bob").unwrap())),
+        2 => (0..2u8, 1..4u64, 1..3u8).prop_map(|(c, seq, region)| {
+            Op::Fact { conversation: conv(c), entry: entry("bob", seq, place(seq, region, seq), None, b"fact") }
+        }),
+        1 => (0..2u8, 1..4u64, 1..3u8).prop_map(|(c, seq, region)| {
+            Op::Forget { conversation: conv(c), origin: origin(region), seq }
+        }),
+        2 => (0..2u8, 1..4u64).prop_map(|(c, n)| {
+            let by = Identity { user: UserId::new("bob").unwrap(), install: install("i"), n };
+            Op::Erase { conversation: conv(c), what: Erasing::One(by) }
+        }),
+        1 => (0..2u8, 1..60u64).prop_map(|(c, before)| {
+            Op::Erase { conversation: conv(c), what: Erasing::Mine(UserId::new("bob").unwrap(), before) }
+        }),
+        1 => (0..2u8, any::<[u8; 3]>()).prop_map(|(c, cells)| {
+            Op::Folded { conversation: conv(c), cells: Bytes::copy_from_slice(&cells) }
+        }),
         2 => record,
         2 => vector,
         1 => (1..4u8, 0..9u64).prop_map(|(r, rev)| Op::Cursor(Cursor { store: origin(r), rev: Rev(u64::MAX - rev) })),
@@ -117,6 +143,7 @@ fn outgoing(id: u64, conversation: ConvId, n: u64) -> Outgoing {
         state: MessageState::Queued,
         acked: None,
         places: BTreeMap::new(),
+        tried: BTreeSet::from([origin(2)]),
     };
     Outgoing { record, kind: 7, wall_ms: 1, body: Bytes::from_static(b"mine") }
 }
@@ -194,9 +221,17 @@ proptest! {
                     prop_assert_eq!(a.unwrap(), b.unwrap());
                 }
                 prop_assert_eq!(disk.unread(conv(c)).unwrap(), memory.unread(conv(c)).unwrap());
+                for hlc in [0, 15, 33, 99] {
+                    let key = place(hlc, 1, 9);
+                    prop_assert_eq!(disk.upto(conv(c), key).unwrap(), memory.upto(conv(c), key).unwrap());
+                }
             }
             for id in 0..30 {
                 prop_assert_eq!(disk.message(MessageId(id)).unwrap(), memory.message(MessageId(id)).unwrap());
+                let (mut a, mut b) = (disk.copies(MessageId(id)).unwrap(), memory.copies(MessageId(id)).unwrap());
+                a.sort_unstable();
+                b.sort_unstable();
+                prop_assert_eq!(a, b);
             }
         }
     }
@@ -218,6 +253,8 @@ fn a_conversation_takes_all_it_has_to_its_final_id() {
             unread: true,
         },
         Op::Vector { conversation: from, origin: origin(1), state: OriginState::default() },
+        Op::Fact { conversation: from, entry: entry("bob", 2, place(2, 1, 2), None, b"fact") },
+        Op::Folded { conversation: from, cells: Bytes::from_static(b"cells") },
         Op::Rename { from, to },
     ];
     for store in [&mut disk as &mut dyn LocalStore, &mut memory] {
@@ -225,9 +262,38 @@ fn a_conversation_takes_all_it_has_to_its_final_id() {
         assert!(store.timeline(from, 0, 9).unwrap().is_empty());
         assert_eq!(store.timeline(to, 0, 9).unwrap().len(), 2);
         assert_eq!(store.unread(to).unwrap(), 1);
+        store.apply(&[Op::Read { conversation: to, mark: Heads::from([(origin(1), 1)]) }]).unwrap();
+        assert_eq!(store.unread(to).unwrap(), 0, "its copies went along");
     }
     assert_eq!(disk.load().unwrap(), memory.load().unwrap());
     assert_eq!(disk.load().unwrap().conversations.keys().collect::<Vec<_>>(), vec![&to]);
+}
+
+/// The file was made by format 1 and stays as it is for ever.
+#[test]
+fn a_file_of_format_1_is_opened_with_all_it_holds_and_takes_what_came_since() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(SqliteStore::path(dir.path(), &alice()), include_bytes!("fixtures/format-1.tern")).unwrap();
+    std::fs::write(dir.path().join("keys"), "1 i\n").unwrap();
+    let mut disk = open(&dir).unwrap();
+    let image = disk.load().unwrap();
+    assert_eq!((image.install, image.salt), (install("i"), Some(Bytes::from_static(b"salt"))));
+    let kept = &image.conversations[&conv(0)];
+    assert_eq!((kept.record.next_n, kept.record.seen_hlc, kept.record.sighted), (3, 77, true));
+    assert_eq!((kept.record.generation, kept.record.read.len(), kept.facts.len()), (0, 0, 0));
+    assert_eq!(image.outgoing.len(), 1);
+    assert_eq!((image.outgoing[0].record.n, image.outgoing[0].record.tried.len()), (2, 0));
+    let shown = disk.timeline(conv(0), 0, 9).unwrap();
+    assert_eq!(
+        shown.iter().map(|m| (&m.body[..], m.erased)).collect::<Vec<_>>(),
+        [(&b"hi"[..], false), (b"mine", false)]
+    );
+    assert_eq!(disk.unread(conv(0)).unwrap(), 1);
+    let by = Identity { user: UserId::new("bob").unwrap(), install: install("b"), n: 1 };
+    disk.apply(&[Op::Erase { conversation: conv(0), what: Erasing::One(by) }]).unwrap();
+    let shown = disk.timeline(conv(0), 0, 9).unwrap();
+    assert!(shown[0].erased && shown[0].body.is_empty());
+    assert_eq!(disk.unread(conv(0)).unwrap(), 0);
 }
 
 #[test]

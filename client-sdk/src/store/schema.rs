@@ -6,7 +6,8 @@
 /// `message.key` is the display key as 25 bytes whose order is the order of display; null = not placed yet.
 /// `fact.entry` is an entry's stored form (`tern_core::entry`), `folded.cells` a `Cells` message of the wire;
 /// `conversation.lowest` is the row's `from`.
-pub(super) const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE cursor (region INTEGER PRIMARY KEY, era INTEGER NOT NULL, rev INTEGER NOT NULL);
 CREATE TABLE conversation (
@@ -62,7 +63,8 @@ CREATE TABLE outbox (
     receipt BLOB,
     places BLOB NOT NULL
 );
-", "
+",
+    "
 ALTER TABLE message ADD COLUMN erased INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversation ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversation ADD COLUMN heads BLOB NOT NULL DEFAULT x'';
@@ -80,4 +82,5 @@ CREATE TABLE fact (
     PRIMARY KEY (conversation, origin, seq)
 ) WITHOUT ROWID;
 CREATE TABLE folded (conversation BLOB PRIMARY KEY, cells BLOB NOT NULL) WITHOUT ROWID;
-"];
+",
+];

@@ -383,15 +383,13 @@ fn apply_erase(
     changes: &mut Vec<Change>,
 ) -> Result<(), StoreError> {
     // Ids first: the changes are told in their order.
-    const LIKE: &str = "conversation = ?1 AND user = ?2 AND key IS NOT NULL AND erased = 0 AND NOT kind BETWEEN 16 AND 63";
+    const LIKE: &str =
+        "conversation = ?1 AND user = ?2 AND key IS NOT NULL AND erased = 0 AND NOT kind BETWEEN 16 AND 63";
     let id_at = |r: &Row<'_>| r.get::<_, i64>(0);
     let ids: Vec<i64> = match what {
         Erasing::One(by) => tx
             .prepare(&format!("SELECT id FROM message WHERE {LIKE} AND install = ?3 AND n = ?4 ORDER BY id"))?
-            .query_map(
-                params![conversation.0, by.user.as_str(), by.install.as_str(), by.n.cast_signed()],
-                id_at,
-            )?
+            .query_map(params![conversation.0, by.user.as_str(), by.install.as_str(), by.n.cast_signed()], id_at)?
             .collect::<Result<_, _>>()?,
         Erasing::Mine(user, before) => tx
             .prepare(&format!("SELECT id FROM message WHERE {LIKE} AND key < ?3 ORDER BY id"))?

@@ -177,8 +177,9 @@ impl Book {
                 facts.sort_by_key(|f| (f.place.origin, f.place.seq));
             }
             Op::Forget { conversation, origin, seq } => {
-                let facts = &mut self.conversation(*conversation).facts;
-                facts.retain(|f| (f.place.origin, f.place.seq) != (*origin, *seq));
+                if let Some(c) = self.conversations.get_mut(conversation) {
+                    c.facts.retain(|f| (f.place.origin, f.place.seq) != (*origin, *seq));
+                }
             }
             Op::Erase { conversation, what } => {
                 for (m, _) in self.messages.values_mut() {

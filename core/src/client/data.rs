@@ -483,7 +483,9 @@ mod tests {
     #[test]
     fn message_states_survive_their_stored_form() {
         use MessageState as S;
-        for state in [S::Received, S::Queued, S::Sent, S::Stable, S::AtRisk, S::Failed(0), S::Failed(13), S::Unknown(31)] {
+        for state in
+            [S::Received, S::Queued, S::Sent, S::Stable, S::AtRisk, S::Failed(0), S::Failed(13), S::Unknown(31)]
+        {
             assert_eq!(S::from_code(state.to_code()), Some(state));
         }
         assert_eq!(S::from_code(-7), None);

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::data::{ConversationRecord, Op};
 use super::effects::Event;
-use super::limits::{MARKS_IN_FLIGHT, MARK_PAUSE, MARK_PAUSE_MAX};
+use super::limits::{MARK_PAUSE, MARK_PAUSE_MAX, MARKS_IN_FLIGHT};
 use super::machine::Machine;
 use super::session::Request;
 use crate::ids::{ConvId, Heads};

@@ -161,7 +161,8 @@ impl Machine {
         let mut folding = std::mem::take(&mut self.folding);
         folding.retain(|id| self.may_want_cells(*id));
         self.folding = folding;
-        let waits = |id: &ConvId| session.pulls_cells_of(*id) || session.cells_pauses.get(id).is_some_and(|at| now < *at);
+        let waits =
+            |id: &ConvId| session.pulls_cells_of(*id) || session.cells_pauses.get(id).is_some_and(|at| now < *at);
         let wanted = self.folding.iter().filter(|id| !waits(id) && self.wants_cells(**id));
         let wanted: Vec<_> = wanted.take(free).copied().collect();
         for id in wanted {

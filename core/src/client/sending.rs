@@ -292,8 +292,7 @@ impl Machine {
             kind: own.out.kind,
             wall_ms: own.out.wall_ms,
             first: ack.first,
-            stamp: is_membership(own.out.kind)
-                .then(|| Arc::new(Stamp { cut: ack.cut.clone(), receipt: ack.receipt })),
+            stamp: is_membership(own.out.kind).then(|| Arc::new(Stamp { cut: ack.cut.clone(), receipt: ack.receipt })),
             only_sender: false,
             body_hash: body_hash(&body),
             body: body.clone(),

@@ -384,16 +384,8 @@ impl Session {
         let stuck = self.stuck_at().filter(|_| !self.leaving);
         // While an answer about rows is awaited, that decides anew.
         let rows = self.rows_at.filter(|_| self.comparing.is_none());
-        let timers = [
-            self.probe_at(),
-            self.doubt_at(),
-            silent,
-            stuck,
-            rows,
-            self.push_ack_at,
-            self.unstable_at,
-            self.token_at,
-        ];
+        let timers =
+            [self.probe_at(), self.doubt_at(), silent, stuck, rows, self.push_ack_at, self.unstable_at, self.token_at];
         timers.into_iter().flatten().chain([self.heartbeat_at()]).min()
     }
 }

@@ -2,8 +2,10 @@
 //! a model of three regions.
 
 mod connecting;
+mod groups;
 mod histories;
 mod random;
+mod registers;
 
 use std::sync::Arc;
 use std::time::Duration;

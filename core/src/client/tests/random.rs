@@ -56,7 +56,14 @@ struct World {
 
 fn setup_of(device: usize, seed: u64) -> Setup {
     let fallback = ["e0", "e1", "e2"].iter().map(|e| candidate(e, e)).collect();
-    Setup { user: user(DEVICES[device].0), agent: String::new(), fallback, dispatch_targets: 0, device: String::new(), seed }
+    Setup {
+        user: user(DEVICES[device].0),
+        agent: String::new(),
+        fallback,
+        dispatch_targets: 0,
+        device: String::new(),
+        seed,
+    }
 }
 
 impl Region {
