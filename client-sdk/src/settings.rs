@@ -85,7 +85,7 @@ impl Client {
     /// See [`DevicesError`]; [`Self::known_devices`] works offline.
     pub async fn devices(&self) -> Result<Vec<DeviceInfo>, DevicesError> {
         let mut version = self.shared().version.subscribe();
-        if !self.shared().act(|m, now| m.ask_devices(now)).map_err(CallError::from)? {
+        if !self.shared().act(tern_core::client::Machine::ask_devices).map_err(CallError::from)? {
             return Err(DevicesError::Offline);
         }
         let answered = async {

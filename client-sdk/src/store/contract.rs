@@ -205,6 +205,10 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let mut disk = open(&dir).unwrap();
         let mut memory = MemoryStore::new(alice(), install("i"));
+        // A machine stores a conversation before, or with, what is kept of it.
+        let known: Vec<_> = (0..2).map(|c| Op::Conversation(ConversationRecord::new(conv(c), None))).collect();
+        disk.apply(&known).unwrap();
+        memory.apply(&known).unwrap();
         let flat: Vec<_> = steps.iter().flatten().cloned().collect();
         let mut ops = sensible(flat).into_iter();
         for (index, step) in steps.iter().enumerate() {

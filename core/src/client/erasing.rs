@@ -18,6 +18,7 @@ use prost::Message as _;
 
 use super::data::{Message, MessageId, MessageState, Op};
 use super::effects::SendRefused;
+use super::groups::GroupRefused;
 use super::machine::Machine;
 use crate::ids::ConvId;
 use crate::kinds::{ERASE, ERASE_MINE};
@@ -96,7 +97,7 @@ impl Machine {
             .filter(|(_, o)| o.in_flight.is_none() && !o.transmitted && !(16..=63).contains(&o.out.kind))
             .map(|(m, _)| *m)
             .collect();
-        let known = conv.record.sighted || conv.outbox.queue.len() > never_sent.len() || conv.origins.len() > 0;
+        let known = conv.record.sighted || conv.outbox.queue.len() > never_sent.len() || !conv.origins.is_empty();
         self.may_enqueue(0)?;
         for message in never_sent {
             self.withdraw(id, message);
@@ -120,12 +121,12 @@ impl Machine {
             asked += usize::from(self.erase_my_messages(now, id, wall_ms)?.is_some());
             let me = self.setup.user.clone();
             let in_group = self.group(id).is_some_and(|g| g.member(&me).is_some());
-            if leave && in_group {
-                match self.group_leave(now, id, wall_ms) {
-                    Err(super::groups::GroupRefused::Send(refused)) => return Err(refused),
-                    // Not a member any more, or not known: there is nothing to leave.
-                    Ok(_) | Err(_) => {}
-                }
+            // Any other refusal: not a member any more, there is nothing to leave.
+            if leave
+                && in_group
+                && let Err(GroupRefused::Send(refused)) = self.group_leave(now, id, wall_ms)
+            {
+                return Err(refused);
             }
         }
         let cells = self.convs.get(&own).map(|c| c.cells("")).unwrap_or_default();

@@ -159,7 +159,7 @@ impl Conv {
 
     pub(super) fn view(&self) -> View {
         let mut view = View::default();
-        let fold = self.fold.group().into_iter().flat_map(|g| g.users());
+        let fold = self.fold.group().into_iter().flat_map(crate::membership::Membership::users);
         let folded = self.folded.as_ref().filter(|_| !self.is_whole());
         if let Some(cells) = folded {
             view.known = true;
