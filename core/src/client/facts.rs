@@ -84,7 +84,7 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn next_generation(&self, user: &UserId) -> u64 {
-        self.users.get(user).map_or(1, |(s, _)| s.generation + 1)
+        self.users.get(user).map_or(1, |(s, _)| s.generation.saturating_add(1))
     }
 
     pub(super) fn present(&self, user: &UserId) -> Option<u64> {

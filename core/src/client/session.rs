@@ -191,7 +191,8 @@ impl Session {
     /// The region's clock, as far as it was told.
     pub(super) fn wall_ms(&self, now: Duration) -> Option<u64> {
         let (wall_ms, at) = self.wall?;
-        Some(wall_ms + u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(0))
+        // The other side says what it likes.
+        Some(wall_ms.saturating_add(u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(0)))
     }
 
     /// Whether the fold of a conversation is on its way.

@@ -260,6 +260,7 @@ pub fn run(bytes: &[u8]) -> Came {
         agent: "fuzz".into(),
         fallback: vec![candidate("eu-1", "eu"), candidate("us-1", "us")],
         dispatch_targets: usize::from(script.pick(2)),
+        device: String::new(),
         seed: 1,
     };
     let book = Book::new(setup.user.clone(), InstallId::new("phone").unwrap());
@@ -337,7 +338,7 @@ pub fn run(bytes: &[u8]) -> Came {
                     // Whether there is such a message is the question.
                     0 => world.came.refused |= world.machine.retry(now, message_id(id)).is_err(),
                     1 => world.came.refused |= world.machine.discard(now, message_id(id)).is_err(),
-                    2 => world.machine.mark_read(chat),
+                    2 => world.machine.mark_read(now, chat, None),
                     _ => world.came.accepted |= world.machine.page_back(now, chat, id),
                 }
             }
