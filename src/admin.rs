@@ -1,7 +1,7 @@
 //! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
 //! routes and waits; `/config` and `/reload` for operators.
 //!
-//! A region also has `/store/…` there, see [`crate::store::answer`], and `/loads`: what its edges report, as a
+//! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and `/loads`: what its edges report, as a
 //! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
@@ -33,6 +33,7 @@ use crate::health::Health;
 use crate::process;
 use crate::reload::Reloader;
 use crate::store;
+use crate::users::{self, Desk};
 
 /// What `/loads` answers: an encoded `LoadReport`.
 pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
@@ -44,6 +45,8 @@ pub struct Shared {
     base: Registry,
     role: OnceLock<(Registry, Option<Loads>)>,
     store: OnceLock<Arc<EmbeddedStore>>,
+    /// Where operators decide about users.
+    pub desk: Arc<Desk>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -55,7 +58,7 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// `base`: the metrics that are there from the beginning.
     pub fn new(health: Health, reloader: Arc<Reloader>, base: Registry) -> Arc<Self> {
-        Arc::new(Self { health, reloader, base, role: OnceLock::new(), store: OnceLock::new() })
+        Arc::new(Self { health, reloader, base, role: OnceLock::new(), store: OnceLock::new(), desk: Arc::default() })
     }
 
     /// Adds what the role has when its start is over; counts once.
@@ -101,6 +104,9 @@ fn handler(shared: Arc<Shared>) -> Handler {
             let (head, _body) = request.into_parts();
             if head.uri.path().starts_with("/store/") {
                 return store::answer(&head.method, &head.uri, from, &head.headers, shared.store.get()).await;
+            }
+            if head.uri.path().starts_with("/users/") {
+                return users::answer(&head.method, &head.uri, from, &head.headers, &shared.desk).await;
             }
             answer(&head.method, head.uri.path(), from, &head.headers, &shared)
         })

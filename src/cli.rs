@@ -69,6 +69,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check, back up, restore and compact a region's store
     Store(crate::store::StoreArgs),
+    /// Revoke a user's tokens, or remove one of his devices, in every region
+    User(crate::users::UserArgs),
     /// Check or print the configuration
     Config {
         /// Which.
@@ -259,7 +261,7 @@ pub enum ConfigAction {
     Doc,
 }
 
-fn user(text: &str) -> Result<UserId, String> {
+pub(crate) fn user(text: &str) -> Result<UserId, String> {
     UserId::new(text).map_err(|e| e.to_string())
 }
 

@@ -51,6 +51,7 @@ pub mod stop;
 pub mod store;
 pub mod systemd;
 pub mod token;
+pub mod users;
 
 use std::future::Future;
 use std::path::Path;
@@ -84,6 +85,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Region(args) => region::run(global, args),
         Command::Edge(args) => edge::run(global, args),
         Command::Store(args) => store::run(global, args),
+        Command::User(args) => users::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Chat(args) => chat::run(global, args),

@@ -105,6 +105,12 @@ impl Operations {
         self.shared.publish_store(store);
     }
 
+    /// Lets operators decide about users, through the region's core.
+    pub fn publish_region(&self, region: &tern_replication::region::Region, node: &Node) {
+        let desk = self.shared.desk.clone();
+        desk.attach(region.attach_edge(desk.clone()), node.env.clone());
+    }
+
     /// Draining begins, and takes this long at most.
     pub fn stopping(&self, drain: Duration) {
         self.health.draining();

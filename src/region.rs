@@ -116,6 +116,7 @@ impl Serving {
         health.watches("core", move || watched.core_silence());
         operations.watch_store(node, store.clone());
         operations.publish_store(store.clone());
+        operations.publish_region(&region, node);
         edge.add_parts(&operations);
         let told = own_loads(loads.clone(), node.region, node.env.clone());
         operations.ready(node, hangup, registry, Some(told));

@@ -425,7 +425,7 @@ pub async fn answer(
 }
 
 /// Percent-encodes all but what never needs it.
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
             out.push(char::from(byte));
@@ -437,7 +437,7 @@ fn encode(text: &str) -> String {
 }
 
 /// A parameter of a query, decoded; `None` where it is missing or not UTF-8.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
     let value = query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))?.1;
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.bytes();

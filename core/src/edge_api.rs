@@ -20,6 +20,9 @@ use crate::wire::{node_v1, v1};
 /// A connection, as its edge numbers it: unique within one start of that edge.
 pub type ConnId = u64;
 
+/// Transport of an operator's own connection, which no edge reports: the limit of devices is not for it.
+pub const OPERATOR: &str = "operator";
+
 /// A client's `Send`, with references resolved. `user` and `install` are the connection's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendRequest {

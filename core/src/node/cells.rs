@@ -85,7 +85,9 @@ impl Node {
             let (Some(session), Some(log)) = (self.sessions.get(&key), self.conversations.get(&own_log)) else {
                 return;
             };
-            if let Err(refusal) = may_connect(&log.state.fold, &session.install, session.token_issued_ms, true) {
+            if let Err(refusal) =
+                may_connect(&log.state.fold, &session.install, session.token_issued_ms, !open.operator)
+            {
                 self.sessions.remove(&key);
                 return self.out.down(key, DownBody::Last(refusal));
             }

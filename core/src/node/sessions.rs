@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::buckets;
 use crate::codes::{Code, Refusal};
-use crate::edge_api::{DownBody, Page, Up};
+use crate::edge_api::{DownBody, OPERATOR, Page, Up};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Origin, Rev, Seq, UserId};
 use crate::limits::{
@@ -49,8 +49,11 @@ impl Node {
         for up in ups {
             let key = ConnKey { edge, conn: up.conn() };
             match up {
-                Up::Open { req, user, install, hello, address, token_expires_ms, token_issued_ms, .. } => {
-                    let open = Open { key, req, user, hello, address, token_expires_ms };
+                Up::Open {
+                    req, user, install, hello, address, transport, token_expires_ms, token_issued_ms, ..
+                } => {
+                    let operator = transport == OPERATOR;
+                    let open = Open { key, req, user, hello, address, token_expires_ms, operator };
                     self.open(now, open, install, token_issued_ms);
                 }
                 Up::Send { req, send, .. } => self.send(now, key, req, send),
@@ -89,11 +92,11 @@ impl Node {
 
     /// Answers a Hello: one round trip connects and tells what changed.
     pub(super) fn welcome(&mut self, now: Now, open: Open) {
-        let Open { key, req, user: id, hello, address, token_expires_ms } = open;
+        let Open { key, req, user: id, hello, address, token_expires_ms, operator } = open;
         let Some(install) = self.sessions.get(&key).map(|s| s.install.clone()) else { return };
         let Some(user) = self.users.get(&id) else { return };
         let others = user.devices.values().filter(|d| d.bound.is_some() && d.install != install);
-        if others.map(|d| &d.install).collect::<BTreeSet<_>>().len() >= DEVICES_PER_USER {
+        if !operator && others.map(|d| &d.install).collect::<BTreeSet<_>>().len() >= DEVICES_PER_USER {
             let text = format!("this user has {DEVICES_PER_USER} devices connected, which is all that are allowed");
             self.sessions.remove(&key);
             return self.out.down(key, DownBody::Last(Refusal::new(Code::TooManyDevices, text)));

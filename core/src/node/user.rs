@@ -32,6 +32,8 @@ pub(super) struct Open {
     pub hello: Box<v1::Hello>,
     pub address: String,
     pub token_expires_ms: u64,
+    /// An operator's own connection.
+    pub operator: bool,
 }
 
 /// Which region told read marks, and up to which of the user's revisions there.
