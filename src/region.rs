@@ -112,6 +112,11 @@ impl Serving {
             true => Ok(()),
             false => Err("its last commit failed; see the log".to_owned()),
         });
+        let restored = region.clone();
+        health.needs("refill", move || match restored.refilling() {
+            (_, false) => Ok(()),
+            (_, true) => Err("restored from a backup, and not compared with any peer yet".to_owned()),
+        });
         let watched = region.clone();
         health.watches("core", move || watched.core_silence());
         operations.watch_store(node, store.clone());

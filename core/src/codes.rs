@@ -105,6 +105,8 @@ codes! {
     Kicked = 34, "kicked", Never;
     /// The token was issued before its user's tokens were revoked.
     TokenRevoked = 35, "token_revoked", NewToken;
+    /// The region was restored from a backup and has not yet taken over what it missed, erasures above all.
+    Refilling = 36, "refilling", Elsewhere;
 }
 
 /// A refusal, ready for the wire.

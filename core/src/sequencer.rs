@@ -37,6 +37,9 @@ use crate::membership::Membership;
 pub const RECENT_ENTRIES: usize = 128;
 /// Bytes of bodies among them.
 pub const RECENT_BYTES: usize = 128 * 1024;
+/// Entries that were read again and are kept: what one send may ask for, each in as many copies as a row has
+/// origins. Fewer, and a window with many copies would be read again for ever.
+pub const RECALLED_ENTRIES: usize = RECENT_ENTRIES / 2 * 16;
 /// What a conversation keeps once it is idle.
 pub const RECENT_IDLE: usize = 8;
 
@@ -242,10 +245,12 @@ impl LogState {
     /// Remembers entries that were read again.
     pub fn recall(&mut self, entries: impl IntoIterator<Item = Arc<Entry>>) {
         for entry in entries {
-            self.remember(&entry);
-            self.recalled.push_back(entry);
+            // One that is in memory already must not be forgotten with the recalled ones.
+            if self.remember(&entry) {
+                self.recalled.push_back(entry);
+            }
         }
-        while self.recalled.len() > RECENT_ENTRIES {
+        while self.recalled.len() > RECALLED_ENTRIES {
             let oldest = self.recalled.pop_front();
             self.forget(oldest);
         }
@@ -278,11 +283,14 @@ impl LogState {
         self.forget(old);
     }
 
-    fn remember(&mut self, entry: &Arc<Entry>) {
+    /// Whether it was not in memory before.
+    fn remember(&mut self, entry: &Arc<Entry>) -> bool {
         let same_n = self.by_n.entry(entry.by.n).or_default();
-        if !same_n.iter().any(|e| e.place == entry.place) {
+        let new = !same_n.iter().any(|e| e.place == entry.place);
+        if new {
             same_n.push(entry.clone());
         }
+        new
     }
 
     fn forget(&mut self, entry: Option<Arc<Entry>>) {

@@ -145,6 +145,26 @@ impl Cluster {
 
     /// Starts a region's process on its disk.
     pub async fn start(&mut self, name: &str) -> Result<(), ClusterError> {
+        let (core, edge) = self.launch(name).await?;
+        let seat = self.seat_mut(name)?;
+        (seat.core, seat.edge) = (Some(core), edge);
+        Ok(())
+    }
+
+    /// Starts two killed or stopped regions at once.
+    pub async fn restart_both(&mut self, a: &str, b: &str) -> Result<(), ClusterError> {
+        for name in [a, b] {
+            self.seat(name)?.host.restart();
+        }
+        let (first, second) = tokio::join!(self.launch(a), self.launch(b));
+        for (name, launched) in [(a, first?), (b, second?)] {
+            let seat = self.seat_mut(name)?;
+            (seat.core, seat.edge) = (Some(launched.0), launched.1);
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, name: &str) -> Result<(Arc<Region>, Option<Arc<Edge>>), ClusterError> {
         let seat = self.seat(name)?;
         let (env, store) = (seat.host.env(), seat.store.clone());
         let loads = LoadTable::new();
@@ -155,9 +175,7 @@ impl Cluster {
             Some(geo) => Some(self.serve_clients(seat, &env, &core, Arc::clone(geo), loads).await?),
             None => None,
         };
-        let seat = self.seat_mut(name)?;
-        (seat.core, seat.edge) = (Some(core), edge);
-        Ok(())
+        Ok((core, edge))
     }
 
     async fn serve_clients(
@@ -231,6 +249,22 @@ impl Cluster {
         seat.host.kill().await;
         (seat.core, seat.edge) = (None, None);
         seat.store = seat.store.crash();
+        Ok(())
+    }
+
+    /// Stops a region in order, as a signal does. Whether its peers hold all that it has acked.
+    pub async fn stop(&mut self, name: &str, within: Duration) -> Result<bool, ClusterError> {
+        let settled = match &self.seat(name)?.core {
+            Some(core) => core.stop(within).await,
+            None => true,
+        };
+        self.kill(name).await?;
+        Ok(settled)
+    }
+
+    /// Puts an empty disk into the host of a region that does not run.
+    pub fn destroy_disk(&mut self, name: &str) -> Result<(), ClusterError> {
+        self.seat_mut(name)?.store = MemoryStore::new();
         Ok(())
     }
 

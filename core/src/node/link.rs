@@ -28,6 +28,9 @@ pub const OFFER_REST: Duration = Duration::from_millis(50);
 pub const OWED_AFTER: Duration = Duration::from_secs(1);
 /// Offers that may wait for an answer: bounds what a reconnect with a million active conversations sends.
 pub const OFFERS_IN_FLIGHT: usize = 512;
+/// Bytes on the way above which nothing more is shipped that only a comparison asked for: the rest of the window
+/// is for what is live, which then waits behind this at most.
+pub const REFILL_WINDOW_BYTES: usize = LINK_WINDOW_BYTES / 4;
 
 /// Where one log stands with the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +49,14 @@ pub struct Link {
     heard: Option<Duration>,
     started: Duration,
     positions: BTreeMap<ConvId, BTreeMap<Origin, Position>>,
+    /// It may lack what it has acked: a log without todo says nothing about it.
+    incomplete: bool,
     /// Conversations that may have something to ship.
     queue: BTreeSet<ConvId>,
+    /// Those of them that are only being compared: they go after what is live, in a part of the window.
+    bulk: BTreeSet<ConvId>,
+    /// Conversations that are being compared.
+    refilling: BTreeSet<ConvId>,
     /// Conversations to be offered, and when.
     offers: BTreeSet<(Duration, ConvId)>,
     offer_at: BTreeMap<ConvId, Duration>,
@@ -67,7 +76,10 @@ impl Link {
             heard: None,
             started: now,
             positions: BTreeMap::new(),
+            incomplete: false,
             queue: BTreeSet::new(),
+            bulk: BTreeSet::new(),
+            refilling: BTreeSet::new(),
             offers: BTreeSet::new(),
             offer_at: BTreeMap::new(),
             offered: BTreeMap::new(),
@@ -85,7 +97,7 @@ impl Link {
 
     /// Whether the peer has acked all that it was to get. Conversations whose todo lingers count as done.
     pub fn is_caught_up(&self) -> bool {
-        self.window.is_empty() && self.queue.is_empty() && self.reading.is_empty()
+        self.window.is_empty() && self.queue.is_empty() && self.bulk.is_empty() && self.reading.is_empty()
     }
 
     /// Conversations that have todo for this peer.
@@ -117,6 +129,8 @@ impl Link {
         self.window.clear();
         self.window_bytes = 0;
         self.queue.clear();
+        self.bulk.clear();
+        self.refilling.clear();
         self.offers.clear();
         self.offer_at.clear();
         self.offered.clear();
@@ -218,7 +232,7 @@ impl Link {
                 }
             }
         }
-        self.queue.insert(id);
+        self.enqueue(id);
     }
 
     /// The peer lacks what was shipped above these heads: ship again from there.
@@ -232,7 +246,45 @@ impl Link {
                 self.window_bytes -= bytes;
             }
         }
-        self.queue.insert(id);
+        self.enqueue(id);
+    }
+
+    fn enqueue(&mut self, id: ConvId) {
+        if self.refilling.contains(&id) {
+            self.bulk.insert(id)
+        } else {
+            self.queue.insert(id)
+        };
+    }
+
+    /// A conversation is offered now because its heads are being compared, whatever todo says.
+    pub(super) fn refill(&mut self, id: ConvId, origins: impl Iterator<Item = Origin>, now: Duration) {
+        let positions = self.positions.entry(id).or_default();
+        for origin in origins {
+            positions.entry(origin).or_insert(Position { acked: 0, shipped: None, relayed: true });
+        }
+        if let Some(at) = self.offer_at.remove(&id) {
+            self.offers.remove(&(at, id));
+        }
+        self.offered.insert(id, now);
+        self.refilling.insert(id);
+    }
+
+    /// The peer holds what it was offered.
+    pub(super) fn refilled(&mut self, id: ConvId) {
+        self.refilling.remove(&id);
+        if self.bulk.remove(&id) {
+            self.queue.insert(id);
+        }
+    }
+
+    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
+        self.incomplete = incomplete;
+    }
+
+    /// Whether the peer may lack what it has acked, until it has been compared with this region.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
     }
 
     /// Whether entries from `first` may go out now, straight from memory.
@@ -258,7 +310,7 @@ impl Link {
     /// There may be something to ship.
     pub(super) fn wake(&mut self, id: ConvId) {
         if self.connected {
-            self.queue.insert(id);
+            self.enqueue(id);
         }
     }
 
@@ -270,7 +322,12 @@ impl Link {
         if !self.connected || self.window_bytes >= LINK_WINDOW_BYTES {
             return None;
         }
-        while let Some(id) = self.queue.pop_first() {
+        loop {
+            let bulk = self.queue.is_empty();
+            if bulk && self.window_bytes >= REFILL_WINDOW_BYTES {
+                return None;
+            }
+            let Some(id) = self.queue.pop_first().or_else(|| self.bulk.pop_first()) else { return None };
             let Some(heads) = published(id) else { continue };
             let Some(positions) = self.positions.get(&id) else { continue };
             for (origin, position) in positions {
@@ -281,12 +338,15 @@ impl Link {
                 {
                     let origin = *origin;
                     self.reading.insert((id, origin));
-                    self.queue.insert(id);
+                    if bulk {
+                        self.bulk.insert(id)
+                    } else {
+                        self.queue.insert(id)
+                    };
                     return Some((id, origin, shipped + 1, head));
                 }
             }
         }
-        None
     }
 
     pub(super) fn read(&mut self, id: ConvId, origin: Origin) -> Option<Seq> {
@@ -318,6 +378,7 @@ impl Link {
     pub(super) fn forget(&mut self, id: ConvId) {
         self.positions.remove(&id);
         self.queue.remove(&id);
+        self.bulk.remove(&id);
         self.offered.remove(&id);
         if let Some(at) = self.offer_at.remove(&id) {
             self.offers.remove(&(at, id));

@@ -3,7 +3,7 @@
 //! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
-//! other regions say), `stable` (R14), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
+//! other regions say), `stable` (R14), [`refill`] (R13), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
 //! [`routes`] (who is where).
 //!
 //! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
@@ -24,6 +24,7 @@ pub mod link;
 mod marks;
 mod peers;
 pub mod pressure;
+pub mod refill;
 mod rounds;
 pub mod routes;
 mod sessions;
@@ -50,6 +51,7 @@ use crate::wire::{node_v1, v1};
 use clocks::Clocks;
 use conversation::Conversation;
 use link::Link;
+use refill::{Known, Refill};
 use routes::Routes;
 use user::User;
 
@@ -102,8 +104,14 @@ pub struct Settings {
     pub start: u64,
     /// The other regions.
     pub peers: BTreeSet<Region>,
-    /// What was known of their eras: (start, era).
-    pub known_eras: BTreeMap<Region, (u64, u64)>,
+    /// What was known of them.
+    pub known: BTreeMap<Region, Known>,
+    /// Entries that this era has made durable before this start.
+    pub commit: u64,
+    /// Peers that the store must be compared with.
+    pub refill: BTreeSet<Region>,
+    /// The store was restored: no clients before the first comparison.
+    pub restored: bool,
     /// For ids of direct conversations.
     pub direct_salt: Vec<u8>,
     /// Shared by all regions.
@@ -127,6 +135,15 @@ pub enum Want {
         ticket: u64,
         /// What to read.
         range: Range,
+    },
+    /// Heads of conversations in order of their ids: answer with `heads_read`.
+    Heads {
+        /// To be given back.
+        ticket: u64,
+        /// After which one.
+        after: Option<ConvId>,
+        /// At most so many.
+        limit: usize,
     },
 }
 
@@ -161,6 +178,13 @@ pub enum Notice {
     },
     /// Another owner has taken over: this node must stop.
     Fenced,
+    /// The store has been compared with a peer, and both hold what each did.
+    Refilled {
+        /// Which region.
+        region: Region,
+        /// Conversations that this region offered for it.
+        offers: u64,
+    },
     /// A peer said something that can't be.
     BadPeer {
         /// Which region.
@@ -234,6 +258,8 @@ pub struct Counters {
     pub shed: u64,
     /// Fan-outs of large groups that were merged with a later one.
     pub merged: u64,
+    /// Conversations offered because a comparison found a difference.
+    pub refill_offers: u64,
 }
 
 /// A connection's session, as far as the core knows it.
@@ -270,6 +296,7 @@ enum Ticket {
     Ship { region: Region, conversation: ConvId, origin: Origin },
     Pull(sessions::Pull),
     Erase { conversation: ConvId },
+    Heads { region: Region, asking: bool },
 }
 
 /// See the module.
@@ -305,6 +332,11 @@ pub struct Node {
     waiting: Arc<()>,
     /// How long what is handed over now has waited for this node.
     waited: Duration,
+    refill: Refill,
+    /// Of the peers: entries that their eras have made durable.
+    commits: BTreeMap<Region, u64>,
+    /// Entries that this era has made durable.
+    commit: u64,
     routes_at: Option<Duration>,
     draining: bool,
     counters: Counters,
@@ -327,9 +359,17 @@ struct Flush {
 impl Node {
     /// A node that has just opened its store; `todo` is what the store says is left to do.
     pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
-        let links = settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
+        let mut links: BTreeMap<Region, Link> =
+            settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
+        for (region, link) in &mut links {
+            link.set_incomplete(settings.known.get(region).is_some_and(|known| known.incomplete));
+        }
+        let refill = settings.refill.intersection(&settings.peers).copied().collect();
         let mut node = Self {
-            eras: settings.known_eras.clone(),
+            eras: settings.known.iter().map(|(r, k)| (*r, (k.start, k.era))).collect(),
+            commits: settings.known.iter().map(|(r, k)| (*r, k.commit)).collect(),
+            commit: settings.commit,
+            refill: Refill::new(refill, settings.restored && !settings.peers.is_empty()),
             routes: Routes::default(),
             clocks: Clocks::default(),
             conversations: BTreeMap::new(),
@@ -387,6 +427,11 @@ impl Node {
         self.links.get(&region)
     }
 
+    /// Entries that this era has made durable: what peers are told, so that they know a store that is behind.
+    pub fn commit(&self) -> u64 {
+        self.commit
+    }
+
     /// The current origin.
     pub fn origin(&self) -> Origin {
         self.settings.origin
@@ -403,7 +448,7 @@ impl Node {
             && let Some(link) = self.links.get_mut(&region)
         {
             for (origin, prefix) in t.prefix {
-                link.note(t.conversation, origin, prefix, origin.region != self.settings.region, now.mono);
+                link.note(t.conversation, origin, prefix, origin != self.settings.origin, now.mono);
             }
         }
     }
@@ -461,6 +506,7 @@ impl Node {
         }
         self.touched.extend(waiting.gates);
         self.erase_next(id);
+        self.refill_loaded(now, id);
         self.pump_all(now);
         self.start_round(now, id);
         self.start_rounds(now);
@@ -496,7 +542,7 @@ impl Node {
             }
             Some(Ticket::Pull(pull)) => self.pull_read(now, pull, entries),
             Some(Ticket::Erase { conversation }) => self.erase_read(now, conversation, entries),
-            None => {}
+            Some(Ticket::Heads { .. }) | None => {}
         }
     }
 
@@ -543,6 +589,7 @@ impl Node {
         self.fan_out_due(now);
         self.remind(now);
         self.relay(now);
+        self.refill_next(now);
         self.evict();
     }
 

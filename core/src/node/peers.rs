@@ -15,6 +15,7 @@ use crate::wire::node::{entries_from_wire, heads_from_wire, heads_to_wire, origi
 use crate::wire::node_v1::{self as wire, node_frame::Body};
 
 use super::conversation::Job;
+use super::refill::{Known, PeerHello};
 use super::{ConnKey, Node, Notice, Now, Ticket};
 
 /// Reads for shipping that may be under way per link.
@@ -22,19 +23,21 @@ const SHIP_READS: usize = 4;
 
 impl Node {
     /// A link to a peer region is up: both sides have said LinkHello.
-    pub fn peer_up(&mut self, now: Now, region: Region, start: u64, era: u64) {
+    pub fn peer_up(&mut self, now: Now, region: Region, hello: &PeerHello) {
         if !self.links.contains_key(&region) {
             return;
         }
+        let PeerHello { start, era, commit, .. } = *hello;
         if self.eras.get(&region).is_none_or(|(known, _)| start >= *known) {
-            self.eras.insert(region, (start, era));
-            let mut value = start.to_be_bytes().to_vec();
-            value.extend(era.to_be_bytes());
-            self.out.puts.push(Put::Meta { key: format!("peer/{region}"), value: value.into() });
+            let same = self.eras.insert(region, (start, era)) == Some((start, era));
+            let known = self.commits.entry(region).or_default();
+            *known = if same { commit.max(*known) } else { commit };
         }
         if let Some(link) = self.links.get_mut(&region) {
             link.up(now.mono);
         }
+        self.refill_up(now, region, hello);
+        self.note_peer(region);
         self.ship_all_marks(now, region);
         for snapshot in self.routes.snapshot() {
             self.out.link(region, Body::Routes(snapshot));
@@ -52,6 +55,16 @@ impl Node {
             link.reads_dropped();
         }
         self.clocks.forget(region);
+        self.refill_down(region);
+    }
+
+    /// Keeps what is known of a peer.
+    pub(super) fn note_peer(&mut self, region: Region) {
+        let Some((start, era)) = self.eras.get(&region).copied() else { return };
+        let commit = self.commits.get(&region).copied().unwrap_or(0);
+        let incomplete = self.links.get(&region).is_some_and(super::Link::is_incomplete);
+        let value = Known { start, era, commit, incomplete }.to_bytes();
+        self.out.puts.push(Put::Meta { key: format!("peer/{region}"), value });
     }
 
     /// A frame of a peer region. Anything it says of a conversation is checked; what can't be is reported and
@@ -60,11 +73,23 @@ impl Node {
         let Some(link) = self.links.get_mut(&region) else { return };
         link.heard_at(now.mono);
         let told = match body {
-            Body::Ship(ship) => self.shipment(now, region, ship),
+            Body::Ship(ship) => {
+                self.refill_heard(now, region);
+                self.shipment(now, region, ship)
+            }
             Body::ShipAck(ack) => self.ship_acked(now, region, ack),
             Body::Offer(offer) => self.offered(now, region, offer),
             Body::Beat(beat) => {
                 self.beat(now, region, beat.wall_ms);
+                if self.commits.get(&region).is_some_and(|known| beat.commit > *known) {
+                    self.commits.insert(region, beat.commit);
+                    self.note_peer(region);
+                }
+                Ok(())
+            }
+            Body::Compare(compare) => self.compare_told(now, region, compare),
+            Body::Compared(compared) => {
+                self.compared_told(now, region, compared);
                 Ok(())
             }
             Body::Routes(routes) => {
@@ -157,6 +182,7 @@ impl Node {
         if ack.answer {
             link.answered(id, now.mono);
         }
+        self.refill_acked(now, region, id, ack.answer && !ack.want);
         let origins: Vec<Origin> = held.keys().copied().collect();
         self.tell_watchers(now, id, origins);
         Ok(())
@@ -260,7 +286,11 @@ impl Node {
         let Some(link) = self.links.get_mut(&region) else { return };
         let shipped = link.read(id, origin);
         match entries {
-            Err(what) => self.out.notices.push(Notice::Damaged { conversation: id, what }),
+            Err(what) => {
+                self.out.notices.push(Notice::Damaged { conversation: id, what });
+                // Nobody can be given what can't be read: a comparison does not wait for it.
+                self.refill_acked(now, region, id, true);
+            }
             Ok(entries) => {
                 let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
                 // A rewind or a new connection may have happened while this was read.

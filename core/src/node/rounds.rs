@@ -244,7 +244,7 @@ impl Node {
                 if origin != own && (is_author || shippers.contains(region)) {
                     continue;
                 }
-                link.note(id, origin, prefix, origin.region != own.region, now.mono);
+                link.note(id, origin, prefix, origin != own, now.mono);
                 targets.push(Target::Peer(*region));
             }
             let mut todo = Vec::new();
@@ -347,6 +347,7 @@ impl Node {
         }
         conversation.failures = 0;
         conversation.since_checkpoint += round.entries.len();
+        self.commit += round.entries.len() as u64;
         for ack in round.acks {
             self.ack(id, ack);
         }

@@ -81,6 +81,10 @@ impl Node {
         if self.draining {
             return self.out.down(key, refuse(Code::Draining, "this region is about to stop"));
         }
+        if self.refill.is_closed() {
+            let text = "this region was restored from a backup and is taking over what it missed";
+            return self.out.down(key, refuse(Code::Refilling, text));
+        }
         if open.hello.cursors.len() > CURSORS {
             return self.out.down(key, refuse(Code::BadFrame, "more cursors than regions"));
         }

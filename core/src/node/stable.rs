@@ -41,10 +41,12 @@ impl Node {
             return (head, 1);
         }
         let over = self.is_over(origin);
-        // A peer without todo for a log holds what is held here: its todo went when it had acked. Only the
-        // author of a log that is over is not known to hold it unless it says so.
+        // A peer without todo for a log holds what is held here: its todo went when it had acked. Not so the
+        // author of a log that is over, and a peer that may have lost what it acked; and where this store may have
+        // lost todo, that there is none says nothing either.
         let acked = |(region, link): (&Region, &Link)| {
-            let unknown = if over && *region == origin.region { 0 } else { head };
+            let in_doubt = link.is_incomplete() || self.refill.is_marked(*region);
+            let unknown = if in_doubt || over && *region == origin.region { 0 } else { head };
             link.acked_upto(id, origin).map_or(unknown, |a| a.min(head))
         };
         let own = origin == self.settings.origin;

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use prost::Message;
 use tern_core::edge_api::{DownBody, SendRequest, Up};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, InstallId, Origin, Place, Region, UserId};
+use tern_core::ids::{ConvId, Heads, InstallId, Origin, Place, Region, UserId};
 use tern_core::limits::{CONVERSATION_QUEUE, MESSAGE_NUMBERS, ROWS_PER_PAGE};
+use tern_core::node::refill::PeerHello;
 use tern_core::node::{Counters, Node, Notice, Now, Outputs, Settings, Want};
 use tern_core::receipt::ReceiptKey;
 use tern_core::sequencer::LogState;
@@ -136,6 +137,16 @@ impl World {
                     Want::Range { ticket, range } => {
                         self.node.range_read(now, ticket, Ok(self.disk.range(range)));
                     }
+                    Want::Heads { ticket, after, limit } => {
+                        let mut heads = BTreeMap::<ConvId, Heads>::new();
+                        for ((id, origin), log) in &self.disk.logs {
+                            if after.is_none_or(|after| *id > after) {
+                                heads.entry(*id).or_default().insert(*origin, log.len() as u64);
+                            }
+                        }
+                        let page: Vec<_> = heads.into_iter().take(limit).collect();
+                        self.node.heads_read(now, ticket, &page);
+                    }
                     #[allow(unreachable_patterns, reason = "what a store may be asked grows")]
                     _ => {}
                 }
@@ -204,7 +215,10 @@ fn settings() -> Settings {
         epoch: 1,
         start: 1,
         peers: PEERS.into(),
-        known_eras: BTreeMap::new(),
+        known: BTreeMap::new(),
+        commit: 0,
+        refill: PEERS.into(),
+        restored: false,
         direct_salt: SALT.to_vec(),
         receipt_key: ReceiptKey::new(&[7; 32]),
         reoffer_after: Duration::from_secs(30),
@@ -379,7 +393,11 @@ pub fn run(bytes: &[u8]) -> Came {
                     world.opened += 1;
                 }
             }
-            11 => world.node.peer_up(now, region, u64::from(script.pick(4)), u64::from(region) * 1_000),
+            11 => {
+                let start = u64::from(script.pick(4));
+                let hello = PeerHello { start, era: u64::from(region) * 1_000, commit: start, incomplete: start == 1 };
+                world.node.peer_up(now, region, &hello);
+            }
             12 => world.node.peer_down(region),
             13 => {
                 world.now += Duration::from_millis(script.number() % 120_000);

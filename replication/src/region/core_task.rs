@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use std::time::Duration;
 use tern_core::edge_api::{EdgePort, Up};
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Origin, Region, UserId};
+use tern_core::node::refill::PeerHello;
 use tern_core::node::{EdgeId, Node, Notice, Outputs};
 use tern_core::sequencer::LogState;
-use tern_core::store::{Append, Appended, Durability, Put, RowRecord, Store, StoreError};
+use tern_core::store::{Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError};
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
@@ -33,12 +35,11 @@ pub(crate) enum Input {
     EdgeUp(EdgeId, Arc<dyn EdgePort>),
     EdgeDown(EdgeId),
     Ups(EdgeId, Vec<Up>),
-    /// A link of a peer: its start and era, and the way to it. The number tells links of one peer apart.
+    /// A link of a peer: what it says of itself, and the way to it. The number tells links of one peer apart.
     PeerUp {
         region: Region,
         link: u64,
-        start: u64,
-        era: u64,
+        hello: PeerHello,
         sender: Arc<LinkSender>,
     },
     PeerDown {
@@ -53,6 +54,7 @@ pub(crate) enum Input {
     ConversationLoaded(Box<LogState>, BTreeMap<Origin, String>),
     UserLoaded(UserId, Vec<(ConvId, RowRecord)>),
     RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
+    HeadsRead(u64, Vec<ConversationHeads>),
     Stop {
         until: Duration,
         tell: oneshot::Sender<(bool, Puts)>,
@@ -172,12 +174,12 @@ impl Core {
                     self.node.ups(now, edge, ups);
                 }
             }
-            Input::PeerUp { region, link, start, era, sender } => {
+            Input::PeerUp { region, link, hello, sender } => {
                 if let Some((_, old)) = self.peers.insert(region, (link, sender)) {
                     old.close("a newer link of this peer took over");
                     self.node.peer_down(region);
                 }
-                self.node.peer_up(now, region, start, era);
+                self.node.peer_up(now, region, &hello);
             }
             Input::PeerDown { region, link } => {
                 if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
@@ -195,6 +197,7 @@ impl Core {
             Input::ConversationLoaded(state, damaged) => self.node.conversation_loaded(now, *state, damaged),
             Input::UserLoaded(user, rows) => self.node.user_loaded(now, &user, rows),
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
+            Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();
                 self.stop = Some((until, tell));
@@ -206,6 +209,7 @@ impl Core {
         self.appending = None;
         self.store_ok = !answers.iter().any(|(_, a)| matches!(a, Appended::Unknown(_) | Appended::Fenced));
         self.node.appended(self.shared.now(), answers);
+        self.shared.commit.store(self.node.commit(), Ordering::Release);
     }
 
     fn put(&mut self, done: Result<(), StoreError>) {
@@ -272,6 +276,9 @@ impl Core {
         self.begin_append();
         self.begin_put();
         for notice in notices {
+            if let Notice::Refilled { region, .. } = &notice {
+                self.shared.unmark(*region);
+            }
             report(&notice);
         }
     }
@@ -324,6 +331,7 @@ impl Core {
             counters: self.node.counters(),
             routes: (here, elsewhere.values().sum()),
             groups: self.groups,
+            refilling: self.node.refilling(),
         });
     }
 }
@@ -347,6 +355,9 @@ fn report(notice: &Notice) {
         }
         Notice::Damaged { conversation, what } => tracing::error!(%conversation, what, "a log is damaged and refused"),
         Notice::Fenced => tracing::error!("another process has taken over this store; this one serves no more sends"),
+        Notice::Refilled { region, offers } => {
+            tracing::info!(region, offers, "this store was compared with a peer region: both hold what each did");
+        }
         Notice::BadPeer { region, what } => {
             tracing::warn!(region, what, "a peer region sent what can't be; it was left out");
         }

@@ -5,22 +5,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tern_core::node::refill::PeerHello;
 use tern_core::wire::NODE_VERSION;
-use tern_core::wire::node_v1::{Beat, LinkHello, LoadReport, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::node_v1::{Beat, LinkAsk, LinkHello, LinkTold, LoadReport, NodeFrame, Refused, node_frame::Body};
 use tern_net::frames::QuicFrames;
 use tern_net::quic;
 
 use super::core_task::Input;
 use super::link::{LinkSender, next_frames, reader};
-use super::{Peer, Shared};
+use super::{Life, Peer, Shared, start};
 
 /// First pause after a link was lost or could not be had; doubles up to [`PAUSE_MAX`], each time drawn at
 /// random below it, so that regions do not dial in step.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// See [`PAUSE_MIN`].
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// A peer that does not finish its handshake and hello by then is tried again.
+/// A peer that does not finish its handshake by then is tried again.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// One that is starting says hello when its era is decided.
+const HELLO_WITHIN: Duration = Duration::from_secs(8);
+const _: () = assert!(HELLO_WITHIN.as_secs() > super::confirm::WITHIN.as_secs() + 2);
 /// Beats and loads go out this often.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -51,9 +55,11 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::Client
     }
 }
 
+type Opened = (quinn::Endpoint, quinn::Connection, quinn::SendStream, QuicFrames);
 type Linked = (quinn::Endpoint, quinn::Connection, quinn::SendStream, QuicFrames, LinkHello);
 
-async fn connect(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<Linked, String> {
+/// A connection to a peer with its one stream, on which nothing was said yet.
+pub(super) async fn open(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<Opened, String> {
     let bind = match peer.addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -63,66 +69,139 @@ async fn connect(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfi
     let handshake = async {
         let connecting = endpoint.connect_with(config, peer.addr, &peer.server_name).map_err(|e| e.to_string())?;
         let connection = connecting.await.map_err(|e| e.to_string())?;
-        let (mut send, recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
-        let frame = NodeFrame { body: Some(Body::LinkHello(hello(shared))) };
-        tern_net::frames::write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
-        let mut frames = reader(recv);
-        match frames.next::<NodeFrame>().await.map_err(|e| e.to_string())?.and_then(|f| f.body) {
-            Some(Body::LinkHello(theirs)) => {
-                check(shared, &theirs).map_err(|r| r.message)?;
-                if theirs.region != u32::from(peer.region) {
-                    return Err(format!("{} is region {}, not {}", peer.addr, theirs.region, peer.region));
-                }
-                Ok((connection, send, frames, theirs))
-            }
-            Some(Body::Refused(refused)) => Err(format!("refused: {}", refused.message)),
-            _ => Err("the peer did not say hello".to_owned()),
-        }
+        let (send, recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        Ok((connection, send, reader(recv)))
     };
     match tokio::time::timeout(CONNECT_WITHIN, handshake).await {
-        Ok(Ok((connection, send, frames, theirs))) => Ok((endpoint, connection, send, frames, theirs)),
+        Ok(Ok((connection, send, frames))) => Ok((endpoint, connection, send, frames)),
         Ok(Err(why)) => {
-            endpoint.close(0u8.into(), why.as_bytes());
+            endpoint.close(0u8.into(), b"not connected");
             Err(why)
         }
-        Err(_) => {
+        Err(_late) => {
             endpoint.close(0u8.into(), b"too late");
             Err(format!("no answer within {} s", CONNECT_WITHIN.as_secs()))
         }
     }
 }
 
-/// What this region says first.
-pub(super) fn hello(shared: &Shared) -> LinkHello {
-    LinkHello {
+async fn connect(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<Linked, String> {
+    let (endpoint, connection, mut send, mut frames) = open(shared, peer, tls).await?;
+    let greeted = async {
+        let own = hello(shared, peer.region).await.ok_or_else(|| "this region has stopped".to_owned())?;
+        let said = (own.start, own.era);
+        let frame = NodeFrame { body: Some(Body::LinkHello(own)) };
+        tern_net::frames::write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
+        loop {
+            match frames.next::<NodeFrame>().await.map_err(|e| e.to_string())?.and_then(|f| f.body) {
+                // It is starting, and wants to know what this region has heard of it.
+                Some(Body::LinkAsk(_)) => {
+                    let told = shared.eras.tell(peer.region, shared.env.clock.now());
+                    let frame = NodeFrame { body: Some(Body::LinkTold(told)) };
+                    tern_net::frames::write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
+                }
+                Some(Body::LinkHello(theirs)) => {
+                    check(shared, &theirs).map_err(|r| r.message)?;
+                    if theirs.region != u32::from(peer.region) {
+                        return Err(format!("{} is region {}, not {}", peer.addr, theirs.region, peer.region));
+                    }
+                    if settle_start(shared, theirs.you.as_ref()).await?.start != said.0 {
+                        return Err("the peer has heard of as late a start; saying hello again with a later".to_owned());
+                    }
+                    return Ok(theirs);
+                }
+                Some(Body::Refused(refused)) => return Err(format!("refused: {}", refused.message)),
+                _ => return Err("the peer did not say hello".to_owned()),
+            }
+        }
+    };
+    let why = match tokio::time::timeout(HELLO_WITHIN, greeted).await {
+        Ok(Ok(theirs)) => return Ok((endpoint, connection, send, frames, theirs)),
+        Ok(Err(why)) => why,
+        Err(_late) => format!("no hello within {} s", HELLO_WITHIN.as_secs()),
+    };
+    endpoint.close(0u8.into(), why.as_bytes());
+    Err(why)
+}
+
+/// What this region says first; waits until its era is decided.
+pub(super) async fn hello(shared: &Shared, to: u8) -> Option<LinkHello> {
+    let life = shared.decided().await?;
+    Some(LinkHello {
         version: NODE_VERSION,
         region: u32::from(shared.config.region),
         region_name: shared.config.name.clone(),
-        era: shared.era,
-        start: shared.start,
-        commit: 0,
+        era: life.era,
+        start: life.start,
+        commit: shared.commit.load(Ordering::Acquire),
         node: shared.config.node.clone(),
         deployment: shared.config.deployment.to_vec().into(),
-    }
+        incomplete: shared.is_marked(to),
+        you: Some(shared.eras.tell(to, shared.env.clock.now())),
+    })
 }
 
-/// Whether a peer may link, and what its operator should change if not.
-pub(super) fn check(shared: &Shared, theirs: &LinkHello) -> Result<u8, Refused> {
-    let refuse = |message: String| Refused { code: 1, message };
-    if theirs.version != NODE_VERSION {
-        return Err(refuse(format!("node wire version {}; this node speaks {NODE_VERSION}", theirs.version)));
+/// Starts order a region's eras for its peers. A store that was made anew or set back counts from where it stands,
+/// so a peer may have heard of as late a start of another era: then this life takes a later one, durably, before
+/// it says hello. Not while that other life is linked: then two processes have this region's id.
+pub(super) async fn settle_start(shared: &Shared, heard: Option<&LinkTold>) -> Result<Life, String> {
+    let Some(life) = shared.decided().await else { return Err("this region has stopped".to_owned()) };
+    let Some(heard) = heard.filter(|h| h.known && h.era != life.era && h.start >= life.start) else { return Ok(life) };
+    if heard.linked {
+        let why = "another process is linked as this region, from a store of its own: stop one of them, and give each \
+                   region its own id and its own store";
+        tracing::error!(region = shared.config.region, why);
+        return Err(why.to_owned());
     }
-    if theirs.deployment[..] != shared.config.deployment {
+    let start = heard.start.checked_add(1).ok_or_else(|| "a start that can't be".to_owned())?;
+    start::raise(&*shared.store, start).await.map_err(|e| e.to_string())?;
+    let mut settled = life;
+    shared.life.send_modify(|life| {
+        if let Some(life) = life {
+            life.start = life.start.max(start);
+            settled = *life;
+        }
+    });
+    Ok(settled)
+}
+
+fn refuse(message: String) -> Refused {
+    Refused { code: 1, message }
+}
+
+/// Whether a node that calls itself a region of this deployment is one.
+fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> Result<u8, Refused> {
+    if version != NODE_VERSION {
+        return Err(refuse(format!("node wire version {version}; this node speaks {NODE_VERSION}")));
+    }
+    if deployment != shared.config.deployment {
         return Err(refuse(
             "another deployment: its name, receipt key or direct salt differ; all regions share them".to_owned(),
         ));
     }
-    let region = u8::try_from(theirs.region).unwrap_or(0);
+    let region = u8::try_from(region).unwrap_or(0);
     if region == shared.config.region {
         return Err(refuse(format!("region {region} is this region's own id; give each region its own")));
     }
     if !shared.config.peers.iter().any(|p| p.region == region) {
         return Err(refuse(format!("region {region} is not among this region's peers; add it to `peers`")));
+    }
+    Ok(region)
+}
+
+/// Whether a region may ask.
+pub(super) fn check_ask(shared: &Shared, ask: &LinkAsk) -> Result<u8, Refused> {
+    check_peer(shared, ask.version, &ask.deployment, ask.region)
+}
+
+/// Whether a peer may link, and what its operator should change if not.
+pub(super) fn check(shared: &Shared, theirs: &LinkHello) -> Result<u8, Refused> {
+    let region = check_peer(shared, theirs.version, &theirs.deployment, theirs.region)?;
+    if shared.eras.is_ghost(region, theirs.start, theirs.era, shared.env.clock.now()) {
+        return Err(refuse(format!(
+            "region {region} is linked already, from another store and a later start: is a second process running \
+             with its id, or a copy of its store? Stop one of them"
+        )));
     }
     Ok(region)
 }
@@ -139,7 +218,10 @@ pub(super) async fn serve(
     let link = LINKS.fetch_add(1, Ordering::Relaxed);
     let sender = Arc::new(LinkSender::new(connection.clone()));
     tracing::info!(peer = %theirs.region_name, "linked to a peer region");
-    shared.push(Input::PeerUp { region, link, start: theirs.start, era: theirs.era, sender: sender.clone() });
+    let LinkHello { start, era, commit, incomplete, .. } = *theirs;
+    shared.eras.up(region, link, start, era, commit, shared.env.clock.now());
+    let hello = PeerHello { start, era, commit, incomplete };
+    shared.push(Input::PeerUp { region, link, hello, sender: sender.clone() });
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
     shared.env.tasks.spawn(beat(shared.clone(), sender.clone(), connection.clone()));
@@ -153,6 +235,11 @@ pub(super) async fn serve(
             Ok(received) if received.is_empty() => break,
             Ok(received) => {
                 let now = shared.env.clock.now();
+                let commit = received.iter().filter_map(|body| match body {
+                    Body::Beat(beat) => Some(beat.commit),
+                    _ => None,
+                });
+                shared.eras.heard(region, link, commit.max().unwrap_or(0), now);
                 let frames: Vec<Body> = received
                     .into_iter()
                     .filter(|body| match body {
@@ -176,6 +263,7 @@ pub(super) async fn serve(
         }
     }
     sender.close("link ended");
+    shared.eras.down(region, link);
     shared.push(Input::PeerDown { region, link });
 }
 
@@ -183,7 +271,8 @@ pub(super) async fn serve(
 async fn beat(shared: Arc<Shared>, sender: Arc<LinkSender>, connection: quinn::Connection) {
     loop {
         let edges = shared.loads.own_loads(shared.config.region, shared.env.clock.now());
-        let beat = Beat { wall_ms: shared.env.clock.wall_ms(), ..Beat::default() };
+        let commit = shared.commit.load(Ordering::Acquire);
+        let beat = Beat { wall_ms: shared.env.clock.wall_ms(), commit, ..Beat::default() };
         sender.send([Body::Beat(beat), Body::Load(LoadReport { edges })]);
         tokio::select! {
             biased;

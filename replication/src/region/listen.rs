@@ -7,13 +7,13 @@ use std::time::Duration;
 use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node::{down_to_wire, up_from_wire};
-use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFrame, Refused, node_frame::Body};
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
 
 use super::core_task::Input;
 use super::link::{LinkSender, next_frames, reader};
-use super::{Shared, dial};
+use super::{Shared, confirm, dial};
 
 /// A node that has not said what it is by then is dropped.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
@@ -50,19 +50,24 @@ async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
         let body = frames.next::<NodeFrame>().await.ok()??.body?;
         Some((send, frames, body))
     };
-    let Ok(Some((mut send, frames, body))) = tokio::time::timeout(HELLO_WITHIN, first).await else {
+    let Ok(Some((mut send, mut frames, body))) = tokio::time::timeout(HELLO_WITHIN, first).await else {
         connection.close(1u8.into(), b"no hello");
         return;
     };
     let refused = match body {
-        Body::LinkHello(theirs) => match dial::check(&shared, &theirs) {
-            Ok(_) => {
-                let frame = NodeFrame { body: Some(Body::LinkHello(dial::hello(&shared))) };
-                if write_one(&mut send, &frame).await.is_ok() {
-                    dial::serve(&shared, connection, send, frames, &theirs).await;
+        Body::LinkAsk(ask) => match dial::check_ask(&shared, &ask) {
+            Ok(region) => {
+                let told = shared.eras.tell(region, shared.env.clock.now());
+                if write_one(&mut send, &NodeFrame { body: Some(Body::LinkTold(told)) }).await.is_ok() {
+                    let _either_is_fine = tokio::time::timeout(REFUSED_FOR, connection.closed()).await;
                 }
-                return;
+                return connection.close(0u8.into(), b"told");
             }
+            Err(refused) => refused,
+        },
+        Body::LinkHello(theirs) => match greet(&shared, &mut send, &mut frames, &theirs).await {
+            Ok(true) => return dial::serve(&shared, connection, send, frames, &theirs).await,
+            Ok(false) => return connection.close(1u8.into(), b"no hello"),
             Err(refused) => refused,
         },
         Body::EdgeHello(hello) if hello.version == NODE_VERSION => {
@@ -82,6 +87,30 @@ async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
     connection.close(1u8.into(), b"refused");
 }
 
+/// Answers a peer's hello, when the own era is decided. Whether the link is up.
+async fn greet(
+    shared: &Arc<Shared>,
+    send: &mut quinn::SendStream,
+    frames: &mut QuicFrames,
+    theirs: &LinkHello,
+) -> Result<bool, Refused> {
+    let region = dial::check(shared, theirs)?;
+    if shared.life.borrow().is_none() {
+        // It may be the only way to ask this peer, so it is asked here as well.
+        let ask = NodeFrame { body: Some(Body::LinkAsk(confirm::ask(shared))) };
+        if write_one(send, &ask).await.is_err() {
+            return Ok(false);
+        }
+        let told = tokio::time::timeout(HELLO_WITHIN, frames.next::<NodeFrame>()).await;
+        let Ok(Ok(Some(NodeFrame { body: Some(Body::LinkTold(told)) }))) = told else { return Ok(false) };
+        shared.eras.told(region, told);
+    }
+    let refuse = |message| Refused { code: 1, message };
+    dial::settle_start(shared, theirs.you.as_ref()).await.map_err(refuse)?;
+    let Some(hello) = dial::hello(shared, region).await else { return Ok(false) };
+    Ok(write_one(send, &NodeFrame { body: Some(Body::LinkHello(hello)) }).await.is_ok())
+}
+
 /// An edge in another process, as the core sees it.
 #[derive(Debug)]
 struct RemoteEdge(Arc<LinkSender>);
@@ -99,10 +128,11 @@ async fn edge(
     mut frames: QuicFrames,
     hello: EdgeHello,
 ) {
+    let Some(life) = shared.decided().await else { return };
     let welcome = EdgeWelcome {
         region: u32::from(shared.config.region),
         region_name: shared.config.name.clone(),
-        era: shared.era,
+        era: life.era,
         direct_salt: shared.config.direct_salt.clone().into(),
     };
     let frame = NodeFrame { body: Some(Body::EdgeWelcome(welcome)) };
@@ -155,7 +185,7 @@ fn take(
             }
             Body::Beat(beat) => {
                 let wall_ms = shared.env.clock.wall_ms();
-                sender.send([Body::Beat(Beat { wall_ms, echo_ms: 0, echo: beat.echo, reply: true })]);
+                sender.send([Body::Beat(Beat { wall_ms, echo: beat.echo, reply: true, ..Beat::default() })]);
             }
             _ => {}
         }

@@ -36,6 +36,11 @@ impl collector::Collector for Collector {
             ("tern_core_fanouts_merged", "Fan-outs of large groups merged with a later one, under load", c.merged),
             ("tern_core_bodies_erased", "Bodies erased", c.erased),
             ("tern_core_entries_shipped", "Entries shipped to other regions", c.shipped),
+            (
+                "tern_refill_conversations_offered",
+                "Conversations offered after a comparison of stores",
+                c.refill_offers,
+            ),
             ("tern_core_groups", "Groups of appends given to the store", stats.groups.0),
             ("tern_core_appends", "Appends in those groups", stats.groups.1),
         ] {
@@ -52,6 +57,7 @@ impl collector::Collector for Collector {
             ("tern_core_conversations_active_count", "Conversations with work left", active),
             ("tern_core_users_present_count", "Users present in this region", stats.routes.0),
             ("tern_core_users_elsewhere_count", "Users present in other regions", stats.routes.1),
+            ("tern_refill_peers_count", "Peer regions that the store must still be compared with", stats.refilling.0),
             ("tern_link_peers_connected_count", "Peer regions that are linked", links_up),
             ("tern_link_backlog_conversations_count", "Conversations that a peer region has not acked", backlog),
         ] {

@@ -1,6 +1,7 @@
 //! A region's core at work: the machine of [`tern_core::node`], a store, edges and peer regions.
 //!
-//! Reading order: [`start`] (what a store is asked and told before it serves), `core_task` (the one task that
+//! Reading order: [`start`] (what a store is asked and told before it serves), `confirm` (what its peers are
+//! asked), `core_task` (the one task that
 //! owns the machine), `reads` (what the machine wants read), `listen` (nodes that connect: edges of this
 //! region, and peers), `dial` (peers that this region connects to), `link` (frames of one connection),
 //! `metrics`.
@@ -9,6 +10,7 @@
 //! store at a time, and what arrives meanwhile is the next group; a task per connection reads, another
 //! writes, and neither knows what a frame does.
 
+mod confirm;
 mod core_task;
 mod dial;
 mod link;
@@ -17,7 +19,7 @@ mod metrics;
 mod reads;
 pub mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,8 +35,9 @@ use tern_core::store::{BoxFut, Durability, Put, Store};
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
 use tern_net::quic::QuicError;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
+use confirm::Eras;
 use core_task::{Input, SharedStats};
 use start::StartError;
 
@@ -128,11 +131,23 @@ pub(crate) struct Shared {
     pub inbox: Inbox,
     pub loads: Arc<dyn LoadExchange>,
     pub stats: SharedStats,
-    /// This region's era and start, for peers.
-    pub era: u64,
-    pub start: u64,
+    pub store: Arc<dyn Store>,
+    pub eras: Eras,
+    /// `None` until the era is decided.
+    pub life: watch::Sender<Option<Life>>,
+    /// Entries that the era has made durable: see `Node::commit`.
+    pub commit: AtomicU64,
+    /// Peers that are told that this store may lack what it acked to them.
+    pub marks: Mutex<BTreeSet<RegionId>>,
     edges: AtomicU64,
     stopped: AtomicBool,
+}
+
+/// This life of the region, for its peers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    pub era: u64,
+    pub start: u64,
 }
 
 /// Inputs for the core task. Bounded by what its sources may have under way: requests per connection,
@@ -175,6 +190,20 @@ impl Shared {
         Now { mono: self.env.clock.now(), wall_ms: self.env.clock.wall_ms() }
     }
 
+    /// This life, as soon as it is decided.
+    pub async fn decided(&self) -> Option<Life> {
+        let mut life = self.life.subscribe();
+        life.wait_for(Option::is_some).await.ok().and_then(|life| *life)
+    }
+
+    pub fn is_marked(&self, region: RegionId) -> bool {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).contains(&region)
+    }
+
+    pub fn unmark(&self, region: RegionId) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).remove(&region);
+    }
+
     pub fn attach(self: &Arc<Self>, port: Arc<dyn EdgePort>) -> Arc<LocalCore> {
         let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
         self.push(Input::EdgeUp(edge, port));
@@ -192,39 +221,62 @@ impl Region {
         tls: NodeTls,
         loads: Arc<dyn LoadExchange>,
     ) -> Result<Arc<Self>, RegionError> {
-        let begun = start::begin(&*store, config.region, config.store_damaged, &env.rng).await?;
+        let peers = config.peers.clone();
+        let listen_at = config.listen;
+        let opened = start::open(&*store, config.region, config.store_damaged).await?;
+        let shared = Arc::new(Shared {
+            env: env.clone(),
+            config,
+            inbox: Inbox::default(),
+            loads,
+            stats: SharedStats::default(),
+            store: store.clone(),
+            eras: Eras::new(opened.known.clone()),
+            life: watch::Sender::new(None),
+            commit: AtomicU64::new(0),
+            marks: Mutex::default(),
+            edges: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        // Peers that ask are answered from here on: regions that start together wait for each other.
+        let node_addr = listen::start(&shared, listen_at, tls.server)?;
+        let keep = match opened.claim {
+            Some(_) if peers.is_empty() => true,
+            Some(commit) => confirm::confirm(&shared, &tls.client, (opened.start, commit)).await,
+            None => false,
+        };
+        let regions: BTreeSet<RegionId> = peers.iter().map(|p| p.region).collect();
+        let begun = start::begin(&*store, opened, &regions, keep, &env.rng).await?;
+        let config = &shared.config;
         tracing::info!(
             region = %config.name, era = %begun.origin, start = begun.start, epoch = begun.epoch,
-            unclean = begun.unclean, todo = begun.todo.len(), "store is open"
+            new_era = begun.era_replaced, compare_with = begun.refill.len(), todo = begun.todo.len(), "store is open"
         );
+        if begun.restored {
+            tracing::warn!(
+                "this store is a restored backup: clients are sent elsewhere until it was compared with a peer"
+            );
+        }
         let settings = Settings {
             region: config.region,
             region_name: config.name.clone(),
             origin: begun.origin,
             epoch: begun.epoch,
             start: begun.start,
-            peers: config.peers.iter().map(|p| p.region).collect(),
-            known_eras: begun.known_eras,
+            peers: regions,
+            known: begun.known,
+            commit: begun.commit,
+            refill: begun.refill.clone(),
+            restored: begun.restored,
             direct_salt: config.direct_salt.clone(),
             receipt_key: config.receipt_key.clone(),
             reoffer_after: config.reoffer_after,
             heartbeat: config.heartbeat,
         };
-        let peers = config.peers.clone();
-        let listen_at = config.listen;
-        let shared = Arc::new(Shared {
-            era: begun.origin.era,
-            start: begun.start,
-            env: env.clone(),
-            config,
-            inbox: Inbox::default(),
-            loads,
-            stats: SharedStats::default(),
-            edges: AtomicU64::new(0),
-            stopped: AtomicBool::new(false),
-        });
         let node = Node::new(settings, begun.todo, shared.now());
-        let node_addr = listen::start(&shared, listen_at, tls.server)?;
+        shared.commit.store(begun.commit, Ordering::Release);
+        *shared.marks.lock().unwrap_or_else(PoisonError::into_inner) = begun.refill;
+        shared.life.send_replace(Some(Life { era: begun.origin.era, start: begun.start }));
         env.tasks.spawn(core_task::run(shared.clone(), store.clone(), node));
         for peer in peers {
             // One connection per pair: the lower number dials.
@@ -252,6 +304,12 @@ impl Region {
         (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.config.peers.len())
     }
 
+    /// Peers that the store must still be compared with, and whether clients are sent elsewhere until the first
+    /// was: the store is a restored backup.
+    pub fn refilling(&self) -> (usize, bool) {
+        self.shared.stats.get().refilling
+    }
+
     /// Since when the core task has not been heard of: under two seconds, unless it is stuck.
     pub fn core_silence(&self) -> Duration {
         let at = self.shared.stats.get().at;
@@ -271,7 +329,7 @@ impl Region {
         self.shared.push(Input::Stop { until: self.shared.env.clock.now() + within, tell });
         let Ok((settled, mut puts)) = told.await else { return false };
         self.shared.stopped.store(true, Ordering::Release);
-        puts.push(start::clean_mark());
+        puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
         match self.store.put(puts, Durability::Synced).await {
             Ok(()) => settled,
             Err(error) => {
@@ -320,6 +378,8 @@ pub struct Stats {
     pub routes: (usize, usize),
     /// Groups given to the store, and appends in them.
     pub groups: (u64, u64),
+    /// See [`Region::refilling`].
+    pub refilling: (usize, bool),
 }
 
 /// See [`Stats`].

@@ -34,6 +34,13 @@ pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want)
             }
             tokio::time::sleep(RETRY).await;
         },
+        Want::Heads { ticket, after, limit } => loop {
+            match store.conversations(after, limit).await {
+                Ok(page) => break shared.push(Input::HeadsRead(ticket, page)),
+                Err(error) => tracing::error!(%error, "the heads of conversations can't be read; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        },
         Want::Range { ticket, range } => {
             let entries = store.range(range).await.map_err(|e| e.to_string());
             shared.push(Input::RangeRead(ticket, entries));

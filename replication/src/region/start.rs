@@ -1,18 +1,23 @@
 //! What a store is asked and told before it serves (R7, R13).
 //!
 //! Every start takes the next epoch: revisions of this start are above those of the last one, whatever of
-//! them was lost. A start after a stop that was not clean takes a new era as well: its log continues under
-//! another name, so nothing that only a lost tail held can meet a second entry of the same number.
+//! them was lost. It goes on in its era only after a clean stop, and if every configured peer confirms that it
+//! has heard of nothing later (see `confirm`). Otherwise its log continues under another name, so nothing that
+//! only a lost tail held can meet a second entry of the same number; and in the same commit it is noted that the
+//! store must be compared with each peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tern_core::clock::Entropy;
 use tern_core::ids::{Origin, Region};
+use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY};
 use tern_core::store::{Durability, Put, Store, StoreError, Todo};
 
 use crate::store::{EPOCH_KEY, epoch_value, parse_epoch};
 
+/// Set by a repair or a restore: compare with every peer.
+const REFILL_ALL_KEY: &str = "refill/all";
 const REGION_KEY: &str = "region";
 const ERA_KEY: &str = "era";
 const START_KEY: &str = "start";
@@ -37,7 +42,27 @@ pub enum StartError {
     Store(#[from] StoreError),
 }
 
-/// What a start begins with.
+/// What a store says before anything is decided. Nothing is written yet.
+#[derive(Debug)]
+pub struct Opened {
+    region: Region,
+    era: Option<u64>,
+    /// Of the life before this one.
+    pub start: u64,
+    epoch: u64,
+    /// It was stopped cleanly, and this is how many entries its era had made durable: it may go on in its era, if
+    /// its peers have heard of nothing later.
+    pub claim: Option<u64>,
+    /// Peers that it must be compared with, whatever becomes of its era.
+    marks: BTreeSet<Region>,
+    all_marked: bool,
+    restored: bool,
+    /// What is known of other regions.
+    pub known: BTreeMap<Region, Known>,
+    todo: Vec<Todo>,
+}
+
+/// What a start begins with. All of it is durable.
 #[derive(Debug)]
 pub struct Begun {
     /// Region and era.
@@ -46,19 +71,24 @@ pub struct Begun {
     pub epoch: u64,
     /// Counts the starts.
     pub start: u64,
-    /// Whether the last stop was not clean.
-    pub unclean: bool,
-    /// What was known of other regions: (start, era).
-    pub known_eras: BTreeMap<Region, (u64, u64)>,
+    /// Entries that the era has made durable before.
+    pub commit: u64,
+    /// The era is new, though the store is not.
+    pub era_replaced: bool,
+    /// Peers to be compared with.
+    pub refill: BTreeSet<Region>,
+    /// The store is a restored backup that has not been compared with any peer yet.
+    pub restored: bool,
+    /// What is known of other regions.
+    pub known: BTreeMap<Region, Known>,
     /// What is left to do.
     pub todo: Vec<Todo>,
 }
 
-/// Begins a start. Everything that is handed back is durable. `damaged`: opening the store found that
-/// something is missing or torn, so its mark of a clean stop does not count.
-pub async fn begin(store: &dyn Store, region: Region, damaged: bool, rng: &Entropy) -> Result<Begun, StartError> {
-    let found = store.meta(REGION_KEY).await?;
-    if let Some(value) = &found {
+/// Asks a store. `damaged`: opening it found that something is missing or torn, so its mark of a clean stop does
+/// not count.
+pub async fn open(store: &dyn Store, region: Region, damaged: bool) -> Result<Opened, StartError> {
+    if let Some(value) = value(store, REGION_KEY).await? {
         match value[..] {
             [found] if found == region => {}
             [found] => return Err(StartError::OtherRegion { found, expected: region }),
@@ -66,50 +96,115 @@ pub async fn begin(store: &dyn Store, region: Region, damaged: bool, rng: &Entro
         }
     }
     let era = read_u64(store, ERA_KEY).await?;
-    let start = read_u64(store, START_KEY).await?.unwrap_or(0) + 1;
-    let epoch = match store.meta(EPOCH_KEY).await? {
+    let start = read_u64(store, START_KEY).await?.unwrap_or(0);
+    let epoch = match value(store, EPOCH_KEY).await? {
         Some(value) => parse_epoch(&value).ok_or(StartError::Value(EPOCH_KEY))? + 1,
         None => 1,
     };
-    let clean = store.meta(CLEAN_KEY).await?.is_some_and(|v| v[..] == [1]) && !damaged;
-    let unclean = era.is_some() && !clean;
-    let era = match era {
-        Some(era) if clean => era,
-        _ => rng.u64(),
-    };
-    let mut known_eras = BTreeMap::new();
+    let all_marked = value(store, REFILL_ALL_KEY).await?.is_some();
+    let restored = value(store, RESTORED_KEY).await?.is_some();
+    let clean = value(store, CLEAN_KEY).await?.as_deref().and_then(clean_commit);
+    let claim = clean.filter(|_| era.is_some() && !damaged && !all_marked && !restored);
+    let (mut known, mut marks) = (BTreeMap::new(), BTreeSet::new());
     for peer in 1..=u8::MAX {
-        if let Some(value) = store.meta(&format!("peer/{peer}")).await?
-            && let Ok(value) = <[u8; 16]>::try_from(&value[..])
-        {
-            let (start, era) = value.split_at(8);
-            let number = |b: &[u8]| b.iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
-            known_eras.insert(peer, (number(start), number(era)));
+        if let Some(value) = value(store, &format!("peer/{peer}")).await? {
+            known.insert(peer, Known::from_bytes(&value).ok_or(StartError::Value("peer"))?);
+        }
+        if value(store, &format!("{MARK_KEY}{peer}")).await?.is_some() {
+            marks.insert(peer);
         }
     }
     let todo = store.todo().await?;
-    let puts = vec![
+    Ok(Opened { region, era, start, epoch, claim, marks, all_marked, restored, known, todo })
+}
+
+/// Begins a start: the era goes on if `keep` and the store allows it. Era and marks are one commit, and the marks
+/// come first in it: a store that wrote only a part of it compares once too often.
+pub async fn begin(
+    store: &dyn Store,
+    opened: Opened,
+    peers: &BTreeSet<Region>,
+    keep: bool,
+    rng: &Entropy,
+) -> Result<Begun, StartError> {
+    let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, todo } = opened;
+    let kept = old.zip(claim).filter(|_| keep);
+    let (era, commit) = match kept {
+        Some((era, commit)) => (era, commit),
+        None => (rng.u64(), 0),
+    };
+    let mut puts = Vec::new();
+    if kept.is_none() || all_marked {
+        marks.extend(peers);
+        puts.extend(peers.iter().map(|peer| meta(&format!("{MARK_KEY}{peer}"), &[1])));
+    }
+    // A region that is no peer any more can't be compared with.
+    puts.extend(marks.difference(peers).map(|gone| meta(&format!("{MARK_KEY}{gone}"), &[])));
+    if all_marked {
+        puts.push(meta(REFILL_ALL_KEY, &[]));
+    }
+    let alone = restored && peers.is_empty();
+    if alone {
+        tracing::warn!(
+            "this store is a restored backup and there is no peer to compare it with: it is served as it is, \
+             and what was erased since the backup is back"
+        );
+        puts.push(meta(RESTORED_KEY, &[]));
+    }
+    let start = start + 1;
+    puts.extend([
         meta(CLEAN_KEY, &[0]),
         meta(REGION_KEY, &[region]),
         meta(START_KEY, &start.to_be_bytes()),
         meta(ERA_KEY, &era.to_be_bytes()),
         Put::Meta { key: EPOCH_KEY.to_owned(), value: epoch_value(epoch) },
-    ];
+    ]);
     store.put(puts, Durability::Synced).await?;
-    Ok(Begun { origin: Origin { region, era }, epoch, start, unclean, known_eras, todo })
+    Ok(Begun {
+        origin: Origin { region, era },
+        epoch,
+        start,
+        commit,
+        era_replaced: old.is_some() && kept.is_none(),
+        refill: marks.intersection(peers).copied().collect(),
+        restored: restored && !alone,
+        known,
+        todo,
+    })
 }
 
-/// What a clean stop writes last.
-pub(super) fn clean_mark() -> Put {
-    meta(CLEAN_KEY, &[1])
+/// Makes the start count a later one than a peer has heard of: see `dial`.
+pub(super) async fn raise(store: &dyn Store, start: u64) -> Result<(), StoreError> {
+    store.put(vec![meta(START_KEY, &start.to_be_bytes())], Durability::Synced).await
+}
+
+/// What a clean stop writes last: that it was one, and how many entries the era has made durable.
+pub(super) fn clean_mark(commit: u64) -> Put {
+    let mut value = vec![1];
+    value.extend(commit.to_be_bytes());
+    meta(CLEAN_KEY, &value)
+}
+
+/// What it says, if the stop was clean; the form of one byte is from before entries were counted.
+fn clean_commit(value: &[u8]) -> Option<u64> {
+    match value {
+        [1] => Some(0),
+        [1, commit @ ..] => commit.try_into().ok().map(u64::from_be_bytes),
+        _ => None,
+    }
 }
 
 fn meta(key: &str, value: &[u8]) -> Put {
     Put::Meta { key: key.to_owned(), value: Bytes::copy_from_slice(value) }
 }
 
+/// A named value; an empty one stands for none.
+async fn value(store: &dyn Store, key: &str) -> Result<Option<Bytes>, StoreError> {
+    Ok(store.meta(key).await?.filter(|value| !value.is_empty()))
+}
+
 async fn read_u64(store: &dyn Store, key: &'static str) -> Result<Option<u64>, StartError> {
-    let Some(value) = store.meta(key).await? else { return Ok(None) };
+    let Some(value) = value(store, key).await? else { return Ok(None) };
     let bytes = <[u8; 8]>::try_from(&value[..]).map_err(|_| StartError::Value(key))?;
     Ok(Some(u64::from_be_bytes(bytes)))
 }
@@ -119,37 +214,99 @@ mod tests {
     use super::*;
     use crate::store::MemoryStore;
 
-    async fn start(store: &MemoryStore, damaged: bool, seed: u64) -> Begun {
-        begin(store, 1, damaged, &Entropy::seeded(seed)).await.unwrap()
+    async fn start(store: &MemoryStore, damaged: bool, keep: bool) -> Begun {
+        let opened = open(store, 1, damaged).await.unwrap();
+        begin(store, opened, &[2, 3].into(), keep, &Entropy::seeded(store.steps())).await.unwrap()
+    }
+
+    async fn set(store: &MemoryStore, puts: Vec<Put>) {
+        store.put(puts, Durability::Synced).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_clean_stop_keeps_the_era_and_every_start_takes_the_next_epoch() {
+    async fn a_confirmed_clean_stop_keeps_the_era_and_every_start_takes_the_next_epoch() {
         let store = MemoryStore::new();
-        let first = start(&store, false, 1).await;
-        assert_eq!((first.epoch, first.start, first.unclean), (1, 1, false));
-        store.put(vec![clean_mark()], Durability::Synced).await.unwrap();
-        let second = start(&store, false, 2).await;
+        let first = start(&store, false, true).await;
+        assert_eq!((first.epoch, first.start, first.era_replaced), (1, 1, false));
+        assert_eq!(first.refill, [2, 3].into(), "a new store lacks what a lost one held");
+        set(&store, vec![clean_mark(7), meta("refill/2", &[]), meta("refill/3", &[])]).await;
+        let opened = open(&store, 1, false).await.unwrap();
+        assert_eq!((opened.start, opened.claim), (1, Some(7)));
+        let second = start(&store, false, true).await;
         assert_eq!((second.origin, second.epoch, second.start), (first.origin, 2, 2));
+        assert_eq!((second.commit, second.refill.len()), (7, 0));
+        set(&store, vec![clean_mark(7)]).await;
+        let third = start(&store, false, false).await;
+        assert!(third.origin != first.origin && third.refill == [2, 3].into() && third.commit == 0);
     }
 
     #[tokio::test]
-    async fn a_crash_or_a_damaged_store_takes_a_new_era() {
+    async fn a_crash_a_damaged_a_repaired_and_a_restored_store_take_a_new_era() {
+        let mut store = MemoryStore::new();
+        let mut eras = vec![start(&store, false, true).await.origin];
+        for how in ["crash", "damage", "repair", "restore"] {
+            if how != "crash" {
+                set(&store, vec![clean_mark(1)]).await;
+            }
+            match how {
+                "repair" => set(&store, vec![meta(REFILL_ALL_KEY, &[1])]).await,
+                "restore" => set(&store, vec![meta(RESTORED_KEY, &[1])]).await,
+                _ => {}
+            }
+            store = store.crash();
+            let begun = start(&store, how == "damage", true).await;
+            assert!(begun.era_replaced && !eras.contains(&begun.origin), "{how}");
+            assert_eq!((begun.refill.len(), begun.restored), (2, how == "restore"), "{how}");
+            eras.push(begun.origin);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_that_dies_at_any_point_never_has_a_new_era_without_its_marks() {
+        for steps in 0..9 {
+            let store = MemoryStore::new();
+            let first = start(&store, false, true).await;
+            set(&store, vec![meta("refill/2", &[]), meta("refill/3", &[])]).await;
+            let store = store.crash();
+            let opened = open(&store, 1, false).await.unwrap();
+            store.fail_after(steps, crate::store::memory::Manner::Errors);
+            let died = begin(&store, opened, &[2, 3].into(), true, &Entropy::seeded(9)).await.is_err();
+            assert!(died || steps >= 8, "{steps}");
+            let store = store.crash_keeping(usize::try_from(steps).unwrap());
+            let after = open(&store, 1, false).await.unwrap();
+            assert!(after.era == Some(first.origin.era) || after.marks.len() == 2, "{steps}: {after:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mark_stands_over_a_clean_restart_and_goes_with_its_peer() {
         let store = MemoryStore::new();
-        let first = start(&store, false, 1).await;
-        let crashed = store.crash();
-        let second = start(&crashed, false, 2).await;
-        assert!(second.unclean && second.origin != first.origin);
-        crashed.put(vec![clean_mark()], Durability::Synced).await.unwrap();
-        let third = start(&crashed, true, 3).await;
-        assert_ne!(third.origin, second.origin);
+        start(&store, false, true).await;
+        set(&store, vec![clean_mark(0), meta("refill/3", &[])]).await;
+        let opened = open(&store, 1, false).await.unwrap();
+        let begun = begin(&store, opened, &[2, 3].into(), true, &Entropy::seeded(2)).await.unwrap();
+        assert_eq!(begun.refill, [2].into());
+        set(&store, vec![clean_mark(0)]).await;
+        let opened = open(&store, 1, false).await.unwrap();
+        let begun = begin(&store, opened, &[3].into(), true, &Entropy::seeded(3)).await.unwrap();
+        assert_eq!(begun.refill, BTreeSet::new());
+    }
+
+    #[tokio::test]
+    async fn a_restored_store_without_peers_serves_at_once() {
+        let store = MemoryStore::new();
+        set(&store, vec![meta(RESTORED_KEY, &[1]), meta(REFILL_ALL_KEY, &[1])]).await;
+        let opened = open(&store, 1, false).await.unwrap();
+        let begun = begin(&store, opened, &BTreeSet::new(), false, &Entropy::seeded(2)).await.unwrap();
+        assert!(!begun.restored && begun.refill.is_empty());
+        assert!(!open(&store, 1, false).await.unwrap().restored);
     }
 
     #[tokio::test]
     async fn a_store_of_another_region_is_refused() {
         let store = MemoryStore::new();
-        start(&store, false, 1).await;
-        let error = begin(&store, 2, false, &Entropy::seeded(2)).await.unwrap_err();
+        start(&store, false, true).await;
+        let error = open(&store, 2, false).await.unwrap_err();
         assert!(matches!(error, StartError::OtherRegion { found: 1, expected: 2 }));
     }
 }

@@ -1,6 +1,7 @@
 //! Histories of whole regions on their machines: three nodes with disks that crash, links that break, and
 //! connections that ask. No sockets, no tasks, time by hand.
 
+mod eras;
 mod groups;
 mod histories;
 mod load;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::refill::{Known, MARK_KEY, PeerHello};
 use super::{ConnKey, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
 use crate::edge_api::{Ack, DownBody, Page, Push, SendRequest, Up};
 use crate::entry::Entry;
@@ -118,6 +120,23 @@ impl Disk {
         state
     }
 
+    fn number(&self, key: &str) -> Option<u64> {
+        let value = self.meta.get(key).filter(|v| !v.is_empty())?;
+        Some(u64::from_be_bytes(value[..].try_into().unwrap()))
+    }
+
+    fn set(&mut self, key: &str, value: u64) {
+        self.meta.insert(key.to_owned(), Bytes::copy_from_slice(&value.to_be_bytes()));
+    }
+
+    fn heads(&self, after: Option<ConvId>, limit: usize) -> Vec<(ConvId, Heads)> {
+        let mut all = BTreeMap::<ConvId, Heads>::new();
+        for ((id, origin), log) in self.logs.iter().filter(|((id, _), _)| after.is_none_or(|after| *id > after)) {
+            all.entry(*id).or_default().insert(*origin, log.len() as u64);
+        }
+        all.into_iter().take(limit).collect()
+    }
+
     fn range(&self, range: Range) -> Vec<Arc<Entry>> {
         let Some(log) = self.logs.get(&(range.conversation, range.origin)) else { return Vec::new() };
         let inside = log.iter().filter(|e| (range.from..=range.to).contains(&e.place.seq)).cloned();
@@ -147,6 +166,8 @@ struct Core {
     failures: VecDeque<Appended>,
     notices: Vec<Notice>,
     skew_ms: i64,
+    /// Logs that are refused.
+    damaged: BTreeSet<(ConvId, Origin)>,
 }
 
 /// What a connection was told.
@@ -202,7 +223,11 @@ impl Told {
 /// Three regions and all that is between them.
 struct World {
     cores: BTreeMap<Region, Option<Core>>,
-    graveyard: BTreeMap<Region, (Disk, u64)>,
+    graveyard: BTreeMap<Region, Disk>,
+    /// Regions that are about to start together: their stores are open, and they answer each other.
+    opening: BTreeSet<Region>,
+    /// Eras minted so far.
+    minted: u64,
     links: BTreeMap<(Region, Region), VecDeque<LinkBody>>,
     up: BTreeSet<(Region, Region)>,
     told: BTreeMap<(Region, ConnKey), Told>,
@@ -213,16 +238,14 @@ fn pair(a: Region, b: Region) -> (Region, Region) {
     (a.min(b), a.max(b))
 }
 
-fn era(region: Region, start: u64) -> u64 {
-    u64::from(region) * 1_000 + start
-}
-
 impl World {
     /// All three regions up and linked.
     fn new() -> Self {
         let mut world = Self {
             cores: BTreeMap::new(),
-            graveyard: [EU, US, AP].map(|r| (r, (Disk::default(), 0))).into(),
+            graveyard: [EU, US, AP].map(|r| (r, Disk::default())).into(),
+            opening: BTreeSet::new(),
+            minted: 0,
             links: BTreeMap::new(),
             up: BTreeSet::new(),
             told: BTreeMap::new(),
@@ -247,23 +270,63 @@ impl World {
         self.cores.get_mut(&region).unwrap().as_mut().expect("the region is up")
     }
 
-    /// Starts a region over its disk: a new era each time, as after a stop that was not clean.
+    /// What a region that is up, or whose store is open, knows of another.
+    fn known(&self, region: Region, of: Region) -> Option<Known> {
+        match &self.cores[&region] {
+            Some(core) => {
+                let (start, era) = *core.node.eras.get(&of)?;
+                Some(Known { start, era, commit: core.node.commits[&of], incomplete: false })
+            }
+            None => Known::from_bytes(self.graveyard[&region].meta.get(&format!("peer/{of}"))?),
+        }
+    }
+
+    /// Whether a store that was stopped cleanly may go on in its era (R13).
+    fn may_keep(&self, region: Region, disk: &Disk) -> bool {
+        let Some(commit) = disk.number("clean") else { return false };
+        let own = (disk.number("start").unwrap_or(0), commit);
+        disk.number("restored").is_none()
+            && [EU, US, AP].into_iter().filter(|r| *r != region).all(|peer| {
+                let answers = self.cores[&peer].is_some() || self.opening.contains(&peer);
+                answers && self.known(peer, region).is_none_or(|k| (k.start, k.commit) <= own)
+            })
+    }
+
+    /// Starts a region over its disk, as `replication::region::start` does.
     fn start(&mut self, region: Region) {
-        let (disk, starts) = self.graveyard.remove(&region).expect("the region is down");
-        let starts = starts + 1;
-        let known = |r: Region| {
-            let value: [u8; 16] = disk.meta.get(&format!("peer/{r}"))?[..].try_into().ok()?;
-            let number = |b: &[u8]| b.iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
-            Some((r, (number(&value[..8]), number(&value[8..]))))
+        let mut disk = self.graveyard.remove(&region).expect("the region is down");
+        let keep = self.may_keep(region, &disk);
+        let starts = disk.number("start").unwrap_or(0) + 1;
+        let commit = disk.number("clean").filter(|_| keep).unwrap_or(0);
+        let era = match disk.number("era").filter(|_| keep) {
+            Some(era) => era,
+            None => {
+                self.minted += 1;
+                u64::from(region) * 1_000 + self.minted
+            }
         };
+        let peers: BTreeSet<Region> = [EU, US, AP].into_iter().filter(|r| *r != region).collect();
+        disk.meta.remove("clean");
+        disk.set("start", starts);
+        disk.set("era", era);
+        if !keep {
+            for peer in &peers {
+                disk.meta.insert(format!("{MARK_KEY}{peer}"), Bytes::from_static(&[1]));
+            }
+        }
+        let marked = |r: &Region| disk.meta.get(&format!("{MARK_KEY}{r}")).is_some_and(|v| !v.is_empty());
+        let known = |r: Region| Some((r, Known::from_bytes(disk.meta.get(&format!("peer/{r}"))?)?));
         let settings = Settings {
             region,
             region_name: format!("r{region}"),
-            origin: Origin { region, era: era(region, starts) },
+            origin: Origin { region, era },
             epoch: starts,
             start: starts,
-            peers: [EU, US, AP].into_iter().filter(|r| *r != region).collect(),
-            known_eras: [EU, US, AP].into_iter().filter_map(known).collect(),
+            peers: peers.clone(),
+            known: [EU, US, AP].into_iter().filter_map(known).collect(),
+            commit,
+            refill: peers.into_iter().filter(marked).collect(),
+            restored: disk.number("restored").is_some(),
             direct_salt: SALT.to_vec(),
             receipt_key: ReceiptKey::new(&[7; 32]),
             reoffer_after: Duration::from_secs(30),
@@ -289,6 +352,7 @@ impl World {
             failures: VecDeque::new(),
             notices: Vec::new(),
             skew_ms: 0,
+            damaged: BTreeSet::new(),
         };
         self.cores.insert(region, Some(core));
         self.carry_out(region);
@@ -298,7 +362,42 @@ impl World {
     fn kill(&mut self, region: Region) {
         let core = self.cores.get_mut(&region).unwrap().take().expect("the region is up");
         let disk = Disk { lazy: Vec::new(), ..core.disk };
-        self.graveyard.insert(region, (disk, core.starts));
+        self.bury(region, disk);
+    }
+
+    /// The process stops in order: all is on disk, and connected peers have what they were to get.
+    fn stop(&mut self, region: Region) {
+        self.core(region).node.drain();
+        for _ in 0..100 {
+            if self.core(region).node.is_settled() {
+                break;
+            }
+            self.pass(Duration::from_millis(100));
+        }
+        let mut core = self.cores.get_mut(&region).unwrap().take().expect("the region is up");
+        core.disk.lazy.extend(core.node.last_puts());
+        core.disk.sync();
+        core.disk.set("clean", core.node.commit());
+        self.bury(region, core.disk);
+    }
+
+    /// What a region's disk holds, synced: as good as a backup.
+    fn backup(&mut self, region: Region) -> Disk {
+        let mut disk = self.core(region).disk.clone();
+        disk.sync();
+        disk
+    }
+
+    /// A backup takes the place of a dead region's disk.
+    fn restore(&mut self, region: Region, backup: &Disk) {
+        let mut disk = backup.clone();
+        disk.set("restored", 1);
+        self.graveyard.insert(region, disk);
+    }
+
+    fn bury(&mut self, region: Region, disk: Disk) {
+        self.cores.insert(region, None);
+        self.graveyard.insert(region, disk);
         for other in [EU, US, AP] {
             self.unlink(region, other);
         }
@@ -307,11 +406,23 @@ impl World {
 
     fn link(&mut self, a: Region, b: Region) {
         self.up.insert(pair(a, b));
+        self.links.insert((a, b), VecDeque::new());
+        self.links.insert((b, a), VecDeque::new());
         for (from, to) in [(a, b), (b, a)] {
-            self.links.insert((from, to), VecDeque::new());
-            let starts = self.core(from).starts;
             let now = self.now(0);
-            self.core(to).node.peer_up(now, from, starts, era(from, starts));
+            // A start that the peer has seen already is that of another life: a later one is taken.
+            let own = self.core(from).node.origin().era;
+            let known = self.known(to, from).filter(|k| k.era != own).map_or(0, |k| k.start + 1);
+            let core = self.core(from);
+            core.starts = core.starts.max(known);
+            core.disk.set("start", core.starts);
+            let hello = PeerHello {
+                start: core.starts,
+                era: own,
+                commit: core.node.commit(),
+                incomplete: core.node.is_incomplete_for(to),
+            };
+            self.core(to).node.peer_up(now, from, &hello);
             self.carry_out(to);
         }
     }
@@ -347,12 +458,18 @@ impl World {
                 match want {
                     Want::Conversation(id) => {
                         let state = core.disk.state(id);
-                        core.node.conversation_loaded(now, state, BTreeMap::new());
+                        let damaged = core.damaged.iter().filter(|(c, _)| *c == id);
+                        let damaged = damaged.map(|(_, o)| (*o, "torn".to_owned())).collect();
+                        core.node.conversation_loaded(now, state, damaged);
                     }
                     Want::User(user) => {
                         let rows = core.disk.rows.iter().filter(|((u, _), _)| *u == user);
                         let rows = rows.map(|((_, c), r)| (*c, r.clone())).collect();
                         core.node.user_loaded(now, &user, rows);
+                    }
+                    Want::Heads { ticket, after, limit } => {
+                        let heads = core.disk.heads(after, limit);
+                        core.node.heads_read(now, ticket, &heads);
                     }
                     Want::Range { ticket, range } => {
                         let entries = core.disk.range(range);
@@ -443,7 +560,9 @@ impl World {
             for (a, b) in self.up.clone() {
                 for (from, to) in [(a, b), (b, a)] {
                     let now = self.now(0);
-                    self.core(to).node.peer_frame(now, from, LinkBody::Beat(Default::default()));
+                    let commit = self.core(from).node.commit();
+                    let beat = crate::wire::node_v1::Beat { commit, ..Default::default() };
+                    self.core(to).node.peer_frame(now, from, LinkBody::Beat(beat));
                     self.carry_out(to);
                 }
             }
@@ -513,7 +632,7 @@ impl World {
     fn log(&self, region: Region, origin: Origin) -> Vec<String> {
         let disk = match &self.cores.get(&region) {
             Some(Some(core)) => &core.disk,
-            _ => &self.graveyard[&region].0,
+            _ => &self.graveyard[&region],
         };
         let log = disk.logs.get(&(alice_and_bob(), origin));
         log.into_iter().flatten().map(|e| String::from_utf8_lossy(&e.body).into_owned()).collect()

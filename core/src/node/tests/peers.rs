@@ -185,7 +185,7 @@ fn an_era_that_is_over_is_stable_only_with_two_living_holders() {
     w.unlink(US, AP);
     let m1 = w.send(alice, 1); // eu and us hold it
     w.kill(EU);
-    w.graveyard.insert(EU, (Disk::default(), 1)); // its disk is gone: it starts anew
+    w.graveyard.insert(EU, Disk::default()); // its disk is gone: it starts anew
     w.start(EU);
     w.link(EU, US);
     w.unlink(EU, US);
@@ -247,6 +247,7 @@ fn nonsense_of_a_peer_is_reported_and_left_out() {
         first_seq: 1,
         entries: vec![Bytes::from_static(b"garbage")],
     };
+    w.core(US).notices.clear();
     w.core(US).node.peer_frame(now, EU, LinkBody::Ship(ship));
     w.carry_out(US);
     assert!(matches!(w.core(US).notices[..], [Notice::BadPeer { region: EU, .. }]));

@@ -248,7 +248,9 @@ async fn two_restores_of_one_backup_take_two_eras() {
         restore(&file, &dir.path().join(name), None, None).unwrap();
         let (store, report) = EmbeddedStore::open(&dir.path().join(name), Options::new(1)).unwrap();
         let rng = tern_core::clock::Entropy::seeded(seed);
-        let begun = crate::region::start::begin(&store, 1, !report.may_keep_era(), &rng).await.unwrap();
+        let opened = crate::region::start::open(&store, 1, !report.may_keep_era()).await.unwrap();
+        let begun = crate::region::start::begin(&store, opened, &[2].into(), true, &rng).await.unwrap();
+        assert!(begun.restored && begun.refill == [2].into());
         eras.push(begun.origin.era);
     }
     assert!(eras[0] != eras[1] && !eras.contains(&1), "{eras:?}");
