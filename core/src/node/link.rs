@@ -327,7 +327,7 @@ impl Link {
             if bulk && self.window_bytes >= REFILL_WINDOW_BYTES {
                 return None;
             }
-            let Some(id) = self.queue.pop_first().or_else(|| self.bulk.pop_first()) else { return None };
+            let id = self.queue.pop_first().or_else(|| self.bulk.pop_first())?;
             let Some(heads) = published(id) else { continue };
             let Some(positions) = self.positions.get(&id) else { continue };
             for (origin, position) in positions {

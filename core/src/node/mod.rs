@@ -359,8 +359,7 @@ struct Flush {
 impl Node {
     /// A node that has just opened its store; `todo` is what the store says is left to do.
     pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
-        let mut links: BTreeMap<Region, Link> =
-            settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
+        let mut links: BTreeMap<Region, Link> = settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
         for (region, link) in &mut links {
             link.set_incomplete(settings.known.get(region).is_some_and(|known| known.incomplete));
         }

@@ -348,8 +348,7 @@ impl Node {
     }
 
     fn pump_side(&mut self, now: Now, region: Region, asking: bool) {
-        loop {
-            let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(region, asking) else { break };
+        while let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(region, asking) {
             if sweep.is_done() {
                 if let Some(side) = self.refill.side(region, asking) {
                     side.stage = Stage::Swept;
