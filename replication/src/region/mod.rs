@@ -22,7 +22,7 @@ pub mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -150,6 +150,11 @@ pub(crate) struct Life {
     pub start: u64,
 }
 
+/// What clients may have said to the core task before edges refuse sends: a second's work in small messages.
+const CROWDED_BYTES: usize = 32 * 1024 * 1024;
+/// What one of them costs besides its body, about.
+const UP_BYTES: usize = 256;
+
 /// Inputs for the core task. Bounded by what its sources may have under way: requests per connection,
 /// windows per link.
 #[derive(Debug, Default)]
@@ -157,10 +162,19 @@ pub(crate) struct Inbox {
     /// With the moment since when the first one waits.
     queue: Mutex<(Duration, Vec<Input>)>,
     notify: Notify,
+    /// What clients have said and waits, roughly.
+    bytes: AtomicUsize,
 }
 
 impl Inbox {
     pub fn push(&self, now: Duration, input: Input) {
+        if let Input::Ups(_, ups) = &input {
+            let bytes = |up: &Up| match up {
+                Up::Send { send, .. } => UP_BYTES + send.body.len(),
+                Up::Open { .. } | Up::Frame { .. } | Up::Close { .. } => UP_BYTES,
+            };
+            self.bytes.fetch_add(ups.iter().map(bytes).sum(), Ordering::Relaxed);
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.1.is_empty() {
             queue.0 = now;
@@ -172,7 +186,13 @@ impl Inbox {
 
     /// What waits, and since when the first of it does.
     pub fn take(&self) -> (Duration, Vec<Input>) {
+        self.bytes.store(0, Ordering::Relaxed);
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether edges should refuse sends: what waits is more than the task can do in a moment.
+    pub fn is_crowded(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > CROWDED_BYTES
     }
 
     pub async fn wait(&self) {
@@ -354,6 +374,10 @@ impl CorePort for LocalCore {
 
     fn reachable(&self) -> bool {
         !self.shared.stopped.load(Ordering::Acquire)
+    }
+
+    fn crowded(&self) -> bool {
+        self.shared.inbox.is_crowded()
     }
 
     fn report(&self, load: node_v1::EdgeLoad) {
