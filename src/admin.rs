@@ -11,10 +11,12 @@
 //! It is the first thing that listens, so that a start that takes long can be told from one that hangs. What
 //! the role adds ([`Shared::publish`]) comes when its start is over.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN};
@@ -34,6 +36,11 @@ use crate::process;
 use crate::reload::Reloader;
 use crate::store;
 use crate::users::{self, Desk};
+
+/// How long an admin listener may take to accept a connection. What it then does takes its time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Longest answer of an admin listener that is read.
+const ANSWER_BYTES: u64 = 1024 * 1024;
 
 /// What `/loads` answers: an encoded `LoadReport`.
 pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
@@ -185,6 +192,26 @@ fn verdict(good: &str, bad: &str, missing: &[String]) -> Response<Full<Bytes>> {
         text(StatusCode::OK, format!("{good}\n"))
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, format!("{bad}: {}\n", missing.join("; ")))
+    }
+}
+
+/// Asks the admin listener of a region on this machine to do something, and waits for as long as it takes. Returns
+/// what it answers; what it refuses is the error.
+pub(crate) fn post(mut admin: SocketAddr, path: &str) -> Result<String> {
+    match admin.ip() {
+        ip if !ip.is_unspecified() => {}
+        IpAddr::V4(_) => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
+    }
+    let mut stream = TcpStream::connect_timeout(&admin, CONNECT_WITHIN)?;
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        _ => bail!("{}", body.trim()),
     }
 }
 

@@ -6,13 +6,13 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http_body_util::Full;
@@ -27,11 +27,6 @@ use tern_replication::store::embedded::{
 use crate::admin;
 use crate::cli::Global;
 use crate::exit::Failure;
-
-/// How long a region's admin listener may take to accept a connection. What it then does takes its time.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// Longest answer of an admin listener that is read.
-const ANSWER_BYTES: u64 = 1024 * 1024;
 
 /// Options of `store`.
 #[derive(Clone, Debug, Args)]
@@ -204,23 +199,8 @@ impl Store {
             let to = std::path::absolute(to)?;
             let _never_fails = write!(query, "&to={}", encode(&to.display().to_string()));
         }
-        let mut admin = self.admin;
-        match admin.ip() {
-            ip if !ip.is_unspecified() => {}
-            IpAddr::V4(_) => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(_) => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
-        }
-        let mut stream = TcpStream::connect_timeout(&admin, CONNECT_WITHIN)?;
-        write!(stream, "POST /store/{what}?{query} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
-        let status = head.split(' ').nth(1).unwrap_or("");
-        if status != "200" {
-            bail!("{}", body.trim());
-        }
-        serde_json::from_str(body).context("the answer is not what this version expects")
+        let body = admin::post(self.admin, &format!("/store/{what}?{query}"))?;
+        serde_json::from_str(&body).context("the answer is not what this version expects")
     }
 
     fn print(&self, said: &Value, text: impl FnOnce(&Value) -> String) {

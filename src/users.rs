@@ -5,8 +5,7 @@
 //! command asks the region over its admin listener; [`Desk`] hands that to the core as one more connection.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -37,10 +36,6 @@ use crate::store::{encode, parameter};
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// What the core may say to one question: a Welcome, an ack, and a few rows and notes between them.
 const ANSWERS: usize = 64;
-/// How long the admin listener may take to accept a connection.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// Longest answer of an admin listener that is read.
-const ANSWER_BYTES: u64 = 64 * 1024;
 
 /// Options of `user`.
 #[derive(Clone, Debug, Args)]
@@ -88,33 +83,18 @@ pub fn run(global: &Global, args: &UserArgs) -> Result<(), Failure> {
             )
         }
     };
-    let said = ask(settings.admin_listen(), &query)?;
+    let admin = settings.admin_listen();
+    let asked = admin::post(admin, &format!("/users/{query}"));
+    let said = asked.with_context(|| {
+        format!("asked the region at {admin}; if its admin listener is elsewhere, give its configuration")
+    })?;
+    let said = said.trim();
     if global.json {
         println!("{}", serde_json::json!({ "done": said }));
     } else {
         println!("{said}");
     }
     Ok(())
-}
-
-fn ask(mut admin: SocketAddr, query: &str) -> Result<String> {
-    match admin.ip() {
-        ip if !ip.is_unspecified() => {}
-        IpAddr::V4(_) => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(_) => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
-    }
-    let mut stream = TcpStream::connect_timeout(&admin, CONNECT_WITHIN).with_context(|| {
-        format!("no region answers at {admin}; give its configuration, or --set listen.admin=ADDRESS. Nothing was done")
-    })?;
-    write!(stream, "POST /users/{query} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.trim().to_owned()),
-        _ => bail!("{}", body.trim()),
-    }
 }
 
 /// Asks the core in an operator's name.

@@ -15,7 +15,10 @@ use crate::entry::Entry;
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId};
 use crate::kinds::{CREATE, ERASE_MINE, Own};
 use crate::limits::CELLS;
-use crate::membership::{Change, Member, Membership, get_place, put_place};
+use crate::membership::{Change, Member, Membership};
+use crate::pack::{
+    get_bytes, get_count, get_identity, get_place, get_user, put_bytes, put_count, put_identity, put_place, put_text,
+};
 
 /// Who takes part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -247,8 +250,7 @@ impl Fold {
         for (key, (at, value)) in &self.cells {
             put_text(out, key);
             put_place(out, *at);
-            put_count(out, value.len());
-            out.put_slice(value);
+            put_bytes(out, value);
         }
         put_count(out, self.erased.len());
         self.erased.iter().for_each(|by| put_identity(out, by));
@@ -326,41 +328,6 @@ pub const REVOKE_KEY: &str = "revoke";
 /// Which cells a conversation takes: a user's own log those of the user, a group those of the group.
 pub fn is_own_key(key: &str) -> bool {
     key == REVOKE_KEY || ["mute/", "block/", "device/", "kick/"].iter().any(|prefix| key.starts_with(prefix))
-}
-
-fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
-}
-
-fn get_count(b: &mut Bytes) -> Option<usize> {
-    // Anything counted takes at least one byte: a count beyond what is left is damage.
-    b.try_get_u32().ok().map(|c| c as usize).filter(|c| *c <= b.len())
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_count(out, text.len());
-    out.put_slice(text.as_bytes());
-}
-
-fn get_bytes(b: &mut Bytes) -> Option<Bytes> {
-    let length = get_count(b)?;
-    Some(b.split_to(length))
-}
-
-fn get_user(b: &mut Bytes) -> Option<UserId> {
-    UserId::from_bytes(&get_bytes(b)?).ok()
-}
-
-fn put_identity(out: &mut Vec<u8>, by: &Identity) {
-    put_text(out, by.user.as_str());
-    put_text(out, by.install.as_str());
-    out.put_u64(by.n);
-}
-
-fn get_identity(b: &mut Bytes) -> Option<Identity> {
-    let user = get_user(b)?;
-    let install = InstallId::from_bytes(&get_bytes(b)?).ok()?;
-    Some(Identity { user, install, n: b.try_get_u64().ok()? })
 }
 
 #[cfg(test)]

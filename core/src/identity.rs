@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::ids::{Identity, InstallId, Origin, Seq, UserId};
+use crate::pack::{get_count, get_install, get_user, put_count, put_text};
 
 /// A run is closed once it spans this many seqs: bounds the search for one of its messages.
 const RUN_SPAN: u64 = 4096;
@@ -109,8 +110,7 @@ impl HeldIdentities {
             self.installs.iter().flat_map(|(user, installs)| installs.iter().map(move |(i, runs)| (user, i, runs)));
         for (user, install, runs) in all {
             for text in [user.as_str(), install.as_str()] {
-                put_count(out, text.len());
-                out.put_slice(text.as_bytes());
+                put_text(out, text);
             }
             put_count(out, runs.len());
             for run in runs {
@@ -128,8 +128,8 @@ impl HeldIdentities {
     pub(crate) fn decode(b: &mut Bytes) -> Option<Self> {
         let mut installs = BTreeMap::<UserId, BTreeMap<InstallId, Vec<Run>>>::new();
         for _ in 0..get_count(b)? {
-            let user = UserId::from_bytes(&get_text(b)?).ok()?;
-            let install = InstallId::from_bytes(&get_text(b)?).ok()?;
+            let user = get_user(b)?;
+            let install = get_install(b)?;
             let mut runs = Vec::new();
             for _ in 0..get_count(b)? {
                 let run = Run {
@@ -148,20 +148,6 @@ impl HeldIdentities {
         }
         Some(Self { installs })
     }
-}
-
-fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
-}
-
-fn get_count(b: &mut Bytes) -> Option<usize> {
-    // Anything counted takes at least one byte: a count beyond what is left is damage.
-    b.try_get_u32().ok().map(|c| c as usize).filter(|c| *c <= b.len())
-}
-
-fn get_text(b: &mut Bytes) -> Option<Bytes> {
-    let length = get_count(b)?;
-    Some(b.split_to(length))
 }
 
 #[cfg(test)]

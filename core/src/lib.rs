@@ -38,6 +38,7 @@ pub mod membership;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod pacing;
+mod pack;
 pub mod ranking;
 pub mod receipt;
 pub mod sequencer;

@@ -21,6 +21,9 @@ use crate::codes::{Code, Refusal};
 use crate::ids::{Heads, Identity, Origin, Place, UserId};
 use crate::kinds::{MAX_GENERATION, Own};
 use crate::limits::GROUP_MEMBERS;
+use crate::pack::{
+    get_count, get_heads, get_identity, get_place, get_user, put_count, put_heads, put_identity, put_place, put_text,
+};
 use crate::wire::v1;
 
 /// What a member may do.
@@ -326,9 +329,7 @@ impl Membership {
             Some((at, by)) => {
                 out.put_u8(1);
                 put_place(out, *at);
-                put_text(out, by.user.as_str());
-                put_text(out, by.install.as_str());
-                out.put_u64(by.n);
+                put_identity(out, by);
             }
         }
     }
@@ -338,7 +339,7 @@ impl Membership {
         let flags = b.try_get_u8().ok()?;
         let mut all = Self { created: flags & 1 != 0, members_add: flags & 2 != 0, ..Self::default() };
         for _ in 0..get_count(b)? {
-            let user = UserId::from_bytes(&get_text(b)?).ok()?;
+            let user = get_user(b)?;
             let generation = b.try_get_u64().ok()?;
             let flags = b.try_get_u8().ok()?;
             let from = get_heads(b)?;
@@ -351,61 +352,10 @@ impl Membership {
         }
         if b.try_get_u8().ok()? == 1 {
             let at = get_place(b)?;
-            let user = UserId::from_bytes(&get_text(b)?).ok()?;
-            let install = crate::ids::InstallId::from_bytes(&get_text(b)?).ok()?;
-            all.newest = Some((at, Identity { user, install, n: b.try_get_u64().ok()? }));
+            all.newest = Some((at, get_identity(b)?));
         }
         Some(all)
     }
-}
-
-fn put_count(out: &mut Vec<u8>, count: usize) {
-    out.put_u32(u32::try_from(count).unwrap_or(u32::MAX));
-}
-
-fn get_count(b: &mut bytes::Bytes) -> Option<usize> {
-    b.try_get_u32().ok().map(|c| c as usize).filter(|c| *c <= b.len())
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    put_count(out, text.len());
-    out.put_slice(text.as_bytes());
-}
-
-fn get_text(b: &mut bytes::Bytes) -> Option<bytes::Bytes> {
-    let length = get_count(b)?;
-    Some(b.split_to(length))
-}
-
-pub(crate) fn put_heads(out: &mut Vec<u8>, heads: &Heads) {
-    put_count(out, heads.len());
-    for (origin, seq) in heads {
-        out.put_u8(origin.region);
-        out.put_u64(origin.era);
-        out.put_u64(*seq);
-    }
-}
-
-pub(crate) fn get_heads(b: &mut bytes::Bytes) -> Option<Heads> {
-    let mut heads = Heads::new();
-    for _ in 0..get_count(b)? {
-        let origin = Origin { region: b.try_get_u8().ok()?, era: b.try_get_u64().ok()? };
-        heads.insert(origin, b.try_get_u64().ok()?);
-    }
-    Some(heads)
-}
-
-pub(crate) fn put_place(out: &mut Vec<u8>, place: Place) {
-    out.put_u64(place.hlc);
-    out.put_u8(place.origin.region);
-    out.put_u64(place.origin.era);
-    out.put_u64(place.seq);
-}
-
-pub(crate) fn get_place(b: &mut bytes::Bytes) -> Option<Place> {
-    let hlc = b.try_get_u64().ok()?;
-    let origin = Origin { region: b.try_get_u8().ok()?, era: b.try_get_u64().ok()? };
-    Some(Place { hlc, origin, seq: b.try_get_u64().ok()? })
 }
 
 #[cfg(test)]

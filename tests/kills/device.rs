@@ -1,4 +1,4 @@
-//! A client as a process: it sends until its input ends, then waits until all is stable, and prints what it
+//! A client as a process, in direct conversations and in a group that one of them makes, with all in it: it sends until its input ends, then waits until all is stable, and prints what it
 //! does and is told, one fact a line, so that whoever reads knows it even if the process dies.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tern::checker::{Fact, Message, What};
 use tern::cluster::Endpoints;
 use tern::demo::person::{client_config, label, tokens};
-use tern_client::{Change, Client, ConvId, Conversation, Draft, Event, MessageId, Placed, UserId};
+use tern_client::{Change, Client, ConvId, Conversation, Draft, Event, GroupOptions, MessageId, Placed, UserId};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -18,6 +18,8 @@ use tokio::time::{MissedTickBehavior, interval};
 pub const TASK: &str = "TERN_KILLS_CLIENT";
 /// How many of the newest messages are looked at first for the newest own one.
 const LOOK_BACK: usize = 256;
+/// The group's name in facts.
+pub const GROUP: &str = "group";
 /// More than a run has.
 pub const WHOLE_TIMELINE: usize = usize::MAX >> 1;
 
@@ -32,8 +34,10 @@ pub struct Task {
     pub user: String,
     /// Whose dispatch it asks first.
     pub near: String,
-    /// Whom it writes to, in turn.
+    /// Whom it writes to, and with whom it is in the group, in turn.
     pub peers: Vec<String>,
+    /// It makes the group.
+    pub founds: bool,
     /// How often it sends.
     pub every: Duration,
 }
@@ -54,12 +58,27 @@ impl Task {
         Client::builder(config).store(&self.store).token_provider(tokens).build().unwrap()
     }
 
-    /// Its conversations, by name.
+    /// Its conversations, by name. The group may not have come yet.
     pub fn conversations(&self, client: &Client) -> Vec<(String, Conversation)> {
         let open =
             |peer: &String| (name_of(&self.user, peer), client.direct(&UserId::new(peer.as_str()).unwrap()).unwrap());
-        self.peers.iter().map(open).collect()
+        let group = client.conversations().unwrap().into_iter().find(|info| info.group.is_some());
+        let group = group.map(|info| (GROUP.to_owned(), client.conversation(info.id)));
+        self.peers.iter().map(open).chain(group).collect()
     }
+
+    /// Makes the group, unless an earlier life has.
+    fn found(&self, client: &Client) {
+        if self.founds && client.conversations().unwrap().iter().all(|info| info.group.is_none()) {
+            let members: Vec<UserId> = self.peers.iter().map(|peer| UserId::new(peer.as_str()).unwrap()).collect();
+            client.create_group("everyone", &members, GroupOptions::default()).unwrap();
+        }
+    }
+}
+
+/// Written by a person: changes of groups and settings are messages too.
+pub fn is_text(message: &tern_client::Message) -> bool {
+    message.kind == 0
 }
 
 /// How many own messages a conversation has.
@@ -67,7 +86,8 @@ fn count_own(conversation: &Conversation, user: &str) -> u64 {
     let mut limit = LOOK_BACK;
     loop {
         let shown = conversation.timeline(limit).unwrap().messages;
-        let newest = shown.iter().filter(|m| m.by.user.as_str() == user).map(|m| label(m).unwrap().1).max();
+        let own = |m: &&tern_client::Message| is_text(m) && m.by.user.as_str() == user;
+        let newest = shown.iter().filter(own).map(|m| label(m).unwrap().1).max();
         if newest.is_some() || shown.len() < limit {
             return newest.unwrap_or(0);
         }
@@ -88,10 +108,13 @@ impl Device {
         println!("{}", Fact { what, conversation: conversation.to_owned(), message });
     }
 
-    fn note(&self, what: What, at: ConvId, id: MessageId) {
-        let Some(message) = self.client.message(id).unwrap() else { return };
+    fn note(&mut self, what: What, at: ConvId, id: MessageId) {
+        let Some(message) = self.client.message(id).unwrap().filter(is_text) else { return };
         if what == What::Shown && message.by.user.as_str() == self.task.user {
             return; // he sees his own from the start
+        }
+        if self.conversations.iter().all(|(_, c)| c.id() != at) {
+            self.look_for_the_group();
         }
         let Some((name, _)) = self.conversations.iter().find(|(_, c)| c.id() == at) else {
             panic!("{} was told of a conversation that it does not know", self.task.user)
@@ -101,7 +124,16 @@ impl Device {
         Self::tell(what, name, label);
     }
 
-    fn event(&self, event: Event) {
+    fn look_for_the_group(&mut self) {
+        self.conversations = self.task.conversations(&self.client);
+        for (name, conversation) in &self.conversations {
+            if !self.sent.contains_key(name) {
+                self.sent.insert(name.clone(), count_own(conversation, &self.task.user));
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
         match event {
             Event::Sent { conversation, id } => self.note(What::Acked, conversation, id),
             Event::Stable { conversation, id, .. } => self.note(What::Stable, conversation, id),
@@ -115,6 +147,10 @@ impl Device {
             }
             Event::Gap { origin, from, to, reason, .. } => {
                 println!("note {}: a gap of {origin:?} from {from} to {to}: {reason:?}", self.task.user);
+            }
+            Event::GroupChanged { .. } => self.look_for_the_group(),
+            Event::ChangeRefused { code, message, .. } => {
+                println!("note a change by {} was refused: {code} {message}", self.task.user);
             }
             Event::StoreFailed { message } => println!("note the store of {} failed: {message}", self.task.user),
             Event::Kicked { code, message } => println!("note {} was kicked: {code} {message}", self.task.user),
@@ -138,6 +174,7 @@ pub async fn run(task: Task) {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let client = task.open();
     let mut events = client.events();
+    task.found(&client);
     let conversations = task.conversations(&client);
     let sent = conversations.iter().map(|(name, c)| (name.clone(), count_own(c, &task.user))).collect();
     let mut clock = interval(task.every);

@@ -1,6 +1,6 @@
 //! A hundred blows under load: `kill -9`, SIGSTOP and SIGCONT, and SIGTERM, of random processes at random
 //! moments: three regions, two edges and a dispatch of their own, and three clients, as real processes of the
-//! real binary on loopback.
+//! real binary on loopback. Each client talks to each other one, and all are in a group.
 //!
 //! In the end nothing that a client was told to be acked is missing anywhere, nothing is shown twice, all devices
 //! show the same order, everything is held by a second region, and no server holds more memory or file
@@ -27,7 +27,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cast::Cast;
-use device::{TASK, Task, WHOLE_TIMELINE};
+use device::{GROUP, TASK, Task, WHOLE_TIMELINE, is_text};
 use readings::{Reading, Readings};
 use schedule::Kind;
 use tern::checker::{History, Message};
@@ -217,6 +217,8 @@ async fn blows(plan: Plan) {
     println!("{}", run.readings.table());
     let growth = run.readings.growth();
     run.cast.fleet.stop(Duration::from_secs(20)).await;
+    let in_group = history.conversations.get(GROUP).map_or(0, |group| group.sent.len());
+    assert!(in_group > 0, "nobody wrote to the group; seed {}", plan.seed);
     assert!(totals.pass(), "{totals}; seed {}", plan.seed);
     assert_eq!((totals.refused, totals.at_risk), (0, 0), "nothing was sent that may be refused; seed {}", plan.seed);
     assert!(growth.is_empty(), "{growth:?}; seed {}", plan.seed);
@@ -269,6 +271,7 @@ fn tasks(data: &Path, every: Duration) -> Vec<Task> {
         user: (*user).to_owned(),
         near: (*near).to_owned(),
         peers: PEOPLE.iter().map(|(peer, _)| (*peer).to_owned()).filter(|peer| peer != user).collect(),
+        founds: *user == PEOPLE[0].0,
         every,
     };
     PEOPLE.iter().map(task).collect()
@@ -330,11 +333,14 @@ async fn converge(tasks: &[Task], mut history: History) -> History {
 }
 
 fn read_device(task: &Task, client: &Client, history: &mut History) {
+    // A device that never heard of the group lacks all of it.
+    let group = history.conversations.entry(GROUP.to_owned()).or_default();
+    group.timelines.entry(task.user.clone()).or_default();
     for (name, conversation) in task.conversations(client) {
         let shown = conversation.timeline(WHOLE_TIMELINE).unwrap().messages;
         let record = history.conversations.entry(name).or_default();
         let mut timeline: Vec<Message> = Vec::new();
-        for message in &shown {
+        for message in shown.iter().filter(|m| is_text(m)) {
             let label = label(message).unwrap_or_else(|| ("nobody".to_owned(), 0));
             if message.by.user.as_str() == task.user {
                 // What a device was told while its last life ended, it shows.
