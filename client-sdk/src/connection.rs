@@ -155,7 +155,11 @@ fn ended(error: &quinn::ConnectionError) -> Failure {
             let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
             match Code::from_u32(number) {
                 Some(Code::Closed) | None => network(error),
-                Some(code) => Failure::Refused { code: number, retry: code.retry(), after: Duration::ZERO },
+                Some(code) => {
+                    // A device that was removed is told why.
+                    let message = String::from_utf8_lossy(&close.reason).into_owned();
+                    Failure::Refused { code: number, retry: code.retry(), after: Duration::ZERO, message }
+                }
             }
         }
         _ => network(error),

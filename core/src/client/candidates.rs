@@ -62,6 +62,8 @@ pub enum Failure {
         retry: Retry,
         /// Not before this time.
         after: Duration,
+        /// The other side's words.
+        message: String,
     },
     /// An answer is awaited and nothing is heard.
     Silent,

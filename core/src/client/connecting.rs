@@ -133,8 +133,10 @@ impl Machine {
     /// A Kick, or an Error without a request, on the connection in use.
     pub(super) fn session_error(&mut self, now: Duration, error: &v1::Error) {
         match failure_of(error) {
-            Failure::Refused { code, .. } if matches!(Code::from_u32(code), Some(Code::Replaced | Code::Kicked)) => {
-                self.kicked(now, code, error.message.clone());
+            Failure::Refused { code, message, .. }
+                if matches!(Code::from_u32(code), Some(Code::Replaced | Code::Kicked)) =>
+            {
+                self.kicked(now, code, message);
             }
             Failure::Refused { retry: Retry::NewToken, .. } => self.ask_token(true),
             failure @ Failure::Refused { retry: Retry::Elsewhere, .. } => self.engine.leave(now, &failure),
@@ -216,5 +218,6 @@ pub(super) fn failure_of(error: &v1::Error) -> Failure {
         code: error.code,
         retry: Retry::try_from(error.retry).unwrap_or(Retry::Elsewhere),
         after: Duration::from_millis(error.retry_after_ms.into()),
+        message: error.message.clone(),
     }
 }

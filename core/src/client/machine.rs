@@ -313,10 +313,10 @@ impl Machine {
             self.token = None;
             self.token_refused = true;
         }
-        if let Failure::Refused { code, retry: Retry::Never, .. } = failure
+        if let Failure::Refused { code, retry: Retry::Never, message, .. } = failure
             && matches!(Code::from_u32(*code), Some(Code::Replaced | Code::TooManyDevices | Code::Kicked))
         {
-            self.kicked(now, *code, String::new());
+            self.kicked(now, *code, message.clone());
             return;
         }
         self.engine.ended(now, conn, failure);

@@ -345,7 +345,7 @@ impl Machine {
         offer: bool,
         error: &v1::Error,
     ) {
-        let Failure::Refused { code, retry, after } = failure_of(error) else { return };
+        let Failure::Refused { code, retry, after, .. } = failure_of(error) else { return };
         let Some(conv) = self.convs.get_mut(&conversation) else { return };
         let outbox = &mut conv.outbox;
         let own = if offer { outbox.unstable.get_mut(&id) } else { outbox.queue.get_mut(&id) };

@@ -341,9 +341,10 @@ impl Phones {
                 machine.frame(now, conn, req, Read::Other(v1::Frame::new(req, Body::Page(body))));
             }
             DownBody::Frame(frame) => machine.frame(now, conn, frame.req, Read::Other(*frame)),
-            DownBody::Last(Refusal { code, retry_after_ms, .. }) => {
+            DownBody::Last(Refusal { code, retry_after_ms, message, .. }) => {
                 let after = Duration::from_millis(retry_after_ms.into());
-                machine.ended(now, conn, &Failure::Refused { code: code as u32, retry: code.retry(), after });
+                let failure = Failure::Refused { code: code as u32, retry: code.retry(), after, message };
+                machine.ended(now, conn, &failure);
             }
         }
     }
