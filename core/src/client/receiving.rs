@@ -169,6 +169,10 @@ impl Machine {
         let sighted = conv.record.sighted;
         let mut changed = !sighted;
         conv.record.sighted = true;
+        if !sighted && row.is_none() {
+            // A new row's state is pushed only where it is not the plain one of a member.
+            conv.record.generation = 1;
+        }
         if conv.record.peer.is_none() && peer.is_some() {
             conv.record.peer = peer.cloned();
             changed = true;

@@ -254,6 +254,33 @@ fn a_device_writes_its_cell_once_and_a_kicked_one_stays_away() {
 }
 
 #[test]
+fn a_removed_device_is_told_why_however_its_connection_ends() {
+    let kicked = Event::Kicked { code: 34, message: "stolen".into() };
+    let refusal = crate::codes::Refusal::new(Code::Kicked, "stolen");
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    let (code, retry) = (Code::Kicked as u32, Code::Kicked.retry());
+    let closed = Failure::Refused { code, retry, after: Duration::ZERO, message: "stolen".into() };
+    d.act(|m, now| m.ended(now, conn, &closed));
+    assert!(d.events.contains(&kicked), "closed while connected");
+    d.events.clear();
+    d.connects.clear();
+    d.act(Machine::connect);
+    let conn = d.connects[0].0;
+    d.body(conn, 0, Body::Error(refusal.to_wire()));
+    assert!(d.events.contains(&kicked), "refused while connecting");
+    assert_eq!(d.machine.connection(), ConnectionState::Offline);
+}
+
+#[test]
+fn a_row_that_only_pushes_told_of_is_the_plain_row_of_a_member_when_it_is_compared() {
+    let (d, _) = with_a_message();
+    let image = d.book.image();
+    let told = image.conversations[&chat()].record.told().expect("told by a push");
+    assert_eq!((told.state, told.generation), (0, 1), "servers push a new row's state only where it is not plain");
+}
+
+#[test]
 fn a_token_is_renewed_before_its_end_without_a_drop_and_again_after_a_refusal() {
     let mut d = Device::new(setup("alice"));
     d.connect(1, 0);
