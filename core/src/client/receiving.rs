@@ -157,6 +157,12 @@ impl Machine {
 
     /// A server tells a row, or the heads of one that have changed.
     fn tell(&mut self, id: ConvId, peer: Option<&UserId>, heads: &Heads, row: Option<&RowState>) {
+        // First: a conversation with a peer is no group, whatever else is told of it.
+        let record = &mut self.conv(id).record;
+        let named = record.peer.is_none() && peer.is_some();
+        if named {
+            record.peer = peer.cloned();
+        }
         if let Some(row) = row {
             self.tell_state(id, row);
         }
@@ -167,15 +173,11 @@ impl Machine {
         }
         let conv = self.conv(id);
         let sighted = conv.record.sighted;
-        let mut changed = !sighted;
+        let changed = !sighted || named;
         conv.record.sighted = true;
         if !sighted && row.is_none() {
             // A new row's state is pushed only where it is not the plain one of a member.
             conv.record.generation = 1;
-        }
-        if conv.record.peer.is_none() && peer.is_some() {
-            conv.record.peer = peer.cloned();
-            changed = true;
         }
         let mut dirty = Vec::new();
         for (origin, head) in heads {
@@ -214,7 +216,7 @@ impl Machine {
             self.wanting.insert(id);
         }
         self.dirty_convs.insert(id);
-        if membership {
+        if membership && self.conv(id).is_group() {
             self.folding.insert(id);
             self.event(Event::GroupChanged { conversation: id });
         }
