@@ -309,7 +309,7 @@ pub fn run(bytes: &[u8]) -> Came {
                         _ => {
                             let retry = Retry::try_from(i32::from(script.pick(5))).unwrap();
                             let after = Duration::from_millis(script.number() % 100_000);
-                            Failure::Refused { code: u32::from(script.pick(40)), retry, after }
+                            Failure::Refused { code: u32::from(script.pick(40)), retry, after, message: String::new() }
                         }
                     };
                     world.machine.ended(now, conn, &failure);
