@@ -600,7 +600,7 @@ fn a_device_that_goes_to_a_region_it_never_visited_is_sent_what_it_lacks_alone()
         let fresh_at = world.elapsed();
         let mut fresh = Phone::new(&world, &cluster, "bob-tablet", At::Ap, 2);
         until("all of it on a new device", [&mut fresh], |[f]| {
-            f.is_calm() && all.iter().all(|id| f.texts(*id).len() >= 1)
+            f.is_calm() && all.iter().all(|id| !f.texts(*id).is_empty())
         })
         .await;
         let fresh = down(&world, &fresh, fresh_at);
