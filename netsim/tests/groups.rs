@@ -177,13 +177,26 @@ fn assert_alike(id: ConvId, phones: &[&Phone]) {
     }
 }
 
-fn sim<Fut, T>(seed: u64, scenario: impl FnOnce(World) -> Fut + Send + 'static) -> T
+/// Runs a scenario with a seed; `TERN_STORMS=100` with as many more.
+fn sim<Fut, T>(seed: u64, scenario: impl Fn(World) -> Fut + Copy + Send + 'static) -> T
 where
     Fut: Future<Output = T>,
     T: Send + 'static,
 {
-    run(seed, |world| async move { timeout(Duration::from_secs(3600), scenario(world)).await.expect("too late") })
-        .unwrap()
+    let more: u64 = std::env::var("TERN_STORMS").map_or(0, |text| text.parse().expect("a number"));
+    for seed in 1000..1000 + more {
+        sim_once(seed, scenario);
+    }
+    sim_once(seed, scenario)
+}
+
+fn sim_once<Fut, T>(seed: u64, scenario: impl Fn(World) -> Fut + Copy + Send + 'static) -> T
+where
+    Fut: Future<Output = T>,
+    T: Send + 'static,
+{
+    run(seed, move |world| async move { timeout(Duration::from_secs(3600), scenario(world)).await.expect("too late") })
+        .unwrap_or_else(|error| panic!("seed {seed}: {error}"))
 }
 
 /// Alice in eu, bob in us, carol in ap, live near by.
@@ -259,7 +272,7 @@ async fn made_offline(world: World) -> (Shape, Vec<Packet>) {
 #[test]
 fn made_offline_of_a_child() {
     let Some(seed) = support::child_seed() else { return };
-    let (shape, packets) = sim(seed, made_offline);
+    let (shape, packets) = sim_once(seed, made_offline);
     support::report(shape, &packets);
 }
 
