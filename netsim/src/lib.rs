@@ -28,7 +28,7 @@
 //! fall into the same millisecond are delivered in the order of their nanoseconds.
 //!
 //! Tests, from the inside out: `network` (this crate alone), `regions` and `storms` (cores with scripted
-//! edges), `phones` (client machines over pipes), `first_light` and `clients` (the SDK over everything).
+//! edges), `phones` (client machines over pipes), `first_light`, `clients` and `groups` (the SDK over everything).
 //! `TERN_STORMS=1000` runs as many seeds of a storm, `TERN_STORM_FIRST=198` begins there; a test whose name
 //! ends in `_of_a_child` runs one seed by `TERN_NETSIM_SEED=198`, with logs by `TERN_NETSIM_LOG=debug` and all
 //! packets in the file `TERN_NETSIM_PACKETS`.

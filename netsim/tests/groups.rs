@@ -427,6 +427,40 @@ fn whoever_was_removed_while_away_is_told_that_what_he_wrote_was_refused() {
 }
 
 #[test]
+fn what_is_written_while_the_removal_is_on_its_way_stays_and_the_writer_reads_nothing_after_it() {
+    sim(20, |world| async move {
+        let cluster = three_regions(&world).await;
+        let [mut alice, mut bob, mut carol] = three(&world, &cluster).await;
+        let id = group_of_three(&mut alice, &mut bob, &mut carol).await;
+        world.cut("eu", "ap");
+        world.cut("eu", "us");
+        alice.of(id).remove(&[user("carol")]).unwrap();
+        alice.say(id, "without carol");
+        let said = carol.say(id, "with me");
+        until("bob to have what carol wrote in ap", [&mut alice, &mut bob, &mut carol], |[a, b, c]| {
+            b.texts(id).contains(&"with me".to_owned()) && a.client.waiting().0 == 0 && c.client.waiting().0 == 0
+        })
+        .await;
+        world.heal("eu", "ap");
+        world.heal("eu", "us");
+        until("the same for alice and bob", [&mut alice, &mut bob, &mut carol], |[a, b, c]| {
+            let all = [&a, &b].iter().all(|p| p.texts(id).len() == 3 && p.members(id).len() == 2);
+            all && c.has_left(id) && a.is_calm() && c.is_calm()
+        })
+        .await;
+        sleep(A_HEARTBEAT).await;
+        assert_alike(id, &[&alice, &bob]);
+        assert_eq!(carol.texts(id), ["hello", "with me"], "what she wrote stays hers; nothing of alice's after");
+        assert_eq!(carol.client.message(said).unwrap().unwrap().state, MessageState::Stable);
+        // A new device of hers is given no more.
+        let mut tablet = Phone::new(&world, &cluster, "carol-tablet", At::Us, 9);
+        until("the tablet to know the group", [&mut tablet], |[t]| t.has_left(id) && t.is_calm()).await;
+        sleep(A_HEARTBEAT).await;
+        assert!(!tablet.texts(id).contains(&"without carol".to_owned()), "{:?}", tablet.texts(id));
+    });
+}
+
+#[test]
 fn what_a_blocked_user_writes_is_not_shown_to_the_blocker_alone() {
     sim(15, |world| async move {
         let cluster = three_regions(&world).await;
