@@ -238,3 +238,34 @@ fn a_checkpoint_says_all_but_the_bodies() {
     }
     assert_eq!(bytes[..18], [2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0], "the format is pinned");
 }
+
+#[test]
+fn a_window_with_many_copies_is_read_again_once_and_then_judged() {
+    let mut eu = Region::new(EU);
+    let mut all = Vec::new();
+    for n in 1..=64 {
+        all.push(eu.take(&send(n)));
+    }
+    // Five eras of another region hold copies of each.
+    for era in 0..5 {
+        for n in 1..=64u64 {
+            let origin = Origin { region: 2, era: 100 + era };
+            let first = &all[usize::try_from(n).unwrap() - 1];
+            let place = Place { origin, seq: n, hlc: first.place.hlc + 1 };
+            let copy = Entry { place, first: Some(first.place), ..first.clone() };
+            eu.copy(&copy);
+            all.push(copy);
+        }
+    }
+    eu.state.shrink();
+    let next = SendRequest { floor: 1, ..send(65) };
+    let Verdict::Recall(runs) = eu.judge("phone", &next) else { panic!("what was written long ago is not in memory") };
+    let asked = |e: &Entry| {
+        runs.iter().any(|(run, n)| {
+            let (low, high) = run.range_of(*n);
+            run.origin == e.place.origin && (low..=high).contains(&e.place.seq)
+        })
+    };
+    eu.state.recall(all.iter().filter(|e| asked(e)).cloned().map(Arc::new));
+    assert!(matches!(eu.judge("phone", &next), Verdict::Append(_)), "read once, all of it is in memory");
+}
