@@ -388,7 +388,7 @@ impl Machine {
         folds && conv.record.sighted && !conv.record.has_left() && !conv.is_whole() && conv.is_folded_stale()
     }
 
-    /// Whether a server's fold is to be asked for now: what is still being pulled may say it all.
+    /// Whether it is time to ask a server for its fold: what is still being pulled may say it all.
     pub(super) fn wants_cells(&self, id: ConvId) -> bool {
         let pulled = |c: &Conv| c.origins.iter().all(|(o, s)| s.missing().is_empty() || c.pauses.contains_key(o));
         self.may_want_cells(id) && self.convs.get(&id).is_some_and(pulled)

@@ -56,9 +56,13 @@ fn added(who: &str, n: u64, at: Place, name: &str, generation: u64) -> Entry {
 }
 
 fn group_push(id: ConvId, entries: Vec<Entry>, prev: u64, rev: u64) -> Read {
-    let Read::Push(push) = push(entries, &[], prev, rev) else { unreachable!() };
+    Read::Push(group_push_of(id, entries, prev, rev))
+}
+
+fn group_push_of(id: ConvId, entries: Vec<Entry>, prev: u64, rev: u64) -> Push {
+    let push = push_of(entries, &[], prev, rev);
     let heads = push.entries.iter().map(|e| (e.place.origin, e.place.seq)).collect();
-    Read::Push(Push { conversation: id, peer: None, heads, ..push })
+    Push { conversation: id, peer: None, heads, ..push }
 }
 
 #[test]
@@ -197,7 +201,7 @@ fn who_was_removed_reads_up_to_his_cut_and_can_not_send() {
     let conn = d.connect(1, 0);
     let id = ConvId([5; 16]);
     d.frame(conn, 0, group_push(id, vec![created("bob", &["bob", "alice"])], 0, 1));
-    let Read::Push(mut push) = group_push(id, Vec::new(), 1, 2) else { unreachable!() };
+    let mut push = group_push_of(id, Vec::new(), 1, 2);
     push.row = Some(Box::new(crate::edge_api::RowState { state: 1, generation: 1, ..Default::default() }));
     d.frame(conn, 0, Read::Push(push));
     let refused = d.act(|m, now| m.send(now, id, 0, Bytes::from_static(b"x"), 1));

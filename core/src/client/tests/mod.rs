@@ -264,7 +264,12 @@ pub(super) fn bob(n: u64, at: Place, text: &str) -> Entry {
 }
 
 pub(super) fn push(entries: Vec<Entry>, heads: &[(Origin, Seq)], prev: u64, rev: u64) -> Read {
-    Read::Push(Push {
+    Read::Push(push_of(entries, heads, prev, rev))
+}
+
+/// The push itself, for those who change it.
+pub(super) fn push_of(entries: Vec<Entry>, heads: &[(Origin, Seq)], prev: u64, rev: u64) -> Push {
+    Push {
         conversation: chat(),
         peer: Some(user("bob")),
         entries: entries.into_iter().map(Arc::new).collect(),
@@ -272,7 +277,7 @@ pub(super) fn push(entries: Vec<Entry>, heads: &[(Origin, Seq)], prev: u64, rev:
         prev_rev: Rev(prev),
         rev: Rev(rev),
         row: None,
-    })
+    }
 }
 
 pub(super) fn rows(heads: &[(Origin, Seq)], base: Option<Cursor>, upto: Option<Cursor>, last: bool) -> v1::Rows {

@@ -56,7 +56,7 @@ fn a_mark_is_kept_until_it_is_durable_and_the_newest_is_sent_alone() {
     d.body(conn, first + 1000, Body::Marked(v1::Marked {}));
     assert!(found(&mut d, mark_of).is_none(), "durable");
     // A region that knows less is told again.
-    let Read::Push(mut less) = push(vec![], &[], 4, 5) else { unreachable!() };
+    let mut less = push_of(vec![], &[], 4, 5);
     less.row = Some(Box::new(RowState { read: Heads::from([(origin(1), 2)]), ..RowState::default() }));
     d.frame(conn, 0, Read::Push(less));
     assert_eq!(found(&mut d, mark_of).expect("less than is known").1.read[0].seq, 4);
@@ -65,7 +65,7 @@ fn a_mark_is_kept_until_it_is_durable_and_the_newest_is_sent_alone() {
 #[test]
 fn what_another_device_has_read_is_read_here_and_a_mark_that_is_refused_waits() {
     let (mut d, conn) = with_a_message();
-    let Read::Push(mut told) = push(vec![], &[], 1, 2) else { unreachable!() };
+    let mut told = push_of(vec![], &[], 1, 2);
     told.row = Some(Box::new(RowState {
         read: Heads::from([(origin(1), 1)]),
         peer_read: Heads::from([(origin(1), 7)]),
