@@ -160,6 +160,22 @@ pub struct Origin {
     pub era: u64,
 }
 
+/// Eras whose upper half is this stand for folds: no store draws one.
+const FOLDED: u64 = 0xffff_ffff << 32;
+
+impl Origin {
+    /// Stands in rows and read marks for the logs of all sealed eras of a region that began no later than its start
+    /// `through`: see [`crate::eras`]. `None`: no start is that late.
+    pub fn fold(region: Region, through: u64) -> Option<Self> {
+        (through <= u64::from(u32::MAX)).then_some(Self { region, era: FOLDED | through })
+    }
+
+    /// Of a fold: through which start; `None`: this is a log.
+    pub fn through(self) -> Option<u64> {
+        (self.era & FOLDED == FOLDED).then_some(self.era & !FOLDED)
+    }
+}
+
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:04x}", self.region, self.era >> 48)

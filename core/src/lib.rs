@@ -11,7 +11,8 @@
 //! 2. [`entry`]: a message as it lies in a log, with its stored form; [`receipt`]: the proof of its place.
 //! 3. [`wire`]: the frames between clients and edges, and between nodes.
 //! 4. [`identity`], [`sequencer`]: what makes a resend harmless, and what gives a message its place.
-//!    [`kinds`], [`membership`], [`fold`]: groups and cells; [`buckets`]: rows compared by hashes.
+//!    [`kinds`], [`membership`], [`fold`]: groups and cells; [`buckets`]: rows compared by hashes; [`eras`]: how rows
+//!    stay short although each crash begins a log.
 //! 5. [`store`]: what the machines ask of a store, and no more.
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links.
 //! 7. [`ranking`]: which edges a client should try.
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod codes;
 pub mod edge_api;
 pub mod entry;
+pub mod eras;
 pub mod fold;
 pub mod hlc;
 pub mod identity;

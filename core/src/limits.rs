@@ -96,3 +96,5 @@ pub const SIGNAL_BYTES: usize = 256;
 pub const SIGNALS_WAITING: usize = 10_000;
 /// Sends that wait in one node in all: of 200 bytes each 13 MB. More get `overloaded`.
 pub const SENDS_WAITING: usize = 65_536;
+/// Eras that one frame tells of, between regions or of one conversation: at most 115 KiB.
+pub const ERAS_PER_FRAME: usize = 4_096;

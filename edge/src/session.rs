@@ -324,6 +324,13 @@ impl Session {
                 let check = convert::conversation(&pull.conversation).map(|_| ());
                 return self.pull(check, frame, cx, out);
             }
+            Some(Body::PullEras(pull)) => {
+                let named = pull.origins.len() <= VECTOR_ORIGINS;
+                let check = convert::conversation(&pull.conversation).and_then(|_| {
+                    if named { Ok(()) } else { Err(bad(&format!("more than {VECTOR_ORIGINS} origins"))) }
+                });
+                return self.pull(check, frame, cx, out);
+            }
             Some(Body::Signal(signal)) => {
                 // Nobody waits for one: what is too much, too long or for nobody is dropped.
                 let fits = signal.body.len() <= SIGNAL_BYTES && convert::conversation(&signal.conversation).is_ok();
@@ -352,6 +359,7 @@ impl Session {
                 | Body::Marked(_)
                 | Body::TokenTaken(_)
                 | Body::Devices(_)
+                | Body::Eras(_)
                 | Body::Cells(_),
             ) => return Err(wrong("a frame that only servers send")),
         }
@@ -480,7 +488,7 @@ impl Session {
                             pong.seen_address = cx.peer.to_string();
                         }
                     }
-                    Some(Body::Rows(_) | Body::Cells(_)) => self.pulls.retain(|r| *r != req),
+                    Some(Body::Rows(_) | Body::Cells(_) | Body::Eras(_)) => self.pulls.retain(|r| *r != req),
                     Some(Body::Marked(_) | Body::Devices(_)) => self.open = self.open.saturating_sub(1),
                     Some(Body::Error(_)) if req != 0 => {
                         let before = self.pulls.len();

@@ -244,6 +244,10 @@ fn unknown_frames_and_fields_come_from_newer_clients_and_garbage_from_nobody() {
     assert_eq!(scene.raw(Some(Lane::Control), &ping).unwrap().ups.len(), 1);
     assert_eq!(error(&scene.tell(5, Body::Mark(v1::Mark::default())).unwrap()).1, Code::BadId);
     assert_eq!(error(&scene.tell(5, Body::PullCells(v1::PullCells::default())).unwrap()).1, Code::BadId);
+    assert_eq!(error(&scene.tell(5, Body::PullEras(v1::PullEras::default())).unwrap()).1, Code::BadId);
+    let origins = vec![v1::Origin { region: 1, era: 1 }; VECTOR_ORIGINS + 1];
+    let many = Body::PullEras(v1::PullEras { conversation: vec![1; 16].into(), origins });
+    assert_eq!(error(&scene.tell(5, many).unwrap()).1, Code::BadFrame);
     assert_eq!(code(scene.raw(Some(Lane::Control), &[0xff; 9])), Code::BadFrame);
 }
 

@@ -54,6 +54,9 @@ fn every_frame(scene: &Scene) -> Vec<(&'static str, Body, Sender)> {
         ("token_taken", Body::TokenTaken(v1::TokenTaken::default()), Server),
         ("pull_devices", Body::PullDevices(v1::PullDevices::default()), Client),
         ("devices", Body::Devices(v1::Devices::default()), Server),
+        ("cells", Body::Cells(v1::Cells::default()), Server),
+        ("pull_eras", Body::PullEras(v1::PullEras::default()), Ignored),
+        ("eras", Body::Eras(v1::Eras::default()), Server),
     ]
 }
 

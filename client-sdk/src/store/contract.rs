@@ -84,6 +84,9 @@ fn op() -> impl Strategy<Value = Op> {
             peer_read: Heads::from([(origin(1), seq + 1)]),
             from: Heads::from([(origin(2), seq + 2)]),
             unread_hint: u32::MAX,
+            starts: Heads::from([(origin(1), seq + 3)]),
+            unfolded: Heads::from([(origin(2), seq + 4)]),
+            ended: Heads::from([(origin(3), seq + 5)]),
         })
     });
     let vector = (0..2u8, 1..4u8, 1..99u64, 1..9u64).prop_map(|(c, region, head, a)| {
@@ -120,6 +123,9 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         1 => (0..2u8, 1..60u64).prop_map(|(c, before)| {
             Op::Erase { conversation: conv(c), what: Erasing::Mine(UserId::new("bob").unwrap(), before) }
+        }),
+        2 => (0..2u8, 1..3u8, 0..9u64).prop_map(|(c, region, above)| {
+            Op::Void { conversation: conv(c), origin: origin(region), above }
         }),
         1 => (0..2u8, any::<[u8; 3]>()).prop_map(|(c, cells)| {
             Op::Folded { conversation: conv(c), cells: Bytes::copy_from_slice(&cells) }

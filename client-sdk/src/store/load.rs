@@ -31,7 +31,8 @@ pub(super) fn load_cursors(tx: &Transaction<'_>) -> Result<BTreeMap<u8, Cursor>,
 pub(super) fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId, ConversationImage>, StoreError> {
     let mut all = BTreeMap::new();
     let mut statement = tx.prepare(
-        "SELECT id, peer, next_n, seen_hlc, mark, state, sighted, generation, heads, read, peer_read, lowest, unread_hint
+        "SELECT id, peer, next_n, seen_hlc, mark, state, sighted, generation, heads, read, peer_read, lowest, unread_hint,
+             starts, unfolded, ended
          FROM conversation",
     )?;
     let mut rows = statement.query([])?;
@@ -55,6 +56,9 @@ pub(super) fn load_conversations(tx: &Transaction<'_>) -> Result<BTreeMap<ConvId
             peer_read: heads(10)?,
             from: heads(11)?,
             unread_hint: r.get(12)?,
+            starts: heads(13)?,
+            unfolded: heads(14)?,
+            ended: heads(15)?,
         };
         all.insert(id, ConversationImage::new(record));
     }

@@ -5,7 +5,8 @@
 /// 64-bit numbers are stored as SQLite's signed ones, bit by bit; whatever is ordered as unsigned is a blob.
 /// `message.key` is the display key as 25 bytes whose order is the order of display; null = not placed yet.
 /// `fact.entry` is an entry's stored form (`tern_core::entry`), `folded.cells` a `Cells` message of the wire;
-/// `conversation.lowest` is the row's `from`.
+/// `conversation.lowest` is the row's `from`. `copy.key` is a copy's display key; null where a message had several
+/// before format 3. `copy.void`: it lies above the end of its log.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -82,5 +83,14 @@ CREATE TABLE fact (
     PRIMARY KEY (conversation, origin, seq)
 ) WITHOUT ROWID;
 CREATE TABLE folded (conversation BLOB PRIMARY KEY, cells BLOB NOT NULL) WITHOUT ROWID;
+",
+    "
+ALTER TABLE copy ADD COLUMN key BLOB;
+ALTER TABLE copy ADD COLUMN void INTEGER NOT NULL DEFAULT 0;
+UPDATE copy SET key = (SELECT key FROM message WHERE message.id = copy.message)
+    WHERE (SELECT count(*) FROM copy AS other WHERE other.message = copy.message) = 1;
+ALTER TABLE conversation ADD COLUMN starts BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN unfolded BLOB NOT NULL DEFAULT x'';
+ALTER TABLE conversation ADD COLUMN ended BLOB NOT NULL DEFAULT x'';
 ",
 ];

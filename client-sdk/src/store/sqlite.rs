@@ -267,8 +267,8 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
         Op::Conversation(r) => {
             tx.execute(
                 "INSERT OR REPLACE INTO conversation (id, peer, next_n, seen_hlc, mark, state, sighted,
-                     generation, heads, read, peer_read, lowest, unread_hint)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                     generation, heads, read, peer_read, lowest, unread_hint, starts, unfolded, ended)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
                 params![
                     r.id.0,
                     r.peer.as_ref().map(UserId::as_str),
@@ -282,7 +282,10 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
                     heads_bytes(&r.read),
                     heads_bytes(&r.peer_read),
                     heads_bytes(&r.from),
-                    r.unread_hint
+                    r.unread_hint,
+                    heads_bytes(&r.starts),
+                    heads_bytes(&r.unfolded),
+                    heads_bytes(&r.ended)
                 ],
             )?;
         }
@@ -355,6 +358,7 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
             )?;
         }
         Op::Erase { conversation, what } => apply_erase(tx, *conversation, what, changes)?,
+        Op::Void { conversation, origin, above } => apply_void(tx, *conversation, *origin, *above, changes)?,
         Op::Folded { conversation, cells } => {
             tx.execute(
                 "INSERT OR REPLACE INTO folded (conversation, cells) VALUES (?1, ?2)",
@@ -502,10 +506,18 @@ fn apply_entry(
         tx.execute("UPDATE message SET body = x'', erased = 1 WHERE id = ?1", [row])?;
     }
     tx.execute(
-        "INSERT OR REPLACE INTO copy (conversation, origin, seq, message) VALUES (?1, ?2, ?3, ?4)",
-        params![conversation.0, origin_bytes(entry.place.origin), entry.place.seq.cast_signed(), row],
+        "INSERT OR REPLACE INTO copy (conversation, origin, seq, message, key) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            conversation.0,
+            origin_bytes(entry.place.origin),
+            entry.place.seq.cast_signed(),
+            row,
+            key_bytes(entry.display_key())
+        ],
     )?;
     let (lowest, unread) = merge_copy((key, was_unread), entry.display_key(), unread);
+    let has_void = known && has_void(tx, row)?;
+    let lowest = if has_void { place_of(tx, row)?.unwrap_or(lowest) } else { lowest };
     let unread = unread && !entry.erased;
     let erased = Change { conversation, id: MessageId(row.cast_unsigned()), what: Placed::Erased };
     if key == Some(lowest) && unread == was_unread {
@@ -515,26 +527,74 @@ fn apply_entry(
     if key == Some(lowest) {
         return Ok(erases.then_some(erased));
     }
-    let neighbour = |sql: &str| {
-        let found =
-            tx.query_row(sql, params![conversation.0, key_bytes(lowest), row], |r| r.get::<_, i64>(0)).optional();
-        found.map(|id| id.map(|id| MessageId(id.cast_unsigned())))
-    };
-    let after = neighbour(
-        "SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1",
-    )?;
+    let after = neighbour(tx, BEFORE, conversation, lowest, row)?;
     let what = if known {
         Placed::Moved { after }
-    } else if neighbour(
-        "SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1",
-    )?
-    .is_none()
-    {
+    } else if neighbour(tx, BEHIND, conversation, lowest, row)?.is_none() {
         Placed::Appended
     } else {
         Placed::Inserted { after }
     };
     Ok(Some(Change { conversation, id: MessageId(row.cast_unsigned()), what }))
+}
+
+/// The message shown before, and behind, a place.
+const BEFORE: &str =
+    "SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1";
+const BEHIND: &str =
+    "SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1";
+
+fn neighbour(
+    tx: &Transaction<'_>,
+    sql: &str,
+    conversation: ConvId,
+    key: Place,
+    row: i64,
+) -> Result<Option<MessageId>, StoreError> {
+    let found = tx.query_row(sql, params![conversation.0, key_bytes(key), row], |r| r.get::<_, i64>(0)).optional()?;
+    Ok(found.map(|id| MessageId(id.cast_unsigned())))
+}
+
+fn has_void(tx: &Transaction<'_>, row: i64) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM copy WHERE message = ?1 AND void = 1)";
+    Ok(tx.query_row(sql, [row], |r| r.get(0))?)
+}
+
+/// The lowest place of a message: of its copies that count, or of all if none does.
+fn place_of(tx: &Transaction<'_>, row: i64) -> Result<Option<Place>, StoreError> {
+    let sql = "SELECT key FROM copy WHERE message = ?1 AND key IS NOT NULL ORDER BY void, key LIMIT 1";
+    let key: Option<Vec<u8>> = tx.query_row(sql, [row], |r| r.get(0)).optional()?;
+    key.map(|key| key_from_bytes(&key).ok_or_else(|| damaged("a copy's place"))).transpose()
+}
+
+/// Copies of a log above its end do not count, and those below do.
+fn apply_void(
+    tx: &Transaction<'_>,
+    conversation: ConvId,
+    origin: Origin,
+    above: Seq,
+    changes: &mut Vec<Change>,
+) -> Result<(), StoreError> {
+    let log = params![conversation.0, origin_bytes(origin), above.cast_signed()];
+    let ids: Vec<i64> = tx
+        .prepare(
+            "SELECT DISTINCT message FROM copy
+             WHERE conversation = ?1 AND origin = ?2 AND void <> (seq > ?3) ORDER BY message",
+        )?
+        .query_map(log, |r| r.get(0))?
+        .collect::<Result<_, _>>()?;
+    tx.execute("UPDATE copy SET void = (seq > ?3) WHERE conversation = ?1 AND origin = ?2", log)?;
+    for row in ids {
+        let sql = "SELECT key FROM message WHERE id = ?1";
+        let shown: Option<Vec<u8>> = tx.query_row(sql, [row], |r| r.get(0)).optional()?.flatten();
+        let Some(key) = place_of(tx, row)?.filter(|key| shown.as_deref() != Some(&key_bytes(*key)[..])) else {
+            continue;
+        };
+        tx.execute("UPDATE message SET key = ?2 WHERE id = ?1", params![row, key_bytes(key)])?;
+        let after = neighbour(tx, BEFORE, conversation, key, row)?;
+        changes.push(Change { conversation, id: MessageId(row.cast_unsigned()), what: Placed::Moved { after } });
+    }
+    Ok(())
 }
 
 pub(super) fn conv_of(bytes: &[u8]) -> Result<ConvId, StoreError> {

@@ -17,6 +17,16 @@ use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Regi
 /// A message's identity, and the hash of its body: copies with another body are other messages (R3).
 type Key = (ConvId, Identity, [u8; 32]);
 
+/// A copy of a message.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    of: MessageId,
+    /// Its display key.
+    key: Place,
+    /// It lies above the end of its log.
+    void: bool,
+}
+
 /// All that a client keeps, as plain maps.
 #[derive(Clone, Debug)]
 pub struct Book {
@@ -30,7 +40,9 @@ pub struct Book {
     messages: BTreeMap<MessageId, (Message, [u8; 32])>,
     by_key: BTreeMap<Key, MessageId>,
     shown: BTreeMap<ConvId, BTreeSet<(Place, MessageId)>>,
-    copies: BTreeMap<(ConvId, Origin, Seq), MessageId>,
+    copies: BTreeMap<(ConvId, Origin, Seq), Held>,
+    /// Messages with copies that are void.
+    void: BTreeSet<MessageId>,
     outgoing: BTreeMap<MessageId, OutgoingRecord>,
     dispatch: Option<(Bytes, u64)>,
 }
@@ -50,6 +62,7 @@ impl Book {
             by_key: BTreeMap::new(),
             shown: BTreeMap::new(),
             copies: BTreeMap::new(),
+            void: BTreeSet::new(),
             outgoing: BTreeMap::new(),
             dispatch: None,
         }
@@ -160,8 +173,8 @@ impl Book {
             Op::Read { conversation, mark } => {
                 for (origin, upto) in mark {
                     let from = (*conversation, *origin, 0);
-                    for id in self.copies.range(from..=(*conversation, *origin, *upto)).map(|(_, id)| id) {
-                        if let Some((m, _)) = self.messages.get_mut(id) {
+                    for copy in self.copies.range(from..=(*conversation, *origin, *upto)).map(|(_, copy)| copy) {
+                        if let Some((m, _)) = self.messages.get_mut(&copy.of) {
                             m.unread = false;
                         }
                     }
@@ -199,6 +212,7 @@ impl Book {
                     }
                 }
             }
+            Op::Void { conversation, origin, above } => changes.extend(self.void(*conversation, *origin, *above)),
             Op::Folded { conversation, cells } => {
                 self.conversation(*conversation).folded = Some(cells.clone());
             }
@@ -229,10 +243,10 @@ impl Book {
         if let Some(shown) = self.shown.remove(&from) {
             self.shown.insert(to, shown);
         }
-        let moved: Vec<_> = self.copies.iter().filter(|((c, ..), _)| *c == from).map(|(k, id)| (*k, *id)).collect();
-        for ((_, origin, seq), id) in moved {
+        let moved: Vec<_> = self.copies.iter().filter(|((c, ..), _)| *c == from).map(|(k, c)| (*k, *c)).collect();
+        for ((_, origin, seq), copy) in moved {
             self.copies.remove(&(from, origin, seq));
-            self.copies.insert((to, origin, seq), id);
+            self.copies.insert((to, origin, seq), copy);
         }
     }
 
@@ -262,10 +276,12 @@ impl Book {
         let known = self.by_key.get(&(conversation, new.by.clone(), hash)).copied();
         let id = known.unwrap_or(new.id);
         self.next_id = self.next_id.max(id.0 + 1);
-        self.copies.insert(of, id);
+        self.copies.insert(of, Held { of: id, key, void: false });
         let erased = new.erased;
+        let rest = if self.void.contains(&id) { self.place_of(id) } else { None };
         let (m, _) = self.messages.entry(id).or_insert_with(|| (new, hash));
         let (lowest, unread) = merge_copy((m.key, m.unread), key, unread);
+        let lowest = rest.unwrap_or(lowest);
         m.unread = unread && !erased;
         let erases = erased && !m.erased;
         if erases {
@@ -276,19 +292,57 @@ impl Book {
         if m.key == Some(lowest) {
             return erases.then_some(Change { conversation, id, what: Placed::Erased });
         }
-        let shown = self.shown.entry(conversation).or_default();
-        if let Some(old) = m.key.replace(lowest) {
-            shown.remove(&(old, id));
-        }
-        shown.insert((lowest, id));
-        let after = shown.range(..(lowest, id)).next_back().map(|(_, id)| *id);
-        let last = shown.last() == Some(&(lowest, id));
+        let (after, last) = self.place(conversation, id, lowest);
         let what = match known {
             Some(_) => Placed::Moved { after },
             None if last => Placed::Appended,
             None => Placed::Inserted { after },
         };
         Some(Change { conversation, id, what })
+    }
+
+    /// Shows a message at a place: what it follows, and whether it is the last.
+    fn place(&mut self, conversation: ConvId, id: MessageId, key: Place) -> (Option<MessageId>, bool) {
+        let shown = self.shown.entry(conversation).or_default();
+        let old = self.messages.get_mut(&id).and_then(|(m, _)| m.key.replace(key));
+        if let Some(old) = old {
+            shown.remove(&(old, id));
+        }
+        shown.insert((key, id));
+        let after = shown.range(..(key, id)).next_back().map(|(_, id)| *id);
+        (after, shown.last() == Some(&(key, id)))
+    }
+
+    /// The lowest place of a message: of its copies that count, or of all if none does.
+    fn place_of(&self, id: MessageId) -> Option<Place> {
+        self.copies.values().filter(|c| c.of == id).map(|c| (c.void, c.key)).min().map(|(_, key)| key)
+    }
+
+    /// Copies of a log above its end do not count, and those below do.
+    fn void(&mut self, conversation: ConvId, origin: Origin, above: Seq) -> Vec<Change> {
+        let log = (conversation, origin, 0)..=(conversation, origin, Seq::MAX);
+        let mut changed = BTreeSet::new();
+        for ((_, _, seq), copy) in self.copies.range_mut(log) {
+            let void = *seq > above;
+            if copy.void != void {
+                copy.void = void;
+                changed.insert(copy.of);
+            }
+        }
+        let mut moved = Vec::new();
+        for id in changed {
+            if self.copies.values().any(|c| c.of == id && c.void) {
+                self.void.insert(id);
+            } else {
+                self.void.remove(&id);
+            }
+            let shown = self.messages.get(&id).and_then(|(m, _)| m.key);
+            if let Some(key) = self.place_of(id).filter(|key| shown != Some(*key)) {
+                let (after, _) = self.place(conversation, id, key);
+                moved.push(Change { conversation, id, what: Placed::Moved { after } });
+            }
+        }
+        moved
     }
 
     /// The newest `limit` placed messages at or above `horizon`, in order; then the own ones that are not
@@ -316,14 +370,14 @@ impl Book {
 
     /// Where the copies of a message stand.
     pub fn copies_of(&self, id: MessageId) -> Vec<(Origin, Seq)> {
-        self.copies.iter().filter(|(_, of)| **of == id).map(|((_, origin, seq), _)| (*origin, *seq)).collect()
+        self.copies.iter().filter(|(_, copy)| copy.of == id).map(|((_, origin, seq), _)| (*origin, *seq)).collect()
     }
 
     /// Per origin the highest seq up to which all that is held is displayed at or before `key`.
     pub fn upto(&self, conversation: ConvId, key: Place) -> Heads {
         let (mut upto, mut after) = (Heads::new(), BTreeSet::new());
-        for ((c, origin, seq), id) in &self.copies {
-            let shown = self.messages.get(id).and_then(|(m, _)| m.key);
+        for ((c, origin, seq), copy) in &self.copies {
+            let shown = self.messages.get(&copy.of).and_then(|(m, _)| m.key);
             if *c != conversation || after.contains(origin) {
                 continue;
             }

@@ -135,6 +135,12 @@ pub struct ConversationRecord {
     pub from: Heads,
     /// Of the row: at most so many were unread; 0 once more was read here.
     pub unread_hint: u32,
+    /// When the eras of logs began, as far as known: orders the eras of a region.
+    pub starts: Heads,
+    /// Folds of the row whose logs are known: the number of entries that was told with each.
+    pub unfolded: Heads,
+    /// Logs that have ended, and where: what is held above is held by no region.
+    pub ended: Heads,
 }
 
 impl ConversationRecord {
@@ -154,6 +160,9 @@ impl ConversationRecord {
             peer_read: Heads::new(),
             from: Heads::new(),
             unread_hint: 0,
+            starts: Heads::new(),
+            unfolded: Heads::new(),
+            ended: Heads::new(),
         }
     }
 
@@ -328,6 +337,16 @@ pub enum Op {
         conversation: ConvId,
         /// Which messages.
         what: Erasing,
+    },
+    /// Copies of a log above its end give no message its place while another copy is held (R4). Replaces what was
+    /// said of that log before.
+    Void {
+        /// Which conversation.
+        conversation: ConvId,
+        /// Whose log.
+        origin: Origin,
+        /// Where it has ended.
+        above: Seq,
     },
     /// What a server folded of a conversation whose entries are not all held: a `Cells` message.
     Folded {

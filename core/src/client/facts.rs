@@ -149,7 +149,10 @@ impl Conv {
     /// All entries that make the fold are held.
     fn is_whole(&self) -> bool {
         let created = self.fold.group().is_none_or(crate::membership::Membership::is_created);
-        created && self.origins.values().all(|o| o.floor == 0 && o.missing().is_empty()) && self.record.from.is_empty()
+        created
+            && self.origins.values().all(|o| o.floor == 0 && o.missing().is_empty())
+            && self.record.from.is_empty()
+            && self.is_unfolded()
     }
 
     /// Whether it is a group, by what is known.

@@ -111,3 +111,11 @@ pub const TOKEN_PAUSE: Duration = Duration::from_secs(5);
 pub const TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Pings whose answers are awaited; older ones are forgotten.
 pub const PINGS: usize = 64;
+/// Questions which logs a conversation has, on the way at once: they matter less than entries.
+pub const ERAS_IN_FLIGHT: usize = 2;
+/// Pause between two such questions about one conversation.
+pub const ERAS_PAUSE: Duration = Duration::from_secs(10);
+/// More is held of a log than the region tells of: it has so long to hear of it before it is asked.
+pub const DOUBT_AFTER: Duration = Duration::from_secs(5);
+/// And is asked again after so long.
+pub const DOUBT_AGAIN: Duration = Duration::from_secs(600);

@@ -90,6 +90,8 @@ pub struct Machine {
     pub(super) marking: BTreeSet<ConvId>,
     /// Conversations of which a server's fold may be needed.
     pub(super) folding: BTreeSet<ConvId>,
+    /// Conversations of which it may have to be asked which logs there are.
+    pub(super) unfolding: BTreeSet<ConvId>,
     /// Groups that a region is given entries of.
     pub(super) giving: BTreeSet<ConvId>,
     /// Where the user's devices are, as last told: names or numbers of regions.
@@ -134,6 +136,7 @@ impl Machine {
             wanting: BTreeSet::new(),
             marking: BTreeSet::new(),
             folding: BTreeSet::new(),
+            unfolding: BTreeSet::new(),
             giving: BTreeSet::new(),
             connected: BTreeMap::new(),
             announced: None,
@@ -166,6 +169,7 @@ impl Machine {
             conv.folded = c.folded.and_then(|bytes| v1::Cells::decode(bytes).ok());
             machine.folding.insert(id);
             machine.convs.insert(id, conv);
+            machine.plan_unfolding(id);
         }
         for out in image.outgoing {
             let (id, conversation, size) = (out.record.id, out.record.conversation, out.body.len());
@@ -413,7 +417,11 @@ impl Machine {
         let sends = self.session.as_ref().and_then(|_| self.send_deadline());
         let pulls = self.session.as_ref().and_then(|_| self.pull_deadline());
         let cells = self.session.as_ref().and_then(|_| self.cells_deadline());
-        [self.engine.next_deadline(), session, sends, pulls, self.mark_deadline(), cells].into_iter().flatten().min()
+        let eras = self.eras_deadline();
+        [self.engine.next_deadline(), session, sends, pulls, self.mark_deadline(), cells, eras]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What has come up since the last call; empty when nothing has.

@@ -20,7 +20,8 @@ use super::effects::Event;
 use super::limits::{MARK_PAUSE, MARK_PAUSE_MAX, MARKS_IN_FLIGHT};
 use super::machine::Machine;
 use super::session::Request;
-use crate::ids::{ConvId, Heads};
+use crate::eras::covers;
+use crate::ids::{ConvId, Heads, Origin, Seq};
 use crate::limits::VECTOR_ORIGINS;
 use crate::wire::compact::origin_heads_to_wire;
 use crate::wire::v1::{self, frame::Body};
@@ -39,8 +40,12 @@ pub(super) fn merge(into: &mut Heads, from: &Heads) -> bool {
 
 /// Whether the mark says more than the row as last told.
 pub(super) fn wants_mark(record: &ConversationRecord) -> bool {
-    let told = |origin| record.read.get(origin).copied().unwrap_or(0);
-    record.sighted && record.mark.iter().any(|(origin, seq)| *seq > told(origin))
+    record.sighted && record.mark.iter().any(|(origin, seq)| is_news(record, *origin, *seq))
+}
+
+/// Whether a mark of one log says more than the row as last told.
+fn is_news(record: &ConversationRecord, origin: Origin, seq: Seq) -> bool {
+    seq > 0 && !covers(&record.read, origin, record.starts.get(&origin).copied(), seq)
 }
 
 impl Machine {
@@ -92,7 +97,8 @@ impl Machine {
             if session.marks.contains(&id) || session.mark_pauses.get(&id).is_some_and(|(at, _)| now < *at) {
                 continue;
             }
-            let read: Heads = conv.record.mark.iter().take(VECTOR_ORIGINS).map(|(o, s)| (*o, *s)).collect();
+            let news = conv.record.mark.iter().filter(|(o, s)| is_news(&conv.record, **o, **s));
+            let read: Heads = news.take(VECTOR_ORIGINS).map(|(o, s)| (*o, *s)).collect();
             let req = session.request(now, Request::Mark { conversation: id, read: read.clone() });
             let conversation = Bytes::copy_from_slice(&id.0);
             self.write_frame(req, Body::Mark(v1::Mark { conversation, read: origin_heads_to_wire(&read) }));
@@ -133,7 +139,8 @@ impl Machine {
     /// Whether a count of unread messages over what is held is exact: nothing above the mark is missing (R9).
     pub fn unread_is_exact(&self, id: ConvId) -> bool {
         let Some(conv) = self.convs.get(&id) else { return true };
-        conv.origins.iter().all(|(o, s)| s.complete_above(conv.record.mark.get(o).copied().unwrap_or(0)))
+        let mark = |origin| conv.record.mark.get(origin).copied().unwrap_or(0);
+        conv.is_unfolded() && conv.origins.iter().all(|(o, s)| s.complete_above(mark(o)))
     }
 
     /// How many are unread, from the number of those held: (at least so many, whether that is exact).
@@ -148,6 +155,6 @@ impl Machine {
     /// Up to where the other user of a direct conversation has read: a message is read once any of its copies
     /// lies under it.
     pub fn peer_read(&self, id: ConvId) -> Heads {
-        self.convs.get(&id).map(|c| c.record.peer_read.clone()).unwrap_or_default()
+        self.convs.get(&id).map(|c| c.spell_out(&c.record.peer_read)).unwrap_or_default()
     }
 }

@@ -30,6 +30,7 @@ mod connecting;
 mod data;
 mod effects;
 mod engine;
+mod eras;
 mod erasing;
 mod facts;
 mod groups;

@@ -144,10 +144,12 @@ impl Machine {
         }
         self.plan_pulls(now);
         self.plan_cells(now);
+        self.plan_eras(now);
         let Some(session) = &mut self.session else { return };
         let rows = session.rows_in_flight || session.rows_at.is_some_and(|t| now >= t);
         let first = have.is_none() && !session.caught_up && session.target > Rev(0);
-        session.caught_up = !rows && session.pulls == 0 && !first;
+        let asks = session.requests.values().any(|(r, _)| matches!(r, Request::Eras { .. }));
+        session.caught_up = !rows && session.pulls == 0 && !asks && !first;
     }
 
     /// Asks for folds where what is held does not say it all.
@@ -275,7 +277,8 @@ impl Machine {
 
     /// Whether all there is of the conversation, back to its start, is held or known to be gone.
     pub fn reached_start(&self, id: ConvId) -> bool {
-        self.convs.get(&id).is_none_or(|c| c.origins.values().all(|o| o.floor == 0 && o.missing().is_empty()))
+        let whole = |c: &Conv| c.origins.values().all(|o| o.floor == 0 && o.missing().is_empty()) && c.is_unfolded();
+        self.convs.get(&id).is_none_or(whole)
     }
 
     /// Whether something above the floor is still to be pulled, and could be now.

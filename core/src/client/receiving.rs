@@ -18,9 +18,9 @@ use rand::Rng;
 use super::candidates::Failure;
 use super::data::{Op, OriginState};
 use super::effects::Event;
+use super::eras::merge_told;
 use super::limits::{BEHIND_GRACE, CELLS_PAUSE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
 use super::machine::{Conv, Machine};
-use super::marks::merge;
 use super::session::Request;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{Push, RowState};
@@ -86,6 +86,12 @@ impl Machine {
                     self.event(Event::Devices);
                 }
             }
+            Some(Body::Eras(eras)) => {
+                let request = self.session.as_mut().and_then(|s| s.answered(now, frame.req));
+                if let Some(Request::Eras { conversation, folds }) = request {
+                    self.on_eras(now, conversation, &folds, eras)?;
+                }
+            }
             Some(Body::Cells(cells)) => {
                 let request = self.session.as_mut().and_then(|s| s.answered(now, frame.req));
                 if let Some(Request::Cells { conversation }) = request {
@@ -135,6 +141,10 @@ impl Machine {
                 }
                 self.after_refused_read(now, error);
             }
+            Some(Request::Eras { conversation, .. }) => {
+                self.eras_refused(now, conversation);
+                self.after_refused_read(now, error);
+            }
             Some(Request::Token) => {
                 if let Some(session) = &mut self.session {
                     session.token_again(now);
@@ -168,11 +178,14 @@ impl Machine {
         }
         let conv = self.conv(id);
         // As told, for comparing: a row of another region replaces this one, see `rows`.
-        if merge(&mut conv.record.heads, heads) {
+        if merge_told(&mut conv.record.heads, heads) {
             self.dirty_convs.insert(id);
         }
         let conv = self.conv(id);
         let sighted = conv.record.sighted;
+        if !sighted {
+            conv.note_first_folds(heads);
+        }
         let changed = !sighted || named;
         conv.record.sighted = true;
         if !sighted && row.is_none() {
@@ -180,7 +193,7 @@ impl Machine {
             conv.record.generation = 1;
         }
         let mut dirty = Vec::new();
-        for (origin, head) in heads {
+        for (origin, head) in heads.iter().filter(|(o, _)| o.through().is_none()) {
             let known = conv.origins.contains_key(origin);
             let state = origin_state(conv, *origin, *head, sighted);
             if *head > state.head || !known {
@@ -197,7 +210,9 @@ impl Machine {
             self.wanting.insert(id);
         }
         self.dirty_vectors.extend(dirty.into_iter().map(|o| (id, o)));
+        self.log_goes_on(id, heads);
         self.plan_mark(id);
+        self.plan_unfolding(id);
     }
 
     /// What a row says besides its heads.
@@ -207,7 +222,7 @@ impl Machine {
         let membership = (record.state, record.generation) != (row.state, row.generation);
         (record.state, record.generation) = (row.state, row.generation);
         record.read.clone_from(&row.read);
-        let peer_read = merge(&mut record.peer_read, &row.peer_read);
+        let peer_read = merge_told(&mut record.peer_read, &row.peer_read);
         let from = (record.from != row.from).then(|| std::mem::replace(&mut record.from, row.from.clone()));
         if let Some(before) = from {
             conv.set_from(&before);
@@ -223,7 +238,8 @@ impl Machine {
         if peer_read {
             self.event(Event::PeerRead { conversation: id });
         }
-        self.read(id, &row.read);
+        let read = self.conv(id).spell_out(&row.read);
+        self.read(id, &read);
     }
 
     /// Stores a copy of a message, unless it is held.
@@ -271,6 +287,10 @@ impl Machine {
         self.ops.extend(copy.map(Op::Outgoing));
         let fresh = self.fresh_id();
         self.ops.push(Op::Entry { id: fresh, conversation: id, entry: entry.clone(), unread });
+        let ended = self.conv(id).record.ended.get(&place.origin).copied();
+        if let Some(above) = ended.filter(|above| place.seq > *above) {
+            self.ops.push(Op::Void { conversation: id, origin: place.origin, above });
+        }
         if own_user {
             let own = self.conv(id).outbox.find(&entry.by.install, entry.by.n);
             if let Some(message) = own.filter(|_| entry.erased) {
@@ -405,6 +425,7 @@ impl Machine {
             conv.record.heads = heads;
             conv.record.unread_hint = row.unread;
             self.dirty_convs.insert(id);
+            self.plan_unfolding(id);
             for entry in row.inline {
                 let entry = table.entry(entry)?;
                 self.hold(id, Arc::new(entry));
@@ -430,7 +451,7 @@ impl Machine {
 
 /// What is held of an origin; one seen for the first time starts some way below its head, unless the
 /// conversation was known: then all of it is new.
-fn origin_state(conv: &mut Conv, origin: Origin, head: Seq, sighted: bool) -> &mut OriginState {
+pub(super) fn origin_state(conv: &mut Conv, origin: Origin, head: Seq, sighted: bool) -> &mut OriginState {
     let from = conv.record.from.get(&origin).copied().unwrap_or(0);
     conv.origins.entry(origin).or_insert_with(|| {
         let floor = if sighted { 0 } else { head.saturating_sub(FIRST_SIGHT) };

@@ -40,6 +40,8 @@ pub(super) enum Request {
     Mark { conversation: ConvId, read: Heads },
     /// What a server has folded of a conversation.
     Cells { conversation: ConvId },
+    /// Which logs a conversation has, and the folds that were told then.
+    Eras { conversation: ConvId, folds: Heads },
     /// A fresh token.
     Token,
     /// Where the user's devices are.
@@ -78,6 +80,9 @@ pub(super) struct Session {
     pub(super) mark_pauses: BTreeMap<ConvId, (Duration, u32)>,
     /// Folds that were not to be had: when to ask again.
     pub(super) cells_pauses: BTreeMap<ConvId, Duration>,
+    /// Questions which logs there are: when the next may be asked about a conversation, and when about a doubt.
+    pub(super) eras_pauses: BTreeMap<ConvId, Duration>,
+    pub(super) doubts: BTreeMap<ConvId, Duration>,
     /// When to renew the token, and how often that has failed.
     pub(super) token_at: Option<Duration>,
     pub(super) token_failures: u32,
@@ -149,6 +154,8 @@ impl Session {
             marks: BTreeSet::new(),
             mark_pauses: BTreeMap::new(),
             cells_pauses: BTreeMap::new(),
+            eras_pauses: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             token_at: None,
             token_failures: 0,
             wall: None,
@@ -200,6 +207,11 @@ impl Session {
         self.requests.values().any(|(r, _)| matches!(r, Request::Cells { conversation } if *conversation == id))
     }
 
+    /// Whether it is being asked which logs a conversation has.
+    pub(super) fn pulls_eras_of(&self, id: ConvId) -> bool {
+        self.requests.values().any(|(r, _)| matches!(r, Request::Eras { conversation, .. } if *conversation == id))
+    }
+
     /// Registers a request and gives its number.
     pub(super) fn request(&mut self, now: Duration, request: Request) -> u32 {
         let req = self.fresh_req();
@@ -219,7 +231,7 @@ impl Session {
             Request::Mark { conversation, .. } => {
                 self.marks.insert(*conversation);
             }
-            Request::Cells { .. } | Request::Token | Request::Devices => {}
+            Request::Cells { .. } | Request::Eras { .. } | Request::Token | Request::Devices => {}
         }
         if self.requests.is_empty() {
             self.last_answer = now;
@@ -260,7 +272,7 @@ impl Session {
             Request::Mark { conversation, .. } => {
                 self.marks.remove(conversation);
             }
-            Request::Cells { .. } | Request::Token | Request::Devices => {}
+            Request::Cells { .. } | Request::Eras { .. } | Request::Token | Request::Devices => {}
         }
         self.settle();
         Some(request)

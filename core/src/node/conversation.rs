@@ -83,6 +83,8 @@ pub(super) struct Waiting {
     /// Hellos of the owner of this log.
     pub opens: Vec<Open>,
     pub cells: Vec<(ConnKey, u32)>,
+    /// Who asks which logs there are, and of which else.
+    pub eras: Vec<(ConnKey, u32, BTreeSet<Origin>)>,
 }
 
 /// See the module.

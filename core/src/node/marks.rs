@@ -96,7 +96,7 @@ impl Node {
             let refusal = Refusal::new(Code::UnknownConversation, text).after_ms(1_000);
             return self.out.refuse(key, req, &refusal);
         }
-        if let Some(merged) = known.mark(id, &read, false) {
+        if let Some(merged) = known.mark(id, &read, false, &self.era_table) {
             self.marked(now, &user, id, &read, merged);
             self.note_marks(now, &user, merged);
         }
@@ -120,7 +120,7 @@ impl Node {
             return;
         }
         let Some(user) = self.users.get_mut(peer) else { return };
-        if let Some(merged) = user.mark(id, read, true) {
+        if let Some(merged) = user.mark(id, read, true, &self.era_table) {
             self.dirty.insert(peer.clone());
             self.schedule_flush(now);
             self.push_row(now, peer, id, merged, Vec::new());
@@ -223,7 +223,7 @@ impl Node {
         for (id, read) in marks {
             if from.is_none() {
                 self.peer_marked(now, user, id, &read);
-            } else if let Some(merged) = self.users.get_mut(user).and_then(|u| u.mark(id, &read, false)) {
+            } else if let Some(merged) = self.users.get_mut(user).and_then(|u| u.mark(id, &read, false, &self.era_table)) {
                 self.marked(now, user, id, &read, merged);
             }
         }

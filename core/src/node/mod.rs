@@ -3,7 +3,7 @@
 //! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
-//! other regions say), `stable` (R14), [`refill`] (R13), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
+//! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
 //! [`routes`] (who is where).
 //!
 //! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
@@ -27,6 +27,7 @@ pub mod pressure;
 pub mod refill;
 mod rounds;
 pub mod routes;
+pub mod seal;
 mod sessions;
 pub mod signals;
 mod stable;
@@ -41,6 +42,7 @@ use std::time::Duration;
 use crate::codes::Refusal;
 use crate::edge_api::{ConnId, Down, DownBody};
 use crate::entry::Entry;
+use crate::eras::EraTable;
 use crate::ids::{ConvId, InstallId, Origin, Region, Rev, UserId};
 use crate::limits::TODO_LINGER;
 use crate::receipt::ReceiptKey;
@@ -106,6 +108,8 @@ pub struct Settings {
     pub peers: BTreeSet<Region>,
     /// What was known of them.
     pub known: BTreeMap<Region, Known>,
+    /// What is known of the eras of all regions, with the own one.
+    pub eras: EraTable,
     /// Entries that this era has made durable before this start.
     pub commit: u64,
     /// Peers that the store must be compared with.
@@ -184,6 +188,11 @@ pub enum Notice {
         region: Region,
         /// Conversations that this region offered for it.
         offers: u64,
+    },
+    /// A former era of this region is sealed: all regions hold what any holds of it.
+    Sealed {
+        /// Which one.
+        origin: Origin,
     },
     /// A peer said something that can't be.
     BadPeer {
@@ -309,7 +318,10 @@ pub struct Node {
     users: BTreeMap<UserId, User>,
     sessions: BTreeMap<ConnKey, Session>,
     links: BTreeMap<Region, Link>,
+    /// Of each peer: its newest start, and the era since then.
     eras: BTreeMap<Region, (u64, u64)>,
+    era_table: EraTable,
+    seal_at: Option<Duration>,
     routes: Routes,
     clocks: Clocks,
     tickets: BTreeMap<u64, Ticket>,
@@ -369,6 +381,8 @@ impl Node {
             commits: settings.known.iter().map(|(r, k)| (*r, k.commit)).collect(),
             commit: settings.commit,
             refill: Refill::new(refill, settings.restored && !settings.peers.is_empty()),
+            era_table: settings.eras.clone(),
+            seal_at: None,
             routes: Routes::default(),
             clocks: Clocks::default(),
             conversations: BTreeMap::new(),
@@ -397,6 +411,11 @@ impl Node {
         };
         for t in todo {
             node.resume_todo(t, now);
+        }
+        node.plan_seal(now);
+        // What was left to do may be done already: nothing else might ask.
+        if !node.active.is_empty() {
+            node.schedule_flush(now);
         }
         node
     }
@@ -500,6 +519,9 @@ impl Node {
         for (key, req) in waiting.cells {
             self.answer_cells(key, req, id);
         }
+        for (key, req, named) in waiting.eras {
+            self.answer_eras(key, req, id, &named);
+        }
         for open in waiting.opens {
             self.admit(now, open);
         }
@@ -589,6 +611,7 @@ impl Node {
         self.remind(now);
         self.relay(now);
         self.refill_next(now);
+        self.seal_next(now);
         self.evict();
     }
 
@@ -598,7 +621,7 @@ impl Node {
         let owing = self.owing.first().map(|(at, _, _)| *at);
         let relay = self.links.values().filter_map(Link::next_deadline).min();
         let fans = self.fans.first().map(|(at, _)| *at);
-        [flush, self.routes_at, owing, relay, self.signals.at, fans].into_iter().flatten().min()
+        [flush, self.routes_at, owing, relay, self.signals.at, fans, self.seal_at].into_iter().flatten().min()
     }
 
     /// How long what is handed over next has waited since it reached this process: the measure of load.

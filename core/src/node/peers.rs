@@ -38,6 +38,8 @@ impl Node {
         }
         self.refill_up(now, region, hello);
         self.note_peer(region);
+        self.note_era(Origin { region, era }, start);
+        self.tell_eras(region);
         self.ship_all_marks(now, region);
         for snapshot in self.routes.snapshot() {
             self.out.link(region, Body::Routes(snapshot));
@@ -87,6 +89,7 @@ impl Node {
                 }
                 Ok(())
             }
+            Body::Eras(eras) => self.eras_told(now, region, eras),
             Body::Compare(compare) => self.compare_told(now, region, compare),
             Body::Compared(compared) => {
                 self.compared_told(now, region, compared);

@@ -1,5 +1,6 @@
 //! From a Send or a shipment to acks, rows, pushes and shipments.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{Ack, DownBody, HeldAck, Push, RowState, SendRequest};
 use crate::entry::{Entry, Stamp, proof};
+use crate::eras::EraTable;
 use crate::fold::Reader;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
@@ -18,7 +20,7 @@ use crate::wire::v1;
 
 use super::conversation::{Job, PendingAck, Round};
 use super::pressure::Level;
-use super::user::{Merged, RowChange};
+use super::user::{Merged, RowChange, Unfolded};
 use super::{ConnKey, Node, Notice, Now, Ticket, Want};
 
 /// Appends of one conversation that may fail in a row before its senders are told.
@@ -452,7 +454,7 @@ impl Node {
         }
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let Some(reader) = conversation.state.fold.reader(member) else { return };
-        let change = row_change(&conversation.state, &conversation.published, member, reader);
+        let change = row_change(&conversation.state, &conversation.published, &self.era_table, member, reader);
         let Some(user) = self.users.get_mut(member) else { return };
         let merged = user.merge(id, &change);
         conversation.fan_flush = self.flush.begun + 1;
@@ -596,14 +598,30 @@ fn stamp(key: &ReceiptKey, id: ConvId, entry: &mut Entry) {
     }
 }
 
-fn row_change<'a>(state: &LogState, published: &'a Heads, member: &UserId, reader: Reader<'a>) -> RowChange<'a> {
+fn row_change<'a>(
+    state: &LogState,
+    published: &'a Heads,
+    eras: &'a EraTable,
+    member: &UserId,
+    reader: Reader<'a>,
+) -> RowChange<'a> {
+    let heads = reader.clip(published);
+    let folded = match eras.fold(&heads) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(folded) => Some(folded),
+    };
+    let (heads, unfolded) = match folded {
+        Some(folded) => (Cow::Owned(folded), Some(Unfolded { heads, eras })),
+        None => (heads, None),
+    };
     RowChange {
-        heads: reader.clip(published),
+        heads,
         last_hlc: state.highest_hlc,
         counted: state.counted,
         peer: state.fold.peer_of(member).cloned(),
         generation: reader.generation(),
         state: reader.state(),
         from: reader.from(),
+        unfolded,
     }
 }

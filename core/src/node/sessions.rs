@@ -260,6 +260,7 @@ impl Node {
             }
             Some(Body::RowHashes(hashes)) => self.compare_rows(key, req, &hashes),
             Some(Body::PullCells(pull)) => self.pull_cells(now, key, req, &pull.conversation),
+            Some(Body::PullEras(pull)) => self.pull_eras(now, key, req, &pull),
             Some(Body::Mark(mark)) => self.mark(now, key, req, mark),
             Some(Body::PullDevices(_)) => self.devices(key, req),
             Some(Body::Unstable(unstable)) => self.unstable(now, key, unstable.logs),
@@ -393,7 +394,8 @@ impl Node {
         };
         gap(pull.from, before.min(pull.to), v1::gap::Reason::NoAccess);
         gap(pull.from.max(readable + 1), head.min(pull.to), v1::gap::Reason::NoAccess);
-        gap(pull.from.max(head + 1), pull.to, v1::gap::Reason::NotHere);
+        let above = if self.is_final(origin) { v1::gap::Reason::Lost } else { v1::gap::Reason::NotHere };
+        gap(pull.from.max(head + 1), pull.to, above);
         let mut from = pull.from.max(before + 1);
         let mut to = pull.to.min(readable);
         if conversation.damaged.contains_key(&origin) {

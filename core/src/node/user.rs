@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::eras::EraTable;
 use crate::ids::{ConvId, Heads, InstallId, Region, Rev, UserId};
 use crate::limits::VECTOR_ORIGINS;
 use crate::store::RowRecord;
@@ -85,6 +86,17 @@ pub struct RowChange<'a> {
     pub state: u32,
     /// Entries up to here are from before the membership.
     pub from: Option<&'a Heads>,
+    /// Where sealed eras are folded in the heads: the heads unfolded.
+    pub unfolded: Option<Unfolded<'a>>,
+}
+
+/// What folded heads stand for.
+#[derive(Clone, Debug)]
+pub struct Unfolded<'a> {
+    /// All logs.
+    pub heads: Cow<'a, Heads>,
+    /// By which they were folded.
+    pub eras: &'a EraTable,
 }
 
 /// A change of a row took a revision.
@@ -178,11 +190,20 @@ impl User {
                 changed = true;
             }
         }
-        let membership = (change.generation, change.state);
         let mut state = false;
+        if let Some(Unfolded { heads: full, eras }) = &change.unfolded {
+            let before = row.heads.len();
+            row.heads.retain(|o, _| change.heads.contains_key(o) || !eras.is_in_fold(*o, &change.heads));
+            changed |= row.heads.len() != before;
+            let read = eras.fold_mark(&mut row.read, full, &change.heads);
+            let peer_read = eras.fold_mark(&mut row.peer_read, full, &change.heads);
+            state = read || peer_read;
+            changed |= state;
+        }
+        let membership = (change.generation, change.state);
         if change.generation >= row.generation && membership != (row.generation, row.state) {
             (row.generation, row.state) = membership;
-            (changed, state) = (true, !fresh || membership != (1, 0));
+            (changed, state) = (true, state || !fresh || membership != (1, 0));
         }
         if change.generation == row.generation && change.from.map_or(!row.from.is_empty(), |from| *from != row.from) {
             row.from = change.from.cloned().unwrap_or_default();
@@ -203,19 +224,21 @@ impl User {
 
     /// Merges a read mark by maximum: the user's own, or the other one's of a direct conversation. `None`: nothing
     /// changed.
-    pub fn mark(&mut self, conversation: ConvId, read: &Heads, peer: bool) -> Option<Merged> {
+    pub fn mark(&mut self, conversation: ConvId, read: &Heads, peer: bool, eras: &EraTable) -> Option<Merged> {
         let row = self.rows.entry(conversation).or_default();
         let mark = if peer { &mut row.peer_read } else { &mut row.read };
         let mut changed = false;
         for (origin, seq) in read {
-            if mark.len() >= VECTOR_ORIGINS && !mark.contains_key(origin) {
+            let known = eras.is_marked(mark, *origin, *seq);
+            if known || mark.len() >= VECTOR_ORIGINS && !mark.contains_key(origin) {
                 continue;
             }
-            let marked = mark.entry(*origin).or_insert(0);
-            if *marked < *seq {
-                *marked = *seq;
-                changed = true;
-            }
+            mark.insert(*origin, *seq);
+            changed = true;
+        }
+        if changed && read.keys().any(|o| o.through().is_some()) {
+            let all = mark.clone();
+            mark.retain(|o, _| !eras.is_in_fold(*o, &all));
         }
         if !changed {
             return None;

@@ -83,9 +83,15 @@ impl v1::Frame {
             | B::TokenTaken(_)
             | B::PullDevices(_)
             | B::Devices(_) => Lane::Control,
-            B::PullRows(_) | B::Rows(_) | B::RowHashes(_) | B::Pull(_) | B::Page(_) | B::PullCells(_) | B::Cells(_) => {
-                Lane::Bulk
-            }
+            B::PullRows(_)
+            | B::Rows(_)
+            | B::RowHashes(_)
+            | B::Pull(_)
+            | B::Page(_)
+            | B::PullCells(_)
+            | B::Cells(_)
+            | B::PullEras(_)
+            | B::Eras(_) => Lane::Bulk,
             B::Error(_) => return None,
         })
     }

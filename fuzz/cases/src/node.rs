@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use tern_core::edge_api::{DownBody, SendRequest, Up};
 use tern_core::entry::Entry;
+use tern_core::eras::{Era, EraTable};
 use tern_core::ids::{ConvId, Heads, InstallId, Origin, Place, Region, UserId};
 use tern_core::limits::{CONVERSATION_QUEUE, MESSAGE_NUMBERS, ROWS_PER_PAGE};
 use tern_core::node::refill::PeerHello;
@@ -216,6 +217,7 @@ fn settings() -> Settings {
         start: 1,
         peers: PEERS.into(),
         known: BTreeMap::new(),
+        eras: eras(),
         commit: 0,
         refill: PEERS.into(),
         restored: false,
@@ -224,6 +226,16 @@ fn settings() -> Settings {
         reoffer_after: Duration::from_secs(30),
         heartbeat: v1::Heartbeat::default(),
     }
+}
+
+/// Eras that began in the order of their names, with few origins in a row.
+fn eras() -> EraTable {
+    let mut eras = EraTable::folding(2, 6);
+    for (region, era) in [(1, 1_000), (2, 2_000), (3, 2_000)] {
+        eras.note(Origin { region, era }, Era { start: 1, sealed: true }, true);
+        eras.note(Origin { region, era: era + 1 }, Era { start: 2, sealed: region == 2 }, true);
+    }
+    eras
 }
 
 fn conversation(script: &mut Script<'_>) -> ConvId {
@@ -244,7 +256,7 @@ fn origin(script: &mut Script<'_>) -> Origin {
 fn client_frame(script: &mut Script<'_>) -> Body {
     let id: Bytes = Bytes::copy_from_slice(&conversation(script).0);
     let log: v1::Origin = origin(script).into();
-    match script.pick(8) {
+    match script.pick(9) {
         0 => Body::Ping(v1::Ping { echo: 1, foreground: true }),
         1 => {
             let above = v1::Cursor { region: 1, era: OWN.era, rev: script.number() };
@@ -265,6 +277,7 @@ fn client_frame(script: &mut Script<'_>) -> Body {
             conversation: id,
             read: vec![v1::OriginHead { origin: Some(log), seq: script.number() }],
         }),
+        7 => Body::PullEras(v1::PullEras { conversation: id, origins: vec![log] }),
         _ => Body::Network(v1::Network::default()),
     }
 }
@@ -273,7 +286,7 @@ fn peer_frame(script: &mut Script<'_>) -> PeerBody {
     let id = Bytes::copy_from_slice(&conversation(script).0);
     let log = origin(script);
     let heads = vec![node_v1::Head { origin: Some(log.into()), seq: script.number() }];
-    match script.pick(7) {
+    match script.pick(8) {
         0 | 1 => {
             let first_seq = u64::from(script.pick(6));
             let entries = (first_seq..first_seq + u64::from(script.pick(4))).map(|seq| {
@@ -296,6 +309,13 @@ fn peer_frame(script: &mut Script<'_>) -> PeerBody {
             more: script.pick(2) == 0,
             set: vec![node_v1::Route { user: USERS[0].into(), devices: 1, hlc: script.number(), ..Default::default() }],
             unset: vec![String::from_utf8_lossy(script.blob()).into_owned()],
+        }),
+        6 => PeerBody::Eras(node_v1::Eras {
+            eras: vec![node_v1::Era {
+                origin: Some(log.into()),
+                start: script.number(),
+                sealed: script.pick(2) == 0,
+            }],
         }),
         _ => PeerBody::Marks(node_v1::Marks {
             user: USERS[usize::from(script.pick(3))].into(),

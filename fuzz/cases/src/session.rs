@@ -152,6 +152,8 @@ fn body(script: &mut Script<'_>) -> Body {
         18 => Body::PullDevices(v1::PullDevices::default()),
         19 => Body::Signal(v1::Signal::default()),
         20 => Body::PullCells(v1::PullCells::default()),
+        23 => Body::PullEras(v1::PullEras { conversation, ..v1::PullEras::default() }),
+        24 => Body::Eras(v1::Eras::default()),
         21 => Body::Welcome(v1::Welcome::default()),
         22 => Body::Push(v1::Push::default()),
         _ => Body::Error(v1::Error::default()),

@@ -55,6 +55,8 @@ pub(crate) enum Input {
     UserLoaded(UserId, Vec<(ConvId, RowRecord)>),
     RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
     HeadsRead(u64, Vec<ConversationHeads>),
+    /// This life counts as a later start than it did: see `dial::settle_start`.
+    StartRaised(u64),
     Stop {
         until: Duration,
         tell: oneshot::Sender<(bool, Puts)>,
@@ -198,6 +200,7 @@ impl Core {
             Input::UserLoaded(user, rows) => self.node.user_loaded(now, &user, rows),
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
+            Input::StartRaised(start) => self.node.start_raised(start),
             Input::Stop { until, tell } => {
                 self.node.drain();
                 self.stop = Some((until, tell));
@@ -332,6 +335,7 @@ impl Core {
             routes: (here, elsewhere.values().sum()),
             groups: self.groups,
             refilling: self.node.refilling(),
+            eras: self.node.era_counts(),
         });
     }
 }
@@ -357,6 +361,9 @@ fn report(notice: &Notice) {
         Notice::Fenced => tracing::error!("another process has taken over this store; this one serves no more sends"),
         Notice::Refilled { region, offers } => {
             tracing::info!(region, offers, "this store was compared with a peer region: both hold what each did");
+        }
+        Notice::Sealed { origin } => {
+            tracing::info!(era = %origin, "a former era of this region is sealed: every region holds what any holds of it");
         }
         Notice::BadPeer { region, what } => {
             tracing::warn!(region, what, "a peer region sent what can't be; it was left out");

@@ -155,6 +155,7 @@ pub(super) async fn settle_start(shared: &Shared, heard: Option<&LinkTold>) -> R
     }
     let start = heard.start.checked_add(1).ok_or_else(|| "a start that can't be".to_owned())?;
     start::raise(&*shared.store, start).await.map_err(|e| e.to_string())?;
+    shared.push(Input::StartRaised(start));
     let mut settled = life;
     shared.life.send_modify(|life| {
         if let Some(life) = life {

@@ -58,6 +58,8 @@ impl collector::Collector for Collector {
             ("tern_core_users_present_count", "Users present in this region", stats.routes.0),
             ("tern_core_users_elsewhere_count", "Users present in other regions", stats.routes.1),
             ("tern_refill_peers_count", "Peer regions that the store must still be compared with", stats.refilling.0),
+            ("tern_eras_unsealed_count", "Former eras of this region that are not sealed yet", stats.eras.0),
+            ("tern_eras_known_count", "Eras of all regions that are known", stats.eras.1),
             ("tern_link_peers_connected_count", "Peer regions that are linked", links_up),
             ("tern_link_backlog_conversations_count", "Conversations that a peer region has not acked", backlog),
         ] {

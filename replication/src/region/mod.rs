@@ -285,6 +285,7 @@ impl Region {
             start: begun.start,
             peers: regions,
             known: begun.known,
+            eras: begun.eras,
             commit: begun.commit,
             refill: begun.refill.clone(),
             restored: begun.restored,
@@ -404,6 +405,8 @@ pub struct Stats {
     pub groups: (u64, u64),
     /// See [`Region::refilling`].
     pub refilling: (usize, bool),
+    /// Former eras of this region that are not sealed yet, and eras known of all regions.
+    pub eras: (usize, usize),
 }
 
 /// See [`Stats`].

@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tern_core::clock::Entropy;
+use tern_core::eras::{Era, EraTable, is_era};
 use tern_core::ids::{Origin, Region};
 use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY};
+use tern_core::node::seal::ERAS_KEY;
 use tern_core::store::{Durability, Put, Store, StoreError, Todo};
 
 use crate::store::{EPOCH_KEY, epoch_value, parse_epoch};
@@ -59,6 +61,7 @@ pub struct Opened {
     restored: bool,
     /// What is known of other regions.
     pub known: BTreeMap<Region, Known>,
+    eras: EraTable,
     todo: Vec<Todo>,
 }
 
@@ -81,6 +84,8 @@ pub struct Begun {
     pub restored: bool,
     /// What is known of other regions.
     pub known: BTreeMap<Region, Known>,
+    /// What is known of all regions' eras, with this one.
+    pub eras: EraTable,
     /// What is left to do.
     pub todo: Vec<Todo>,
 }
@@ -105,8 +110,13 @@ pub async fn open(store: &dyn Store, region: Region, damaged: bool) -> Result<Op
     let restored = value(store, RESTORED_KEY).await?.is_some();
     let clean = value(store, CLEAN_KEY).await?.as_deref().and_then(clean_commit);
     let claim = clean.filter(|_| era.is_some() && !damaged && !all_marked && !restored);
-    let (mut known, mut marks) = (BTreeMap::new(), BTreeSet::new());
+    let (mut known, mut marks, mut eras) = (BTreeMap::new(), BTreeSet::new(), EraTable::default());
     for peer in 1..=u8::MAX {
+        if let Some(value) = value(store, &format!("{ERAS_KEY}{peer}")).await?
+            && !eras.take_bytes(peer, &value)
+        {
+            return Err(StartError::Value(ERAS_KEY));
+        }
         if let Some(value) = value(store, &format!("peer/{peer}")).await? {
             known.insert(peer, Known::from_bytes(&value).ok_or(StartError::Value("peer"))?);
         }
@@ -115,7 +125,7 @@ pub async fn open(store: &dyn Store, region: Region, damaged: bool) -> Result<Op
         }
     }
     let todo = store.todo().await?;
-    Ok(Opened { region, era, start, epoch, claim, marks, all_marked, restored, known, todo })
+    Ok(Opened { region, era, start, epoch, claim, marks, all_marked, restored, known, eras, todo })
 }
 
 /// Begins a start: the era goes on if `keep` and the store allows it. Era and marks are one commit, and the marks
@@ -127,11 +137,11 @@ pub async fn begin(
     keep: bool,
     rng: &Entropy,
 ) -> Result<Begun, StartError> {
-    let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, todo } = opened;
+    let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, mut eras, todo } = opened;
     let kept = old.zip(claim).filter(|_| keep);
     let (era, commit) = match kept {
         Some((era, commit)) => (era, commit),
-        None => (rng.u64(), 0),
+        None => (mint(rng), 0),
     };
     let mut puts = Vec::new();
     if kept.is_none() || all_marked {
@@ -152,6 +162,11 @@ pub async fn begin(
         puts.push(meta(RESTORED_KEY, &[]));
     }
     let start = start + 1;
+    let origin = Origin { region, era };
+    if eras.get(origin).is_none() {
+        eras.note(origin, Era { start, sealed: false }, true);
+        puts.push(Put::Meta { key: format!("{ERAS_KEY}{region}"), value: eras.to_bytes(region) });
+    }
     puts.extend([
         meta(CLEAN_KEY, &[0]),
         meta(REGION_KEY, &[region]),
@@ -161,7 +176,7 @@ pub async fn begin(
     ]);
     store.put(puts, Durability::Synced).await?;
     Ok(Begun {
-        origin: Origin { region, era },
+        origin,
         epoch,
         start,
         commit,
@@ -169,8 +184,19 @@ pub async fn begin(
         refill: marks.intersection(peers).copied().collect(),
         restored: restored && !alone,
         known,
+        eras,
         todo,
     })
+}
+
+/// A name for a new era.
+fn mint(rng: &Entropy) -> u64 {
+    loop {
+        let era = rng.u64();
+        if is_era(era) {
+            return era;
+        }
+    }
 }
 
 /// Makes the start count a later one than a peer has heard of: see `dial`.

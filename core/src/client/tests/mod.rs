@@ -2,6 +2,7 @@
 //! a model of three regions.
 
 mod connecting;
+mod eras;
 mod groups;
 mod histories;
 mod random;

@@ -356,3 +356,19 @@ fn an_answer_to_one_pull_is_bounded_in_bytes() {
     let bytes: usize = pages.iter().flat_map(|p| &p.entries).map(|e| e.body.len()).sum();
     assert!((256 * 1024..400 * 1024).contains(&bytes) && pages.last().unwrap().last);
 }
+
+#[test]
+fn work_that_was_done_before_a_crash_is_forgotten_after_it_though_nobody_writes() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.send(alice, 1);
+    w.pass(Duration::from_secs(1)); // everybody has it; the todo lingers
+    w.kill(EU);
+    w.start(EU);
+    assert!(!w.core(EU).disk.todo.is_empty());
+    w.link(EU, US);
+    w.link(EU, AP);
+    w.pass(Duration::from_secs(10));
+    w.core(EU).disk.sync();
+    assert!(w.core(EU).disk.todo.is_empty(), "{:?}", w.core(EU).disk.todo);
+}

@@ -9,6 +9,7 @@ mod peers;
 #[cfg(feature = "client")]
 mod random;
 mod registers;
+mod seal;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,9 +18,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::refill::{Known, MARK_KEY, PeerHello};
+use super::seal::ERAS_KEY;
 use super::{ConnKey, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
 use crate::edge_api::{Ack, DownBody, Page, Push, SendRequest, Up};
 use crate::entry::Entry;
+use crate::eras::{Era, EraTable};
 use crate::ids::{ConvId, Heads, InstallId, Origin, Region, UserId};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
@@ -228,6 +231,8 @@ struct World {
     opening: BTreeSet<Region>,
     /// Eras minted so far.
     minted: u64,
+    /// How rows are folded.
+    folding: EraTable,
     links: BTreeMap<(Region, Region), VecDeque<LinkBody>>,
     up: BTreeSet<(Region, Region)>,
     told: BTreeMap<(Region, ConnKey), Told>,
@@ -246,6 +251,7 @@ impl World {
             graveyard: [EU, US, AP].map(|r| (r, Disk::default())).into(),
             opening: BTreeSet::new(),
             minted: 0,
+            folding: EraTable::default(),
             links: BTreeMap::new(),
             up: BTreeSet::new(),
             told: BTreeMap::new(),
@@ -309,6 +315,16 @@ impl World {
         disk.meta.remove("clean");
         disk.set("start", starts);
         disk.set("era", era);
+        let mut eras = self.folding.clone();
+        for of in [EU, US, AP] {
+            if let Some(bytes) = disk.meta.get(&format!("{ERAS_KEY}{of}")) {
+                assert!(eras.take_bytes(of, bytes));
+            }
+        }
+        if eras.get(Origin { region, era }).is_none() {
+            eras.note(Origin { region, era }, Era { start: starts, sealed: false }, true);
+            disk.meta.insert(format!("{ERAS_KEY}{region}"), eras.to_bytes(region));
+        }
         if !keep {
             for peer in &peers {
                 disk.meta.insert(format!("{MARK_KEY}{peer}"), Bytes::from_static(&[1]));
@@ -324,6 +340,7 @@ impl World {
             start: starts,
             peers: peers.clone(),
             known: [EU, US, AP].into_iter().filter_map(known).collect(),
+            eras,
             commit,
             refill: peers.into_iter().filter(marked).collect(),
             restored: disk.number("restored").is_some(),
@@ -416,6 +433,7 @@ impl World {
             let core = self.core(from);
             core.starts = core.starts.max(known);
             core.disk.set("start", core.starts);
+            core.node.start_raised(core.starts);
             let hello = PeerHello {
                 start: core.starts,
                 era: own,

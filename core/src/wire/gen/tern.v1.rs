@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -106,6 +106,12 @@ pub mod frame {
         /// b, server: answers PullCells
         #[prost(message, tag = "45")]
         Cells(super::Cells),
+        /// b, client
+        #[prost(message, tag = "46")]
+        PullEras(super::PullEras),
+        /// b, server: answers PullEras
+        #[prost(message, tag = "47")]
+        Eras(super::Eras),
     }
 }
 // ---- values ------------------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ pub struct Origin {
     /// 1-255
     #[prost(uint32, tag = "1")]
     pub region: u32,
-    /// random, minted when a store is created, restored or was not stopped cleanly
+    /// random, minted when a store is created, restored or was not stopped cleanly;
     #[prost(fixed64, tag = "2")]
     pub era: u64,
 }
@@ -912,6 +918,39 @@ pub mod gap {
             }
         }
     }
+}
+/// Which logs a conversation has, as far as the user may read. A region whose store was not stopped cleanly goes on
+/// under a new era; once all regions hold what any holds of an old one, it is sealed. In the heads of a row a fold of
+/// a region, through a start, stands for all its sealed logs that began no later; its seq is the number of entries in
+/// them. In a read mark it stands for all of them being read. A client that does not hold so many asks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PullEras {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// at most 256: tell of these too, although the region may hold nothing of them
+    #[prost(message, repeated, tag = "2")]
+    pub origins: ::prost::alloc::vec::Vec<Origin>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Eras {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// at most 4,096: the newest ones
+    #[prost(message, repeated, tag = "2")]
+    pub logs: ::prost::alloc::vec::Vec<EraLog>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EraLog {
+    #[prost(message, optional, tag = "1")]
+    pub origin: ::core::option::Option<Origin>,
+    #[prost(uint64, tag = "2")]
+    pub head: u64,
+    /// orders the eras of a region; 0 = not known
+    #[prost(uint64, tag = "3")]
+    pub start: u64,
+    /// no region holds more: an entry above head that a device has seen is lost
+    #[prost(bool, tag = "4")]
+    pub sealed: bool,
 }
 /// What follows from a conversation's own entries, for who can't read all of them: its members and its cells.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

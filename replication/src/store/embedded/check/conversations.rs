@@ -140,9 +140,9 @@ impl Check<'_> {
                 }
                 continue;
             };
-            let behind = expected.iter().find(|(o, seq)| row.heads.get(o).copied().unwrap_or(0) < **seq);
-            if let Some((origin, seq)) = behind.filter(|_| !noted && row.state != LARGE) {
-                let has = row.heads.get(origin).copied().unwrap_or(0);
+            let behind = self.eras.behind(&row.heads, &expected);
+            if let Some((origin, has)) = behind.filter(|_| !noted && row.state != LARGE) {
+                let seq = expected.get(&origin).copied().unwrap_or(0);
                 let what = format!("it has {has} of {seq} entries of {origin}, and no fan-out is noted");
                 self.found(Kind::Lag, place(), what);
                 self.fan_out_again(id, heads)?;

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use fjall::Readable;
-use tern_core::ids::{Heads, Rev, UserId};
+use tern_core::eras::ERA_BYTES;
+use tern_core::ids::{Heads, Origin, Rev, UserId};
+use tern_core::node::seal::ERAS_KEY;
 use tern_core::store::{StoreError, Target};
 
 use super::super::super::conditions::EPOCH_KEY;
@@ -51,14 +53,18 @@ impl Check<'_> {
             };
             let mut wrong = Vec::new();
             if let Some(heads) = heads {
+                let there = |origin: Origin| match origin.through() {
+                    Some(through) => self.eras.entries_through(&heads, origin.region, through),
+                    None => heads.get(&origin).copied().unwrap_or(0),
+                };
                 let above: Heads = row
                     .heads
                     .iter()
-                    .filter(|(origin, seq)| heads.get(origin).is_none_or(|head| head < seq))
+                    .filter(|(origin, seq)| there(**origin) < **seq)
                     .map(|(origin, seq)| (*origin, *seq))
                     .collect();
                 for (origin, seq) in above {
-                    let head = heads.get(&origin).copied().unwrap_or(0);
+                    let head = there(origin);
                     wrong.push(format!("it names {seq} entries of {origin}, and {head} are there"));
                     if head == 0 {
                         row.heads.remove(&origin)
@@ -163,7 +169,15 @@ impl Check<'_> {
 
     /// Named values that a start reads have the form it reads.
     pub(super) fn meta(&mut self) -> Result<(), StoreError> {
-        let lengths = [(EPOCH_KEY, 8), ("era", 8), ("start", 8), ("region", 1), ("clean", 1)];
+        let fits = |name: &str, length: usize| match name {
+            "era" | "start" => length == 8,
+            "region" => length == 1,
+            "clean" => matches!(length, 1 | 9),
+            EPOCH_KEY => length == 8,
+            _ if name.starts_with("peer/") => matches!(length, 16 | 25),
+            _ if name.starts_with(ERAS_KEY) => length.is_multiple_of(ERA_BYTES),
+            _ => true,
+        };
         for row in self.tables.db.snapshot().prefix(&self.tables.state, b"m") {
             let (key, value) = match row.into_inner() {
                 Ok(row) => row,
@@ -181,10 +195,9 @@ impl Check<'_> {
                     continue;
                 }
             };
-            let expected = lengths.iter().find(|(known, _)| *known == name).map(|(_, length)| *length);
-            let expected = expected.or(name.starts_with("peer/").then_some(16));
-            if let Some(expected) = expected.filter(|expected| *expected != value.len()) {
-                self.not_repairable(Kind::Meta, place, format!("{} bytes, where {expected} belong", value.len()));
+            if !fits(&name, value.len()) {
+                let what = format!("{} bytes, which is no form of it", value.len());
+                self.not_repairable(Kind::Meta, place, what);
             } else if name == "region" && value[0] != self.store.region() {
                 let what = format!("it says {}, and the file STORE says {}", value[0], self.store.region());
                 self.not_repairable(Kind::Meta, place, what);

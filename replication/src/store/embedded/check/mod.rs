@@ -22,7 +22,9 @@ mod logs;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fjall::OwnedWriteBatch;
-use tern_core::ids::{ConvId, Heads, Rev, UserId};
+use tern_core::eras::EraTable;
+use tern_core::ids::{ConvId, Heads, Region, Rev, UserId};
+use tern_core::node::seal::ERAS_KEY;
 use tern_core::store::{RowRecord, StoreError, Target};
 
 use super::super::conditions::{EPOCH_KEY, parse_epoch};
@@ -170,6 +172,8 @@ struct Check<'a> {
     value: Vec<u8>,
     /// Marked so that the next start asks peers.
     marked: bool,
+    /// By which rows are folded.
+    eras: EraTable,
     /// The highest epoch that any row may be of.
     epoch: u64,
     /// The revision that the next repaired row takes, once the repair has an epoch.
@@ -183,6 +187,12 @@ impl Offline {
     /// what remains.
     pub fn check(&self, repair: bool) -> Result<CheckReport, StoreError> {
         let epoch = self.tables.meta(EPOCH_KEY).ok().flatten().and_then(|value| parse_epoch(&value)).unwrap_or(0);
+        let mut eras = EraTable::default();
+        for region in 1..=Region::MAX {
+            if let Some(value) = self.tables.meta(&format!("{ERAS_KEY}{region}")).ok().flatten() {
+                eras.take_bytes(region, &value); // what is none is found with the named values
+            }
+        }
         let mut check = Check {
             store: self,
             tables: &self.tables,
@@ -191,6 +201,7 @@ impl Offline {
             batch: None,
             value: Vec::new(),
             marked: false,
+            eras,
             epoch,
             rev: None,
             fan_out: BTreeSet::new(),
