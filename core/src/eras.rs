@@ -213,9 +213,7 @@ impl EraTable {
                 continue;
             }
             let fold = folds_of(row, origin.region).find(|(through, _)| self.is_folded(*origin, *through));
-            let whole = fold.is_some_and(|(through, said)| {
-                said >= self.entries_through(full, origin.region, through)
-            });
+            let whole = fold.is_some_and(|(through, said)| said >= self.entries_through(full, origin.region, through));
             if !whole {
                 return Some((*origin, told(*origin)));
             }

@@ -231,7 +231,7 @@ impl LocalStore for SqliteStore {
     fn upto(&self, conversation: ConvId, key: Place) -> Result<Heads, StoreError> {
         // Per origin, the highest below the first that is displayed later.
         let mut statement = self.db.prepare(
-            "WITH of AS (SELECT origin, seq, key FROM copy JOIN message ON message.id = copy.message
+            "WITH of AS (SELECT origin, seq, message.key AS key FROM copy JOIN message ON message.id = copy.message
                          WHERE copy.conversation = ?1),
                   later AS (SELECT origin, min(seq) AS seq FROM of WHERE key > ?2 GROUP BY origin)
              SELECT of.origin, max(of.seq) FROM of LEFT JOIN later ON later.origin = of.origin
@@ -541,8 +541,7 @@ fn apply_entry(
 /// The message shown before, and behind, a place.
 const BEFORE: &str =
     "SELECT id FROM message WHERE conversation = ?1 AND (key, id) < (?2, ?3) ORDER BY key DESC, id DESC LIMIT 1";
-const BEHIND: &str =
-    "SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1";
+const BEHIND: &str = "SELECT id FROM message WHERE conversation = ?1 AND (key, id) > (?2, ?3) ORDER BY key, id LIMIT 1";
 
 fn neighbour(
     tx: &Transaction<'_>,

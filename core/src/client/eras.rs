@@ -140,10 +140,8 @@ impl Machine {
                 session.doubts.entry(*id).or_insert(now + DOUBT_AFTER);
             });
         }
-        let busy = self.session.iter().flat_map(|s| s.requests.values());
-        let busy = busy.filter(|(r, _)| matches!(r, Request::Eras { .. })).count();
         let due = self.unfolding.iter().filter(|id| self.ask_eras_at(**id).is_some_and(|at| at <= now));
-        let due: Vec<ConvId> = due.take(ERAS_IN_FLIGHT.saturating_sub(busy)).copied().collect();
+        let due: Vec<ConvId> = due.take(self.eras_room()).copied().collect();
         for id in due {
             let Some(conv) = self.convs.get(&id) else { continue };
             let (folds, doubts) = (conv.folds_to_ask(), conv.doubts());
@@ -156,8 +154,17 @@ impl Machine {
         }
     }
 
-    /// When something may be asked.
+    /// How many more such questions may be under way.
+    fn eras_room(&self) -> usize {
+        let requests = self.session.iter().flat_map(|s| s.requests.values());
+        ERAS_IN_FLIGHT.saturating_sub(requests.filter(|(r, _)| matches!(r, Request::Eras { .. })).count())
+    }
+
+    /// When something may be asked; while enough is under way its answer comes first.
     pub(super) fn eras_deadline(&self) -> Option<Duration> {
+        if self.eras_room() == 0 {
+            return None;
+        }
         self.unfolding.iter().filter_map(|id| self.ask_eras_at(*id)).min()
     }
 

@@ -223,7 +223,9 @@ impl Node {
         for (id, read) in marks {
             if from.is_none() {
                 self.peer_marked(now, user, id, &read);
-            } else if let Some(merged) = self.users.get_mut(user).and_then(|u| u.mark(id, &read, false, &self.era_table)) {
+            } else if let Some(merged) =
+                self.users.get_mut(user).and_then(|u| u.mark(id, &read, false, &self.era_table))
+            {
                 self.marked(now, user, id, &read, merged);
             }
         }

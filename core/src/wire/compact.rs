@@ -7,7 +7,8 @@
 //! outlasts it.
 //!
 //! A push also leaves out those heads of the row that this connection was last told: what is written to a
-//! lane arrives or the connection is gone, so the base is what was *written*, not what was queued.
+//! lane arrives or the connection is gone, so the base is what was *written*, not what was queued. Where logs were
+//! folded since, all heads are said: what is missing then is in the fold.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::codes::{Code, Refusal};
 use crate::edge_api::{Ack, HeldAck, MembershipOffer, Named, Push, RowState, SendRequest};
 use crate::entry::{Entry, Stamp};
 use crate::hlc;
-use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, Seq, UserId, body_hash};
 use crate::limits::{BODY_BYTES, MESSAGE_NUMBERS, REFERENCES, VECTOR_ORIGINS};
 use crate::receipt::RECEIPT_BYTES;
 use crate::wire::convert;
@@ -151,12 +152,10 @@ impl Writer {
     pub fn push(&mut self, push: &Push, out: &mut BytesMut) {
         let entries = push.entries.iter().map(|e| self.entry(e, out)).collect();
         let (conversation, fresh, told) = self.tables().conversations.number(&push.conversation);
-        let changed: Vec<_> = push
-            .heads
-            .iter()
-            .filter(|(origin, seq)| told.heads.get(origin) != Some(seq))
-            .map(|(origin, seq)| (*origin, *seq))
-            .collect();
+        let news = |(origin, seq): &(&Origin, &Seq)| told.heads.get(*origin) != Some(*seq);
+        let folded = push.heads.iter().any(|head| head.0.through().is_some() && news(&head));
+        let changed: Vec<_> =
+            push.heads.iter().filter(|head| folded || news(head)).map(|(origin, seq)| (*origin, *seq)).collect();
         told.heads.clone_from(&push.heads);
         let peer = if std::mem::replace(&mut told.peer, true) { None } else { push.peer.as_ref() };
         let peer = peer.map_or_else(String::new, |p| p.as_str().to_owned());
@@ -693,6 +692,27 @@ mod tests {
             assert_eq!(read_all(&mut reader, &out), [Read::Push(expected)]);
         }
         assert!(over <= 64, "a Push costs {over} bytes over its body");
+    }
+
+    #[test]
+    fn a_push_that_folds_logs_says_all_heads_and_the_next_one_only_what_changed() {
+        let (mut writer, mut reader) = (Writer::default(), Reader::default());
+        let fold = Origin::fold(2, 9).unwrap();
+        let mut heads = Vec::new();
+        for seq in 1..=3 {
+            let mut folding = push(seq, b"x");
+            if seq > 1 {
+                folding.heads.remove(&Origin { region: 2, era: 7 });
+                folding.heads.insert(fold, 12);
+            }
+            let mut out = BytesMut::new();
+            writer.push(&folding, &mut out);
+            match &read_all(&mut reader, &out)[..] {
+                [Read::Push(read)] => heads.push((read.heads.len(), read.heads.contains_key(&fold))),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(heads, [(3, false), (3, true), (1, false)]);
     }
 
     #[test]

@@ -311,11 +311,7 @@ fn peer_frame(script: &mut Script<'_>) -> PeerBody {
             unset: vec![String::from_utf8_lossy(script.blob()).into_owned()],
         }),
         6 => PeerBody::Eras(node_v1::Eras {
-            eras: vec![node_v1::Era {
-                origin: Some(log.into()),
-                start: script.number(),
-                sealed: script.pick(2) == 0,
-            }],
+            eras: vec![node_v1::Era { origin: Some(log.into()), start: script.number(), sealed: script.pick(2) == 0 }],
         }),
         _ => PeerBody::Marks(node_v1::Marks {
             user: USERS[usize::from(script.pick(3))].into(),

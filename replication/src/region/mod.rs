@@ -331,6 +331,11 @@ impl Region {
         self.shared.stats.get().refilling
     }
 
+    /// Former eras of this region that are not sealed yet.
+    pub fn unsealed_eras(&self) -> usize {
+        self.shared.stats.get().eras.0
+    }
+
     /// Since when the core task has not been heard of: under two seconds, unless it is stuck.
     pub fn core_silence(&self) -> Duration {
         let at = self.shared.stats.get().at;

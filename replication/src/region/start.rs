@@ -137,7 +137,8 @@ pub async fn begin(
     keep: bool,
     rng: &Entropy,
 ) -> Result<Begun, StartError> {
-    let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, mut eras, todo } = opened;
+    let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, mut eras, todo } =
+        opened;
     let kept = old.zip(claim).filter(|_| keep);
     let (era, commit) = match kept {
         Some((era, commit)) => (era, commit),

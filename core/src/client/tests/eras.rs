@@ -136,10 +136,7 @@ fn a_copy_in_a_lost_tail_gives_way_to_the_one_that_regions_hold() {
     d.frame(conn, 0, push(vec![bob(3, in_log(30, second, 2), "three")], &heads, 2, 3));
     // Bob never had an ack, so his message gets a fresh place elsewhere, behind one that came in between.
     let heads = [(at(1, 100), 1), (second, 1), (third, 1), (us, 1)];
-    let later = vec![
-        entry("carol", "c", 1, in_log(40, us, 1), "between"),
-        bob(3, in_log(50, third, 1), "three"),
-    ];
+    let later = vec![entry("carol", "c", 1, in_log(40, us, 1), "between"), bob(3, in_log(50, third, 1), "three")];
     d.frame(conn, 0, push(later, &heads, 3, 4));
     assert_eq!(d.shown(), ["one", "two", "three", "between"], "as far as is known");
     // The row as region 2 tells it says less of the old log than is held.
@@ -197,4 +194,25 @@ fn a_new_device_pulls_the_newest_of_folded_logs_like_those_of_others() {
     let wanted: Vec<_> = pulls(&mut d).into_iter().filter(|(_, o, ..)| *o == first).collect();
     assert!(wanted.iter().all(|(_, _, from, _)| *from > 500), "not its whole history: {wanted:?}");
     assert!(!wanted.is_empty());
+}
+
+#[test]
+fn many_folds_at_once_are_asked_about_a_few_at_a_time() {
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    for n in 0..10u8 {
+        let mut told = push_of(Vec::new(), &[(fold(1, 2), 2)], u64::from(n), u64::from(n) + 1);
+        told.conversation = ConvId([n; 16]);
+        d.frame(conn, 0, Read::Push(told));
+    }
+    let mut answered = 0;
+    while answered < 10 {
+        let asked: Vec<_> = d.frames().into_iter().filter(|f| matches!(f.body, Some(Body::PullEras(_)))).collect();
+        assert!((1..=crate::client::limits::ERAS_IN_FLIGHT).contains(&asked.len()), "{}", asked.len());
+        d.pass(Duration::from_millis(50));
+        for frame in asked {
+            answered += 1;
+            d.body(conn, frame.req, eras(&[(at(1, 100), 2, 1, true)]));
+        }
+    }
 }

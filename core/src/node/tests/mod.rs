@@ -246,12 +246,17 @@ fn pair(a: Region, b: Region) -> (Region, Region) {
 impl World {
     /// All three regions up and linked.
     fn new() -> Self {
+        Self::folding(EraTable::default())
+    }
+
+    /// Likewise, with rows that are folded so.
+    fn folding(folding: EraTable) -> Self {
         let mut world = Self {
             cores: BTreeMap::new(),
             graveyard: [EU, US, AP].map(|r| (r, Disk::default())).into(),
             opening: BTreeSet::new(),
             minted: 0,
-            folding: EraTable::default(),
+            folding,
             links: BTreeMap::new(),
             up: BTreeSet::new(),
             told: BTreeMap::new(),

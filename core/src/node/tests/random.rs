@@ -110,7 +110,8 @@ impl Run {
             Device::new("bob", "alice", "phone", seed ^ 3),
         ];
         let mut run = Self {
-            world: World::new(),
+            // Few origins in a row, so that short runs fold.
+            world: World::folding(EraTable::folding(2, 6)),
             devices,
             rng: StdRng::seed_from_u64(seed),
             next_conn: 1,
