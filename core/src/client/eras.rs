@@ -180,6 +180,7 @@ impl Machine {
         // A region that goes on telling another number than its logs have is not asked in a loop.
         self.eras_refused(now, id);
         let Some(conv) = self.convs.get_mut(&id) else { return Ok(()) };
+        let peer_read = conv.spell_out(&conv.record.peer_read);
         let mut dirty = Vec::new();
         let mut ended = Vec::new();
         for log in eras.logs {
@@ -214,14 +215,14 @@ impl Machine {
         };
         let unfolded = conv.record.unfolded.iter().filter(|(o, _)| told(o)).map(|(o, n)| (*o, *n)).collect();
         conv.record.unfolded = unfolded;
-        let (read, peer_read) = (conv.spell_out(&conv.record.read), !conv.record.peer_read.is_empty());
+        let (read, news) = (conv.spell_out(&conv.record.read), conv.spell_out(&conv.record.peer_read) != peer_read);
         self.dirty_convs.insert(id);
         self.dirty_vectors.extend(dirty.into_iter().map(|o| (id, o)));
         self.wanting.insert(id);
         for (origin, above) in ended {
             self.log_ended(id, origin, above);
         }
-        if peer_read {
+        if news {
             self.event(Event::PeerRead { conversation: id });
         }
         self.read(id, &read);

@@ -99,6 +99,7 @@ impl Device {
                     self.client.reconnect().unwrap();
                 }
                 Event::Message(_) | Event::Connection(_) | Event::Renamed { .. } => {}
+                Event::Read { .. } | Event::PeerRead { .. } => {}
                 bad => self.seen.bad.push(bad),
             }
         }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tern_core::entry::Entry;
+use tern_core::eras::Era;
 use tern_core::ids::{Identity, InstallId, Origin, Place, body_hash};
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store, Todo};
@@ -315,4 +316,76 @@ async fn named_values_that_no_start_can_read_are_told_and_left() {
     assert_eq!(kinds(&report), [Kind::Checkpoint, Kind::Meta, Kind::Meta], "{report:?}");
     assert_eq!(report.remaining(), 2);
     assert!(report.findings.iter().all(|finding| finding.repaired == (finding.kind == Kind::Checkpoint)));
+}
+
+/// Twenty sealed eras of region 2 with an entry each in a conversation, and the rows of both users, folded.
+async fn folded(dir: &Path, heads: impl Fn(&mut Heads)) {
+    let (store, _) = EmbeddedStore::open(dir, Options::new(1)).unwrap();
+    let (mut eras, mut full) = (EraTable::default(), Heads::from([(EU, 6), (US, 4)]));
+    eras.note(EU, Era { start: 1, sealed: false }, true);
+    eras.note(US, Era { start: 1, sealed: true }, true);
+    for era in 20..40 {
+        let origin = Origin { region: 2, era };
+        eras.note(origin, Era { start: era, sealed: true }, true);
+        full.insert(origin, 1);
+        let entries = vec![entry(origin, 1)];
+        let entries = entries
+            .into_iter()
+            .map(|e| Arc::new(Entry { by: Identity { n: era * 100, ..e.by.clone() }, ..(*e).clone() }));
+        let append = Append { conversation: conv(1), origin, epoch: 3, entries: entries.collect(), todo: Vec::new() };
+        assert_eq!(store.append(vec![append]).await, [Appended::Decided]);
+    }
+    let mut told = eras.fold(&full).into_owned();
+    assert!(told.len() < full.len());
+    heads(&mut told);
+    let mut puts: Vec<Put> =
+        (1..=2).map(|region| Put::Meta { key: format!("{ERAS_KEY}{region}"), value: eras.to_bytes(region) }).collect();
+    for (name, peer) in [("alice", "bob"), ("bob", "alice")] {
+        let row = RowRecord { heads: told.clone(), ..row(9, peer) };
+        puts.push(Put::Row { user: user(name), conversation: conv(1), row });
+    }
+    store.put(puts, Durability::Synced).await.unwrap();
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn folded_rows_are_sound_and_one_that_lacks_an_entry_of_a_fold_is_not() {
+    let dir = sound().await;
+    folded(dir.path(), |_| {}).await;
+    assert_eq!(kinds(&check(dir.path(), false)), []);
+    let dir = sound().await;
+    folded(dir.path(), |told| {
+        let fold = *told.keys().find(|o| o.through().is_some()).unwrap();
+        *told.get_mut(&fold).unwrap() -= 1;
+    })
+    .await;
+    let report = check(dir.path(), false);
+    assert_eq!(kinds(&report), [Kind::Lag], "one fan-out for the conversation: {report:?}");
+    let dir = sound().await;
+    folded(dir.path(), |told| {
+        let fold = *told.keys().find(|o| o.through().is_some()).unwrap();
+        *told.get_mut(&fold).unwrap() += 1;
+    })
+    .await;
+    let report = check(dir.path(), false);
+    assert_eq!(kinds(&report), [Kind::Row, Kind::Row], "entries that are not there: {report:?}");
+}
+
+#[tokio::test]
+async fn what_a_clean_stop_and_a_linked_peer_leave_behind_is_sound() {
+    let dir = sound().await;
+    let known = tern_core::node::refill::Known { start: 2, era: 7, commit: 9, incomplete: false };
+    let mut clean = vec![1];
+    clean.extend(9u64.to_be_bytes());
+    change(
+        dir.path(),
+        vec![
+            Put::Meta { key: "peer/2".into(), value: known.to_bytes() },
+            Put::Meta { key: "clean".into(), value: clean.into() },
+        ],
+    )
+    .await;
+    assert_eq!(kinds(&check(dir.path(), false)), []);
+    change(dir.path(), vec![Put::Meta { key: format!("{ERAS_KEY}2"), value: Bytes::from_static(&[7; 18]) }]).await;
+    assert_eq!(kinds(&check(dir.path(), false)), [Kind::Meta]);
 }
