@@ -326,9 +326,8 @@ impl Session {
             }
             Some(Body::PullEras(pull)) => {
                 let named = pull.origins.len() <= VECTOR_ORIGINS;
-                let check = convert::conversation(&pull.conversation).and_then(|_| {
-                    if named { Ok(()) } else { Err(bad(format!("more than {VECTOR_ORIGINS} origins"))) }
-                });
+                let check = convert::conversation(&pull.conversation)
+                    .and_then(|_| if named { Ok(()) } else { Err(bad(format!("more than {VECTOR_ORIGINS} origins"))) });
                 return self.pull(check, frame, cx, out);
             }
             Some(Body::Signal(signal)) => {
