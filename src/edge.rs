@@ -83,6 +83,7 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
     let others = LoadTable::new();
     let watcher = Arc::new(ToTable { loads: others.clone(), direct: Arc::default() });
     let gossip = gossip::start(node, Some(edge.load()), watcher, &mut registry).await?;
+    gossip::add_part(&operations, &gossip);
     operations.ready(node, hangup, registry, None);
     let (admin, heard) = (Some(operations.admin), Some(gossip.local_addr()));
     Ready { ready: node.name.clone(), client: Some(client), admin, gossip: heard, ..Ready::default() }.print(json);

@@ -5,20 +5,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use prometheus_client::registry::Registry;
 use tern_core::ids::Region;
 use tern_core::ranking::SILENT_AFTER;
 use tern_core::wire::node_v1::EdgeLoad;
 use tern_ipconf::LoadTable;
-use tern_replication::gossip::{self, GossipKey, GossipNode, GossipSetup, LoadSource, Watcher};
+use tern_replication::gossip::limits::KEYS_MAX;
+use tern_replication::gossip::{self, GossipKey, GossipKeys, GossipNode, GossipSetup, LoadSource, Watcher};
 
 use crate::config::gossip::Seed;
 use crate::config::scope::Role;
 use crate::config::value::HostPort;
 use crate::config::{ConfigError, Settings};
 use crate::node::Node;
-use crate::pki::{parse_hex, read_hex_file};
+use crate::operations::Operations;
+use crate::pki::{parse_keys, read_keys_file, receipt_secrets};
+use crate::reload::Part;
 
 /// The file that `tern pki` makes for all nodes.
 pub const KEY_FILE: &str = "gossip.key";
@@ -52,7 +55,7 @@ pub async fn prepare(node: &Node) -> Result<GossipSetup> {
         listen: settings.gossip_listen(),
         advertise: advertise(node, clusters.values().flatten()).await?,
         deployment: settings.deployment.clone(),
-        key: key(settings)?,
+        keys: keys(settings)?,
         clusters,
     })
 }
@@ -149,29 +152,66 @@ fn towards(to: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|at| at.ip()).filter(|ip| !ip.is_unspecified())
 }
 
-/// The deployment's gossip key. Regions can do without a file of it.
-fn key(settings: &Settings) -> Result<GossipKey> {
-    if let Some(text) = &settings.gossip_key {
-        return Ok(GossipKey::new(parse_hex(text.reveal().trim()).context("gossip.key must be 64 hex digits")?));
+/// The deployment's gossip keys. Regions can do without a file of them.
+fn keys(settings: &Settings) -> Result<GossipKeys> {
+    if let Some(set) = set_keys(settings) {
+        return set;
     }
     let path = settings.path(&settings.gossip_key_file, KEY_FILE);
-    if settings.gossip_key_file.is_some() || path.exists() {
-        return Ok(GossipKey::new(read_hex_file(&path, "gossip key")?));
+    let receipts = receipt_secrets(settings).with_context(|| {
+        format!(
+            "there is no gossip key: copy {KEY_FILE} from the directory where `tern pki` made the deployment's keys to \
+             {}, or set gossip.key_file",
+            path.display()
+        )
+    })?;
+    let derived: Option<Vec<GossipKey>> = receipts.iter().map(GossipKey::from_receipt_key).collect();
+    // As many as there are receipt keys, which may be more: the newest are those in use.
+    let mut derived = derived.context("the gossip key can't be derived from the receipt key")?;
+    derived.truncate(KEYS_MAX);
+    Ok(GossipKeys::new(derived)?)
+}
+
+/// The keys that the configuration has, or the file of them.
+pub fn set_keys(settings: &Settings) -> Option<Result<GossipKeys>> {
+    let of = |secrets: Vec<[u8; 32]>| GossipKeys::new(secrets.into_iter().map(GossipKey::new).collect());
+    if let Some(text) = &settings.gossip_key {
+        let parsed = parse_keys(text.reveal()).map_err(|why| anyhow!("gossip.key: {why}"));
+        return Some(parsed.and_then(|secrets| of(secrets).context("gossip.key")));
     }
-    let receipt = match &settings.receipt_key {
-        Some(text) => parse_hex(text.reveal().trim()).context("receipt.key must be 64 hex digits")?,
-        None => {
-            let receipt = settings.path(&settings.receipt_key_file, "receipt.key");
-            read_hex_file(&receipt, "receipt key").with_context(|| {
-                format!(
-                    "there is no gossip key: copy {KEY_FILE} from the directory where `tern pki` made the deployment's \
-                     keys to {}, or set gossip.key_file",
-                    path.display()
-                )
-            })?
-        }
-    };
-    GossipKey::from_receipt_key(&receipt).context("the gossip key can't be derived from the receipt key")
+    let path = settings.path(&settings.gossip_key_file, KEY_FILE);
+    if settings.gossip_key_file.is_none() && !path.exists() {
+        return None;
+    }
+    let read = read_keys_file(&path, "gossip key");
+    Some(read.and_then(|secrets| of(secrets).with_context(|| format!("the gossip key {}", path.display()))))
+}
+
+/// What the keys are, for people who compare nodes: numbers that tell nothing of them.
+pub fn in_words(keys: &GossipKeys) -> String {
+    let prints: Vec<String> = keys.keys().iter().map(GossipKey::fingerprint).collect();
+    match &prints[..] {
+        [only] => format!("one key, {only}"),
+        [first, others @ ..] => format!("{} keys: {first} seals, {} open as well", prints.len(), others.join(", ")),
+        [] => "no key".to_owned(),
+    }
+}
+
+/// Lets keys be replaced while the process runs.
+pub fn add_part(operations: &Operations, node: &GossipNode) {
+    let handle = node.keys_handle();
+    let part = Part::new("gossip keys", &["gossip.key", "gossip.key_file"], move |settings| {
+        // A file that is gone for a moment must not bring back the key that the receipt key yields.
+        let set = set_keys(settings).unwrap_or_else(|| Err(anyhow!("there is no gossip key any more")));
+        let keys = set.map_err(|error| format!("{error:#}"))?;
+        tracing::info!(keys = in_words(&keys), "gossip keys");
+        handle.set(keys);
+        Ok(())
+    });
+    operations.reload.add(part.with_files(|settings| match settings.gossip_key {
+        Some(_) => Vec::new(),
+        None => vec![settings.path(&settings.gossip_key_file, KEY_FILE)],
+    }));
 }
 
 /// Edges that are linked to this process, and when they last said so: what they say themselves is newer than
@@ -259,16 +299,46 @@ mod tests {
     fn the_key_file_and_the_receipt_key_that_it_was_made_from_yield_one_key() {
         let data = tempfile::tempdir().unwrap();
         let at = data.path().to_str().unwrap();
-        let none = key(&settings(&[("data", at)])).unwrap_err();
+        let none = keys(&settings(&[("data", at)])).unwrap_err();
         assert!(format!("{none:#}").contains("copy gossip.key"), "{none:#}");
         crate::pki::shared_secrets(data.path()).unwrap();
-        let made = key(&settings(&[("data", at)])).unwrap();
+        let made = keys(&settings(&[("data", at)])).unwrap();
         std::fs::remove_file(data.path().join(KEY_FILE)).unwrap();
-        assert_eq!(key(&settings(&[("data", at)])).unwrap(), made);
+        assert_eq!(keys(&settings(&[("data", at)])).unwrap(), made);
+        assert!(set_keys(&settings(&[("data", at)])).is_none(), "a reload does not fall back to it");
         let other = "ab".repeat(32);
-        assert_ne!(key(&settings(&[("data", at), ("gossip.key", &other)])).unwrap(), made);
-        let bad = key(&settings(&[("data", at), ("gossip.key", "abc")])).unwrap_err().to_string();
+        assert_ne!(keys(&settings(&[("data", at), ("gossip.key", &other)])).unwrap(), made);
+        let bad = keys(&settings(&[("data", at), ("gossip.key", "abc")])).unwrap_err().to_string();
         assert!(bad.contains("64 hex digits") && !bad.contains("abc"), "{bad}");
+    }
+
+    #[test]
+    fn a_file_has_several_keys_in_their_order_and_what_is_wrong_with_it_is_said_without_them() {
+        let data = tempfile::tempdir().unwrap();
+        let (at, path) = (data.path().to_str().unwrap(), data.path().join(KEY_FILE));
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            keys(&settings(&[("data", at)])).map_err(|error| format!("{error:#}"))
+        };
+        let (new, old) = ("ab".repeat(32), "cd".repeat(32));
+        let both = read(&format!("# since May, for all\n{new}\n\n  {old}\r\n")).unwrap();
+        let bytes: Vec<&[u8; 32]> = both.keys().iter().map(GossipKey::reveal).collect();
+        assert_eq!(bytes, [&[0xab; 32], &[0xcd; 32]]);
+        let listed = settings(&[("data", at), ("gossip.key", &format!("{new},{old}"))]);
+        assert_eq!(keys(&listed).unwrap(), both);
+        let said = in_words(&both);
+        assert!(said.starts_with("2 keys: ") && !said.contains("abab") && !said.contains("cdcd"), "{said}");
+        assert_ne!(said, in_words(&read(&format!("{old}\n{new}\n")).unwrap()));
+        let five: Vec<String> = (1..=5).map(|n| format!("{n:02x}").repeat(32)).collect();
+        for (text, expected) in [
+            (String::new(), "64 hex digits"),
+            (format!("{new}\n{}", &old[1..]), "line 2 is not 64 hex digits"),
+            (format!("{new}\n{new}\n"), "line 2 is there twice"),
+            (five.join("\n"), "5 keys, and at most 4"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.contains(expected) && !error.contains("cdcd"), "{text:?}: {error}");
+        }
     }
 
     fn load(edge: &str, connections: u32) -> EdgeLoad {

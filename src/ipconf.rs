@@ -51,6 +51,7 @@ async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, jso
     let dispatch = start(node, &loads, &mut registry, &operations).await?;
     let watcher = Arc::new(ToTable { loads: loads.clone(), direct: Arc::default() });
     let gossip = gossip::start(node, None, watcher, &mut registry).await?;
+    gossip::add_part(&operations, &gossip);
     operations.ready(node, hangup, registry, None);
     let (name, admin) = (node.name.clone(), Some(operations.admin));
     let heard = Some(gossip.local_addr());

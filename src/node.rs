@@ -17,7 +17,7 @@ use crate::certs::Certificates;
 use crate::config::Settings;
 use crate::config::scope::Role;
 use crate::config::value::HostPort;
-use crate::pki::{parse_hex, read_hex_file, region_server_name};
+use crate::pki::{read_hex_file, receipt_secrets, region_server_name};
 
 /// A node of a deployment, before it does anything.
 #[derive(Debug)]
@@ -82,16 +82,19 @@ impl Node {
     }
 
     /// The deployment's receipt key, and what tells this deployment from others: a MAC of its name under that
-    /// key, so that neither a test region nor one with another key can link itself to production.
-    pub fn receipt_key(&self) -> Result<(ReceiptKey, [u8; 32])> {
-        let secret = match &self.settings.receipt_key {
-            Some(text) => parse_hex(text.reveal().trim()).context("receipt.key must be 64 hex digits")?,
-            None => read_hex_file(&self.settings.path(&self.settings.receipt_key_file, "receipt.key"), "receipt key")?,
+    /// key, so that neither a test region nor one with another key can link itself to production; and what else peers
+    /// may say while the key is replaced.
+    pub fn receipt_key(&self) -> Result<(ReceiptKey, [u8; 32], Vec<[u8; 32]>)> {
+        let secrets = receipt_secrets(&self.settings)?;
+        let deployment = |secret: &[u8; 32]| {
+            let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), self.settings.deployment.as_bytes());
+            let mut deployment = [0; 32];
+            deployment.copy_from_slice(mac.as_ref());
+            deployment
         };
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        let mut deployment = [0; 32];
-        deployment.copy_from_slice(hmac::sign(&key, self.settings.deployment.as_bytes()).as_ref());
-        Ok((ReceiptKey::new(&secret), deployment))
+        let (first, older) = secrets.split_first().context("there is no receipt key")?;
+        let also = older.iter().map(deployment).collect();
+        Ok((ReceiptKey::new(first).with_older(older), deployment(first), also))
     }
 
     /// The salt of direct conversations' ids.

@@ -8,11 +8,11 @@
 //! certificate, so a crash in between leaves a key that gets its certificate on the next start.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
@@ -23,6 +23,7 @@ use tern_net::system::SystemClock;
 use tern_replication::gossip::GossipKey;
 
 use crate::cli::{Global, PkiArgs};
+use crate::config::Settings;
 use crate::exit::Failure;
 use crate::gossip::KEY_FILE;
 use crate::token;
@@ -30,6 +31,12 @@ use crate::token;
 /// Years that certificates made here are valid for: these are for development and small deployments, where
 /// an expiry would be found by an outage.
 const VALID_YEARS: i32 = 10;
+
+/// Bytes of a file of keys that are read: room for [`KEYS_MAX`] with a comment for each.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+/// Keys in a file. Receipt keys stay in it for as long as what they have signed; each costs a MAC per receipt that the
+/// ones before it have not signed.
+const KEYS_MAX: usize = 16;
 
 /// A directory of authorities and leaves.
 #[derive(Debug)]
@@ -192,8 +199,8 @@ pub fn shared_secrets(data: &Path) -> Result<()> {
     let path = data.join(KEY_FILE);
     if !path.exists() {
         // All nodes get it, edges too, and none of them can make a receipt with it.
-        let receipt = read_hex_file(&data.join("receipt.key"), "receipt key")?;
-        let key = GossipKey::from_receipt_key(&receipt).context("the gossip key can't be derived")?;
+        let receipts = read_keys_file(&data.join("receipt.key"), "receipt key")?;
+        let key = receipts.first().and_then(GossipKey::from_receipt_key).context("the gossip key can't be derived")?;
         write_new(&path, format!("{}\n", hex(key.reveal())).as_bytes(), true)?;
     }
     Ok(())
@@ -201,16 +208,56 @@ pub fn shared_secrets(data: &Path) -> Result<()> {
 
 /// A file of 32 bytes as 64 hex digits.
 pub fn read_hex_file(path: &Path, what: &str) -> Result<[u8; 32]> {
-    let text = fs::read_to_string(path).with_context(|| {
+    parse_hex(read_secret(path, what)?.trim())
+        .with_context(|| format!("the {what} {} must be 64 hex digits, the same in every region", path.display()))
+}
+
+/// A file of keys, one a line, each 64 hex digits; the first is the one in use, the others are still taken.
+pub fn read_keys_file(path: &Path, what: &str) -> Result<Vec<[u8; 32]>> {
+    parse_keys(&read_secret(path, what)?).map_err(|why| anyhow!("the {what} {}: {why}", path.display()))
+}
+
+fn read_secret(path: &Path, what: &str) -> Result<String> {
+    let mut text = String::new();
+    let read = fs::File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_string(&mut text));
+    read.with_context(|| {
         format!("can't read the {what} {}; copy it from another region, or make one with `tern pki`", path.display())
     })?;
-    parse_hex(text.trim())
-        .with_context(|| format!("the {what} {} must be 64 hex digits, the same in every region", path.display()))
+    Ok(text)
+}
+
+/// Keys, divided by line ends or commas. Empty lines and those that begin with # are passed over. What is wrong is said
+/// without the key.
+pub fn parse_keys(text: &str) -> Result<Vec<[u8; 32]>, String> {
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().starts_with('#'));
+    let words = lines.flat_map(|(number, line)| line.split(',').map(move |word| (number, word.trim())));
+    let mut keys: Vec<[u8; 32]> = Vec::new();
+    for (number, word) in words.filter(|(_, word)| !word.is_empty()) {
+        let key = parse_hex(word).ok_or_else(|| format!("line {number} is not 64 hex digits"))?;
+        if keys.contains(&key) {
+            return Err(format!("the key in line {number} is there twice"));
+        }
+        keys.push(key);
+    }
+    match keys.len() {
+        0 => Err("it must be 64 hex digits, the same in every region".to_owned()),
+        count if count > KEYS_MAX => Err(format!("it has {count} keys, and at most {KEYS_MAX} are taken")),
+        _ => Ok(keys),
+    }
+}
+
+/// The deployment's receipt keys, newest first.
+pub fn receipt_secrets(settings: &Settings) -> Result<Vec<[u8; 32]>> {
+    match &settings.receipt_key {
+        Some(text) => parse_keys(text.reveal()).map_err(|why| anyhow!("receipt.key: {why}")),
+        None => read_keys_file(&settings.path(&settings.receipt_key_file, "receipt.key"), "receipt key"),
+    }
 }
 
 /// 64 hex digits.
 pub fn parse_hex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
+    // Not left to the parser of numbers, which takes a sign.
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     let mut out = [0; 32];

@@ -106,6 +106,7 @@ impl Serving {
         let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
         let watcher = Arc::new(ToTable { loads: loads.clone(), direct });
         let gossip = gossip::join(node, gossip, Some(edge.load()), watcher, &mut registry)?;
+        gossip::add_part(&operations, &gossip);
 
         let checked = region.clone();
         health.needs("store", move || match checked.health().0 {
@@ -189,7 +190,7 @@ fn open_store(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
 
 async fn config(node: &Node) -> Result<RegionConfig> {
     let settings = &node.settings;
-    let (receipt_key, deployment) = node.receipt_key()?;
+    let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
     let mut peers = Vec::new();
     for peer in &settings.peers {
         peers.push(Peer {
@@ -208,6 +209,7 @@ async fn config(node: &Node) -> Result<RegionConfig> {
         direct_salt: node.direct_salt()?,
         receipt_key,
         deployment,
+        deployment_also,
         reoffer_after: settings.reoffer_after,
         heartbeat: heartbeat(settings),
         store_damaged: false,

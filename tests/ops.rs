@@ -301,6 +301,70 @@ fn token_keys_are_read_again_and_damaged_ones_leave_the_old_in_use() {
     assert_eq!(node.metric("tern_config_rejected_files"), 0.0);
 }
 
+/// The three steps of docs/OPERATIONS.md with a region and an ipconf, each with a file of its own.
+#[test]
+fn a_gossip_key_is_replaced_while_nodes_run_and_none_misses_the_other() {
+    let site = Site::new();
+    let old = fs::read_to_string(site.data("gossip.key")).unwrap().trim().to_owned();
+    let new = "5e".repeat(32);
+    let (old, new) = (old.as_str(), new.as_str());
+    let region_file = site.data("gossip.key");
+    let ipconf_file = PathBuf::from(site.path("ipconf.key"));
+    // As an editor does, or `mv`: none is read half.
+    let write = |file: &Path, keys: &[&str]| {
+        fs::write(site.path("new.key"), format!("# of the test\n{}\n", keys.join("\n"))).unwrap();
+        fs::rename(site.path("new.key"), file).unwrap();
+    };
+    write(&ipconf_file, &[old]);
+    let region = site.start();
+    let seed = format!("gossip.seeds=1@{}", region.at("gossip"));
+    let key_file = format!("gossip.key_file={}", ipconf_file.display());
+    let mut ipconf = command(&["ipconf", "--json", "--config", &site.path("tern.toml")]);
+    ipconf.args(["--set", &seed, "--set", &key_file]);
+    let ipconf = Node::start(ipconf, &site.path("ipconf.log"));
+    let nodes = [(&region, &region_file), (&ipconf, &ipconf_file)];
+    let alive = "tern_gossip_members_count{cluster=\"1\",state=\"alive\"}";
+    wait_until("both to see both", || nodes.iter().all(|(node, _)| node.metric(alive) == 2.0));
+
+    for step in [&[&new[..1], old][..], &[old], &[old, old]] {
+        write(&region_file, step);
+        let (status, report) = region.reload();
+        if step.len() == 1 {
+            assert_eq!((status, outcomes(&report)), (200, vec!["gossip.key applied".to_owned()]));
+        } else {
+            assert_eq!((status, outcomes(&report)), (422, vec!["files of the gossip keys rejected".to_owned()]));
+            assert!(!report.to_string().contains(old), "a report shows the key: {report}");
+        }
+    }
+    let other = |node: &Node| node.metric("tern_gossip_datagrams_other_key_total");
+    for step in [&[old, new][..], &[new, old], &[new]] {
+        for (at, (node, file)) in nodes.iter().enumerate() {
+            let (sealed, received) = (other(&ipconf), node.metric("tern_gossip_datagrams_received_total"));
+            write(file, step);
+            assert_eq!(node.reload().0, 200);
+            if step == [new, old] && at == 0 {
+                wait_until("the ipconf to hear the new key", || other(&ipconf) > sealed);
+            }
+            let heard = || node.metric("tern_gossip_datagrams_received_total") > received + 3.0;
+            wait_until("gossip to go on", heard);
+            assert!(nodes.iter().all(|(node, _)| node.metric(alive) == 2.0), "{step:?}");
+        }
+    }
+    for (node, _) in nodes {
+        assert_eq!(node.metric("tern_gossip_downs_total"), 0.0);
+        assert_eq!(node.metric("tern_gossip_suspicions_total"), 0.0);
+        assert_eq!(node.metric("tern_gossip_datagrams_dropped_total{cluster=\"1\",cause=\"key\"}"), 0.0);
+    }
+    // The file is looked at without being asked, too; and a file that is gone for a moment changes nothing.
+    fs::remove_file(&region_file).unwrap();
+    assert_eq!(region.reload().0, 422);
+    let logged = region.log().matches("gossip keys").count();
+    write(&region_file, &[new, old]);
+    wait_until("the file to be found", || region.log().matches("gossip keys").count() > logged);
+    assert_eq!(region.metric(alive), 2.0);
+    assert!(!region.log().contains(new) && !region.log().contains(old), "a log shows the key");
+}
+
 type Tls = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
 
 /// A TLS connection that has not begun, trusting one CA.

@@ -4,6 +4,9 @@
 //! would jump behind the sender's later messages; and a client must not be able to choose a place, or it
 //! could write into the past. So an ack carries a MAC over display key, identity and body hash, under a key
 //! that all regions of a deployment share.
+//!
+//! There may be older keys beside it, which sign nothing and are still believed: a key that is replaced has signed
+//! what lies in clients' outboxes, and membership entries, which keep their receipts for ever.
 
 use ring::hmac;
 
@@ -15,9 +18,12 @@ pub const RECEIPT_BYTES: usize = 16;
 /// A receipt as it travels.
 pub type Receipt = [u8; RECEIPT_BYTES];
 
-/// The deployment's key for receipts.
+/// The deployment's key for receipts, and those that are believed beside it.
 #[derive(Clone)]
-pub struct ReceiptKey(hmac::Key);
+pub struct ReceiptKey {
+    signs: hmac::Key,
+    older: Vec<hmac::Key>,
+}
 
 impl std::fmt::Debug for ReceiptKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -28,12 +34,23 @@ impl std::fmt::Debug for ReceiptKey {
 impl ReceiptKey {
     /// From 32 secret bytes.
     pub fn new(secret: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+        Self { signs: hmac::Key::new(hmac::HMAC_SHA256, secret), older: Vec::new() }
+    }
+
+    /// Believes what these have signed as well.
+    #[must_use]
+    pub fn with_older<'a>(mut self, secrets: impl IntoIterator<Item = &'a [u8; 32]>) -> Self {
+        self.older.extend(secrets.into_iter().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret)));
+        self
     }
 
     /// The receipt for a message that is displayed at `key`.
     pub fn sign(&self, conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32]) -> Receipt {
-        let mut mac = hmac::Context::with_key(&self.0);
+        Self::mac(&self.signs, conversation, key, by, body_hash)
+    }
+
+    fn mac(secret: &hmac::Key, conversation: ConvId, key: Place, by: &Identity, body_hash: &[u8; 32]) -> Receipt {
+        let mut mac = hmac::Context::with_key(secret);
         mac.update(b"tern receipt 1");
         mac.update(&conversation.0);
         mac.update(&key.hlc.to_be_bytes());
@@ -52,7 +69,7 @@ impl ReceiptKey {
         receipt
     }
 
-    /// Whether `receipt` was signed for exactly this. Takes the same time for every wrong receipt.
+    /// Whether `receipt` was signed for exactly this, by any of the keys. Takes the same time for every wrong receipt.
     pub fn verify(
         &self,
         conversation: ConvId,
@@ -61,8 +78,11 @@ impl ReceiptKey {
         body_hash: &[u8; 32],
         receipt: &[u8],
     ) -> bool {
-        let expected = self.sign(conversation, key, by, body_hash);
-        receipt.len() == RECEIPT_BYTES && expected.iter().zip(receipt).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        let is_by = |secret| {
+            let expected = Self::mac(secret, conversation, key, by, body_hash);
+            expected.iter().zip(receipt).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        };
+        receipt.len() == RECEIPT_BYTES && (is_by(&self.signs) || self.older.iter().any(is_by))
     }
 }
 
@@ -89,5 +109,30 @@ mod tests {
         assert!(!key.verify(conversation, place, &by, &body_hash(b"y"), &receipt));
         assert!(!key.verify(conversation, place, &by, &hash, &receipt[..15]));
         assert!(!ReceiptKey::new(&[8; 32]).verify(conversation, place, &by, &hash, &receipt));
+    }
+
+    #[test]
+    fn a_new_key_signs_and_what_older_ones_signed_is_still_believed() {
+        let conversation = ConvId([1; 16]);
+        let place = Place { hlc: 9, origin: Origin { region: 1, era: 2 }, seq: 3 };
+        let by = Identity { user: UserId::new("a").unwrap(), install: InstallId::new("i").unwrap(), n: 1 };
+        let hash = body_hash(b"x");
+        let (old, new) = (ReceiptKey::new(&[7; 32]), ReceiptKey::new(&[8; 32]));
+        // The steps: the new one is believed, it signs, the old one goes.
+        let steps = [old.clone(), old.with_older([&[8; 32]]), new.clone().with_older([&[7; 32]]), new];
+        let signed = |key: &ReceiptKey| key.sign(conversation, place, &by, &hash);
+        let believes = |key: &ReceiptKey, receipt: Receipt| key.verify(conversation, place, &by, &hash, &receipt);
+        for (at, step) in steps.iter().enumerate() {
+            assert!(believes(step, signed(step)));
+            for beside in &steps[at.saturating_sub(1)..(at + 2).min(steps.len())] {
+                assert!(believes(beside, signed(step)), "of step {at}");
+            }
+        }
+        assert!(!believes(&steps[3], signed(&steps[0])) && !believes(&steps[0], signed(&steps[3])));
+        assert_eq!(signed(&steps[0]), signed(&steps[1]));
+        assert_eq!(signed(&steps[2]), signed(&steps[3]));
+        let later = Place { hlc: 10, ..place };
+        assert!(!steps[2].verify(conversation, later, &by, &hash, &signed(&steps[0])));
+        assert!(!steps[2].verify(conversation, place, &by, &hash, &[]));
     }
 }

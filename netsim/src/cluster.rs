@@ -115,6 +115,8 @@ struct Seat {
     store: MemoryStore,
     core: Option<Arc<Region>>,
     edge: Option<Arc<Edge>>,
+    /// Numbers of its receipt keys, the one that signs first.
+    receipt_keys: Vec<u64>,
 }
 
 /// Regions in a world.
@@ -134,13 +136,20 @@ impl Cluster {
         let mut seats = BTreeMap::new();
         for site in sites {
             let host = world.add_host(&format!("{}-1", site.name), site.name, site.ip)?;
-            let seat = Seat { site: site.clone(), host, store: MemoryStore::new(), core: None, edge: None };
+            let (store, receipt_keys) = (MemoryStore::new(), vec![0]);
+            let seat = Seat { site: site.clone(), host, store, core: None, edge: None, receipt_keys };
             seats.insert(site.name, seat);
         }
         let seed = world.seed();
         let (nodes, public) = (Pki::new(seed, "nodes")?, Pki::new(seed, "public")?);
         let signer = Arc::new(Signer::new(seed, AUDIENCE)?);
         Ok(Self { seed, options, nodes, public, signer, seats })
+    }
+
+    /// From a region's next start on it has these receipt keys, told apart by numbers; the first signs.
+    pub fn set_receipt_keys(&mut self, name: &str, keys: &[u64]) -> Result<(), ClusterError> {
+        self.seat_mut(name)?.receipt_keys = keys.to_vec();
+        Ok(())
     }
 
     /// Starts a region's process on its disk.
@@ -315,6 +324,10 @@ impl Cluster {
             addr: SocketAddr::new(IpAddr::V4(other.site.ip), NODE_PORT),
             server_name: node_name(other.site.name),
         });
+        let key = |what, number: &u64| key_bytes(derive(self.seed, what, *number));
+        let of = |what| seat.receipt_keys.iter().map(move |number| key(what, number));
+        let older: Vec<[u8; 32]> = of("receipts").skip(1).collect();
+        let (first, number) = (key("receipts", &seat.receipt_keys[0]), seat.receipt_keys[0]);
         RegionConfig {
             region: seat.site.number,
             name: seat.site.name.to_owned(),
@@ -322,8 +335,9 @@ impl Cluster {
             peers: peers.collect(),
             listen: SocketAddr::new(IpAddr::V4(seat.site.ip), NODE_PORT),
             direct_salt: self.direct_salt(),
-            receipt_key: ReceiptKey::new(&key_bytes(derive(self.seed, "receipts", 0))),
-            deployment: key_bytes(derive(self.seed, "deployment", 0)),
+            receipt_key: ReceiptKey::new(&first).with_older(&older),
+            deployment: key("deployment", &number),
+            deployment_also: of("deployment").skip(1).collect(),
             reoffer_after: self.options.reoffer_after,
             heartbeat: self.options.heartbeat,
             store_damaged: false,

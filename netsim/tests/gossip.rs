@@ -20,7 +20,7 @@ use tern_netsim::random::derive;
 use tern_netsim::run::run;
 use tern_netsim::world::World;
 use tern_replication::gossip::{
-    GossipKey, GossipNode, GossipSetup, LoadSource, Member, MemberState, Role, Seed, Watcher,
+    GossipKey, GossipKeys, GossipNode, GossipSetup, LoadSource, Member, MemberState, Role, Seed, Watcher,
 };
 use tokio::time::timeout;
 
@@ -54,6 +54,12 @@ struct Node {
     gossip: Option<GossipNode>,
     starts: u64,
     connections: Arc<AtomicU32>,
+    keys: GossipKeys,
+}
+
+/// Keys, the first of which seals.
+fn keys(numbers: &[u8]) -> GossipKeys {
+    GossipKeys::new(numbers.iter().map(|number| GossipKey::new([*number; 32])).collect()).unwrap()
 }
 
 impl Node {
@@ -61,7 +67,17 @@ impl Node {
         let name = format!("{}{number:02}", role.name());
         let host = world.add_host(&name, group, Ipv4Addr::new(10, 1, 0, number)).unwrap();
         let connections = Arc::default();
-        Self { name, number, role, host, loads: LoadTable::new(), gossip: None, starts: 0, connections }
+        Self {
+            name,
+            number,
+            role,
+            host,
+            loads: LoadTable::new(),
+            gossip: None,
+            starts: 0,
+            connections,
+            keys: keys(&[7]),
+        }
     }
 
     /// Starts it with these seeds, which it knows by name.
@@ -91,12 +107,18 @@ impl Node {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             advertise: SocketAddr::new(self.host.ip(), PORT),
             deployment: "sim".to_owned(),
-            key: GossipKey::new([7; 32]),
+            keys: self.keys.clone(),
             clusters: clusters.iter().map(|(region, names)| (*region, seeds(names))).collect(),
         };
         let source: Option<LoadSource> = (self.role != Role::Ipconf).then(|| Arc::new(load) as LoadSource);
         let watcher = Arc::new(ToTable(self.loads.clone()));
         self.gossip = Some(GossipNode::start(&env, setup, source, watcher).unwrap());
+    }
+
+    /// As if its file had changed.
+    fn set_keys(&mut self, numbers: &[u8]) {
+        self.keys = keys(numbers);
+        self.gossip.as_ref().unwrap().keys_handle().set(self.keys.clone());
     }
 
     fn members(&self) -> Vec<Member> {
@@ -288,6 +310,58 @@ fn an_ipconf_follows_the_regions_that_it_lists_and_each_sees_its_own_nodes_alone
         // Region 2 asks a node that takes no part in it, which counts that and answers nothing.
         assert!(here.dropped()["region"] > 5);
         assert_eq!(ipconf.gossip.as_ref().unwrap().members()[&2].len(), 1);
+    });
+}
+
+/// The three steps of docs/OPERATIONS.md, one node after the other, with a tenth of all packets lost, an ipconf far
+/// away, and an edge that is restarted in the middle.
+#[test]
+fn a_rolling_rotation_of_the_key_declares_nobody_down_and_loses_no_load() {
+    sim(14, |world| async move {
+        let mut nodes: Vec<Node> = (1..=6)
+            .map(|number| match number {
+                1 => Node::add(&world, number, Role::Region, "eu"),
+                6 => Node::add(&world, number, Role::Ipconf, "far"),
+                _ => Node::add(&world, number, Role::Edge, "eu"),
+            })
+            .collect();
+        world.set_latency("eu", "far", Duration::from_millis(120));
+        for node in &mut nodes {
+            node.start(&[(1, &["region01", "edge02"])]);
+        }
+        until(&world, "6 see 6", SECOND * 20, || nodes.iter().all(|node| node.alive().len() == 6)).await;
+        lose(&world, &["eu", "far"], 100);
+        for step in [&[7, 9][..], &[9, 7], &[9]] {
+            for at in 0..nodes.len() {
+                nodes[at].set_keys(step);
+                if step == [9, 7] && at == 3 {
+                    // Its next start reads what its file says now.
+                    nodes[3].gossip.as_ref().unwrap().leave().await;
+                    nodes[3].gossip = None;
+                    nodes[3].start(&[(1, &["region01"])]);
+                    until(&world, "it is back", SECOND * 10, || nodes.iter().all(|node| node.alive().len() == 6)).await;
+                }
+                for _ in 0..5 {
+                    tokio::time::sleep(SECOND).await;
+                    for node in &nodes {
+                        assert_eq!(node.alive().len(), 6, "{} after {step:?} at {}", node.name, nodes[at].name);
+                    }
+                }
+            }
+            let listed = nodes[5].listed().len();
+            assert!(listed >= 4, "the ipconf lists {listed} of 5 after {step:?}");
+        }
+        lose(&world, &["eu", "far"], 0);
+        until(&world, "all are listed", SECOND * 10, || nodes[5].listed().len() == 5).await;
+        for node in &nodes {
+            let counters = node.gossip.as_ref().unwrap().counters()[&1].clone();
+            // The edge that left in order is the only one that anybody missed.
+            assert!(counters.downs <= 1 && counters.returned == 0, "{}: {counters:?}", node.name);
+            assert_eq!(node.dropped().get("key"), None, "{}", node.name);
+        }
+        // The old key is of no use to anyone now.
+        nodes[4].set_keys(&[7]);
+        until(&world, "who goes back is left alone", DEAD_WITHIN, || nodes[0].alive().len() == 5).await;
     });
 }
 

@@ -242,6 +242,47 @@ fn a_cut_between_two_regions_is_bridged_or_made_good_when_it_heals() {
     });
 }
 
+/// The receipt key is replaced by restarting one region after the other, three times: regions of neighbouring steps link,
+/// and ship to each other what is sent meanwhile. One that was left out does not.
+#[test]
+fn regions_with_the_old_and_the_new_receipt_key_go_on_linking_through_a_rotation() {
+    sim(4, |world| async move {
+        let mut cluster = cluster(&world);
+        for site in sites() {
+            cluster.start(site.name).await.unwrap();
+        }
+        let mut sent = 0;
+        for step in [&[0, 7][..], &[7, 0], &[7]] {
+            for site in sites() {
+                cluster.stop(site.name, Duration::from_secs(5)).await.unwrap();
+                cluster.set_receipt_keys(site.name, step).unwrap();
+                cluster.restart(site.name).await.unwrap();
+                let mut devices = Vec::new();
+                for (region, user) in [("eu", "alice"), ("us", "carol"), ("ap", "bob")] {
+                    devices.push(Device::open(&cluster, region, user).await);
+                }
+                sent += 1;
+                let [alice, carol, bob] = &devices[..] else { unreachable!() };
+                alice.send("bob", "alice", sent, sent.into());
+                carol.send("bob", "carol", sent, sent.into());
+                bob.wait("both messages", |told| told.pushed.len() >= 2).await;
+                alice.wait("another holder", |told| told.stable.values().any(|(_, regions)| *regions >= 2)).await;
+                assert!(devices.iter().all(|d| d.edge.told.lock().unwrap().errors.is_empty()), "{step:?}");
+            }
+        }
+        // Two steps apart: nobody links to it, and it serves its own clients alone.
+        cluster.stop("ap", Duration::from_secs(5)).await.unwrap();
+        cluster.set_receipt_keys("ap", &[0]).unwrap();
+        cluster.restart("ap").await.unwrap();
+        let alice = Device::open(&cluster, "eu", "alice").await;
+        let bob = Device::open(&cluster, "ap", "bob").await;
+        alice.send("bob", "alice", sent + 1, u64::from(sent) + 1);
+        alice.wait("an ack", |told| told.acks.contains_key(&(sent + 1))).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(bob.bodies().is_empty(), "it came over a link that should not be");
+    });
+}
+
 #[test]
 fn regions_scenario_of_a_child() {
     let Some(seed) = support::child_seed() else { return };

@@ -163,9 +163,11 @@ settings! {
     /// Keys that tokens are checked with: a JWK set of Ed25519 (OKP) or HS256 (oct) keys, each with a kid.
     /// Unset: `<data>/tokens.jwk`.
     tokens_file: Option<PathBuf> = "tokens.file", "", AtOnce, TOKENS;
-    /// The deployment's receipt key, 64 hex digits; instead of the file. Best given by TERN_RECEIPT_KEY.
+    /// The deployment's receipt key, 64 hex digits; instead of the file. Best given by TERN_RECEIPT_KEY. Several, with
+    /// commas: the first signs, all are believed.
     receipt_key: Option<Secret> = "receipt.key", "", Restart, REGION;
-    /// File with the receipt key as 64 hex digits, the same in every region. Unset: `<data>/receipt.key`.
+    /// File with the receipt key as 64 hex digits, the same in every region; older keys below it are still believed.
+    /// Unset: `<data>/receipt.key`.
     receipt_key_file: Option<PathBuf> = "receipt.key_file", "", Restart, REGION;
     /// File with the salt of direct conversations' ids as 64 hex digits, the same in every region, never
     /// changed. Unset: `<data>/direct.salt`.
@@ -179,11 +181,13 @@ settings! {
     /// Address and port that other nodes send gossip to. Unset: listen.gossip if that names an address, else the
     /// address that this machine has towards the first seed, else that of `advertise`.
     gossip_advertise: Option<SocketAddr> = "gossip.advertise", "", Restart, NODES;
-    /// The deployment's gossip key, 64 hex digits; instead of the file. Best given by TERN_GOSSIP_KEY.
-    gossip_key: Option<Secret> = "gossip.key", "", Restart, NODES;
+    /// The deployment's gossip key, 64 hex digits; instead of the file. Best given by TERN_GOSSIP_KEY. Several, with
+    /// commas: the first seals, all open.
+    gossip_key: Option<Secret> = "gossip.key", "", AtOnce, NODES;
     /// File with the gossip key as 64 hex digits, the same on every node; `tern pki` makes it from the receipt
-    /// key. Unset: `<data>/gossip.key`, and if there is none, the receipt key yields it.
-    gossip_key_file: Option<PathBuf> = "gossip.key_file", "", Restart, NODES;
+    /// key. With several keys, one a line, the first seals and all open. Unset: `<data>/gossip.key`, and if there is
+    /// none, the receipt key yields it.
+    gossip_key_file: Option<PathBuf> = "gossip.key_file", "", AtOnce, NODES;
 
     /// Connections that this edge takes.
     edge_capacity: u32 = "edge.capacity", "100000", AtOnce, EDGES, "1" to "13000000";

@@ -13,7 +13,8 @@ use tern_net::x509::{Facts, date, pem_facts};
 use super::{Finding, Scene};
 use crate::certs::{CertFiles, WARN_SECONDS};
 use crate::config::scope::Role;
-use crate::pki::{parse_hex, read_hex_file, region_server_name};
+use crate::gossip::{KEY_FILE, in_words, set_keys};
+use crate::pki::{read_hex_file, receipt_secrets, region_server_name};
 
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let settings = &scene.settings;
@@ -143,45 +144,53 @@ fn shared_secrets(scene: &Scene, files: &mut Vec<PathBuf>) -> Vec<Finding> {
     let settings = &scene.settings;
     let todo = "copy it from another region, or, for the first one, run `tern pki`";
     let mut findings = Vec::new();
-    let mut file = |key: &Option<PathBuf>, name: &str, what: &'static str| {
-        let path = settings.path(key, name);
-        findings.push(match read_hex_file(&path, what) {
-            Ok(_) => Finding::ok("secrets", format!("{what}: {} can be read", path.display())),
+    let mut add = |found: anyhow::Result<usize>, what: &str, from: String| {
+        findings.push(match found {
+            Ok(1) => Finding::ok("secrets", format!("{what}: {from}")),
+            Ok(count) => Finding::ok("secrets", format!("{what}: {from}; {count} keys, the first signs")),
             Err(error) => Finding::failed("secrets", format!("{error:#}"), todo),
         });
-        files.push(path);
     };
-    if settings.receipt_key.is_none() {
-        file(&settings.receipt_key_file, "receipt.key", "receipt key");
+    let receipts = receipt_secrets(settings).map(|keys| keys.len());
+    if settings.receipt_key.is_some() {
+        add(receipts, "receipt key", "set".to_owned());
+    } else {
+        let path = settings.path(&settings.receipt_key_file, "receipt.key");
+        add(receipts, "receipt key", format!("{} can be read", path.display()));
+        files.push(path);
     }
-    file(&settings.direct_salt_file, "direct.salt", "salt of direct conversations");
-    if settings.receipt_key.as_ref().is_some_and(|key| parse_hex(key.reveal().trim()).is_none()) {
-        findings.push(Finding::failed("secrets", "receipt.key is not 64 hex digits", todo));
-    }
+    let (path, what) = (settings.path(&settings.direct_salt_file, "direct.salt"), "salt of direct conversations");
+    add(read_hex_file(&path, what).map(|_| 1), what, format!("{} can be read", path.display()));
+    files.push(path);
     findings
 }
 
-/// The gossip key: set, or in its file, or made from the receipt key.
+/// The gossip keys: set, or in their file, or made from the receipt keys. Their fingerprints are what an operator
+/// compares between nodes in the middle of a rotation.
 fn gossip_key(scene: &Scene, files: &mut Vec<PathBuf>) -> Finding {
     let (check, settings) = ("secrets", &scene.settings);
     let todo = "copy gossip.key from the directory where `tern pki` made the deployment's keys, or set gossip.key_file";
-    if let Some(text) = &settings.gossip_key {
-        return match parse_hex(text.reveal().trim()) {
-            Some(_) => Finding::ok(check, "gossip key: set"),
-            None => Finding::failed(check, "gossip.key is not 64 hex digits", todo),
-        };
-    }
-    let path = settings.path(&settings.gossip_key_file, "gossip.key");
+    let path = settings.path(&settings.gossip_key_file, KEY_FILE);
     let receipt = settings.path(&settings.receipt_key_file, "receipt.key");
-    if settings.gossip_key_file.is_none() && !path.exists() && (settings.receipt_key.is_some() || receipt.exists()) {
-        return Finding::ok(check, "gossip key: made from the receipt key");
-    }
-    let found = match read_hex_file(&path, "gossip key") {
-        Ok(_) => Finding::ok(check, format!("gossip key: {} can be read", path.display())),
-        Err(error) => Finding::failed(check, format!("{error:#}"), todo),
+    let set = match set_keys(settings) {
+        None if settings.receipt_key.is_some() || receipt.exists() => {
+            return Finding::ok(check, "gossip key: made from the receipt key");
+        }
+        None => return Finding::failed(check, format!("can't read the gossip key {}", path.display()), todo),
+        Some(set) => set,
     };
-    files.push(path);
-    found
+    let from = match settings.gossip_key {
+        Some(_) => "set".to_owned(),
+        None => {
+            let from = format!("{} can be read", path.display());
+            files.push(path);
+            from
+        }
+    };
+    match set {
+        Ok(keys) => Finding::ok(check, format!("gossip key: {from}; {}", in_words(&keys))),
+        Err(error) => Finding::failed(check, format!("{error:#}"), todo),
+    }
 }
 
 /// A secret that others on this machine can read.
@@ -262,6 +271,14 @@ mod tests {
         let two = [fs::read(&leaf.public_cert).unwrap(), fs::read(&us.public_cert).unwrap()].concat();
         fault(&|| fs::write(&leaf.public_cert, &two).unwrap(), "did not sign each other", State::Failed);
         fault(&|| fs::write(data.path().join("gossip.key"), b"short").unwrap(), "64 hex digits", State::Failed);
+        let keys = |numbers: &[&str]| numbers.iter().map(|n| n.repeat(32) + "\n").collect::<String>();
+        fs::write(data.path().join("gossip.key"), keys(&["ab", "cd"])).unwrap();
+        let said: Vec<String> = check(&scene).into_iter().map(|f| f.what).filter(|w| w.contains("gossip")).collect();
+        assert!(said[0].contains("2 keys: ") && said[0].contains(" seals, ") && !said[0].contains("abab"), "{said:?}");
+        let twice = keys(&["ab", "ab"]);
+        fault(&|| fs::write(data.path().join("gossip.key"), &twice).unwrap(), "there twice", State::Failed);
+        fs::write(data.path().join("receipt.key"), keys(&["01", "02", "03"])).unwrap();
+        assert!(check(&scene).iter().any(|f| f.what.contains("3 keys, the first signs")));
         fs::remove_file(data.path().join("gossip.key")).unwrap();
         assert!(check(&scene).iter().any(|f| f.what.contains("made from the receipt key")));
         fault(&|| fs::write(&leaf.node_cert, b"no PEM").unwrap(), "BEGIN CERTIFICATE", State::Failed);

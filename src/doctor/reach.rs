@@ -149,7 +149,7 @@ async fn ask(node: &Node, addr: &HostPort, server_name: &str) -> Result<Duration
     let own = |why: anyhow::Error| Problem::Own(format!("{why:#}"));
     let (_, tls) = node.node_tls().map_err(own)?;
     // An edge may have no receipt key, and then can't tell its deployment.
-    let deployment = node.receipt_key().ok().map(|(_, deployment)| deployment);
+    let deployment = node.receipt_key().ok().map(|(_, deployment, _)| deployment);
     if node.role == Role::Region && deployment.is_none() {
         return Err(Problem::Own("there is no receipt key to show".into()));
     }

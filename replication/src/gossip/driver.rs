@@ -26,7 +26,7 @@ use super::identity::{NodeId, Role};
 use super::limits::{DATAGRAM_BYTES, ERROR_PAUSE, LOAD_EVERY, RECEIVE_AT_ONCE, RESOLVE_EVERY};
 use super::machine::{Gossip, GossipConfig, KeyError};
 use super::metrics;
-use super::seal::{GossipKey, region_of};
+use super::seal::{GossipKeys, region_of};
 
 /// Bytes of one receive buffer: the largest datagram, with room to see that one is larger.
 const BUFFER_BYTES: usize = 2048;
@@ -59,8 +59,8 @@ pub struct GossipSetup {
     pub advertise: SocketAddr,
     /// The deployment's name.
     pub deployment: String,
-    /// The deployment's key.
-    pub key: GossipKey,
+    /// The deployment's keys.
+    pub keys: GossipKeys,
     /// The regions it takes part in, and nodes of each. A region without seeds waits for others to come.
     pub clusters: BTreeMap<Region, Vec<Seed>>,
 }
@@ -123,6 +123,7 @@ pub(crate) struct Status {
 pub(crate) struct Shared {
     status: Mutex<BTreeMap<Region, Status>>,
     seeds: Mutex<BTreeMap<Region, Vec<SocketAddr>>>,
+    keys: Mutex<Option<GossipKeys>>,
     leave: Mutex<Option<oneshot::Sender<()>>>,
     wake: Notify,
 }
@@ -165,7 +166,7 @@ impl GossipNode {
                 region: *region,
                 id: id.clone(),
                 deployment: setup.deployment.clone(),
-                key: setup.key.clone(),
+                keys: setup.keys.clone(),
             };
             machines.insert(*region, Gossip::new(config, env.rng.clone(), env.clock.now())?);
         }
@@ -206,6 +207,11 @@ impl GossipNode {
         self.shared.status().into_iter().map(|(region, status)| (region, status.counters)).collect()
     }
 
+    /// What [`GossipKeysHandle`] does.
+    pub fn keys_handle(&self) -> GossipKeysHandle {
+        GossipKeysHandle(self.shared.clone())
+    }
+
     /// Adds the metrics of gossip.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
@@ -218,6 +224,18 @@ impl GossipNode {
         self.shared.wake.notify_one();
         // An error says that the driver is gone already.
         let _left = told.await;
+    }
+}
+
+/// Changes the keys of a process that takes part.
+#[derive(Clone, Debug)]
+pub struct GossipKeysHandle(Arc<Shared>);
+
+impl GossipKeysHandle {
+    /// Seals with the first of these, and opens what was sealed with any, from the next datagram on.
+    pub fn set(&self, keys: GossipKeys) {
+        *locked(&self.0.keys) = Some(keys);
+        self.0.wake.notify_one();
     }
 }
 
@@ -273,6 +291,10 @@ impl Driver {
                     machine.set_seeds(seeds);
                 }
             }
+            let keys = locked(&self.shared.keys).take();
+            if let Some(keys) = keys {
+                self.set_keys(&keys);
+            }
             let now = self.env.clock.now();
             for machine in self.machines.values_mut() {
                 if machine.next_deadline() <= now {
@@ -305,6 +327,16 @@ impl Driver {
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    fn set_keys(&mut self, keys: &GossipKeys) {
+        for machine in self.machines.values_mut() {
+            if let Err(error) = machine.set_keys(keys.clone()) {
+                tracing::error!(%error, "the keys of the gossip stay as they were");
+                return;
+            }
+        }
+        tracing::info!(keys = keys.keys().len(), "the gossip seals with the first of these keys from now on");
     }
 
     fn say_load(&mut self, now: Duration) {

@@ -161,6 +161,8 @@ impl From<Unopened> for Dropped {
 pub struct Counters {
     /// Datagrams that were taken.
     pub received: u64,
+    /// Datagrams that opened with another key than the first: their senders do not seal with that yet.
+    pub by_other_key: u64,
     /// Datagrams that were handed out to be sent.
     pub sent: u64,
     /// Bytes of those.

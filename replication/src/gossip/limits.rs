@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Largest datagram that is sent or taken: passes the tunnels that clouds put between machines, with room for
 /// the headers of IPv6 and UDP.
 pub const DATAGRAM_BYTES: usize = 1400;
+/// Keys of a deployment: a rotation needs two, one that begins before another has ended three. Each costs its key
+/// schedule and a comparison a datagram.
+pub const KEYS_MAX: usize = 4;
 /// Longest name of a node, in bytes: as of edges.
 pub const NAME_BYTES: usize = 64;
 /// Largest load record. A usual one has some 50 bytes, one with eight addresses and long names four times that;

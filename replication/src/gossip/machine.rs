@@ -36,7 +36,7 @@ use super::limits::{
 };
 use super::load::{LoadHandler, Record};
 use super::membership::{Membership, membership, profile};
-use super::seal::{GossipKey, Sealer};
+use super::seal::{GossipKeys, Sealer};
 use super::seen::{Newness, Seen};
 use super::wire::{self, COOKIE_BYTES, Cookie, Said};
 
@@ -49,8 +49,8 @@ pub struct GossipConfig {
     pub id: NodeId,
     /// The deployment's name.
     pub deployment: String,
-    /// The deployment's key.
-    pub key: GossipKey,
+    /// The deployment's keys.
+    pub keys: GossipKeys,
 }
 
 /// The machine can't be made: the cryptography library refuses its keys, which it does for no key of 32 bytes.
@@ -116,7 +116,7 @@ impl std::fmt::Debug for Gossip {
 impl Gossip {
     /// A node that knows nobody yet. It asks its seeds as soon as its timer is handled.
     pub fn new(config: GossipConfig, rng: Arc<Entropy>, now: Duration) -> Result<Self, KeyError> {
-        let sealer = Sealer::new(&config.key, &config.deployment, config.region, &rng).map_err(|_| KeyError)?;
+        let sealer = Sealer::new(&config.keys, &config.deployment, config.region, &rng).map_err(|_| KeyError)?;
         let loads = LoadHandler::new(config.region, config.id.name.clone());
         let mut secret = [0; 32];
         rng.fill(&mut secret);
@@ -198,6 +198,13 @@ impl Gossip {
     /// Where others may be found.
     pub fn set_seeds(&mut self, seeds: Vec<SocketAddr>) {
         self.seeds = seeds;
+    }
+
+    /// Seals with the first of these from now on, and opens what was sealed with any.
+    pub fn set_keys(&mut self, keys: GossipKeys) -> Result<(), KeyError> {
+        self.sealer.set_keys(&keys, &self.config.deployment, self.config.region).map_err(|_| KeyError)?;
+        self.config.keys = keys;
+        Ok(())
     }
 
     /// What this node says of its edge, now.
@@ -283,6 +290,7 @@ impl Gossip {
     fn take(&mut self, from: SocketAddr, datagram: &mut [u8], now: Duration) -> Result<(), Dropped> {
         let opened = self.sealer.open(datagram)?;
         let (session, counter) = (opened.session, opened.counter);
+        self.counters.by_other_key += u64::from(opened.by_other_key);
         let said = Said::decode(self.config.region, opened.payload).map_err(|_| Dropped::Malformed)?;
         if matches!(self.part, Part::Left) {
             return Err(Dropped::Inactive);

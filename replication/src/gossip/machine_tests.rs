@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::limits::{DATAGRAM_BYTES, FORGET_DEAD};
-use super::super::seal::SEAL_BYTES;
+use super::super::seal::{GossipKey, SEAL_BYTES};
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -13,8 +13,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The LAN profile: a probe, its period, and the time to object. Some seconds for the news to spread.
 const DEAD_WITHIN: Duration = Duration::from_secs(10);
 
-fn key() -> GossipKey {
-    GossipKey::new([7; 32])
+fn keys(numbers: &[u8]) -> GossipKeys {
+    GossipKeys::new(numbers.iter().map(|number| GossipKey::new([*number; 32])).collect()).unwrap()
+}
+
+fn key() -> GossipKeys {
+    keys(&[7])
 }
 
 fn at(number: u8) -> SocketAddr {
@@ -73,10 +77,10 @@ impl World {
         }
     }
 
-    fn add_sealed_with(&mut self, id: NodeId, key: GossipKey, seeds: &[u8]) {
+    fn add_sealed_with(&mut self, id: NodeId, keys: GossipKeys, seeds: &[u8]) {
         let seed = id.start ^ (u64::from(id.addr.port()) << 32) ^ self.rng.u64();
         let addr = id.addr;
-        let config = GossipConfig { region: 1, id, deployment: "test".into(), key };
+        let config = GossipConfig { region: 1, id, deployment: "test".into(), keys };
         let mut machine = Gossip::new(config, Arc::new(Entropy::seeded(seed)), self.now).unwrap();
         machine.set_seeds(seeds.iter().map(|number| at(*number)).collect());
         self.nodes.insert(addr, machine);
@@ -470,11 +474,47 @@ fn forged_cut_foreign_and_repeated_datagrams_are_counted_and_change_nothing() {
 #[test]
 fn a_node_with_another_key_is_never_let_in() {
     let mut world = three();
-    world.add_sealed_with(node("x", 9, 10), GossipKey::new([8; 32]), &[1]);
+    world.add_sealed_with(node("x", 9, 10), keys(&[8]), &[1]);
     world.run(SECOND * 30);
     assert_eq!(alive(world.get(1), SECOND), ["a", "b", "c"]);
     assert_eq!(alive(world.get(9), SECOND), ["x"]);
     assert!(world.get(1).counters().dropped[&Dropped::Key] > 20);
+}
+
+/// Every node of a cluster takes the steps of a rotation, one after the other, some seconds apart: nobody is
+/// suspected for it, no datagram is lost to it, and at the end the old key opens nothing.
+#[test]
+fn a_key_is_replaced_node_by_node_and_nobody_misses_anyone() {
+    let mut world = World::new();
+    for number in 1..=5 {
+        world.add(node(&format!("n{number}"), number, 10), &[1, 2]);
+    }
+    world.agree(SECOND * 10);
+    let recorded = world.sent.last().unwrap().clone();
+    for step in [&[7, 9][..], &[9, 7], &[9]] {
+        for number in 1..=5 {
+            world.get(number).set_keys(keys(step)).unwrap();
+            world.run(SECOND * 3);
+        }
+        world.run(SECOND * 20);
+        assert!(world.nodes.values().all(|node| alive(node, SECOND).len() == 5), "{step:?}");
+    }
+    let went = |event: &Event| matches!(event, Event::Suspected(_) | Event::Down(_) | Event::Returned(_));
+    assert_eq!(world.events.iter().filter(|(_, event)| went(event)).count(), 0, "{:#?}", world.events);
+    for node in world.nodes.values() {
+        let counters = node.counters();
+        assert!(!counters.dropped.contains_key(&Dropped::Key), "{counters:?}");
+        assert!(counters.by_other_key > 0, "the middle step was not seen");
+    }
+    // Whoever has only the old key is outside, and so is what was recorded under it.
+    world.add_sealed_with(node("x", 9, 10), keys(&[7]), &[1]);
+    world.run(SECOND * 10);
+    assert_eq!(alive(world.get(1), SECOND).len(), 5);
+    let (from, to, datagram) = recorded;
+    let at = world.nodes.keys().position(|addr| *addr == to).unwrap() as u8 + 1;
+    let before = world.get(at).counters().dropped.get(&Dropped::Key).copied().unwrap_or(0);
+    world.give(at, from, datagram);
+    assert_eq!(world.get(at).counters().dropped.get(&Dropped::Key).copied().unwrap_or(0), before + 1);
 }
 
 #[test]

@@ -43,8 +43,11 @@ impl collector::Collector for Collector {
         }
         let loads = |s: &Status| s.members.iter().filter(|member| member.load.is_some()).count();
         type Read<'a> = &'a dyn Fn(&Status) -> u64;
-        let counters: [(&str, &str, Option<Unit>, Read<'_>); 8] = [
+        let counters: [(&str, &str, Option<Unit>, Read<'_>); 9] = [
             ("tern_gossip_datagrams_received", "Datagrams of gossip that were taken", None, &|s| s.counters.received),
+            ("tern_gossip_datagrams_other_key", "Datagrams that opened with another key than the first", None, &|s| {
+                s.counters.by_other_key
+            }),
             ("tern_gossip_datagrams_sent", "Datagrams of gossip that were sent", None, &|s| s.counters.sent),
             ("tern_gossip_sent", "Bytes of those", Some(Unit::Bytes), &|s| s.counters.sent_bytes),
             ("tern_gossip_suspicions", "Members that did not answer", None, &|s| s.counters.suspected),

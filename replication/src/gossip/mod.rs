@@ -32,8 +32,8 @@ mod seal;
 mod seen;
 mod wire;
 
-pub use driver::{GossipError, GossipNode, GossipSetup, LoadSource, Seed, Watcher};
+pub use driver::{GossipError, GossipKeysHandle, GossipNode, GossipSetup, LoadSource, Seed, Watcher};
 pub use events::{Counters, Dropped, Event, Member, MemberState, Output};
 pub use identity::{NodeId, NodeKey, Role};
 pub use machine::{Gossip, GossipConfig};
-pub use seal::GossipKey;
+pub use seal::{GossipKey, GossipKeys, KeysError};

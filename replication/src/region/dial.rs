@@ -175,7 +175,8 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
     if version != NODE_VERSION {
         return Err(refuse(format!("node wire version {version}; this node speaks {NODE_VERSION}")));
     }
-    if deployment != shared.config.deployment {
+    let config = &shared.config;
+    if deployment != config.deployment && !config.deployment_also.iter().any(|also| deployment == also) {
         return Err(refuse(
             "another deployment: its name, receipt key or direct salt differ; all regions share them".to_owned(),
         ));

@@ -81,6 +81,8 @@ pub struct RegionConfig {
     pub receipt_key: ReceiptKey,
     /// Tells deployments apart: nodes of another one are refused.
     pub deployment: [u8; 32],
+    /// What peers of this deployment may also say, while a receipt key is replaced.
+    pub deployment_also: Vec<[u8; 32]>,
     /// After so long a silence of a region, clients offer their messages elsewhere.
     pub reoffer_after: Duration,
     /// What clients are told.
