@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, Mode, OFlags, access, open, statfs, statvfs};
 use tern_ipconf::Geo;
+use tern_replication::store::OpenError;
+use tern_replication::store::embedded::check_files;
 
 use super::{Finding, Scene};
 use crate::config::scope::Role;
@@ -138,8 +140,8 @@ fn measure(dir: &Path) -> std::io::Result<(Duration, Duration)> {
     Ok((took[FORCED_WRITES / 2], took[FORCED_WRITES - 1]))
 }
 
-/// What the store's marker says. Whether what it holds is whole needs the store itself, closed: that is
-/// `tern store check`.
+/// What the store's marker says, and whether the files are whole that its database is found by. Whether what it holds
+/// is whole needs the store itself, closed: that is `tern store check`.
 fn store(scene: &Scene) -> Finding {
     let (check, dir) = ("store", scene.settings.data.join("store"));
     let marker = dir.join("STORE");
@@ -181,9 +183,20 @@ fn store(scene: &Scene) -> Finding {
             format!("{} is in use by process {pid}", dir.display()),
             "stop that process, or set data to another directory",
         ),
-        None => {
-            Finding::ok(check, format!("format {format}, region {region}, not in use; `tern store check` reads it"))
-        }
+        None => match check_files(&dir) {
+            Ok(()) => {
+                Finding::ok(check, format!("format {format}, region {region}, not in use; `tern store check` reads it"))
+            }
+            Err(OpenError::Damaged { path, what }) => Finding::failed(
+                check,
+                format!("{} is damaged ({what})", path.display()),
+                "restore the newest backup into a new directory with `tern store restore`, or move the store away and \
+                 start with --init: the other regions send what they hold",
+            ),
+            Err(error) => {
+                Finding::failed(check, error.to_string(), "make sure that only the store is in its directory")
+            }
+        },
     }
 }
 
@@ -220,6 +233,7 @@ mod tests {
     use super::super::State;
     use super::*;
     use crate::config::Sources;
+    use tern_replication::store::{EmbeddedStore, Options};
 
     fn scene(flags: &[(&str, &str)]) -> Scene {
         let mut all = vec![("region.id", "1"), ("region.name", "eu")];
@@ -261,7 +275,21 @@ mod tests {
         fs::write(at.join("STORE"), "tern store\nformat 1\nregion 2\n").unwrap();
         assert!(store(&scene).what.contains("is region 2's"));
         fs::write(at.join("STORE"), "tern store\nformat 1\nregion 1\n").unwrap();
+        let found = store(&scene);
+        assert!(
+            found.state == State::Failed && found.what.contains("db/version is damaged (it is missing)"),
+            "{found:?}"
+        );
+        fs::remove_dir_all(&at).unwrap();
+        drop(EmbeddedStore::open(&at, Options::new(1).init()).unwrap());
         assert_eq!(store(&scene).state, State::Ok);
+        let current = at.join("db/keyspaces/0/current");
+        let good = fs::read(&current).unwrap();
+        fs::write(&current, &good[..9]).unwrap();
+        let found = store(&scene);
+        assert!(found.state == State::Failed && found.what.contains("0/current is damaged"), "{found:?}");
+        assert!(found.todo.contains("tern store restore"), "{found:?}");
+        fs::write(&current, good).unwrap();
         fs::write(at.join("LOCK"), "4711\n").unwrap();
         let lock = File::options().write(true).open(at.join("LOCK")).unwrap();
         lock.lock().unwrap();

@@ -13,12 +13,16 @@
 //!
 //! In the last two cases acked entries are gone: a copy of the journal is kept beside, and the report says so.
 //!
+//! - The number of a group is the one thing that its checksum leaves out. fjall passes over a group whose number says
+//!   that it lies in a table already, and counts on from the highest: so one that a flipped bit changed hides a group,
+//!   or ends the process where numbers end. They only grow: one that does not fit between its neighbours is put right.
+//!
 //! Format (fjall 3, integers little-endian): a group is `1, u32 items, u64 seqno`, then items, then
 //! `3, u64 xxh3 of the items, "FJL", 3`. An item is `2, u8 type, u8 compression, u64 keyspace, u16 key length,
 //! u32 value length, u32 stored length, key, value`, or `4, u64 keyspace`. Behind the last group there are zeros.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -29,6 +33,10 @@ const END: u8 = 3;
 const CLEAR: u8 = 4;
 const MAGIC: &[u8] = b"FJL\x03";
 const CHUNK: usize = 1024 * 1024;
+/// Where a group's number stands.
+const NUMBER_AT: usize = 5;
+/// Groups are numbered below this: a million a second for eight years.
+const NUMBER_END: u64 = 1 << 48;
 
 /// A part of the journal that was taken out although groups stood in it that had been acked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +80,17 @@ pub(super) fn check(db: &Path, keep_in: &Path) -> io::Result<Checked> {
     files.sort();
     let newest = files.last().map(|(number, _)| *number);
     for (number, path) in files {
-        let data = read_used(&path)?;
+        let mut data = read_used(&path)?;
         let walked = walk(&data);
+        let mended = mend(&mut data, &walked.good);
+        if !mended.is_empty() {
+            tracing::warn!(
+                file = number,
+                groups = mended.len(),
+                "numbers of groups in the store's journal were damaged and have been put right"
+            );
+            write_numbers(&path, &data, &mended)?;
+        }
         let Some(at) = walked.bad.first().map(|(from, _)| *from) else { continue };
         let in_middle = walked.bad.iter().any(|(_, to)| *to != data.len()) || walked.lost_groups;
         if !in_middle && Some(number) == newest {
@@ -150,6 +167,66 @@ fn walk(data: &[u8]) -> Walked {
         }
     }
     walked
+}
+
+fn number_of(data: &[u8], at: usize) -> u64 {
+    let bytes = data.get(at + NUMBER_AT..at + NUMBER_AT + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_le_bytes)
+}
+
+/// Puts numbers of whole groups right that do not fit between their neighbours; returns where those groups begin.
+fn mend(data: &mut [u8], good: &[(usize, usize)]) -> Vec<usize> {
+    // A longest run of groups whose numbers grow is right: one that is wrong breaks it once.
+    let numbers: Vec<u64> = good.iter().map(|(at, _)| number_of(data, *at)).collect();
+    let fits = longest_growing(&numbers);
+    let ahead = fits.iter().take_while(|fits| !**fits).count();
+    let mut next = numbers.get(ahead).map_or(1, |first| first.saturating_sub(ahead as u64));
+    let mut mended = Vec::new();
+    for (place, (at, _)) in good.iter().enumerate() {
+        // Between the one before and the one after it there was room for it.
+        let number = if fits[place] { numbers[place].max(next) } else { next };
+        if number != numbers[place] {
+            data[at + NUMBER_AT..at + NUMBER_AT + 8].copy_from_slice(&number.to_le_bytes());
+            mended.push(*at);
+        }
+        next = number + 1;
+    }
+    mended
+}
+
+/// Which of these belong to a longest growing run of numbers below [`NUMBER_END`].
+fn longest_growing(numbers: &[u64]) -> Vec<bool> {
+    // Places by the length of the longest run that ends there. Of one length, later places have no higher numbers.
+    let mut ending: Vec<Vec<usize>> = Vec::new();
+    for (place, number) in numbers.iter().enumerate().filter(|(_, number)| **number < NUMBER_END) {
+        let lowest = |places: &Vec<usize>| places.last().is_some_and(|last| numbers[*last] < *number);
+        let length = ending.partition_point(lowest);
+        match ending.get_mut(length) {
+            Some(places) => places.push(place),
+            None => ending.push(vec![place]),
+        }
+    }
+    let mut fits = vec![false; numbers.len()];
+    let mut below = NUMBER_END;
+    for (length, places) in ending.iter().enumerate().rev() {
+        // The last one at the end, where nothing tells; else the one that is closest to the next.
+        let first = places.partition_point(|place| numbers[*place] >= below);
+        let place = if length + 1 == ending.len() { places.last() } else { places.get(first) };
+        if let Some(place) = place {
+            fits[*place] = true;
+            below = numbers[*place];
+        }
+    }
+    fits
+}
+
+fn write_numbers(path: &Path, data: &[u8], groups: &[usize]) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    for at in groups {
+        file.seek(SeekFrom::Start((at + NUMBER_AT) as u64))?;
+        file.write_all(&data[at + NUMBER_AT..at + NUMBER_AT + 8])?;
+    }
+    file.sync_all()
 }
 
 /// Length of the group that begins here, and whether its checksum matches; `None` if no whole group does.
@@ -253,6 +330,10 @@ mod tests {
     use super::*;
 
     fn group_of(items: &[(&[u8], &[u8])]) -> Vec<u8> {
+        numbered(9, items)
+    }
+
+    fn numbered(number: u64, items: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut body = Vec::new();
         for (key, value) in items {
             body.extend([ITEM, 0, 0]);
@@ -265,7 +346,7 @@ mod tests {
         }
         let mut group = vec![START];
         group.extend(u32::try_from(items.len()).unwrap().to_le_bytes());
-        group.extend(9u64.to_le_bytes());
+        group.extend(number.to_le_bytes());
         group.extend(&body);
         group.push(END);
         group.extend(xxh3_64(&body).to_le_bytes());
@@ -286,6 +367,37 @@ mod tests {
             changed[at] ^= 0x10;
             assert!(!matches!(group(&changed), Some((_, true))), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_between_its_neighbours_is_put_right_and_no_other() {
+        let journal = |numbers: &[u64]| -> Vec<u8> {
+            numbers.iter().flat_map(|number| numbered(*number, &[(b"key", &number.to_le_bytes())])).collect()
+        };
+        let read = |data: &[u8]| -> Vec<u64> { walk(data).good.iter().map(|(at, _)| number_of(data, *at)).collect() };
+        let right = [7, 8, 11, 12, 20, 21];
+        let whole = journal(&right);
+        assert_eq!(mend(&mut whole.clone(), &walk(&whole).good), []);
+        for place in 0..right.len() {
+            for bit in 0..64 {
+                let mut numbers = right;
+                numbers[place] ^= 1 << bit;
+                let mut data = journal(&numbers);
+                let good = walk(&data).good;
+                mend(&mut data, &good);
+                let mended = read(&data);
+                assert!(mended.is_sorted() && mended.windows(2).all(|two| two[0] < two[1]), "{numbers:?}: {mended:?}");
+                assert!(mended.iter().all(|number| *number < NUMBER_END), "{numbers:?}: {mended:?}");
+                // Where two are out of order, and nothing behind them, either may be the one.
+                let changed = (0..right.len()).filter(|at| mended[*at] != numbers[*at]).count();
+                assert!(changed <= 1, "{numbers:?}: {mended:?}");
+            }
+        }
+        assert_eq!(mend(&mut [], &[]), []);
+        let mut highest = journal(&[u64::MAX]);
+        let good = walk(&highest).good;
+        mend(&mut highest, &good);
+        assert_eq!(read(&highest), [1]);
     }
 
     #[test]

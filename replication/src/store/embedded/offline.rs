@@ -12,7 +12,7 @@ use tern_core::store::StoreError;
 use super::super::format::{CLEAN_KEY, PURGE_KEY, encode_opaque, meta_key};
 use super::super::limits::CACHE_BYTES;
 use super::backup::{self, BackupError, BackupReport, Plan, format::Kind};
-use super::journal::{self, JournalDamage};
+use super::journal::JournalDamage;
 use super::open::{self, Claimed, OpenError};
 use super::purge::{CompactReport, purge};
 use super::tables::{Tables, backend};
@@ -41,12 +41,7 @@ impl Offline {
         open::refuse_unfinished(dir)?;
         let region = open::region_of(dir)?;
         let claimed = open::claim(dir)?;
-        let db = dir.join("db");
-        let journal = journal::check(&db, dir).map_err(|e| open::io_error(&db, e))?;
-        let tables = Tables::open(&db, CACHE_BYTES).map_err(|e| match e {
-            fjall::Error::Io(what) => open::io_error(&db, what),
-            other => open::unusable(dir, &other),
-        })?;
+        let (tables, journal) = open::open_tables(dir, true, CACHE_BYTES)?;
         let offline = Self { tables, claimed, region, journal_damage: journal.damage };
         if !offline.journal_damage.is_empty() {
             offline.not_clean().map_err(|e| OpenError::Unusable { dir: dir.to_owned(), what: e.to_string() })?;

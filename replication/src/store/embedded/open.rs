@@ -21,7 +21,8 @@ use tern_core::limits::DISK_RESERVE_BYTES;
 use super::super::format::CLEAN_KEY;
 use super::super::limits::{CACHE_BYTES, DISK_FLOOR_BYTES, INIT_BYTES};
 use super::journal::{self, JournalDamage};
-use super::tables::{Tables, describe};
+use super::manifest::{self, Unsafe};
+use super::tables::{TREES, Tables, describe};
 use super::verify::{self, CutTail, DamagedLog, Findings, Span};
 use super::writer::{FailedSync, monotonic};
 
@@ -235,6 +236,25 @@ pub enum OpenError {
         /// What the database says.
         what: String,
     },
+    /// A file that the database is found by is not what was written.
+    #[error(
+        "{path} is damaged ({what}), and the database can't be opened without it; nothing was changed. Restore the \
+         newest backup into a new directory with `tern store restore`; without one, move the store away and start this \
+         region anew with --init. Either way the other regions send what they hold. Then check this disk",
+        path = .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Something lies in the database's directory that the database can't do with.
+    #[error("{path} is no part of the database, and it can't be opened beside it: move that elsewhere", path = .path.display())]
+    Stray {
+        /// What.
+        path: PathBuf,
+    },
     /// The system failed.
     #[error("{path}: {what}", path = .path.display())]
     Io {
@@ -287,11 +307,7 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, Op
         return Err(OpenError::NearlyFull { dir: dir.to_owned(), free_bytes: disk_free_bytes, needed_bytes });
     }
 
-    let journal = journal::check(&dir.join("db"), dir).map_err(|e| io_error(&dir.join("db"), e))?;
-    let tables = Tables::open(&dir.join("db"), options.cache_bytes).map_err(|e| match e {
-        fjall::Error::Io(what) => io_error(&dir.join("db"), what),
-        other => unusable(dir, &other),
-    })?;
+    let (tables, journal) = open_tables(dir, exists, options.cache_bytes)?;
     if !exists {
         // An earlier attempt to make a store may have come this far; entries come only after the marker.
         if tables.entries.first_key_value().is_some() {
@@ -319,6 +335,33 @@ pub(super) fn open(dir: &Path, options: &Options) -> Result<(Tables, Claimed, Op
         duration: monotonic() - started,
     };
     Ok((tables, claimed, report))
+}
+
+/// Whether the files that the database of the store in `dir` is found by are as they were written. Changes nothing; not
+/// for a store that is in use.
+pub fn check_files(dir: &Path) -> Result<(), OpenError> {
+    check_database(&dir.join("db"), true)
+}
+
+fn check_database(db: &Path, whole: bool) -> Result<(), OpenError> {
+    manifest::check(db, whole, &TREES).map_err(|found| match found {
+        Unsafe::Damaged(path, what) => OpenError::Damaged { path, what },
+        Unsafe::Stray(path) => OpenError::Stray { path },
+        Unsafe::Io(path, what) => io_error(&path, what),
+    })
+}
+
+/// Checks the database's files and opens it. `whole`: there is a store, so that nothing may be missing.
+pub(super) fn open_tables(dir: &Path, whole: bool, cache_bytes: u64) -> Result<(Tables, journal::Checked), OpenError> {
+    let db = dir.join("db");
+    // Before the journal: where the rest can't be opened, nothing is to be cut.
+    check_database(&db, whole)?;
+    let journal = journal::check(&db, dir).map_err(|e| io_error(&db, e))?;
+    let tables = Tables::open(&db, cache_bytes).map_err(|error| match error {
+        fjall::Error::Io(what) => io_error(&db, what),
+        other => unusable(dir, &other),
+    })?;
+    Ok((tables, journal))
 }
 
 /// Acts on what was found, durably, before anything is served: torn tails go, refused logs are noted, and the

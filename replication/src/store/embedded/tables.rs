@@ -41,6 +41,9 @@ pub(super) enum HeadError {
     Backend(#[from] fjall::Error),
 }
 
+/// What its trees are called.
+pub(super) const TREES: [&str; 6] = ["entries", "rows", "todo", "state", "erased", "quarantine"];
+
 pub(super) struct Tables {
     pub entries: Keyspace,
     pub rows: Keyspace,
@@ -58,6 +61,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// Opens the database in `dir`, and makes the trees that it lacks.
     pub(super) fn open(dir: &std::path::Path, cache_bytes: u64) -> fjall::Result<Self> {
         let db = Database::builder(dir)
             .cache_size(cache_bytes)

@@ -11,7 +11,7 @@ use super::*;
 
 const ORIGIN: Origin = Origin { region: 1, era: 1 };
 
-fn conv(n: u8) -> ConvId {
+pub(super) fn conv(n: u8) -> ConvId {
     ConvId([n; 16])
 }
 
@@ -32,12 +32,12 @@ fn entry_of(seq: u64, body: &[u8]) -> Arc<Entry> {
     })
 }
 
-fn append(conversation: ConvId, from: u64, to: u64) -> Append {
+pub(super) fn append(conversation: ConvId, from: u64, to: u64) -> Append {
     let entries = (from..=to).map(|seq| entry_of(seq, format!("message {seq}").as_bytes())).collect();
     Append { conversation, origin: ORIGIN, epoch: 1, entries, todo: Vec::new() }
 }
 
-fn whole(conversation: ConvId) -> Range {
+pub(super) fn whole(conversation: ConvId) -> Range {
     Range {
         conversation,
         origin: ORIGIN,
@@ -54,16 +54,16 @@ fn row(rev: u64) -> Put {
     Put::Row { user: UserId::new("bob").unwrap(), conversation: conv(1), row }
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options::new(1).init()
 }
 
-fn reopen(dir: &Path) -> (EmbeddedStore, OpenReport) {
+pub(super) fn reopen(dir: &Path) -> (EmbeddedStore, OpenReport) {
     EmbeddedStore::open(dir, options()).unwrap()
 }
 
 /// A store with conversations 1 to 3 of six entries each.
-async fn filled() -> tempfile::TempDir {
+pub(super) async fn filled() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let (store, report) = reopen(dir.path());
     assert!(report.created);
@@ -565,6 +565,10 @@ async fn a_last_group_of_which_only_the_end_was_kept_is_torn_and_not_damage() {
 async fn a_database_that_can_not_be_opened_is_told_with_what_to_do() {
     let dir = filled().await;
     fs::write(dir.path().join("db/version"), b"rubbish").unwrap();
+    let error = EmbeddedStore::open(dir.path(), options()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("--init"));
+    fs::write(dir.path().join("db/version"), b"FJL\x02").unwrap();
     let error = EmbeddedStore::open(dir.path(), options()).unwrap_err();
     assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
     assert!(error.to_string().contains("--init"));

@@ -20,7 +20,7 @@ use super::super::super::format::{
     decode_erased, decode_opaque, encode_erased, encode_opaque, erased_value, meta_key, parse_entry_key,
 };
 use super::super::super::limits::{CACHE_BYTES, INIT_BYTES, RESTORE_BATCH_BYTES, RESTORE_ERASURES};
-use super::super::open::{self, RESTORING, claim, free_bytes, refuse_unfinished, unusable, write_marker};
+use super::super::open::{self, RESTORING, claim, free_bytes, open_tables, refuse_unfinished, write_marker};
 use super::super::tables::{Tables, describe, read_entry};
 use super::super::verify::{self as chains, Findings};
 use super::super::writer::{monotonic, wall_ms};
@@ -67,7 +67,7 @@ pub fn restore(
         return Err(BackupError::Full { path: dir.to_owned(), free_bytes, needed_bytes });
     }
     let lock = claim(dir)?;
-    let tables = Tables::open(&dir.join("db"), CACHE_BYTES).map_err(|e| unusable(dir, &e))?;
+    let (tables, _nothing_to_replay) = open_tables(dir, false, CACHE_BYTES)?;
     let mut filling = Filling { tables: &tables, dir, identities, batch: None, bytes: 0, erased: 0, start: 0 };
     filling.fill(from, erasures)?;
     let erased = filling.erased;
