@@ -60,6 +60,21 @@ fn every_frame(scene: &Scene) -> Vec<(&'static str, Body, Sender)> {
     ]
 }
 
+/// A kind that is added to the protocol belongs into the list above.
+#[tokio::test]
+async fn every_kind_of_the_protocol_is_tried() {
+    let scene = Scene::start(patient()).await;
+    let proto = include_str!("../../core/proto/tern/v1/client.proto");
+    let (_, body) = proto.split_once("oneof body {").unwrap();
+    let (body, _) = body.split_once('}').unwrap();
+    let fields = body.lines().filter_map(|line| line.split_once('=')?.0.split_whitespace().nth(1));
+    let known: Vec<&str> = fields.collect();
+    let mut tried: Vec<&str> = every_frame(&scene).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(known.len(), tried.len(), "{known:?} and {tried:?}");
+    tried.retain(|name| !known.contains(name));
+    assert!(tried.is_empty(), "the protocol has no {tried:?}");
+}
+
 /// Who may send a kind of frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sender {
@@ -98,6 +113,35 @@ async fn every_frame_at_every_wrong_moment_gets_its_code() {
     let mut good = scene.tcp(host(HONEST, 1)).await.unwrap();
     good.enter(scene.hello("bob")).await.unwrap();
     assert!(good.alive().await);
+}
+
+/// Between Hello and Welcome nothing is read: whatever comes waits in the sender's buffers, costs nothing here, and
+/// is judged as if it had come afterwards.
+#[tokio::test]
+async fn what_comes_before_the_welcome_is_judged_after_it() {
+    let scene = Scene::start(EdgeLimits { connections_per_user: 1_000, ..patient() }).await;
+    scene.core.slow.store(true, std::sync::atomic::Ordering::Relaxed);
+    let mut early = Vec::new();
+    for (name, body, from) in every_frame(&scene) {
+        let mut client = scene.tcp(host(HOSTILE, 1)).await.unwrap();
+        client.say(1, Body::Hello(scene.hello("alice"))).await;
+        client.say(5, body).await;
+        client.raw(&with_length(&nested_fields(2_000))).await;
+        early.push((name, from, client));
+    }
+    let count = early.len();
+    until("all Hellos to be at the core", || scene.core.opened().len() == count).await;
+    assert_eq!(scene.core.count(|up| !matches!(up, Up::Open { .. })), 0, "something went past the Hello");
+    assert!(scene.memory_bytes() <= 4_096 * count as u64, "{} bytes are held", scene.memory_bytes());
+    scene.core.slow.store(false, std::sync::atomic::Ordering::Relaxed);
+    scene.core.welcome();
+    for (name, from, mut client) in early {
+        assert!(matches!(client.next().await.unwrap().body, Some(Body::Welcome(_))), "{name}");
+        match from {
+            Sender::Client | Sender::Ignored => assert!(client.alive().await, "{name} from a client"),
+            Sender::First | Sender::Server => assert_eq!(client.refused().await, Code::WrongMoment, "{name}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -538,11 +582,17 @@ async fn lanes_that_are_reset_stopped_or_ended_in_the_middle_end_the_connection_
 
 #[tokio::test]
 async fn after_a_go_away_frames_count_as_before() {
-    let scene = Scene::start(patient()).await;
+    let scene = Scene::start(EdgeLimits { connections_per_user: 1_000, ..patient() }).await;
     let mut good = scene.tcp(host(HONEST, 1)).await.unwrap();
     good.enter(scene.hello("bob")).await.unwrap();
     let mut bad = scene.tcp(host(HOSTILE, 1)).await.unwrap();
     bad.enter(scene.hello("alice")).await.unwrap();
+    let mut leaving = Vec::new();
+    for (name, body, from) in every_frame(&scene) {
+        let mut client = scene.tcp(host(HOSTILE, 2)).await.unwrap();
+        client.enter(scene.hello("alice")).await.unwrap();
+        leaving.push((name, client, body, from));
+    }
     let edge = scene.edge.clone();
     scene.env.tasks.spawn(async move { edge.drain(Duration::from_secs(30)).await });
     for client in [&mut good, &mut bad] {
@@ -551,6 +601,14 @@ async fn after_a_go_away_frames_count_as_before() {
     bad.raw(&[3, 0xff, 0xff, 0xff]).await;
     assert_eq!(bad.refused().await, Code::BadFrame);
     assert!(good.alive().await);
+    for (name, mut client, body, from) in leaving {
+        assert!(matches!(client.next().await.unwrap().body, Some(Body::GoAway(_))), "{name}");
+        client.say(5, body).await;
+        match from {
+            Sender::Client | Sender::Ignored => assert!(client.alive().await, "{name} from a client"),
+            Sender::First | Sender::Server => assert_eq!(client.refused().await, Code::WrongMoment, "{name}"),
+        }
+    }
     let mut late = scene.tcp(host(HONEST, 2)).await.unwrap();
     assert_eq!(late.enter(scene.hello("carol")).await.unwrap_err().code, Code::Draining as u32);
 }

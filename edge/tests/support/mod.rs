@@ -50,6 +50,9 @@ pub struct FakeCore {
     /// Bytes of each body in a page.
     pub page_bytes: AtomicU64,
     pub crowded: AtomicBool,
+    /// Whoever says Hello waits until [`FakeCore::welcome`].
+    pub slow: AtomicBool,
+    held: Mutex<Vec<Down>>,
     ups: Mutex<Vec<Up>>,
     seq: AtomicU64,
 }
@@ -63,6 +66,12 @@ impl FakeCore {
 
     pub fn push(&self, conn: ConnId, revs: std::ops::RangeInclusive<u64>, bytes: usize) {
         self.deliver(revs.map(|rev| Down { conn, body: DownBody::Push(Arc::new(push(rev, bytes))) }).collect());
+    }
+
+    /// Answers the Hellos that wait.
+    pub fn welcome(&self) {
+        let held = std::mem::take(&mut *self.held.lock().unwrap());
+        self.deliver(held);
     }
 
     /// The connections that were opened, in order.
@@ -102,7 +111,11 @@ impl FakeCore {
 
 impl CorePort for FakeCore {
     fn submit(&self, ups: Vec<Up>) {
-        let downs = ups.iter().filter_map(|up| self.answer(up).map(|body| Down { conn: up.conn(), body })).collect();
+        let answer = |up: &Up| self.answer(up).map(|body| Down { conn: up.conn(), body });
+        let slow = self.slow.load(Ordering::Relaxed);
+        let (held, now): (Vec<&Up>, Vec<&Up>) = ups.iter().partition(|up| slow && matches!(up, Up::Open { .. }));
+        self.held.lock().unwrap().extend(held.into_iter().filter_map(answer));
+        let downs = now.into_iter().filter_map(answer).collect();
         self.ups.lock().unwrap().extend(ups);
         self.deliver(downs);
     }
