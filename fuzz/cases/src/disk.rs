@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use tern_core::client::Intervals;
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
 use tern_core::kinds::Own;
+use tern_core::node::refill::Known;
 use tern_core::receipt::ReceiptKey;
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Range, RowRecord, Store, Target};
-use tern_replication::store::embedded::{EmbeddedStore, Options};
+use tern_replication::store::embedded::{EmbeddedStore, Options, backup};
 use tern_replication::store::format;
 
 use crate::Came;
@@ -93,7 +95,7 @@ pub fn checkpoint_seeds() -> Vec<Vec<u8>> {
 /// Keys and values of the embedded store's tables.
 pub fn records(bytes: &[u8]) -> Came {
     let Some((kind, value)) = bytes.split_first() else { return Came::default() };
-    match kind % 8 {
+    match kind % 12 {
         0 => {
             let row = format::decode_row(value);
             if let Ok(row) = &row {
@@ -129,7 +131,33 @@ pub fn records(bytes: &[u8]) -> Came {
             format::parse_todo_key(value)
                 .map(|(target, conversation)| assert_eq!(format::todo_key(target, conversation), value)),
         ),
-        _ => Came::of(&format::row_rev(value)),
+        7 => Came::of(&format::row_rev(value)),
+        8 => {
+            let by = format::decode_erased(value);
+            if let Ok(by) = &by {
+                let mut again = Vec::new();
+                format::encode_erased(&mut again, by);
+                assert_eq!(format::decode_erased(&again).as_ref(), Ok(by));
+            }
+            Came::of(&by)
+        }
+        9 => {
+            // A client's: which entries of a log it holds.
+            let held = Intervals::from_bytes(value);
+            if let Some(held) = &held {
+                assert_eq!(Intervals::from_bytes(&held.to_bytes()).as_ref(), Some(held));
+            }
+            seen(held)
+        }
+        10 => {
+            // What a region knows of a peer.
+            let known = Known::from_bytes(value);
+            if let Some(known) = known {
+                assert_eq!(Known::from_bytes(&known.to_bytes()), Some(known));
+            }
+            seen(known)
+        }
+        _ => seen(tern_replication::store::parse_epoch(value)),
     }
 }
 
@@ -151,6 +179,16 @@ pub fn record_seeds() -> Vec<Vec<u8>> {
     seeds.push([&[4][..], &format::entry_key(log, 7)].concat());
     seeds.push([&[5][..], &format::row_key(&alice, CONVERSATION)].concat());
     seeds.push([&[6][..], &format::todo_key(Target::Fanout, CONVERSATION)].concat());
+    let mut erased = vec![8];
+    format::encode_erased(&mut erased, &an_entry(1, b"x").by);
+    let mut held = Intervals::new();
+    held.insert(1, 3);
+    held.insert(7, 9);
+    let known = Known { start: 2, era: 9, commit: 5, incomplete: true };
+    seeds.push(erased);
+    seeds.push([&[9][..], &held.to_bytes()].concat());
+    seeds.push([&[10][..], &known.to_bytes()].concat());
+    seeds.push([&[11][..], &tern_replication::store::epoch_value(7)].concat());
     seeds
 }
 
@@ -198,29 +236,34 @@ pub fn body_seeds() -> Vec<Vec<u8>> {
     vec![empty, named]
 }
 
-/// A store as a kill leaves it, by file, made once.
-fn killed_store() -> &'static BTreeMap<String, Vec<u8>> {
-    static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
-    FILES.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().join("store");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (store, _) = EmbeddedStore::open(&at, Options::new(1).init()).unwrap();
-        runtime.block_on(async {
-            for seq in 1..=8 {
-                let entries = vec![Arc::new(an_entry(seq, &[b'x'; 64]))];
-                let (conversation, origin) = (CONVERSATION, ORIGIN);
-                store.append(vec![Append { conversation, origin, epoch: 1, entries, todo: Vec::new() }]).await;
-            }
-        });
-        // Read while it is open: as the disk has it after a kill.
-        let mut files = BTreeMap::new();
-        read_all(&at, &at, &mut files);
-        files
-    })
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
-fn read_all(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+/// A store as a kill leaves it, by file. With `compacted` what was written first lies in tables.
+fn killed_store(compacted: bool) -> Files {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("store");
+    let (store, _) = EmbeddedStore::open(&at, Options::new(1).init()).unwrap();
+    runtime().block_on(async {
+        for seq in 1..=8 {
+            let entries = vec![Arc::new(an_entry(seq, &[b'x'; 64]))];
+            let (conversation, origin) = (CONVERSATION, ORIGIN);
+            store.append(vec![Append { conversation, origin, epoch: 1, entries, todo: Vec::new() }]).await;
+            if compacted && seq == 4 {
+                store.compact().await.unwrap();
+            }
+        }
+    });
+    // Read while it is open: as the disk has it after a kill.
+    let mut files = BTreeMap::new();
+    read_all(&at, &at, &mut files);
+    files
+}
+
+fn read_all(root: &Path, dir: &Path, files: &mut Files) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
@@ -228,21 +271,23 @@ fn read_all(root: &Path, dir: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
         } else {
             let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             let mut bytes = std::fs::read(&path).unwrap();
-            // The journal is made of zeros to its end.
-            bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 64).min(bytes.len()));
+            // The journal is made of zeros to its end, of which some stay. Nothing else is: there zeros count.
+            if name.ends_with(".jnl") {
+                bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 64).min(bytes.len()));
+            }
             files.insert(name, bytes);
         }
     }
 }
 
-/// Opening a store some of whose bytes were changed: a script of (file, place, byte). It is opened or refused; what
-/// it then gives out is a beginning of what was acked, without a hole.
-pub fn journal(bytes: &[u8]) -> Came {
-    let mut files = killed_store().clone();
+/// Opens a store some of whose bytes were changed: a script of (file, place, byte). It is opened or refused; what it
+/// then gives out is a beginning of what was acked, without a hole, and nothing is missing without a word.
+fn changed(mut files: Files, which: impl Fn(&str, usize) -> bool, bytes: &[u8]) -> Came {
     let mut script = Script::new(bytes);
-    let journals: Vec<String> = files.iter().filter(|(_, b)| b.len() > 200).map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> =
+        files.iter().filter(|(name, bytes)| which(name, bytes.len())).map(|(name, _)| name.clone()).collect();
     while let Some(which) = script.more() {
-        let name = &journals[usize::from(which) % journals.len()];
+        let name = &names[usize::from(which) % names.len()];
         let file = files.get_mut(name).unwrap();
         let at = (usize::from(script.u8()) << 8 | usize::from(script.u8())) % file.len().max(1);
         match script.pick(4) {
@@ -258,10 +303,9 @@ pub fn journal(bytes: &[u8]) -> Came {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let opened = EmbeddedStore::open(dir.path(), Options::new(1));
     let came = Came::of(&opened);
-    if let Ok((store, _)) = opened {
+    if let Ok((store, report)) = opened {
         let range = Range {
             conversation: CONVERSATION,
             origin: ORIGIN,
@@ -271,13 +315,73 @@ pub fn journal(bytes: &[u8]) -> Came {
             max_bytes: usize::MAX,
             backwards: false,
         };
-        if let Ok(entries) = runtime.block_on(store.range(range)) {
+        if let Ok(entries) = runtime().block_on(store.range(range)) {
             for (seq, entry) in (1..).zip(&entries) {
                 assert_eq!(**entry, an_entry(seq, &[b'x'; 64]), "an entry that nobody wrote");
             }
+            assert!(
+                entries.len() == 8 || report.is_damaged() || report.torn_journal_bytes > 0,
+                "{} of 8 entries, and not a word: {report:?}",
+                entries.len()
+            );
         }
     }
     came
+}
+
+/// The journal and what else is large in a store that was never compacted.
+pub fn journal(bytes: &[u8]) -> Came {
+    static FILES: OnceLock<Files> = OnceLock::new();
+    changed(FILES.get_or_init(|| killed_store(false)).clone(), |_, length| length > 200, bytes)
+}
+
+/// All but the journal, down to the smallest file, in a store with tables: the files that say what there is.
+pub fn manifest(bytes: &[u8]) -> Came {
+    static FILES: OnceLock<Files> = OnceLock::new();
+    let files = FILES.get_or_init(|| killed_store(true)).clone();
+    changed(files, |name, length| name.starts_with("db/") && !name.ends_with(".jnl") && length > 0, bytes)
+}
+
+/// Nothing changed; a byte of each of the first files; an end; two files at once.
+pub fn manifest_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = vec![vec![], vec![0, 0, 3, 0], vec![1, 0, 0, 0], vec![0, 0, 1, 2, 9, 1, 0, 40, 2, 0xff]];
+    seeds.extend((0..24).map(|file| vec![file, 0, file * 7, 2, 0xa5]));
+    seeds
+}
+
+/// A file as a backup: verified, and if it is whole, restored, which gives a store that opens.
+pub fn backups(bytes: &[u8]) -> Came {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, store) = (dir.path().join("backup"), dir.path().join("store"));
+    std::fs::write(&file, bytes).unwrap();
+    let verified = backup::verify(&file);
+    let mut came = Came::of(&verified);
+    let restored = backup::restore(&file, &store, None, None);
+    assert!(verified.is_ok() || restored.is_err(), "what does not verify is not restored");
+    assert!(restored.is_ok() || !verified.is_ok_and(|found| found.is_sound()), "{:?}", restored.err());
+    if let Ok(report) = &restored {
+        came.accepted = true;
+        EmbeddedStore::open(&store, Options::new(report.backup.header.region)).expect("what was restored");
+    }
+    came
+}
+
+/// A whole one, a list of erasures, one that is cut, one with a byte more.
+pub fn backup_seeds() -> Vec<Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = EmbeddedStore::open(&dir.path().join("store"), Options::new(1).init()).unwrap();
+    let (backup, erasures) = (dir.path().join("backup"), dir.path().join("erasures"));
+    runtime().block_on(async {
+        let entries = (1..=3).map(|seq| Arc::new(an_entry(seq, b"hello"))).collect();
+        let (conversation, origin) = (CONVERSATION, ORIGIN);
+        store.append(vec![Append { conversation, origin, epoch: 1, entries, todo: Vec::new() }]).await;
+        store.backup(backup.clone()).await.unwrap();
+        store.export_erasures(erasures.clone()).await.unwrap();
+    });
+    let whole = std::fs::read(&backup).unwrap();
+    let erasures = std::fs::read(&erasures).unwrap();
+    let (cut, longer) = (whole[..whole.len() - 9].to_vec(), [&whole[..], b"x"].concat());
+    vec![whole, erasures, cut, longer]
 }
 
 /// Nothing changed; a byte of the middle; an end.

@@ -18,7 +18,9 @@
 
 pub mod client;
 pub mod disk;
+pub mod dispatch;
 pub mod documents;
+pub mod gossip;
 pub mod mutate;
 pub mod node;
 pub mod script;
@@ -82,18 +84,24 @@ pub const CASES: &[Case] = &[
     Case::new("records", disk::records, disk::record_seeds),
     Case::new("receipts", disk::receipts, disk::receipt_seeds),
     Case::new("journal", disk::journal, disk::journal_seeds).rarely(50),
+    Case::new("manifest", disk::manifest, disk::manifest_seeds).rarely(20),
+    Case::new("backups", disk::backups, disk::backup_seeds).rarely(20),
     Case::new("bodies", disk::bodies, disk::body_seeds),
     Case::new("tokens", documents::tokens, documents::token_seeds),
     Case::new("token_keys", documents::token_keys, documents::token_key_seeds),
     Case::new("pem", documents::pem, documents::pem_seeds),
     Case::new("toml", documents::toml, documents::toml_seeds),
     Case::new("dispatch", documents::dispatch, documents::dispatch_seeds),
+    Case::new("dispatch_http", dispatch::http, dispatch::http_seeds).rarely(4),
     Case::new("forwarded", documents::forwarded, documents::forwarded_seeds),
     Case::new("prefixes", documents::prefixes, documents::prefix_seeds),
     Case::new("mmdb", documents::mmdb, documents::mmdb_seeds).rarely(10),
     Case::new("session", session::run, session::seeds),
     Case::new("node", node::run, node::seeds).rarely(4),
     Case::new("client", client::run, client::seeds).rarely(2),
+    Case::new("gossip", gossip::run, gossip::seeds).rarely(2),
+    Case::new("gossip_wire", gossip::wire, gossip::wire_seeds),
+    Case::new("gossip_seal", gossip::seal, gossip::seal_seeds),
     Case::new("loads", tables::loads, tables::load_seeds),
     Case::new("identities", tables::identities, tables::identity_seeds),
 ];

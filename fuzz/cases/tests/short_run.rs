@@ -77,7 +77,8 @@ macro_rules! short_runs {
 
 short_runs! {
     client_frames compact node_frames values entry checkpoint records receipts journal bodies tokens token_keys pem toml
-    dispatch forwarded prefixes mmdb session node client loads identities
+    dispatch dispatch_http forwarded prefixes mmdb session node client loads identities gossip gossip_wire gossip_seal
+    manifest backups
 }
 
 #[test]
@@ -91,6 +92,16 @@ fn every_case_runs_here_and_is_a_target_of_cargo_fuzz() {
         assert!(body.contains(&format!("case(\"{}\")", case.name)), "{} runs another case", case.name);
     }
     assert_eq!(NAMES.len(), CASES.len());
+    // And nothing is left of what is no case any more.
+    let root = corpus().join("..");
+    for (folder, ending) in [("fuzz_targets", ".rs"), ("corpus", "")] {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let case = name.strip_suffix(ending).unwrap_or(&name);
+            assert!(NAMES.contains(&case), "fuzz/{folder}/{name} belongs to no case");
+        }
+    }
+    assert_eq!(manifest.matches("[[bin]]").count(), CASES.len(), "fuzz/Cargo.toml names a target that is no case");
 }
 
 /// Writes the seeds as files, where a case has none yet: with TERN_WRITE_CORPUS=1 after a case was added. Files that

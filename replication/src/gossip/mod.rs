@@ -22,6 +22,8 @@
 
 pub mod driver;
 pub mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod identity;
 pub mod limits;
 mod load;
