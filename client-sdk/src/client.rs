@@ -531,6 +531,20 @@ impl Conversation {
         })?)
     }
 
+    /// This user is typing here, or has stopped: to be called with every change of what he writes, `false` when it
+    /// is empty again; `send` ends it by itself. The others get [`crate::Event::Typing`] while they are connected.
+    /// Says it again every few seconds at most; does nothing offline, and is never kept.
+    pub fn typing(&self, typing: bool) -> Result<(), CallError> {
+        let id = self.id();
+        Ok(self.shared().act(|m, now| m.typing(now, id, typing))?)
+    }
+
+    /// Who else is typing here now.
+    pub fn who_is_typing(&self) -> Result<Vec<UserId>, CallError> {
+        let id = self.id();
+        Ok(self.shared().look(|machine, _| Ok(machine.typists(id)))?)
+    }
+
     /// How many messages of others are not read.
     pub fn unread(&self) -> Result<Unread, CallError> {
         let id = self.id();

@@ -1,11 +1,11 @@
 //! What the application is told, as it happens.
 
 use tern_core::client::{Change, ConnectionState, MessageId};
-use tern_core::ids::{ConvId, Origin, Seq};
+use tern_core::ids::{ConvId, Origin, Seq, UserId};
 use tern_core::wire::v1::gap::Reason;
 use tokio::sync::broadcast;
 
-/// Something happened. Everything but `Lagged` is told after it is durable.
+/// Something happened. What is kept is told after it is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The connection's state changed.
@@ -85,6 +85,16 @@ pub enum Event {
         /// Where.
         conversation: ConvId,
     },
+    /// Another user began to type, or is not known to be typing any more: he said so, his message came, or nothing
+    /// was heard of it for some seconds. See `Conversation::who_is_typing`.
+    Typing {
+        /// Where.
+        conversation: ConvId,
+        /// Who.
+        user: UserId,
+        /// Whether he types.
+        typing: bool,
+    },
     /// Where the user's devices are connected was told.
     Devices,
     /// An own message was released before it was stable, because more is waiting than is kept.
@@ -157,6 +167,7 @@ impl From<tern_core::client::Event> for Event {
             E::SettingsChanged { key } => Self::SettingsChanged { key },
             E::Read { conversation } => Self::Read { conversation },
             E::PeerRead { conversation } => Self::PeerRead { conversation },
+            E::Typing { conversation, user, typing } => Self::Typing { conversation, user, typing },
             E::Devices => Self::Devices,
             E::AtRisk { conversation, id } => Self::AtRisk { conversation, id },
             E::ReOffered { conversation, count } => Self::ReOffered { conversation, count },

@@ -219,6 +219,15 @@ pub enum Event {
         /// Where.
         conversation: ConvId,
     },
+    /// Another user began to type, or is not known to be typing any more.
+    Typing {
+        /// Where.
+        conversation: ConvId,
+        /// Who.
+        user: UserId,
+        /// Whether he types.
+        typing: bool,
+    },
     /// Where the user's devices are connected was told.
     Devices,
     /// Released before it was stable, because more is waiting than is kept.

@@ -97,6 +97,20 @@ pub const MARKS_IN_FLIGHT: usize = 8;
 pub const MARK_PAUSE: Duration = Duration::from_secs(1);
 /// See [`MARK_PAUSE`].
 pub const MARK_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a word that somebody is typing holds.
+pub const TYPING_FOR: Duration = Duration::from_secs(8);
+/// While he goes on it is said again this often: one of two may get lost.
+pub const TYPING_AGAIN: Duration = Duration::from_secs(3);
+/// A signal may be on its way so long behind a message sent after it: two regions merge what comes within 50 ms.
+pub const TYPING_SETTLES: Duration = Duration::from_millis(500);
+/// Longest time that another client's word is believed for.
+pub const TYPING_MAX: Duration = Duration::from_secs(30);
+/// Users that are known to be typing, in all conversations: more than anybody can look at.
+pub const TYPISTS: usize = 256;
+/// Signals a second, and at once: half of what an edge takes from a connection.
+pub const SIGNALS_PER_SECOND: u32 = 5;
+/// See [`SIGNALS_PER_SECOND`].
+pub const SIGNALS_BURST: u32 = 10;
 /// Folds of a server on the way at once: they matter less than entries.
 pub const CELLS_IN_FLIGHT: usize = 2;
 /// Pause after a fold was not to be had.

@@ -94,6 +94,8 @@ pub struct Machine {
     pub(super) unfolding: BTreeSet<ConvId>,
     /// Groups that a region is given entries of.
     pub(super) giving: BTreeSet<ConvId>,
+    /// Who is typing where, and until when that is believed.
+    pub(super) typists: BTreeMap<(ConvId, UserId), Duration>,
     /// Where the user's devices are, as last told: names or numbers of regions.
     pub(super) connected: BTreeMap<InstallId, Vec<String>>,
     /// The install whose device cell is known to be written.
@@ -138,6 +140,7 @@ impl Machine {
             folding: BTreeSet::new(),
             unfolding: BTreeSet::new(),
             giving: BTreeSet::new(),
+            typists: BTreeMap::new(),
             connected: BTreeMap::new(),
             announced: None,
             last_served: ConvId([0; 16]),
@@ -384,6 +387,7 @@ impl Machine {
         self.pump_marks(now);
         self.synchronize(now);
         self.announce_device(now);
+        self.expire_typists(now);
         if self.session.as_mut().is_some_and(|s| s.token_at.take_if(|at| now >= *at).is_some()) {
             self.ask_token(true);
         }
@@ -418,10 +422,8 @@ impl Machine {
         let pulls = self.session.as_ref().and_then(|_| self.pull_deadline());
         let cells = self.session.as_ref().and_then(|_| self.cells_deadline());
         let eras = self.eras_deadline();
-        [self.engine.next_deadline(), session, sends, pulls, self.mark_deadline(), cells, eras]
-            .into_iter()
-            .flatten()
-            .min()
+        let other = [self.mark_deadline(), cells, eras, self.typing_deadline()];
+        [self.engine.next_deadline(), session, sends, pulls].into_iter().chain(other).flatten().min()
     }
 
     /// What has come up since the last call; empty when nothing has.

@@ -12,7 +12,7 @@
 //! 3. `outbox`, `numbering`, `sending`, `stability`: own messages, from the first transmission until a second region has
 //!    them.
 //! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors; `comparing`: a region never visited.
-//!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read.
+//!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read; `typing`: who types.
 //! 5. `session`: one connection: requests, probes, heartbeat. `engine`, `connecting`: which connection.
 //! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
 //!
@@ -46,6 +46,7 @@ mod sending;
 mod session;
 mod settings;
 mod stability;
+mod typing;
 
 pub use book::Book;
 pub use candidates::{Candidate, ConnNo, Failure, Transport};

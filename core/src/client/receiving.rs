@@ -98,6 +98,7 @@ impl Machine {
                     self.on_cells(now, conversation, cells);
                 }
             }
+            Some(Body::Signal(signal)) => self.on_signal(now, &signal)?,
             Some(Body::Error(error)) if frame.req == 0 => self.session_error(now, &error),
             Some(Body::Error(error)) => self.refused(now, frame.req, &error),
             Some(Body::GoAway(go)) => self.go_away(now, &go),
@@ -308,6 +309,7 @@ impl Machine {
         self.tell(push.conversation, push.peer.as_ref(), &push.heads, push.row.as_deref());
         for entry in &push.entries {
             self.hold(push.conversation, entry.clone());
+            self.stops_typing(push.conversation, &entry.by.user);
         }
         let Some(store) = self.session.as_ref().map(|s| s.store) else { return };
         let cursor = self.cursors.get(&store.region).filter(|c| c.store == store).map(|c| c.rev);

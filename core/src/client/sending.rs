@@ -61,6 +61,7 @@ impl Machine {
                 return Err(SendRefused::Left(conversation));
             }
         }
+        self.typed(now, conversation);
         Ok(self.enqueue(now, conversation, kind, body, wall_ms))
     }
 

@@ -21,6 +21,7 @@ use super::limits::{
     HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, TOKEN_MARGIN,
     TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
+use super::typing::Said;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Rev, Seq};
 
 /// A request whose answer is awaited.
@@ -83,6 +84,8 @@ pub(super) struct Session {
     /// Questions which logs there are: when the next may be asked about a conversation, and when about a doubt.
     pub(super) eras_pauses: BTreeMap<ConvId, Duration>,
     pub(super) doubts: BTreeMap<ConvId, Duration>,
+    /// Where this user was said to be typing.
+    pub(super) typing: Said,
     /// When to renew the token, and how often that has failed.
     pub(super) token_at: Option<Duration>,
     pub(super) token_failures: u32,
@@ -156,6 +159,7 @@ impl Session {
             cells_pauses: BTreeMap::new(),
             eras_pauses: BTreeMap::new(),
             doubts: BTreeMap::new(),
+            typing: Said::default(),
             token_at: None,
             token_failures: 0,
             wall: None,

@@ -605,7 +605,7 @@ impl Node {
             self.tell_routes();
         }
         if self.signals.at.is_some_and(|at| at <= now.mono) {
-            self.send_signals();
+            self.send_signals(now);
         }
         self.fan_out_due(now);
         self.remind(now);

@@ -16,6 +16,8 @@ use super::{ConnKey, Node, Now};
 
 /// Signals of one sender, conversation and kind within this time are one: the newest.
 pub const SIGNAL_WINDOW: Duration = Duration::from_millis(50);
+/// A signal waits so long for its conversation to be read from the disk: what comes later is told by the next one.
+pub const SIGNAL_LOADS: Duration = Duration::from_secs(1);
 
 /// Of one conversation, sender and kind.
 type Key = (ConvId, UserId, u32);
@@ -27,6 +29,8 @@ struct Signal {
     ttl_ms: u32,
     /// Told by another region: delivered here only.
     relayed: bool,
+    /// When it is too late for it.
+    until: Duration,
 }
 
 /// Signals that wait for their window to end.
@@ -42,7 +46,8 @@ impl Node {
         let Some(session) = self.sessions.get(&key) else { return };
         let (user, install) = (session.user.clone(), session.install.clone());
         let Some(id) = ConvId::from_slice(&signal.conversation) else { return };
-        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: false };
+        let until = now.mono + SIGNAL_LOADS;
+        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: false, until };
         self.hold_signal(now, (id, user, signal.kind), waiting);
     }
 
@@ -53,7 +58,8 @@ impl Node {
         if signal.body.len() > SIGNAL_BYTES {
             return Err(Refusal::new(Code::BadFrame, "a signal above the limit"));
         }
-        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: true };
+        let until = now.mono + SIGNAL_LOADS;
+        let waiting = Signal { install, body: signal.body, ttl_ms: signal.ttl_ms, relayed: true, until };
         self.hold_signal(now, (id, user, signal.kind), waiting);
         Ok(())
     }
@@ -69,11 +75,19 @@ impl Node {
     }
 
     /// The window has ended.
-    pub(super) fn send_signals(&mut self) {
+    pub(super) fn send_signals(&mut self, now: Now) {
         self.signals.at = None;
         for ((id, from, kind), signal) in std::mem::take(&mut self.signals.waiting) {
-            // Whoever signals has the conversation open: it is in memory, or not worth a read.
-            let Some(conversation) = self.conversations.get(&id).filter(|c| !c.is_loading()) else { continue };
+            let Some(conversation) = self.conversations.get(&id).filter(|c| !c.is_loading()) else {
+                // The first thing that happens in a conversation after a start may be that somebody types. Who has no
+                // row of it reads nothing from the disk.
+                let known = signal.relayed || self.users.get(&from).is_some_and(|u| u.row(id).is_some());
+                if known && now.mono < signal.until {
+                    self.conversation(id, now);
+                    self.hold_signal(now, (id, from, kind), signal);
+                }
+                continue;
+            };
             let fold = &conversation.state.fold;
             let present = |user: &UserId| fold.reader(user).is_some_and(|r| r.state() != crate::buckets::LEFT);
             if !present(&from) {
@@ -88,10 +102,11 @@ impl Node {
             };
             let mut regions = BTreeSet::<Region>::new();
             for user in fold.users().into_iter().filter(|user| *user != from && present(user)) {
+                regions.extend(self.routes.elsewhere(&user).map(|(region, _)| region));
+                // A user's own log is in memory where he is connected, so that is where he is asked.
                 if fold.group().is_none() && self.has_blocked(&user, &from) {
                     continue;
                 }
-                regions.extend(self.routes.elsewhere(&user).map(|(region, _)| region));
                 let devices = self.users.get(&user).into_iter().flat_map(|u| &u.devices);
                 for (key, _) in devices.filter(|(_, d)| d.bound.is_some()) {
                     self.counters.signals += 1;

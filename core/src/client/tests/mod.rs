@@ -7,6 +7,7 @@ mod groups;
 mod histories;
 mod random;
 mod registers;
+mod typing;
 
 use std::sync::Arc;
 use std::time::Duration;

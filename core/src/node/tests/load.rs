@@ -61,6 +61,32 @@ fn typing_is_merged_per_window_and_told_where_the_other_user_is() {
 }
 
 #[test]
+fn typing_is_told_before_anything_else_happened_since_both_regions_started() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.send(alice, 1);
+    w.pass(Duration::from_secs(5));
+    for region in [EU, US] {
+        w.stop(region);
+        w.start(region);
+    }
+    w.link(EU, US);
+    let (alice, bob) = (w.connect(EU, 2, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
+    w.pass(Duration::from_millis(200));
+    let mut loaded = |region| w.core(region).node.conversations.contains_key(&alice_and_bob());
+    assert!(!loaded(EU) && !loaded(US), "else this shows nothing");
+    w.frame(alice, 0, typing(7));
+    w.pass(Duration::from_secs(1));
+    assert_eq!(w.signals(bob), [("alice".to_owned(), 7)]);
+    let mallory = w.connect(US, 3, "mallory", "pc");
+    let other = ConvId::direct(SALT, &user("carol"), &user("dan"));
+    let signal = v1::Signal { conversation: other.0.to_vec().into(), ..v1::Signal::default() };
+    w.frame(mallory, 0, v1::frame::Body::Signal(signal));
+    w.pass(SIGNAL_WINDOW * 6);
+    assert!(!w.core(US).node.conversations.contains_key(&other), "a stranger makes no region read");
+}
+
+#[test]
 fn under_load_signals_go_first_then_large_fan_outs_are_merged_then_sends_are_told_when_to_come_back() {
     let mut w = World::new();
     let load = w.connect(EU, 1, "load", "gen");
