@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -157,6 +158,11 @@ fn a_deployment_that_is_asked_to_stop_leaves_clean_stores_and_starts_again() {
         let log = std::fs::read_to_string(data.path().join("logs/eu-e1.log")).unwrap();
         assert_eq!(log.matches("stopped").count(), round + 1, "{log}");
         assert!(!log.contains("unclean=true"), "{log}");
+        for node in ["eu-e1", "us-e1"] {
+            let checked = command(&["store", "check", "--data"]).arg(data.path().join(node)).output().unwrap();
+            let found = String::from_utf8_lossy(&checked.stdout);
+            assert!(checked.status.success(), "round {round}: a sound store is called damaged: {found}");
+        }
     }
 }
 
@@ -419,6 +425,71 @@ fn chat(data: &Path, user: &str, to: &str, typed: &str) -> String {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A chat that goes on, and what it has printed.
+struct Talker {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+impl Talker {
+    fn new(data: &Path, user: &str, to: &str) -> Self {
+        let mut child = command(&["chat", "--user", user, "--to", to, "--data", data.to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (said, mut output) = (Arc::new(Mutex::new(String::new())), child.stdout.take().unwrap());
+        let all = said.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 1024];
+            while let Ok(count @ 1..) = output.read(&mut bytes) {
+                all.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+        });
+        Self { child, said }
+    }
+
+    fn says(&self, what: &str) -> bool {
+        self.said.lock().unwrap().contains(what)
+    }
+
+    fn types(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+}
+
+impl Drop for Talker {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.child.kill();
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn whoever_types_is_shown_to_the_other_and_settings_are_not_shown_as_bytes() {
+    let data = tempfile::tempdir().unwrap();
+    let base = free_ports(24_000, &["eu", "us"]);
+    let _dev = Dev::start(data.path(), "eu,us", base, &[]);
+    let mut alice = Talker::new(data.path(), "alice", "bob");
+    alice.types("/typing");
+    wait_until("alice to be told that nobody would see it", || alice.says("offline: nobody would see it"));
+    let bob = Talker::new(data.path(), "bob", "alice");
+    wait_until("both to be live", || alice.says("-- connection live") && bob.says("-- connection live"));
+    alice.types("hello");
+    wait_until("hello", || bob.says("alice: hello") && alice.says("-- stable hello"));
+    wait_until("bob to be shown that alice types", || {
+        alice.types("/typing");
+        bob.says("-- alice is typing")
+    });
+    assert!(!alice.says("device/") && !bob.says("device/"), "{}", alice.said.lock().unwrap());
+    let nowhere =
+        command(&["chat", "--user", "eve", "--near", "mars", "--data", data.path().to_str().unwrap()]).output();
+    let nowhere = nowhere.unwrap();
+    assert_eq!(nowhere.status.code(), Some(3));
+    assert!(stderr(&nowhere).contains("the regions are eu, us"), "{}", stderr(&nowhere));
 }
 
 #[test]

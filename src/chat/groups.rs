@@ -42,6 +42,16 @@ pub(super) fn told(by: &str, changed: &Changed) -> String {
     }
 }
 
+/// Who is typing; nobody: nothing.
+pub(super) fn typing(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => format!("{one} is typing"),
+        [one, two] => format!("{one} and {two} are typing"),
+        more => format!("{} are typing", more.len()),
+    }
+}
+
 impl Chat {
     pub(super) fn act_in_group(&mut self, input: Input) -> Result<()> {
         match input {
@@ -153,7 +163,7 @@ impl Chat {
         let id = group.id();
         let text = format!("{} {title}", short_id(id));
         self.remark("talking in", text.trim_end(), json!({ "group": id.to_string(), "title": title }));
-        self.with = Some((text, group));
+        self.turn(text, group)?;
         self.history(super::OPENING)
     }
 
@@ -230,5 +240,8 @@ mod tests {
         assert_eq!(told("ann", &Changed::Removed(users(&["ann"]))), "ann left");
         assert_eq!(told("ann", &Changed::Removed(users(&["bob", "cat"]))), "ann removed bob, cat");
         assert_eq!(told("ann", &Changed::Titled(String::new())), "ann took the title away");
+        assert_eq!(typing(&["ann"]), "ann is typing");
+        assert_eq!(typing(&["ann", "bob"]), "ann and bob are typing");
+        assert_eq!((typing(&[]).as_str(), typing(&["a"; 5]).as_str()), ("", "5 are typing"));
     }
 }

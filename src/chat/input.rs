@@ -45,6 +45,8 @@ pub enum Input {
     Read,
     /// Erase messages.
     Erase(Which),
+    /// Tell that one is typing, where keys can't be seen.
+    Typing,
     /// Show the newest messages.
     History(usize),
     /// List the conversations.
@@ -79,6 +81,7 @@ pub const HELP: &str = "/to USER   talk to USER\n\
                         /to #ID    talk in a group; /list shows the ids\n\
                         /list      conversations\n\
                         /read      mark all here as read\n\
+                        /typing    tell that you are typing; a terminal does so by itself\n\
                         /mute H    be quiet for H hours; alone: for ever; 0: not any more\n\
                         /erase N   erase your Nth message from the end; `here`: all of yours; `everywhere`\n\
                         /group TITLE USER ..  make a group; a title with spaces stands in \"\"\n\
@@ -159,6 +162,7 @@ impl Input {
                 Ok(count) if (1..=HISTORY_MAX).contains(&count) => Ok(Input::History(count)),
                 _ => Err(format!("/history N: a number from 1 to {HISTORY_MAX}")),
             },
+            "typing" => alone(Input::Typing),
             "list" => alone(Input::List),
             "status" => alone(Input::Status),
             "retry" => alone(Input::Retry),
@@ -203,6 +207,7 @@ mod tests {
         assert_eq!(Input::parse("/quit"), Ok(Input::Quit));
         assert_eq!(Input::parse("/to bob"), Ok(Input::To(UserId::new("bob").unwrap())));
         assert_eq!(Input::parse("/history"), Ok(Input::History(20)));
+        assert_eq!(Input::parse("/typing"), Ok(Input::Typing));
         assert_eq!(Input::parse("/history 3"), Ok(Input::History(3)));
     }
 

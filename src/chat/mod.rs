@@ -5,9 +5,10 @@
 
 mod groups;
 pub mod input;
+mod line;
+mod terminal;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,7 +20,6 @@ use tern_client::{
 };
 use tern_core::clock::Clock as _;
 use tern_net::system::SystemClock;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use crate::cli::{ChatArgs, Global};
@@ -29,11 +29,10 @@ use crate::exit::Failure;
 use crate::logging;
 use crate::stop::Stop;
 use input::{HELP, Input};
+use terminal::{Terminal, Typed};
 
 /// Messages shown when a conversation is opened: a screen.
 const OPENING: usize = 20;
-/// Lines that may be typed ahead.
-const TYPED_AHEAD: usize = 64;
 /// Once the input has ended, this long is waited for what was typed to be acked.
 const FLUSH_WITHIN: Duration = Duration::from_secs(10);
 /// How often it looks.
@@ -64,6 +63,7 @@ pub fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
 
 struct Chat {
     json: bool,
+    terminal: Terminal,
     client: Client,
     with: Option<(String, Conversation)>,
     told: Option<ConnectionState>,
@@ -83,7 +83,8 @@ impl Chat {
             .token_provider(tokens)
             .build()
             .context("the local store can't be opened")?;
-        let mut chat = Self { json, client, with: None, told: None, caught_up: BTreeMap::new() };
+        let terminal = Terminal::open(json)?;
+        let mut chat = Self { json, terminal, client, with: None, told: None, caught_up: BTreeMap::new() };
         if let Some(peer) = &args.to {
             chat.turn_to(peer.clone())?;
         }
@@ -91,7 +92,7 @@ impl Chat {
     }
 
     async fn talk(&mut self) -> Result<()> {
-        let mut lines = typed()?;
+        let mut typed = self.terminal.typed()?;
         let mut events = self.client.events();
         match self.with {
             Some(_) => {}
@@ -105,11 +106,14 @@ impl Chat {
                     Some(event) => self.note(event)?,
                     None => return Ok(()),
                 },
-                line = lines.recv() => match line.as_deref().map(Input::parse) {
-                    Some(Ok(Input::Quit)) => return Ok(()),
-                    Some(Ok(Input::Devices)) => self.devices().await?,
-                    Some(Ok(input)) => self.act(input)?,
-                    Some(Err(what)) => self.remark("input", &what, json!({ "error": what })),
+                typed = typed.recv() => match typed {
+                    Some(Typed::Typing(typing)) => self.typing(typing)?,
+                    Some(Typed::Line(line)) => match Input::parse(&line) {
+                        Ok(Input::Quit) => return Ok(()),
+                        Ok(Input::Devices) => self.devices().await?,
+                        Ok(input) => self.act(input)?,
+                        Err(what) => self.remark("input", &what, json!({ "error": what })),
+                    },
                     None => break,
                 },
             }
@@ -145,6 +149,8 @@ impl Chat {
                 }
                 None => self.remark("nobody", "say first to whom: /to USER", json!({})),
             },
+            Input::Typing if self.is_live() => self.typing(true)?,
+            Input::Typing => self.remark("not done", "offline: nobody would see it", json!({})),
             Input::To(peer) => self.turn_to(peer)?,
             Input::History(count) => self.history(count)?,
             Input::List => self.list()?,
@@ -161,8 +167,30 @@ impl Chat {
     fn turn_to(&mut self, peer: UserId) -> Result<()> {
         let conversation = self.client.direct(&peer)?;
         self.remark("talking to", peer.as_str(), json!({ "peer": peer.as_str() }));
-        self.with = Some((peer.as_str().to_owned(), conversation));
+        self.turn(peer.as_str().to_owned(), conversation)?;
         self.history(OPENING)
+    }
+
+    /// What is typed from now on is for another conversation.
+    fn turn(&mut self, name: String, conversation: Conversation) -> Result<()> {
+        self.typing(false)?;
+        self.with = Some((name, conversation));
+        self.show_typing()
+    }
+
+    fn typing(&self, typing: bool) -> Result<()> {
+        match &self.with {
+            Some((_, conversation)) => Ok(conversation.typing(typing)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Who is typing here.
+    fn show_typing(&self) -> Result<()> {
+        let here = self.with.as_ref().map(|(_, conversation)| conversation.who_is_typing()).transpose()?;
+        let names: Vec<_> = here.iter().flatten().map(UserId::as_str).collect();
+        self.terminal.show_typing(&groups::typing(&names));
+        Ok(())
     }
 
     fn history(&self, count: usize) -> Result<()> {
@@ -264,6 +292,18 @@ impl Chat {
                 self.remark("refused", &format!("the change was undone: {message}"), json!({ "code": code }));
             }
             Event::PeerRead { conversation } => self.peer_read(conversation)?,
+            Event::Typing { conversation, user, typing } => {
+                let here = self.with.as_ref().is_some_and(|(_, c)| c.id() == conversation);
+                if self.json {
+                    let id = conversation.to_string();
+                    let data = json!({ "user": user.as_str(), "typing": typing, "conversation": id, "here": here });
+                    self.remark("typing", "", data);
+                } else if self.terminal.sees_keys() {
+                    self.show_typing()?;
+                } else if here && typing {
+                    self.remark("", &groups::typing(&[user.as_str()]), json!({}));
+                }
+            }
             Event::GroupChanged { .. } | Event::SettingsChanged { .. } | Event::Read { .. } | Event::Devices => {}
             Event::AtRisk { id, .. } => self.became(id, "at risk", json!({}))?,
             Event::ReOffered { count, .. } => {
@@ -348,8 +388,9 @@ impl Chat {
     }
 
     fn became(&self, id: MessageId, what: &str, more: serde_json::Value) -> Result<()> {
-        if let Some(message) = self.client.message(id)? {
-            self.remark(what, &excerpt(&message.body), json!({ "id": id.0, "more": more }));
+        let Some(message) = self.client.message(id)? else { return Ok(()) };
+        if let Some(text) = in_short(&message) {
+            self.remark(what, &text, json!({ "id": id.0, "more": more }));
         }
         Ok(())
     }
@@ -386,7 +427,7 @@ impl Chat {
             MessageState::Received | MessageState::Stable | MessageState::AtRisk => "",
         };
         if self.json {
-            print_line(
+            self.terminal.show(
                 &json!({
                     "event": "message", "from": message.by.user.as_str(), "text": text, "wall_ms": message.wall_ms,
                     "state": format!("{:?}", message.state),
@@ -394,7 +435,8 @@ impl Chat {
                 .to_string(),
             );
         } else {
-            print_line(&format!("{} {}: {}{state}{place}", clock(message.wall_ms), message.by.user, printable(&text)));
+            let (when, who) = (clock(message.wall_ms), &message.by.user);
+            self.terminal.show(&format!("{when} {who}: {}{state}{place}", printable(&text)));
         }
     }
 
@@ -403,33 +445,12 @@ impl Chat {
             if let serde_json::Value::Object(fields) = &mut data {
                 fields.insert("event".into(), json!(what));
             }
-            print_line(&data.to_string());
+            self.terminal.show(&data.to_string());
         } else {
             let gap = if what.is_empty() { "" } else { " " };
-            print_line(&format!("-- {what}{gap}{}", printable(text)));
+            self.terminal.show(&format!("-- {what}{gap}{}", printable(text)));
         }
     }
-}
-
-/// Lines from standard input, read by a thread: a terminal can't be waited for in any other way.
-fn typed() -> Result<mpsc::Receiver<String>> {
-    let (tell, lines) = mpsc::channel(TYPED_AHEAD);
-    let read = move || {
-        for line in io::stdin().lock().lines() {
-            // An error is an end, and so is a chat that is over.
-            let Ok(line) = line else { return };
-            if tell.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new().name("tern-typed".into()).spawn(read).context("can't start a thread")?;
-    Ok(lines)
-}
-
-fn print_line(line: &str) {
-    // Whoever reads along may stop to; messages are in the store all the same.
-    let _closed = writeln!(io::stdout(), "{line}").and_then(|()| io::stdout().flush());
 }
 
 fn described(state: &ConnectionState) -> String {
@@ -464,6 +485,15 @@ fn excerpt(body: &[u8]) -> String {
     short
 }
 
+/// An own message as it is repeated when something became of it. Settings and erasures have said all there is.
+fn in_short(message: &Message) -> Option<String> {
+    match Changed::read(message) {
+        None => Some(excerpt(&message.body)),
+        Some(Changed::Other) => None,
+        Some(changed) => Some(groups::told(message.by.user.as_str(), &changed)),
+    }
+}
+
 /// Hours and minutes, UTC: the standard library knows no other time.
 fn clock(wall_ms: u64) -> String {
     let minutes = wall_ms / 60_000;
@@ -478,6 +508,34 @@ mod tests {
     fn a_message_can_not_move_the_cursor() {
         assert_eq!(printable("a\u{1b}[2Jb\nc\td"), "a\u{fffd}[2Jb\u{fffd}c\td");
         assert_eq!(excerpt(&[b'x'; 50]), format!("{}...", "x".repeat(40)));
+    }
+
+    #[test]
+    fn settings_are_not_repeated_and_changes_of_a_group_are_told_in_words() {
+        use prost::Message as _;
+        use tern_core::wire::v1;
+        let of = |kind, body: Vec<u8>| Message {
+            id: MessageId(1),
+            conversation: ConvId([1; 16]),
+            by: tern_core::ids::Identity {
+                user: UserId::new("ann").unwrap(),
+                install: tern_client::InstallId::new("i").unwrap(),
+                n: 1,
+            },
+            kind,
+            body: body.into(),
+            wall_ms: 0,
+            key: None,
+            state: MessageState::Sent,
+            unread: false,
+            erased: false,
+        };
+        let device = v1::Cell { key: "device/i".into(), value: vec![0, 1].into() };
+        assert_eq!(in_short(&of(tern_core::kinds::CELL, device.encode_to_vec())), None);
+        let title = v1::Cell { key: "title".into(), value: "trip".into() };
+        let told = in_short(&of(tern_core::kinds::CELL, title.encode_to_vec()));
+        assert_eq!(told.as_deref(), Some("ann named the group trip"));
+        assert_eq!(in_short(&of(0, b"hi".to_vec())).as_deref(), Some("hi"));
     }
 
     #[test]

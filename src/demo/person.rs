@@ -74,6 +74,10 @@ fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
 /// first.
 pub fn client_config(endpoints: &Endpoints, user: &UserId, near: Option<&str>) -> Result<ClientConfig> {
     let mut config = ClientConfig::new(user.clone());
+    if let Some(near) = near.filter(|near| endpoints.dispatch.iter().all(|(region, _)| region != near)) {
+        let regions: Vec<_> = endpoints.dispatch.iter().map(|(region, _)| region.as_str()).collect();
+        bail!("there is no region {near}; the regions are {}", regions.join(", "));
+    }
     config.roots_pem =
         std::fs::read(&endpoints.public_ca).with_context(|| format!("can't read {}", endpoints.public_ca.display()))?;
     let mut dispatch: Vec<_> = endpoints.dispatch.iter().collect();
