@@ -201,6 +201,9 @@ pub enum StoreError {
 /// A conversation and the head of each of its logs, as a list of all conversations tells them.
 pub type ConversationHeads = (ConvId, Heads);
 
+/// A user, and his read marks that are not empty.
+pub type UserMarks = (UserId, Vec<(ConvId, Heads)>);
+
 /// Where a region keeps what must outlive it.
 pub trait Store: Send + Sync + Debug + 'static {
     /// Appends batches of different logs; each is decided alone, in the order given. At most one batch per
@@ -218,6 +221,10 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// All rows of a user, in order of the conversations' ids.
     fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>>;
+
+    /// Users that have rows and come after `after` in an order of the store's own, at most `limit`, with their read
+    /// marks. A row that can't be understood is left out.
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>>;
 
     /// All todo rows, in order of (target, conversation).
     fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>>;

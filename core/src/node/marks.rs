@@ -7,7 +7,7 @@
 //! Rule: a mark is a vector in the user's row, merged by maximum, so it may be told again and in any order. The
 //! client keeps it until it is durable here. To the other regions it goes by position: the user's revision up to
 //! which a region has acked his marks. A todo row stands for it, written with the first mark that is not told
-//! yet and removed with the last ack.
+//! yet and removed with the last ack. A region that has lost marks is told them again, see `regain`.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +32,10 @@ struct Position {
     shipped: Option<Rev>,
     /// Of the newest change.
     wanted: Rev,
+    /// A todo row stands for it: not for what is told again.
+    todo: bool,
+    /// Frames without an ack on this connection.
+    frames: u32,
 }
 
 /// Marks that other regions lack, and answers that wait until marks are durable.
@@ -71,7 +75,17 @@ impl Marks {
 
     /// Whether a region has acked all marks that it was to be told.
     pub(super) fn is_told(&self, region: Region) -> bool {
-        self.links.get(&region).is_none_or(BTreeMap::is_empty)
+        self.links.get(&region).is_none_or(|users| !users.values().any(|position| position.todo))
+    }
+
+    /// The connection is gone: what was told again on it is forgotten, and what came by it is told again.
+    pub(super) fn stop_giving(&mut self, region: Region) {
+        for owed in [&mut self.owed, &mut self.flushing.1] {
+            owed.retain(|owed| !matches!(owed, Owed::Peer(r, ..) if *r == region));
+        }
+        if let Some(users) = self.links.get_mut(&region) {
+            users.retain(|_, position| position.todo);
+        }
     }
 }
 
@@ -132,11 +146,10 @@ impl Node {
         let regions: Vec<Region> = self.links.keys().copied().collect();
         for region in regions {
             let users = self.marks.links.entry(region).or_default();
-            if let Some(position) = users.get_mut(user) {
-                position.wanted = merged.after;
-            } else {
-                let position = Position { acked: merged.before, shipped: None, wanted: merged.after };
-                users.insert(user.clone(), position);
+            let fresh = Position { acked: merged.before, shipped: None, wanted: merged.after, todo: false, frames: 0 };
+            let position = users.entry(user.clone()).or_insert(fresh);
+            position.wanted = merged.after;
+            if !std::mem::replace(&mut position.todo, true) {
                 self.marks.todo.push(Todo {
                     target: Target::Peer(region),
                     conversation: ConvId::marks(&self.settings.direct_salt, user),
@@ -153,8 +166,17 @@ impl Node {
         let acked = Rev(prefix.values().next().copied().unwrap_or(0));
         // Everything that any owner can have issued before this start.
         let wanted = Rev::start_of(self.settings.epoch);
-        let position = Position { acked, shipped: None, wanted };
+        let position = Position { acked, shipped: None, wanted, todo: true, frames: 0 };
         self.marks.links.entry(region).or_default().insert(user.clone(), position);
+    }
+
+    /// A region has lost marks of a user: it is told all of them.
+    pub(super) fn give_marks(&mut self, now: Now, region: Region, user: &UserId) {
+        let users = self.marks.links.entry(region).or_default();
+        let fresh = Position { acked: Rev(0), shipped: None, wanted: Rev(0), todo: false, frames: 0 };
+        let position = users.entry(user.clone()).or_insert(fresh);
+        (position.acked, position.shipped) = (Rev(0), None);
+        self.ship_marks(now, region, user);
     }
 
     /// A link is up: the region is told all that it has not acked.
@@ -162,7 +184,7 @@ impl Node {
         let Some(users) = self.marks.links.get_mut(&region) else { return };
         let mut names = Vec::new();
         for (user, position) in users {
-            position.shipped = None;
+            (position.shipped, position.frames) = (None, 0);
             names.push(user.clone());
         }
         for user in names {
@@ -190,6 +212,8 @@ impl Node {
             });
             let frame = wire::Marks { user: user.as_str().to_owned(), upto: upto.0, marks: marks.collect() };
             position.shipped = Some(upto);
+            position.wanted = position.wanted.max(upto);
+            position.frames += 1;
             self.out.link(region, wire::node_frame::Body::Marks(frame));
             if last {
                 break;
@@ -204,6 +228,7 @@ impl Node {
         for mark in marks.marks {
             told.push((crate::wire::convert::conversation(&mark.conversation)?, heads_from_wire(mark.read)?));
         }
+        self.refill_heard(now, region);
         let from = (region, Rev(marks.upto));
         if let Some(waiting) = self.user(&user).waiting() {
             waiting.marks.push((Some(from), told));
@@ -241,8 +266,15 @@ impl Node {
         let Some(users) = self.marks.links.get_mut(&region) else { return Ok(()) };
         let Some(position) = users.get_mut(&user) else { return Ok(()) };
         position.acked = position.acked.max(Rev(ack.upto));
-        if position.acked >= position.wanted {
+        position.frames = position.frames.saturating_sub(1);
+        // What was told again is acked by its own acks, not by those of what was on its way before.
+        if position.acked >= position.wanted && position.frames == 0 {
+            let todo = position.todo;
             users.remove(&user);
+            self.marks_given(now, region, &user);
+            if !todo {
+                return Ok(());
+            }
             // Not yet written: then it need not be. Otherwise the removal follows it.
             let conversation = ConvId::marks(&self.settings.direct_salt, &user);
             let target = Target::Peer(region);

@@ -3,8 +3,8 @@
 //! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
-//! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was read), `erase` (R16),
-//! [`routes`] (who is where).
+//! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was
+//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where).
 //!
 //! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
 //!
@@ -25,6 +25,7 @@ mod marks;
 mod peers;
 pub mod pressure;
 pub mod refill;
+pub mod regain;
 mod rounds;
 pub mod routes;
 pub mod seal;
@@ -149,6 +150,15 @@ pub enum Want {
         /// At most so many.
         limit: usize,
     },
+    /// Read marks of users in the store's order of them: answer with `marks_read`.
+    Marks {
+        /// To be given back.
+        ticket: u64,
+        /// After whom.
+        after: Option<UserId>,
+        /// Users, at most.
+        limit: usize,
+    },
 }
 
 /// Something an operator should see.
@@ -259,6 +269,8 @@ pub struct Counters {
     pub shipped: u64,
     /// Bodies erased.
     pub erased: u64,
+    /// Users whose read marks a peer that had lost some was told again.
+    pub marks_returned: u64,
     /// Signals handed to edges.
     pub signals: u64,
     /// Signals dropped, by a limit or under load.
@@ -306,6 +318,7 @@ enum Ticket {
     Pull(sessions::Pull),
     Erase { conversation: ConvId },
     Heads { region: Region, asking: bool },
+    Marks { region: Region, asking: bool },
 }
 
 /// See the module.
@@ -338,6 +351,7 @@ pub struct Node {
     owing: BTreeSet<(Duration, UserId, ConnKey)>,
     flush: Flush,
     marks: marks::Marks,
+    regain: regain::Regain,
     signals: signals::Signals,
     pressure: pressure::Pressure,
     /// Its clones are the Sends that wait.
@@ -399,6 +413,7 @@ impl Node {
             owing: BTreeSet::new(),
             flush: Flush::default(),
             marks: marks::Marks::default(),
+            regain: regain::Regain::default(),
             signals: signals::Signals::default(),
             pressure: pressure::Pressure::default(),
             waiting: Arc::new(()),
@@ -563,7 +578,7 @@ impl Node {
             }
             Some(Ticket::Pull(pull)) => self.pull_read(now, pull, entries),
             Some(Ticket::Erase { conversation }) => self.erase_read(now, conversation, entries),
-            Some(Ticket::Heads { .. }) | None => {}
+            Some(Ticket::Heads { .. } | Ticket::Marks { .. }) | None => {}
         }
     }
 

@@ -95,6 +95,7 @@ impl Node {
                 self.compared_told(now, region, compared);
                 Ok(())
             }
+            Body::CompareMarks(compare) => self.compare_marks_told(region, compare),
             Body::Routes(routes) => {
                 self.route_told(region, routes);
                 Ok(())

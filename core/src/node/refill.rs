@@ -237,6 +237,7 @@ impl Node {
         self.refill.asking.remove(&region);
         self.refill.answering.remove(&region);
         self.tickets.retain(|_, t| !matches!(t, Ticket::Heads { region: r, .. } if *r == region));
+        self.regain_down(region);
     }
 
     /// Asks the next peer, if none is being asked; called as time passes.
@@ -252,10 +253,10 @@ impl Node {
         self.refill.tickets += 1;
         let side = Side::new(self.refill.tickets, Vec::new(), now.mono);
         self.refill.asking.insert(region, side);
-        self.want_heads(region, true, None);
+        self.ask_for_marks(region);
     }
 
-    fn want_heads(&mut self, region: Region, asking: bool, after: Option<ConvId>) {
+    pub(super) fn want_heads(&mut self, region: Region, asking: bool, after: Option<ConvId>) {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.tickets.insert(ticket, Ticket::Heads { region, asking });
@@ -379,6 +380,9 @@ impl Node {
         }
         if !asking {
             let ticket = side.ticket;
+            if self.must_give_marks(now, region) {
+                return;
+            }
             self.refill.answering.remove(&region);
             self.out.link(region, Body::Compared(wire::Compared { ticket }));
             if let Some(link) = self.links.get_mut(&region) {

@@ -148,6 +148,17 @@ impl World {
                         let page: Vec<_> = heads.into_iter().take(limit).collect();
                         self.node.heads_read(now, ticket, &page);
                     }
+                    Want::Marks { ticket, after, limit } => {
+                        let mut marks = BTreeMap::<UserId, Vec<(ConvId, Heads)>>::new();
+                        for ((user, id), row) in &self.disk.rows {
+                            if after.as_ref().is_none_or(|after| user > after) {
+                                let marks = marks.entry(user.clone()).or_default();
+                                marks.extend((!row.read.is_empty()).then(|| (*id, row.read.clone())));
+                            }
+                        }
+                        let page: Vec<_> = marks.into_iter().take(limit).collect();
+                        self.node.marks_read(now, ticket, &page);
+                    }
                     #[allow(unreachable_patterns, reason = "what a store may be asked grows")]
                     _ => {}
                 }

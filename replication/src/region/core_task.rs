@@ -17,7 +17,7 @@ use tern_core::ids::{ConvId, Origin, Region, UserId};
 use tern_core::node::refill::PeerHello;
 use tern_core::node::{EdgeId, Node, Notice, Outputs};
 use tern_core::sequencer::LogState;
-use tern_core::store::{Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError};
+use tern_core::store::{Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError, UserMarks};
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
@@ -57,6 +57,7 @@ pub(crate) enum Input {
     HeadsRead(u64, Vec<ConversationHeads>),
     /// This life counts as a later start than it did: see `dial::settle_start`.
     StartRaised(u64),
+    MarksRead(u64, Vec<UserMarks>),
     Stop {
         until: Duration,
         tell: oneshot::Sender<(bool, Puts)>,
@@ -201,6 +202,7 @@ impl Core {
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::StartRaised(start) => self.node.start_raised(start),
+            Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();
                 self.stop = Some((until, tell));

@@ -30,6 +30,11 @@ impl collector::Collector for Collector {
             ("tern_core_entries_copied", "Entries taken from other regions", c.copies),
             ("tern_core_entries_duplicate", "Entries whose identity was held before", c.duplicates),
             ("tern_core_pushes", "Pushes handed to edges", c.pushes),
+            (
+                "tern_core_marks_returned",
+                "Users whose read marks a region that lost some was told again",
+                c.marks_returned,
+            ),
             ("tern_core_signals", "Signals handed to edges", c.signals),
             ("tern_core_signals_dropped", "Signals dropped by a limit or under load", c.signals_dropped),
             ("tern_core_sends_shed", "Sends told to come back later, for load", c.shed),

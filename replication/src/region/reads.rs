@@ -41,6 +41,13 @@ pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want)
             }
             tokio::time::sleep(RETRY).await;
         },
+        Want::Marks { ticket, after, limit } => loop {
+            match store.marks(after.clone(), limit).await {
+                Ok(page) => break shared.push(Input::MarksRead(ticket, page)),
+                Err(error) => tracing::error!(%error, "read marks can't be read; trying again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        },
         Want::Range { ticket, range } => {
             let entries = store.range(range).await.map_err(|e| e.to_string());
             shared.push(Input::RangeRead(ticket, entries));

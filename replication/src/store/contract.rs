@@ -55,6 +55,7 @@ macro_rules! contract {
             rows_of_users_with_similar_names_do_not_mix,
             todo_rows_are_replaced_whole_ordered_and_removed_when_empty,
             conversations_are_listed_in_order_page_by_page,
+            read_marks_are_listed_user_by_user_page_by_page,
             checkpoints_and_named_values_are_kept,
             synced_puts_survive_and_lazy_ones_within_their_time,
             lazy_puts_ride_with_the_next_append,
@@ -475,6 +476,42 @@ pub async fn conversations_are_listed_in_order_page_by_page(world: &mut dyn Worl
         "after an id that is not there"
     );
     assert_eq!(store.conversations(None, 0).await.unwrap(), []);
+}
+
+pub async fn read_marks_are_listed_user_by_user_page_by_page(world: &mut dyn World) {
+    let store = world.store();
+    let read: Heads = [(origin(1), 7)].into();
+    let row = |name: &str, n: u8, read: &Heads| Put::Row {
+        user: user(name),
+        conversation: conv(n),
+        row: RowRecord { rev: Rev(u64::from(n)), read: read.clone(), ..RowRecord::default() },
+    };
+    let none = Heads::new();
+    let puts =
+        [("b", 255, &read), ("b", 0, &read), ("bb", 1, &none), ("a", 1, &read), ("a", 2, &none), ("c", 9, &read)];
+    let puts = puts.iter().map(|(name, n, read)| row(name, *n, read)).collect();
+    store.put(puts, Durability::Synced).await.unwrap();
+    let mut all: BTreeMap<UserId, Vec<ConvId>> = BTreeMap::new();
+    for limit in 1..6 {
+        let (mut after, mut seen) = (None, BTreeMap::new());
+        loop {
+            let page = store.marks(after, limit).await.unwrap();
+            assert!(page.len() <= limit);
+            after = page.last().map(|(user, _)| user.clone());
+            for (user, marks) in page {
+                assert!(marks.iter().all(|(_, told)| *told == read));
+                assert!(seen.insert(user, marks.into_iter().map(|(id, _)| id).collect()).is_none(), "twice");
+            }
+            if after.is_none() {
+                break;
+            }
+        }
+        assert!(limit == 1 || seen == all);
+        all = seen;
+    }
+    let expected = [("a", vec![conv(1)]), ("b", vec![conv(0), conv(255)]), ("bb", vec![]), ("c", vec![conv(9)])];
+    assert_eq!(all, expected.map(|(name, marks)| (user(name), marks)).into());
+    assert_eq!(store.marks(None, 0).await.unwrap(), []);
 }
 
 pub async fn checkpoints_and_named_values_are_kept(world: &mut dyn World) {

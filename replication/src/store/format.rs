@@ -166,6 +166,12 @@ pub fn parse_row_key(key: &[u8]) -> Option<ConvId> {
     ConvId::from_slice(key.get(key.len().checked_sub(16)?..)?)
 }
 
+/// Reads the user of a row's key.
+pub fn parse_row_user(key: &[u8]) -> Option<UserId> {
+    let text = key.get(1..key.len().checked_sub(16)?)?;
+    UserId::new(std::str::from_utf8(text).ok()?).ok().filter(|_| usize::from(key[0]) == text.len())
+}
+
 /// `1, u64 rev, u32 state, u64 generation, u64 last_hlc, u64 counted, u8+peer (0 = none), heads, read`; format 2
 /// goes on with `peer_read, from`.
 pub fn encode_row(out: &mut Vec<u8>, row: &RowRecord) {

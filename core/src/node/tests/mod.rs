@@ -8,6 +8,7 @@ mod load;
 mod peers;
 #[cfg(feature = "client")]
 mod random;
+mod regain;
 mod registers;
 mod seal;
 
@@ -26,7 +27,7 @@ use crate::eras::{Era, EraTable};
 use crate::ids::{ConvId, Heads, InstallId, Origin, Region, UserId};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
-use crate::store::{Append, Appended, Put, Range, RowRecord, Target, Todo};
+use crate::store::{Append, Appended, Put, Range, RowRecord, Target, Todo, UserMarks};
 use crate::wire::node_v1::node_frame::Body as LinkBody;
 use crate::wire::v1;
 
@@ -136,6 +137,15 @@ impl Disk {
         let mut all = BTreeMap::<ConvId, Heads>::new();
         for ((id, origin), log) in self.logs.iter().filter(|((id, _), _)| after.is_none_or(|after| *id > after)) {
             all.entry(*id).or_default().insert(*origin, log.len() as u64);
+        }
+        all.into_iter().take(limit).collect()
+    }
+
+    fn marks(&self, after: Option<&UserId>, limit: usize) -> Vec<UserMarks> {
+        let mut all = BTreeMap::<UserId, Vec<(ConvId, Heads)>>::new();
+        for ((user, id), row) in self.rows.iter().filter(|((user, _), _)| after.is_none_or(|after| user > after)) {
+            let marks = all.entry(user.clone()).or_default();
+            marks.extend((!row.read.is_empty()).then(|| (*id, row.read.clone())));
         }
         all.into_iter().take(limit).collect()
     }
@@ -508,6 +518,10 @@ impl World {
                     Want::Heads { ticket, after, limit } => {
                         let heads = core.disk.heads(after, limit);
                         core.node.heads_read(now, ticket, &heads);
+                    }
+                    Want::Marks { ticket, after, limit } => {
+                        let marks = core.disk.marks(after.as_ref(), limit);
+                        core.node.marks_read(now, ticket, &marks);
                     }
                     Want::Range { ticket, range } => {
                         let entries = core.disk.range(range);

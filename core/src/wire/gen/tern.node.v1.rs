@@ -40,6 +40,8 @@ pub mod node_frame {
         Compared(super::Compared),
         #[prost(message, tag = "13")]
         Eras(super::Eras),
+        #[prost(message, tag = "14")]
+        CompareMarks(super::CompareMarks),
         #[prost(message, tag = "16")]
         EdgeHello(super::EdgeHello),
         #[prost(message, tag = "17")]
@@ -467,7 +469,7 @@ pub struct Compare {
     #[prost(bool, tag = "3")]
     pub answer: bool,
 }
-/// All conversations that differed were offered and have been taken.
+/// All conversations that differed were offered and have been taken, and all marks were told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Compared {
     #[prost(uint64, tag = "1")]
@@ -489,6 +491,13 @@ pub struct Era {
     /// every region holds what any holds of it, and nothing is added
     #[prost(bool, tag = "3")]
     pub sealed: bool,
+}
+/// Before Compare: one sum per slot of hashes over (user, conversation, read mark). The receiver tells the marks of
+/// the users of all slots that differ before it says Compared.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompareMarks {
+    #[prost(fixed64, repeated, tag = "1")]
+    pub slots: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Beat {

@@ -33,7 +33,7 @@ use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Region, UserId};
 use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
-    StoreError, Todo,
+    StoreError, Todo, UserMarks,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -290,6 +290,10 @@ impl Store for EmbeddedStore {
 
     fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
         Box::pin(async move { self.tables.rows(&user) })
+    }
+
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+        Box::pin(self.scans.run(move |tables| tables.marks(after.as_ref(), limit)))
     }
 
     fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {

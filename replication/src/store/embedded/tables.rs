@@ -10,11 +10,11 @@ use fjall::config::FilterPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Heads, Origin, UserId};
-use tern_core::store::{ConversationHeads, ConversationImage, Range, RowRecord, StoreError, Todo};
+use tern_core::store::{ConversationHeads, ConversationImage, Range, RowRecord, StoreError, Todo, UserMarks};
 
 use super::super::format::{
     Chain, FormatError, LogId, checkpoint_key, decode_opaque, decode_row, decode_todo, entry_key, log_prefix, meta_key,
-    parse_entry_key, parse_row_key, parse_todo_key, rows_prefix, split_entry,
+    parse_entry_key, parse_row_key, parse_row_user, parse_todo_key, rows_prefix, split_entry,
 };
 use super::super::limits::{
     BACKGROUND_THREADS, ENTRIES_MEMTABLE_BYTES, JOURNAL_BYTES, RARE_MEMTABLE_BYTES, ROWS_MEMTABLE_BYTES,
@@ -224,6 +224,31 @@ impl Tables {
             let (key, value) = row.into_inner().map_err(backend)?;
             let conversation = parse_row_key(&key).ok_or(FormatError::Malformed("row's key")).map_err(malformed)?;
             found.push((conversation, decode_row(&value).map_err(malformed)?));
+        }
+        Ok(found)
+    }
+
+    pub(super) fn marks(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserMarks>, StoreError> {
+        let mut start = Vec::new();
+        if let Some(after) = after {
+            // Above all keys of this user, below those of the next.
+            start = rows_prefix(after);
+            start.extend([0xff; 17]);
+        }
+        let mut found: Vec<UserMarks> = Vec::new();
+        for row in self.db.snapshot().range(&self.rows, start..) {
+            let (key, value) = row.into_inner().map_err(backend)?;
+            let (Some(user), Some(conversation)) = (parse_row_user(&key), parse_row_key(&key)) else { continue };
+            if found.last().is_none_or(|(last, _)| *last != user) {
+                if found.len() >= limit {
+                    break;
+                }
+                found.push((user, Vec::new()));
+            }
+            let read = decode_row(&value).map(|row| row.read).unwrap_or_default();
+            if let Some((_, marks)) = found.last_mut().filter(|_| !read.is_empty()) {
+                marks.push((conversation, read));
+            }
         }
         Ok(found)
     }

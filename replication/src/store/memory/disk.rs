@@ -9,7 +9,7 @@ use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Heads, Origin, UserId};
 use tern_core::limits::LAZY_SYNC;
 use tern_core::store::{
-    Append, Appended, ConversationHeads, ConversationImage, Put, Range, RowRecord, StoreError, Target, Todo,
+    Append, Appended, ConversationHeads, ConversationImage, Put, Range, RowRecord, StoreError, Target, Todo, UserMarks,
 };
 use tokio::time::Instant;
 
@@ -258,6 +258,24 @@ impl Disk {
             .take_while(|((of, _), _)| of == user)
             .map(|((_, conversation), row)| (*conversation, row.clone()))
             .collect()
+    }
+
+    pub(super) fn marks(&self, after: Option<UserId>, limit: usize) -> Vec<UserMarks> {
+        let above = after.map(|user| (user, ConvId([0xff; 16])));
+        let bounds = (above.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let mut found: Vec<UserMarks> = Vec::new();
+        for ((user, conversation), row) in self.rows.range(bounds) {
+            if found.last().is_none_or(|(last, _)| last != user) {
+                if found.len() >= limit {
+                    break;
+                }
+                found.push((user.clone(), Vec::new()));
+            }
+            if let Some((_, marks)) = found.last_mut().filter(|_| !row.read.is_empty()) {
+                marks.push((*conversation, row.read.clone()));
+            }
+        }
+        found
     }
 
     pub(super) fn todo(&self) -> Vec<Todo> {

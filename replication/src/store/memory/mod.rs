@@ -28,7 +28,7 @@ use tern_core::ids::{ConvId, Origin, UserId};
 
 use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
-    StoreError, Todo,
+    StoreError, Todo, UserMarks,
 };
 use tokio::time::Instant;
 
@@ -237,6 +237,10 @@ impl Store for MemoryStore {
 
     fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
         Box::pin(self.read(move |disk| Ok(disk.rows(&user))))
+    }
+
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+        Box::pin(self.read(move |disk| Ok(disk.marks(after, limit))))
     }
 
     fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {

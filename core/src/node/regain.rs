@@ -1,0 +1,230 @@
+//! Giving a region back the read marks that it has lost (R11, R13).
+//!
+//! Problem: a store that was restored, or made anew, lacks marks that it has acked, and with those acks the todo for
+//! them is gone everywhere: only a device of the user would bring them back.
+//!
+//! Rule: before a store asks a peer to compare heads, it sends 512 sums of hashes over (user, conversation, mark).
+//! The peer adds up its own, and once all conversations that the other lacked are there, it tells the marks of
+//! all users of slots that differ, a few users at a time; only when all of them are acked, which means durable,
+//! it says that the comparison is over.
+//!
+//! Where it stops half-way, the mark `refill/<region>` stands and the next connection compares again: what was
+//! told no longer differs. So nothing of it needs to be durable.
+//!
+//! Why simpler ways fail: telling all marks costs every crash some 50 bytes for each conversation of each user;
+//! a user's revisions say nothing, for each region counts its own; marks told before their conversations find no row
+//! that names the other user, who would not hear that he was read.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::BufMut;
+use ring::digest::{SHA256, digest};
+
+use crate::codes::{Code, Refusal};
+use crate::ids::{ConvId, Heads, Region, UserId};
+use crate::store::UserMarks;
+use crate::wire::node_v1::{self as wire, node_frame::Body};
+
+use super::{Node, Now, Ticket, Want};
+
+/// Sums that are compared, 4 KiB: with 100,000 users 200 share one, and as many are told for each that lost a mark.
+pub const MARK_SLOTS: usize = 512;
+/// Users per read of all marks: a few hundred rows.
+pub const MARKS_PAGE: usize = 64;
+/// Users whose marks may wait for an ack: with a thousand conversations each 1 MB is under way.
+const USERS_IN_FLIGHT: usize = 16;
+
+/// In which slot a user's marks lie: the first 9 bits of SHA-256 over "marks of" and his id.
+fn slot(user: &UserId) -> usize {
+    let hash = digest(&SHA256, &[b"marks of", user.as_str().as_bytes()].concat());
+    usize::from(hash.as_ref()[0]) << 1 | usize::from(hash.as_ref()[1] >> 7)
+}
+
+/// The hash of one mark: the first 8 bytes of SHA-256, big-endian.
+fn mark_hash(user: &UserId, conversation: ConvId, read: &Heads) -> u64 {
+    let name = user.as_str().as_bytes();
+    let mut bytes = Vec::with_capacity(48 + name.len() + read.len() * 17);
+    bytes.put_slice(b"tern mark 1");
+    bytes.put_u64(name.len() as u64);
+    bytes.put_slice(name);
+    bytes.put_slice(&conversation.0);
+    for (origin, seq) in read.iter().filter(|(_, seq)| **seq > 0) {
+        bytes.put_u8(origin.region);
+        bytes.put_u64(origin.era);
+        bytes.put_u64(*seq);
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest(&SHA256, &bytes).as_ref()[..8]);
+    u64::from_be_bytes(first)
+}
+
+fn add(sums: &mut [u64], page: &[UserMarks]) {
+    for (user, marks) in page {
+        let sum = &mut sums[slot(user)];
+        *sum = marks.iter().fold(*sum, |sum, (id, read)| sum.wrapping_add(mark_hash(user, *id, read)));
+    }
+}
+
+/// Marks for one peer.
+#[derive(Debug)]
+struct Giving {
+    theirs: Vec<u64>,
+    sums: Vec<u64>,
+    /// Those that differ, once that is known.
+    slots: Option<Vec<bool>>,
+    /// The peer has the conversations.
+    begun: bool,
+    after: Option<UserId>,
+    reading: bool,
+    read_all: bool,
+    waiting: VecDeque<UserId>,
+    under_way: BTreeSet<UserId>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Regain {
+    asking: BTreeMap<Region, Vec<u64>>,
+    giving: BTreeMap<Region, Giving>,
+}
+
+impl Node {
+    /// First of a comparison: a peer is to be told the sums of what is held here. Heads follow.
+    pub(super) fn ask_for_marks(&mut self, region: Region) {
+        self.regain.asking.insert(region, vec![0; MARK_SLOTS]);
+        self.want_marks(region, true, None);
+    }
+
+    pub(super) fn regain_down(&mut self, region: Region) {
+        self.regain.asking.remove(&region);
+        self.regain.giving.remove(&region);
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { region: r, .. } if *r == region));
+        self.marks.stop_giving(region);
+    }
+
+    fn want_marks(&mut self, region: Region, asking: bool, after: Option<UserId>) {
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        self.tickets.insert(ticket, Ticket::Marks { region, asking });
+        self.out.wants.push(Want::Marks { ticket, after, limit: MARKS_PAGE });
+    }
+
+    /// A page of marks that was wanted; one of fewer users than the limit is the last.
+    pub fn marks_read(&mut self, now: Now, ticket: u64, page: &[UserMarks]) {
+        let Some(Ticket::Marks { region, asking }) = self.tickets.remove(&ticket) else { return };
+        let after = page.last().map(|(user, _)| user.clone());
+        let more = page.len() >= MARKS_PAGE;
+        if asking {
+            self.refill_heard(now, region);
+            let Some(sums) = self.regain.asking.get_mut(&region) else { return };
+            add(sums, page);
+            if more {
+                return self.want_marks(region, true, after);
+            }
+            let slots = self.regain.asking.remove(&region).unwrap_or_default();
+            self.out.link(region, Body::CompareMarks(wire::CompareMarks { slots }));
+            return self.want_heads(region, true, None);
+        }
+        let Some(giving) = self.regain.giving.get_mut(&region) else { return };
+        match &giving.slots {
+            None => {
+                add(&mut giving.sums, page);
+                if more {
+                    return self.want_marks(region, false, after);
+                }
+                let slots: Vec<bool> = giving.sums.iter().zip(&giving.theirs).map(|(a, b)| a != b).collect();
+                giving.read_all = !slots.contains(&true);
+                giving.slots = Some(slots);
+            }
+            Some(slots) => {
+                let told = page.iter().filter(|(user, marks)| slots[slot(user)] && !marks.is_empty());
+                giving.waiting.extend(told.map(|(user, _)| user.clone()));
+                (giving.after, giving.read_all, giving.reading) = (after, !more, false);
+            }
+        }
+        self.pump_giving(now, region);
+    }
+
+    /// A peer that will ask for a comparison tells what marks it has.
+    pub(super) fn compare_marks_told(&mut self, region: Region, compare: wire::CompareMarks) -> Result<(), Refusal> {
+        if compare.slots.len() != MARK_SLOTS {
+            return Err(Refusal::new(Code::BadFrame, "a comparison of another number of slots"));
+        }
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { region: r, asking: false } if *r == region));
+        let giving = Giving {
+            theirs: compare.slots,
+            sums: vec![0; MARK_SLOTS],
+            slots: None,
+            begun: false,
+            after: None,
+            reading: false,
+            read_all: false,
+            waiting: VecDeque::new(),
+            under_way: BTreeSet::new(),
+        };
+        self.regain.giving.insert(region, giving);
+        self.want_marks(region, false, None);
+        Ok(())
+    }
+
+    /// The peer has all conversations that it lacked: whether it must still be told marks. Once it has them the
+    /// comparison goes on by itself.
+    pub(super) fn must_give_marks(&mut self, now: Now, region: Region) -> bool {
+        let Some(giving) = self.regain.giving.get_mut(&region) else { return false };
+        if !std::mem::replace(&mut giving.begun, true) {
+            self.pump_giving(now, region);
+        }
+        self.regain.giving.contains_key(&region)
+    }
+
+    /// Whether a peer is being told marks that it has lost.
+    #[cfg(test)]
+    pub(super) fn is_giving_marks(&self, region: Region) -> bool {
+        self.regain.giving.get(&region).is_some_and(|giving| !giving.under_way.is_empty())
+    }
+
+    /// Tells as many users' marks as may be under way.
+    fn pump_giving(&mut self, now: Now, region: Region) {
+        while let Some(giving) = self.regain.giving.get_mut(&region).filter(|g| g.begun && g.slots.is_some()) {
+            if giving.under_way.len() >= USERS_IN_FLIGHT {
+                return;
+            }
+            let Some(user) = giving.waiting.pop_front() else {
+                if !giving.read_all && !std::mem::replace(&mut giving.reading, true) {
+                    let after = giving.after.clone();
+                    self.want_marks(region, false, after);
+                } else if giving.read_all && giving.under_way.is_empty() {
+                    self.regain.giving.remove(&region);
+                    self.pump_refill(now);
+                }
+                return;
+            };
+            giving.under_way.insert(user.clone());
+            self.counters.marks_returned += 1;
+            self.give_marks(now, region, &user);
+        }
+    }
+
+    /// The peer holds all marks of a user durably.
+    pub(super) fn marks_given(&mut self, now: Now, region: Region, user: &UserId) {
+        if self.regain.giving.get_mut(&region).is_some_and(|g| g.under_way.remove(user)) {
+            self.pump_giving(now, region);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Origin;
+
+    #[test]
+    fn slots_and_hashes_are_pinned() {
+        let user = UserId::new("bob").unwrap();
+        let read: Heads = [(Origin { region: 1, era: 7 }, 5)].into();
+        let none: Heads = [(Origin { region: 3, era: 1 }, 0)].into();
+        assert_eq!(slot(&user), 486);
+        assert_eq!(format!("{:016x}", mark_hash(&user, ConvId([9; 16]), &read)), "55092b3742cf76b9");
+        assert_eq!(mark_hash(&user, ConvId([9; 16]), &none), mark_hash(&user, ConvId([9; 16]), &Heads::new()));
+    }
+}
