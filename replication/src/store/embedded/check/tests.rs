@@ -5,6 +5,7 @@ use bytes::Bytes;
 use tern_core::entry::Entry;
 use tern_core::eras::Era;
 use tern_core::ids::{Identity, InstallId, Origin, Place, body_hash};
+use tern_core::node::refill::Known;
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store, Todo};
 
@@ -57,7 +58,9 @@ async fn sound() -> tempfile::TempDir {
     let (store, _) = EmbeddedStore::open(dir.path(), Options::new(1).init()).unwrap();
     let mut puts = vec![
         Put::Meta { key: EPOCH_KEY.into(), value: Bytes::copy_from_slice(&3u64.to_be_bytes()) },
-        Put::Meta { key: "clean".into(), value: Bytes::from_static(&[1]) },
+        // As a stop in order writes it, and the link to a peer.
+        Put::Meta { key: "clean".into(), value: Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 10]) },
+        Put::Meta { key: "peer/2".into(), value: Known { start: 2, era: 7, commit: 4, incomplete: false }.to_bytes() },
         Put::Todo(Todo { target: Target::Peer(2), conversation: conv(1), prefix: [(EU, 5)].into(), user: None }),
     ];
     for n in 1..=3 {
@@ -310,11 +313,13 @@ async fn named_values_that_no_start_can_read_are_told_and_left() {
     tamper(dir.path(), |tables, batch| {
         batch.insert(&tables.state, meta_key("era"), [1, 7]);
         batch.insert(&tables.state, meta_key("region"), [1, 2]);
+        batch.insert(&tables.state, meta_key("peer/2"), [1, 2, 3]);
+        batch.insert(&tables.state, meta_key("clean"), [1, 1, 9]);
         batch.insert(&tables.state, checkpoint_key(conv(1)), [7]);
     });
     let report = check(dir.path(), true);
-    assert_eq!(kinds(&report), [Kind::Checkpoint, Kind::Meta, Kind::Meta], "{report:?}");
-    assert_eq!(report.remaining(), 2);
+    assert_eq!(kinds(&report), [Kind::Checkpoint, Kind::Meta, Kind::Meta, Kind::Meta, Kind::Meta], "{report:?}");
+    assert_eq!(report.remaining(), 4);
     assert!(report.findings.iter().all(|finding| finding.repaired == (finding.kind == Kind::Checkpoint)));
 }
 
