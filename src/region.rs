@@ -113,6 +113,8 @@ impl Serving {
             true => Ok(()),
             false => Err("its last commit failed; see the log".to_owned()),
         });
+        let (disk, reserve) = (store.clone(), node.settings.store_disk_reserve.0);
+        health.needs("disk", move || disk.disk_free_bytes().map_or(Ok(()), |free| has_room(free, reserve)));
         let restored = region.clone();
         health.needs("refill", move || match restored.refilling() {
             (_, false) => Ok(()),
@@ -188,6 +190,18 @@ fn open_store(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
     Ok((Arc::new(store), report.may_keep_era()))
 }
 
+/// Whether there is room for messages beside what must stay free.
+fn has_room(free: u64, reserve: u64) -> Result<(), String> {
+    if free >= reserve {
+        return Ok(());
+    }
+    Err(format!(
+        "nearly full: {} MiB are free and {} MiB are kept free (store.disk_reserve), so sends are refused; free some",
+        free >> 20,
+        reserve >> 20
+    ))
+}
+
 async fn config(node: &Node) -> Result<RegionConfig> {
     let settings = &node.settings;
     let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
@@ -241,4 +255,16 @@ impl LoadExchange for Loads {
 
 fn own_loads(loads: Arc<LoadTable>, region: RegionId, env: Env) -> admin::Loads {
     Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()) }.encode_to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_with_what_to_do() {
+        assert_eq!(has_room(256 << 20, 256 << 20), Ok(()));
+        let why = has_room(200 << 20, 256 << 20).unwrap_err();
+        assert!(why.contains("200 MiB") && why.contains("store.disk_reserve") && why.contains("free some"), "{why}");
+    }
 }

@@ -86,7 +86,7 @@ pub fn run(global: &Global, args: &UserArgs) -> Result<(), Failure> {
     let admin = settings.admin_listen();
     let asked = admin::post(admin, &format!("/users/{query}"));
     let said = asked.with_context(|| {
-        format!("asked the region at {admin}; if its admin listener is elsewhere, give its configuration")
+        format!("asked the region at {admin}; if its admin listener is elsewhere, give its configuration, or --set listen.admin=ADDRESS")
     })?;
     let said = said.trim();
     if global.json {
