@@ -105,9 +105,9 @@ impl Machine {
             if all.iter().all(|m| m.user != user.as_str()) {
                 all.push(member(user, Role::Member, 1));
             }
-        }
-        if all.len() > GROUP_MEMBERS {
-            return Err(GroupRefused::Full);
+            if all.len() > GROUP_MEMBERS {
+                return Err(GroupRefused::Full);
+            }
         }
         let nonce = Bytes::copy_from_slice(&self.rng.random::<[u8; 16]>());
         let id = ConvId::group(&self.setup.user, &nonce);

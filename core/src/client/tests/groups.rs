@@ -66,6 +66,26 @@ fn group_push_of(id: ConvId, entries: Vec<Entry>, prev: u64, rev: u64) -> Push {
 }
 
 #[test]
+fn a_group_of_501_is_refused_before_anything_is_kept() {
+    let mut d = Device::new(setup("alice"));
+    let users: Vec<_> = (0..500).map(|n| user(&format!("u{n}"))).collect();
+    let refused = |d: &mut Device, members: &[UserId]| {
+        d.act(|m, now| m.create_group(now, "crowd", members, GroupOptions::default(), 1))
+    };
+    let why = refused(&mut d, &users).unwrap_err();
+    assert_eq!(why, GroupRefused::Full);
+    assert_eq!(why.to_string(), "a group has at most 500 members");
+    assert_eq!(d.machine.waiting(), (0, 0));
+    // With the creator 500, and named twice he counts once.
+    let many = [&users[..499], &users[..9]].concat();
+    let id = refused(&mut d, &many).unwrap();
+    assert_eq!(names(&d, id).len(), 500);
+    let add = d.act(|m, now| m.group_add(now, id, &users[499..], false, 1));
+    assert_eq!(add, Err(GroupRefused::Full));
+    assert_eq!(d.machine.waiting().0, 1, "the creation alone");
+}
+
+#[test]
 fn a_group_is_made_and_written_to_offline_and_all_of_it_goes_out_in_order() {
     let mut d = Device::new(setup("alice"));
     let id = make(&mut d, &["bob", "carol", "bob"]);

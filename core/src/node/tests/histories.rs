@@ -190,6 +190,22 @@ fn a_full_disk_refuses_and_the_same_message_is_taken_later() {
 }
 
 #[test]
+fn a_damaged_log_refuses_and_sends_the_client_elsewhere() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.core(EU).failures.push_back(Appended::Damaged);
+    w.post(alice, message(1));
+    w.settle();
+    let told = w.told(alice).frames.iter().find_map(|f| match &f.body {
+        Some(v1::frame::Body::Error(e)) => Some((e.code, e.retry(), e.message.clone())),
+        _ => None,
+    });
+    let text = "the log is damaged here; nothing was stored".to_owned();
+    assert_eq!(told, Some((Code::Damaged as u32, v1::error::Retry::Elsewhere, text)));
+    assert!(w.told(alice).acks.is_empty());
+}
+
+#[test]
 fn cursors_of_another_era_or_from_the_future_are_taken_as_absent() {
     let mut w = World::new();
     let alice = w.connect(EU, 1, "alice", "phone");
