@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::codes::Refusal;
 use crate::entry::Entry;
+use crate::pressure::Level;
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, Seq, UserId};
 use crate::receipt::Receipt;
 use crate::wire::{node_v1, v1};
@@ -251,6 +252,11 @@ pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
     /// come again. What is submitted all the same is taken.
     fn crowded(&self) -> bool {
         false
+    }
+    /// So much is given up under load here, by what this edge has measured of the whole way of a Send. Told a few
+    /// times a second while it is anything, to a core of the same process: it is the same machine that is busy.
+    fn pressure(&self, level: Level) {
+        let _a_core_elsewhere_measures_itself = level;
     }
     /// The edge's load, once a second: for dispatch only.
     fn report(&self, load: node_v1::EdgeLoad);

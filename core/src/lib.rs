@@ -14,7 +14,8 @@
 //!    [`kinds`], [`membership`], [`fold`]: groups and cells; [`buckets`]: rows compared by hashes; [`eras`]: how rows
 //!    stay short although each crash begins a log.
 //! 5. [`store`]: what the machines ask of a store, and no more.
-//! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links.
+//! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links; [`pressure`]: what is
+//!    given up under load, at edges as well.
 //! 7. [`ranking`]: which edges a client should try.
 //!
 //! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
@@ -41,6 +42,7 @@ pub mod membership;
 pub mod node;
 pub mod pacing;
 mod pack;
+pub mod pressure;
 pub mod ranking;
 pub mod receipt;
 pub mod sequencer;

@@ -19,7 +19,9 @@ use tern_core::pacing::Rate;
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
+use tern_core::pressure::Level;
 use tern_net::quic::QuicError;
+use tern_net::sounding::Sounding;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -27,6 +29,7 @@ use crate::admission::{Admission, Admitted};
 use crate::config::EdgeConfig;
 use crate::guard::Guard;
 use crate::listen;
+use crate::load::{self, Load};
 use crate::mailbox::Conn;
 use crate::metrics::EdgeMetrics;
 use crate::pace::Paces;
@@ -77,6 +80,8 @@ pub struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) metrics: EdgeMetrics,
     pub(crate) paces: Paces,
+    pub(crate) load: Load,
+    pub(crate) sounding: Option<Arc<Sounding>>,
     tuning: ArcSwap<Tuning>,
     keys: RwLock<Arc<TokenKeys>>,
     generation: u64,
@@ -136,6 +141,8 @@ impl Edge {
         let guard = Guard::new(tuning.failed_handshakes(), abandoned);
         Arc::new(Self {
             paces: Paces::new(l.sends_per_second, l.sends_burst),
+            load: Load::default(),
+            sounding: env.net.buffers().then(|| Sounding::new(&env.rng)),
             guard: Mutex::new(guard),
             admission: Admission::new(l),
             tuning: ArcSwap::from_pointee(tuning),
@@ -188,6 +195,7 @@ impl Edge {
         }
         let edge = self.clone();
         self.env.tasks.spawn(async move { edge.look_after().await });
+        self.env.tasks.spawn(load::watch(self.clone(), self.sounding.clone()));
         Ok(bound)
     }
 
@@ -316,6 +324,7 @@ impl Edge {
         assert!(self.core.set(core).is_ok());
         let edge = self.clone();
         self.env.tasks.spawn(async move { edge.look_after().await });
+        self.env.tasks.spawn(load::watch(self.clone(), None));
     }
 
     // ---- for listeners and drivers -------------------------------------------------------------------
@@ -424,6 +433,13 @@ impl Edge {
         self.metrics.memory_bytes() > self.config.limits.memory_bytes
     }
 
+    /// So much is given up for load; the core merges what is large.
+    pub(crate) fn give_up(&self, level: Level) {
+        if let Some(core) = self.core.get() {
+            core.pressure(level);
+        }
+    }
+
     pub(crate) fn submit(&self, ups: Vec<Up>) {
         if let Some(core) = self.core.get() {
             core.submit(ups);
@@ -454,6 +470,7 @@ impl Edge {
             config: &self.config,
             tuning: &self.tuning,
             paces: &self.paces,
+            load: &self.load,
             metrics: &self.metrics,
         }
     }

@@ -11,6 +11,7 @@ use tern_core::edge_api::{DownBody, Up};
 use tern_core::wire::{Lane, v1};
 
 use crate::config::EdgeConfig;
+use crate::load::Load;
 use crate::metrics::EdgeMetrics;
 use crate::pace::Paces;
 use crate::session::{Context, Outcome, Phase, Session};
@@ -44,6 +45,7 @@ pub struct SessionUnderTest {
     tuning: ArcSwap<Tuning>,
     keys: RwLock<Arc<TokenKeys>>,
     paces: Paces,
+    load: Load,
     metrics: EdgeMetrics,
     peer: SocketAddr,
     now: Duration,
@@ -62,6 +64,7 @@ impl SessionUnderTest {
         Self {
             session: Session::new(Duration::ZERO, config.limits.hello_timeout),
             paces: Paces::new(config.limits.sends_per_second, config.limits.sends_burst),
+            load: Load::default(),
             tuning: ArcSwap::from_pointee(Tuning::of(&config)),
             config,
             keys: RwLock::new(Arc::new(keys)),
@@ -89,6 +92,7 @@ impl SessionUnderTest {
             config: &self.config,
             tuning: &self.tuning,
             paces: &self.paces,
+            load: &self.load,
             metrics: &self.metrics,
         };
         let mut out = Outcome::default();

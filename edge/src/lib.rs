@@ -14,8 +14,9 @@
 //! 4. `mailbox`: what waits to be written to one connection. Pushes give way to `Advance`, answers never do.
 //! 5. `lanes`: the three lanes over QUIC streams and over one byte stream; `driver`: the task of a connection,
 //!    which owns all of this and nothing else.
-//! 6. [`edge`]: the table of connections, listeners, the once-a-second tick, drain; [`metrics`].
-//! 7. [`link`]: the way to the core where the edge is a process of its own.
+//! 6. `load`: how long Sends wait on their whole way, and which are refused for it.
+//! 7. [`edge`]: the table of connections, listeners, the once-a-second tick, drain; [`metrics`].
+//! 8. [`link`]: the way to the core where the edge is a process of its own.
 //!
 //! Invariants:
 //!
@@ -40,6 +41,7 @@ mod guard;
 mod lanes;
 pub mod link;
 mod listen;
+mod load;
 mod mailbox;
 pub mod metrics;
 mod pace;

@@ -49,7 +49,7 @@ pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerCo
         tries -= 1;
         let tcp = edge.env.net.listen(at).await.map_err(|cause| EdgeError::Listen { at, cause })?;
         let local_addr = tcp.local_addr();
-        match server_endpoint_with(&edge.env, local_addr, tls.clone(), &params, &reset) {
+        match server_endpoint_with(&edge.env, local_addr, tls.clone(), &params, &reset, edge.sounding.as_ref()) {
             Ok(quic) => return Ok(Sockets { local_addr, tcp, quic }),
             Err(e) if tries == 0 => return Err(e.into()),
             Err(_) => {}

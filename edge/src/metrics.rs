@@ -1,6 +1,7 @@
 //! What an edge counts. No label names a user or an address.
 
 use std::fmt::{self, Debug};
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,6 +26,10 @@ pub struct EdgeMetrics {
     pub(crate) buffer_bytes: Gauge,
     pub(crate) handshakes: Gauge,
     pub(crate) retries: Counter,
+    pub(crate) signals_dropped: Counter,
+    pub(crate) lag: Gauge<f64, AtomicU64>,
+    pub(crate) standing: Gauge<f64, AtomicU64>,
+    pub(crate) shed: Gauge<f64, AtomicU64>,
     sends_refused: Family<Label, Counter>,
     handshakes_failed: Family<Label, Counter>,
     closed: Family<Label, Counter>,
@@ -68,6 +73,26 @@ impl EdgeMetrics {
             "tern_edge_sent_retries",
             "QUIC handshakes that were told to prove their address first",
             m.retries.clone(),
+        );
+        registry.register(
+            "tern_edge_dropped_signals",
+            "Signals that were dropped for load",
+            m.signals_dropped.clone(),
+        );
+        registry.register(
+            "tern_edge_lag_seconds",
+            "How long what clients send waits before it is read",
+            m.lag.clone(),
+        );
+        registry.register(
+            "tern_edge_standing_seconds",
+            "From a message's arrival to its ack, the shortest of the last tenth of a second",
+            m.standing.clone(),
+        );
+        registry.register(
+            "tern_edge_refused_ratio",
+            "Part of the conversations that are told to come back later",
+            m.shed.clone(),
         );
         registry.register("tern_edge_refused_sends", "Sends that the edge refused, by code", m.sends_refused.clone());
         registry.register(

@@ -24,11 +24,13 @@ use tern_core::edge_api::{ConnId, DownBody, SendRequest, Up};
 use tern_core::ids::{Cursor, Origin};
 use tern_core::limits::{CURSORS, SIGNAL_BYTES, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
 use tern_core::pacing::{Bucket, Rate};
+use tern_core::pressure::Level;
 use tern_core::wire::compact::{Read, Reader};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, VERSION, convert, v1};
 
 use crate::config::EdgeConfig;
+use crate::load::Load;
 use crate::metrics::EdgeMetrics;
 use crate::pace::{Paces, UserPace};
 use crate::tokens::{Claims, TokenError, TokenKeys};
@@ -79,6 +81,7 @@ pub(crate) struct Context<'a> {
     pub(crate) config: &'a EdgeConfig,
     pub(crate) tuning: &'a ArcSwap<Tuning>,
     pub(crate) paces: &'a Paces,
+    pub(crate) load: &'a Load,
     pub(crate) metrics: &'a EdgeMetrics,
 }
 
@@ -117,6 +120,8 @@ pub(crate) struct Session {
     bad_tokens: u8,
     /// Requests other than pulls that wait for their answer.
     open: u32,
+    /// A Send whose ack is timed, and when it was read.
+    timed: Option<(u32, Duration)>,
     /// Pulls that wait for their last page.
     pulls: Vec<u32>,
     reader: Reader,
@@ -145,6 +150,7 @@ impl Session {
             noticed: false,
             bad_tokens: 0,
             open: 0,
+            timed: None,
             pulls: Vec::new(),
             reader: Reader::default(),
             notes: Bucket::default(),
@@ -336,6 +342,10 @@ impl Session {
                 if !fits || self.signals.take(Rate::new(SIGNALS_PER_SECOND, SIGNALS_BURST), cx.now).is_err() {
                     return Ok(());
                 }
+                if cx.load.level() >= Level::NoSignals {
+                    cx.metrics.signals_dropped.inc();
+                    return Ok(());
+                }
             }
             None => {
                 if req != 0 {
@@ -380,8 +390,7 @@ impl Session {
     fn compact(&mut self, frame: v1::Frame, cx: &Context<'_>, out: &mut Outcome) -> Result<(), Refusal> {
         let req = frame.req;
         let send = match self.reader.read(frame) {
-            // The body on its own: it may wait in the core for long, and would keep all that was read with it.
-            Ok(Read::Send(send)) => SendRequest { body: Bytes::copy_from_slice(&send.body), ..send },
+            Ok(Read::Send(send)) => send,
             Ok(_) => return Ok(()),
             Err(refusal) if matches!(refusal.code, Code::BadReference | Code::BadFrame) => return Err(refusal),
             Err(refusal) => {
@@ -396,10 +405,15 @@ impl Session {
             unreachable_core()
         } else if cx.crowded {
             overloaded("the core of this region does not keep up; this message was not stored", cx)
+        } else if let Some(ms) = cx.load.refuses(cx.wall_ms, send.conversation) {
+            Refusal::new(Code::Overloaded, "this edge has more to do than it can; nothing was stored").after_ms(ms)
         } else {
             match self.pace.as_ref().map_or(Ok(()), |pace| cx.paces.take(pace, cx.now)) {
                 Ok(()) => {
                     self.open += 1;
+                    self.timed.get_or_insert((req, cx.now));
+                    // The body on its own: it may wait in the core for long, and would keep all that was read with it.
+                    let send = SendRequest { body: Bytes::copy_from_slice(&send.body), ..send };
                     out.ups.push(Up::Send { conn: cx.conn, req, send });
                     return Ok(());
                 }
@@ -471,7 +485,12 @@ impl Session {
     /// knows. The lane to write it on, where the frame alone does not tell.
     pub(crate) fn down(&mut self, body: &mut DownBody, cx: &Context<'_>) -> Option<Lane> {
         match body {
-            DownBody::Ack { .. } => self.open = self.open.saturating_sub(1),
+            DownBody::Ack { req, .. } => {
+                self.open = self.open.saturating_sub(1);
+                if let Some((_, read)) = self.timed.take_if(|(timed, _)| timed == req) {
+                    cx.load.answered(cx.now, cx.now.saturating_sub(read));
+                }
+            }
             DownBody::Page { req, page } if page.last => self.pulls.retain(|r| r != req),
             DownBody::Frame(frame) => {
                 let req = frame.req;
@@ -496,6 +515,7 @@ impl Session {
                             return Some(Lane::Bulk);
                         }
                         self.open = self.open.saturating_sub(1);
+                        self.timed.take_if(|(timed, _)| *timed == req);
                     }
                     _ => {}
                 }

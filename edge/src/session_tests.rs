@@ -8,6 +8,7 @@ struct Scene {
     config: EdgeConfig,
     keys: RwLock<Arc<TokenKeys>>,
     paces: Paces,
+    load: Load,
     metrics: EdgeMetrics,
     now: Duration,
     wall_ms: u64,
@@ -25,6 +26,7 @@ impl Scene {
         Self {
             session: Session::new(Duration::ZERO, config.limits.hello_timeout),
             paces: Paces::new(config.limits.sends_per_second, config.limits.sends_burst),
+            load: Load::default(),
             config,
             keys: RwLock::new(Arc::new(keys())),
             metrics: EdgeMetrics::default(),
@@ -81,6 +83,7 @@ impl Scene {
             config: &self.config,
             tuning: &tuning,
             paces: &self.paces,
+            load: &self.load,
             metrics: &self.metrics,
         };
         f(&mut self.session, &cx)

@@ -33,6 +33,10 @@ pub trait Net: Send + Sync + Debug + 'static {
     fn resolve(&self, name: &str) -> BoxFut<'_, io::Result<Vec<IpAddr>>>;
     /// Timers and tasks for quinn, belonging to the node.
     fn quic_runtime(&self) -> Arc<dyn quinn::Runtime>;
+    /// Whether datagrams that have come wait in a buffer of the system until the process reads them.
+    fn buffers(&self) -> bool {
+        false
+    }
 }
 
 /// Starts tasks that end with their node.

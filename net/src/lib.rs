@@ -13,7 +13,7 @@
 //!    side, and of the links between nodes (mutually authenticated). What they show can be replaced; [`x509`]
 //!    reads what a certificate says.
 //! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
-//!    [`reset`]: the key by which clients of a killed node learn of it.
+//!    [`reset`]: the key by which clients of a killed node learn of it. [`sounding`]: how long datagrams wait.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
 //!
@@ -32,6 +32,7 @@ pub mod frames;
 pub mod http;
 pub mod quic;
 pub mod reset;
+pub mod sounding;
 pub mod system;
 pub mod tls;
 pub mod x509;

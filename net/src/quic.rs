@@ -23,6 +23,7 @@ use tern_core::clock::{Clock, Entropy};
 
 use crate::env::Env;
 use crate::reset::ResetKey;
+use crate::sounding::Sounding;
 
 /// Bytes of the connection ids that this side issues: enough that none is guessed, and room for an encrypted
 /// node number.
@@ -188,9 +189,19 @@ fn endpoint_config(env: &Env, reset: &ResetKey) -> EndpointConfig {
     config
 }
 
-fn open(env: &Env, at: SocketAddr, server: Option<ServerConfig>, reset: &ResetKey) -> Result<Endpoint, QuicError> {
+fn open(
+    env: &Env,
+    at: SocketAddr,
+    server: Option<ServerConfig>,
+    reset: &ResetKey,
+    sounding: Option<&Arc<Sounding>>,
+) -> Result<Endpoint, QuicError> {
     let bind = |cause| QuicError::Bind { at, cause };
     let socket = env.net.udp(at).map_err(bind)?;
+    let socket = match sounding {
+        Some(sounding) => sounding.wrap(socket),
+        None => socket,
+    };
     Endpoint::new_with_abstract_socket(endpoint_config(env, reset), server, socket, env.net.quic_runtime())
         .map_err(bind)
 }
@@ -224,26 +235,27 @@ pub fn server_endpoint(
     tls: Arc<rustls::ServerConfig>,
     params: &QuicParams,
 ) -> Result<Endpoint, QuicError> {
-    server_endpoint_with(env, at, tls, params, &ResetKey::random(&env.rng))
+    server_endpoint_with(env, at, tls, params, &ResetKey::random(&env.rng), None)
 }
 
 /// Likewise, with a key of stateless resets that outlives the process: after a kill and a restart at the same
-/// address, clients learn within a round trip that their connections are gone.
+/// address, clients learn within a round trip that their connections are gone. And with soundings of its socket.
 pub fn server_endpoint_with(
     env: &Env,
     at: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
     params: &QuicParams,
     reset: &ResetKey,
+    sounding: Option<&Arc<Sounding>>,
 ) -> Result<Endpoint, QuicError> {
     let config = server_config(env, tls, params)?;
-    open(env, at, Some(config), reset)
+    open(env, at, Some(config), reset, sounding)
 }
 
 /// An endpoint that opens connections from `bind`, whose family must be the target's: bind `0.0.0.0:0` for
 /// IPv4 and `[::]:0` for IPv6. One per connection where connections are to move between networks.
 pub fn client_endpoint(env: &Env, bind: SocketAddr) -> Result<Endpoint, QuicError> {
-    open(env, bind, None, &ResetKey::random(&env.rng))
+    open(env, bind, None, &ResetKey::random(&env.rng), None)
 }
 
 /// What a connection is opened with, for `Endpoint::connect_with`.
@@ -373,7 +385,7 @@ mod tests {
             let endpoint = runtime.block_on(async {
                 let env = system_env().unwrap();
                 let tls = tls::server_tls(&pki.identity(), &[b"t"], env.clock.clone()).unwrap();
-                let server = server_endpoint_with(&env, at, tls, &QuicParams::edge(), &key).unwrap();
+                let server = server_endpoint_with(&env, at, tls, &QuicParams::edge(), &key, None).unwrap();
                 let accepting = server.clone();
                 env.tasks.spawn(async move {
                     while let Some(incoming) = accepting.accept().await {

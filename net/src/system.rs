@@ -178,6 +178,10 @@ impl Net for SystemNet {
     fn quic_runtime(&self) -> Arc<dyn quinn::Runtime> {
         Arc::new(SystemQuic(self.tasks.clone()))
     }
+
+    fn buffers(&self) -> bool {
+        true
+    }
 }
 
 /// Where no file descriptor is left, a connection that waits can be neither taken nor refused: its client hangs,

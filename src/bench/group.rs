@@ -84,7 +84,7 @@ async fn group(bench: &mut Bench, server: &Server) -> Result<()> {
 }
 
 /// Creates a group of these users, the first of whom asks.
-async fn create(session: &mut QuicSession, users: &[UserId]) -> Result<ConvId> {
+pub async fn create(session: &mut QuicSession, users: &[UserId]) -> Result<ConvId> {
     let creator = users.first().context("no members")?;
     let nonce = [7; 16];
     let id = ConvId::group(creator, &nonce);

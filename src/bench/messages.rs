@@ -478,9 +478,6 @@ impl Sender {
     /// Appends the next message to what is to be written.
     fn put(&mut self, env: &Env, now: Duration) {
         self.n += 1;
-        let mut body = BytesMut::with_capacity(BODY_BYTES);
-        body.put_u64(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-        body.put_bytes(b'x', BODY_BYTES - body.len());
         let send = SendRequest {
             conversation: self.conversation,
             // Until the first ack the server may not know whose conversation it is.
@@ -489,7 +486,7 @@ impl Sender {
             floor: self.n - self.in_flight.len() as u64,
             seen_hlc: self.seen_hlc,
             kind: 0,
-            body: body.freeze(),
+            body: body(now),
             wall_ms: env.clock.wall_ms(),
             offer: None,
             membership: None,
@@ -544,7 +541,8 @@ impl Receiver {
         Self { session, received: 0, acks: PushAcks::default() }
     }
 
-    async fn run(mut self, env: Env, phase: Arc<Phase>) -> Result<(Self, Latencies)> {
+    /// Reads until it is told that no more comes.
+    pub async fn run(mut self, env: Env, phase: Arc<Phase>) -> Result<(Self, Latencies)> {
         let mut receiving = phase.receiving();
         let mut latencies = Latencies::default();
         loop {
@@ -590,7 +588,7 @@ impl Receiver {
                     }
                 }
                 Some(Body::Advance(advance)) => self.acks.saw(advance.rev),
-                Some(Body::Define(_) | Body::Stable(_)) => {}
+                Some(Body::Define(_) | Body::Stable(_) | Body::Signal(_)) => {}
                 _ => bail!(unexpected(&frame)),
             }
             next = self.session.message.frames.buffered()?;
@@ -601,7 +599,15 @@ impl Receiver {
     }
 }
 
-/// The generator's own stamp at the head of each body.
+/// A body, with the generator's own stamp at its head.
+pub fn body(now: Duration) -> Bytes {
+    let mut body = BytesMut::with_capacity(BODY_BYTES);
+    body.put_u64(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+    body.put_bytes(b'x', BODY_BYTES - body.len());
+    body.freeze()
+}
+
+/// See [`body`].
 fn sent_at(mut body: Bytes) -> Option<Duration> {
     (body.len() >= 8).then(|| Duration::from_nanos(body.get_u64()))
 }

@@ -30,6 +30,7 @@ pub mod idle;
 pub mod latency;
 pub mod load;
 pub mod messages;
+pub mod offering;
 pub mod overload;
 pub mod readings;
 pub mod report;

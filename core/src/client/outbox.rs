@@ -63,6 +63,8 @@ pub(super) struct Outbox {
     pub(super) offers: BTreeSet<MessageId>,
     pub(super) pause_until: Duration,
     pub(super) errors: u32,
+    /// Refused for load: one message asks whether it is time, since a whole window would be refused as a whole.
+    pub(super) probing: bool,
     /// The server has acked something of this conversation in this session: it knows the members.
     pub(super) known_in_session: bool,
 }
@@ -88,6 +90,7 @@ impl Outbox {
         }
         self.pause_until = Duration::ZERO;
         self.errors = 0;
+        self.probing = false;
         self.known_in_session = false;
     }
 
@@ -142,6 +145,7 @@ impl Outbox {
         }
         self.offers.remove(&id);
         self.errors = 0;
+        self.probing = false;
         self.known_in_session = true;
         Some(was_queued)
     }

@@ -164,7 +164,8 @@ impl Machine {
             if now < conv.outbox.pause_until || conv.giving.is_some() {
                 continue;
             }
-            let ready: Vec<_> = conv.outbox.sendable(&install, WINDOW_PER_CONVERSATION).collect();
+            let window = if conv.outbox.probing { 1 } else { WINDOW_PER_CONVERSATION };
+            let ready: Vec<_> = conv.outbox.sendable(&install, window).collect();
             for message in ready {
                 if !self.transmit(now, id, message, false) {
                     // The window is full: begin here the next time.
@@ -362,6 +363,10 @@ impl Machine {
                 }
             }
             (Some(Code::OutOfOrder), _) => outbox.pause(now, after, false),
+            (Some(Code::Overloaded), _) => {
+                outbox.pause(now, after, true);
+                outbox.probing = true;
+            }
             (_, Retry::Here) => outbox.pause(now, after, true),
             (_, Retry::Elsewhere) => {
                 outbox.pause(now, after, true);

@@ -23,7 +23,6 @@ mod erase;
 pub mod link;
 mod marks;
 mod peers;
-pub mod pressure;
 pub mod refill;
 pub mod regain;
 mod rounds;
@@ -46,6 +45,7 @@ use crate::entry::Entry;
 use crate::eras::EraTable;
 use crate::ids::{ConvId, InstallId, Origin, Region, Rev, UserId};
 use crate::limits::TODO_LINGER;
+use crate::pressure::{Level, Pressure};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
 use crate::store::{Append, Put, Range, Target, Todo};
@@ -353,7 +353,7 @@ pub struct Node {
     marks: marks::Marks,
     regain: regain::Regain,
     signals: signals::Signals,
-    pressure: pressure::Pressure,
+    pressure: Pressure,
     /// Its clones are the Sends that wait.
     waiting: Arc<()>,
     /// How long what is handed over now has waited for this node.
@@ -415,7 +415,7 @@ impl Node {
             marks: marks::Marks::default(),
             regain: regain::Regain::default(),
             signals: signals::Signals::default(),
-            pressure: pressure::Pressure::default(),
+            pressure: Pressure::default(),
             waiting: Arc::new(()),
             waited: Duration::ZERO,
             routes_at: None,
@@ -644,8 +644,18 @@ impl Node {
         self.waited = waited;
     }
 
-    /// How much is given up under load, and how many thousandths of the conversations are refused.
-    pub fn pressure(&self) -> (pressure::Level, u32) {
+    /// An edge that sees the whole way of a Send gives up so much: see [`Pressure::told`].
+    pub fn told_pressure(&mut self, now: Now, level: Level) {
+        self.pressure.told(now.mono, level);
+    }
+
+    /// How much is given up under load, with what was told.
+    pub fn gives_up(&self, now: Now) -> Level {
+        self.pressure.level_of_all(now.mono)
+    }
+
+    /// How much is given up under load by what this node measured, and how many thousandths of the conversations are refused.
+    pub fn pressure(&self) -> (Level, u32) {
         (self.pressure.level(), self.pressure.shed_permille())
     }
 

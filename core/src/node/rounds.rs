@@ -13,13 +13,13 @@ use crate::fold::Reader;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
 use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT, SENDS_WAITING};
+use crate::pressure::Level;
 use crate::receipt::{RECEIPT_BYTES, ReceiptKey};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
 
 use super::conversation::{Job, PendingAck, Round};
-use super::pressure::Level;
 use super::user::{Merged, RowChange, Unfolded};
 use super::{ConnKey, Node, Notice, Now, Ticket, Want};
 
@@ -55,7 +55,7 @@ impl Node {
         let id = send.conversation;
         let group = self.conversations.get(&id).is_some_and(|c| c.state.fold.group().is_some());
         let waiting = Arc::strong_count(&self.waiting) > SENDS_WAITING;
-        if let Some(ms) = self.pressure.refuses(now.mono, id, group).or(waiting.then_some(1_000)) {
+        if let Some(ms) = self.pressure.refuses(now.mono, now.wall_ms, id, group).or(waiting.then_some(1_000)) {
             self.counters.shed += 1;
             let text = "this region has more to do than it can; nothing was stored";
             return self.refuse_send(key, req, &Refusal::new(Code::Overloaded, text).after_ms(ms));
@@ -404,7 +404,7 @@ impl Node {
     /// Merges the rows of all members and pushes to their devices. Under load large groups wait for a window, so
     /// that a row and a push carry what came in it.
     fn fan_out_or_merge(&mut self, now: Now, id: ConvId, entries: Vec<(Arc<Entry>, bool)>) {
-        let merge = self.pressure.level() >= Level::Merge;
+        let merge = self.pressure.level_of_all(now.mono) >= Level::Merge;
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let large = conversation.state.fold.group().is_some_and(|g| g.present() >= MERGED_MEMBERS);
         if conversation.fan_at.is_some() || merge && large {

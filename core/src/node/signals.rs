@@ -11,7 +11,7 @@ use crate::ids::{ConvId, InstallId, Region, UserId};
 use crate::limits::{SIGNAL_BYTES, SIGNALS_WAITING};
 use crate::wire::{convert, node_v1 as wire, v1};
 
-use super::pressure::Level;
+use crate::pressure::Level;
 use super::{ConnKey, Node, Now};
 
 /// Signals of one sender, conversation and kind within this time are one: the newest.
@@ -66,7 +66,7 @@ impl Node {
 
     fn hold_signal(&mut self, now: Now, key: Key, signal: Signal) {
         let full = self.signals.waiting.len() >= SIGNALS_WAITING && !self.signals.waiting.contains_key(&key);
-        if full || self.pressure.level() >= Level::NoSignals {
+        if full || self.pressure.level_of_all(now.mono) >= Level::NoSignals {
             self.counters.signals_dropped += 1;
             return;
         }

@@ -16,6 +16,7 @@ use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Origin, Region, UserId};
 use tern_core::node::refill::PeerHello;
 use tern_core::node::{EdgeId, Node, Notice, Outputs};
+use tern_core::pressure::Level;
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError, UserMarks};
 use tern_core::wire::node_v1::node_frame::Body;
@@ -26,6 +27,8 @@ use super::{PeerStats, Puts, Shared, Stats, Task, reads};
 
 /// How often the figures for operators are taken.
 const STATS_EVERY: Duration = Duration::from_secs(1);
+/// And while anything is given up for load: as often as that changes.
+const STATS_UNDER_LOAD: Duration = Duration::from_millis(50);
 /// How often a stopping core looks whether everything is settled.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
@@ -144,6 +147,13 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         if !inputs.is_empty() {
             core.node.waited(shared.env.clock.now().saturating_sub(since));
         }
+        let told = shared.pressure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(level) = told {
+            core.node.told_pressure(shared.now(), level);
+            if level != Level::Normal {
+                core.stats_at = core.stats_at.min(shared.env.clock.now() + STATS_UNDER_LOAD);
+            }
+        }
         for input in inputs {
             core.handle(input);
         }
@@ -242,7 +252,8 @@ impl Core {
         self.node.tick(now);
         self.carry_out();
         if self.stats_at <= now.mono {
-            self.stats_at = now.mono + STATS_EVERY;
+            let calm = self.node.gives_up(now) == Level::Normal;
+            self.stats_at = now.mono + if calm { STATS_EVERY } else { STATS_UNDER_LOAD };
             self.publish(now.mono);
         }
         let Some(until) = self.stop.as_ref().map(|(until, _)| *until) else { return false };

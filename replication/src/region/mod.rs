@@ -30,6 +30,7 @@ use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort, Up};
 use tern_core::ids::Region as RegionId;
 use tern_core::node::{Node, Now, Settings};
+use tern_core::pressure::Level;
 use tern_core::receipt::ReceiptKey;
 use tern_core::store::{BoxFut, Durability, Put, Store};
 use tern_core::wire::{node_v1, v1};
@@ -141,6 +142,8 @@ pub(crate) struct Shared {
     pub commit: AtomicU64,
     /// Peers that are told that this store may lack what it acked to them.
     pub marks: Mutex<BTreeSet<RegionId>>,
+    /// What the edge of this process gives up for load, where it said so since the core task looked.
+    pub pressure: Mutex<Option<Level>>,
     edges: AtomicU64,
     stopped: AtomicBool,
 }
@@ -257,6 +260,7 @@ impl Region {
             life: watch::Sender::new(None),
             commit: AtomicU64::new(0),
             marks: Mutex::default(),
+            pressure: Mutex::default(),
             edges: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
         });
@@ -386,6 +390,10 @@ impl CorePort for LocalCore {
 
     fn crowded(&self) -> bool {
         self.shared.inbox.is_crowded()
+    }
+
+    fn pressure(&self, level: Level) {
+        *self.shared.pressure.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     }
 
     fn report(&self, load: node_v1::EdgeLoad) {

@@ -390,6 +390,30 @@ fn a_rate_limit_pauses_the_whole_window_once_and_order_is_kept() {
 }
 
 #[test]
+fn who_is_refused_for_load_comes_back_when_told_with_one_message_and_then_with_the_rest() {
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    for i in 0..5 {
+        d.send(&i.to_string());
+    }
+    for (req, _) in d.sends() {
+        d.error(conn, req, Code::Overloaded, 2_000);
+    }
+    d.pass(ms(1_999));
+    assert!(d.sends().is_empty());
+    d.pass(ms(2));
+    let again = d.sends();
+    assert_eq!(again.iter().map(|(_, s)| (s.n, s.floor)).collect::<Vec<_>>(), [(1, 1)], "one asks");
+    d.error(conn, again[0].0, Code::Overloaded, 300);
+    d.pass(ms(299));
+    assert!(d.sends().is_empty());
+    d.pass(ms(2));
+    let (req, _) = d.sends().remove(0);
+    d.ack(conn, req, place(10, 1, 1), None);
+    assert_eq!(d.sends().iter().map(|(_, s)| (s.n, s.floor)).collect::<Vec<_>>(), [(2, 2), (3, 2), (4, 2), (5, 2)]);
+}
+
+#[test]
 fn a_region_that_is_behind_is_offered_what_it_lacks_and_told_the_peer() {
     let mut d = Device::new(setup("alice"));
     let conn = d.connect(1, 0);
