@@ -8,13 +8,14 @@
 //! region, and keeps nothing for a connection but presence.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::codes::Refusal;
 use crate::entry::Entry;
-use crate::pressure::Level;
 use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, Seq, UserId};
+use crate::pressure::Level;
 use crate::receipt::Receipt;
 use crate::wire::{node_v1, v1};
 
@@ -257,6 +258,11 @@ pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
     /// times a second while it is anything, to a core of the same process: it is the same machine that is busy.
     fn pressure(&self, level: Level) {
         let _a_core_elsewhere_measures_itself = level;
+    }
+    /// What an ack takes at least for the sake of durability, with nothing waiting: refusing sends does not shorten
+    /// it. `None` where that is not known; then the time that acks take says nothing of the load.
+    fn commit_time(&self) -> Option<Duration> {
+        None
     }
     /// The edge's load, once a second: for dispatch only.
     fn report(&self, load: node_v1::EdgeLoad);

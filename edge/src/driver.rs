@@ -8,7 +8,8 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tern_core::codes::{Code, Refusal};
@@ -58,6 +59,24 @@ impl From<Refusal> for End {
     }
 }
 
+/// Wakes the task of a connection, and notes that it was for something to read: most wake-ups are for something
+/// to write, and asking three lanes for what did not come costs as much as writing a push.
+struct Readable {
+    yes: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Readable {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.yes.store(true, Ordering::Release);
+        self.task.wake_by_ref();
+    }
+}
+
 /// See the module.
 pub(crate) struct Driver<L> {
     pub(crate) edge: Arc<Edge>,
@@ -77,6 +96,10 @@ pub(crate) struct Driver<L> {
     counted: usize,
     /// What the timer is set to.
     armed: Option<Duration>,
+    /// What lanes wake when something came; `None` before the first poll.
+    readable: Option<Arc<Readable>>,
+    /// The last reading ended before all lanes had nothing more.
+    unread: bool,
 }
 
 impl<L: Lanes> Driver<L> {
@@ -95,6 +118,8 @@ impl<L: Lanes> Driver<L> {
             ticket,
             counted: 0,
             armed: None,
+            readable: None,
+            unread: true,
         }
     }
 
@@ -290,8 +315,12 @@ impl<L: Lanes> Driver<L> {
         budget: &mut usize,
         out: &mut Outcome,
     ) -> Result<(), End> {
+        let Some(waker) = self.to_read(cx) else { return Ok(()) };
+        let cx = &mut Context::from_waker(&waker);
         let mut frames = 0;
         let mut result = Ok(());
+        // Lanes that have nothing more, and wake this task when they do.
+        let mut pending = 0;
         let bulk_full = self.conn.mailbox().bulk_bytes() > self.edge.config.limits.queue_bytes;
         'lanes: for (index, lane) in L::readers().iter().enumerate() {
             let before = frames;
@@ -328,7 +357,10 @@ impl<L: Lanes> Driver<L> {
                     break 'lanes;
                 }
                 match self.lanes.poll_fill(index, cx) {
-                    Poll::Pending => break,
+                    Poll::Pending => {
+                        pending += 1;
+                        break;
+                    }
                     Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
                         result = Err(End::Gone);
                         break 'lanes;
@@ -349,10 +381,26 @@ impl<L: Lanes> Driver<L> {
                 _ => Some(scene.now),
             };
         }
+        self.unread = pending < L::readers().len();
         if frames > 0 {
             self.edge.metrics.frames_in.inc_by(frames);
         }
         result
+    }
+
+    /// What to read with, where there may be something to read.
+    fn to_read(&mut self, cx: &Context<'_>) -> Option<Waker> {
+        let readable = match self.readable.take().filter(|readable| readable.task.will_wake(cx.waker())) {
+            Some(readable) => readable,
+            None => {
+                self.unread = true;
+                Arc::new(Readable { yes: AtomicBool::new(false), task: cx.waker().clone() })
+            }
+        };
+        let came = readable.yes.swap(false, Ordering::AcqRel);
+        let waker = (came || self.unread).then(|| Waker::from(readable.clone()));
+        self.readable = Some(readable);
+        waker
     }
 }
 

@@ -16,10 +16,10 @@ use arc_swap::ArcSwap;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, CorePort, Down, DownBody, EdgePort, Up};
 use tern_core::pacing::Rate;
+use tern_core::pressure::Level;
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
-use tern_core::pressure::Level;
 use tern_net::quic::QuicError;
 use tern_net::sounding::Sounding;
 use tokio::sync::watch;
@@ -433,11 +433,11 @@ impl Edge {
         self.metrics.memory_bytes() > self.config.limits.memory_bytes
     }
 
-    /// So much is given up for load; the core merges what is large.
-    pub(crate) fn give_up(&self, level: Level) {
-        if let Some(core) = self.core.get() {
-            core.pressure(level);
-        }
+    /// So much is given up for load; the core merges what is large. What an ack takes at least.
+    pub(crate) fn give_up(&self, level: Level) -> Option<Duration> {
+        let core = self.core.get()?;
+        core.pressure(level);
+        core.commit_time()
     }
 
     pub(crate) fn submit(&self, ups: Vec<Up>) {

@@ -2,9 +2,9 @@
 //!
 //! A Send waits in the socket and for the tasks that read it, which soundings tell
 //! ([`tern_net::sounding`]); then for the core and its store, which the time from reading it to writing its ack
-//! tells. The sum is what its sender sees besides the network, and what [`tern_core::pressure`] judges. Who is to
-//! be refused is told here, at once, from the conversation's id alone: a refusal costs a frame each way, and
-//! nothing beyond this edge.
+//! tells, less what two commits take with nothing else to do: a slow disk is no load, and refusing makes it no
+//! faster. The sum is what [`tern_core::pressure`] judges. Who is to be refused is told here, at once, from the
+//! conversation's id alone: a refusal costs a frame each way, and nothing beyond this edge.
 //!
 //! A task of the edge watches while anyone sends, and sleeps otherwise: an idle edge sends no soundings.
 
@@ -32,6 +32,8 @@ const IDLE_LOOKS: u32 = 50;
 pub(crate) struct Load {
     pressure: Mutex<Pressure>,
     lag_us: AtomicU64,
+    /// Of an ack's time, what refusing does not shorten; `u64::MAX`: all of it.
+    commit_us: AtomicU64,
     shed: AtomicU32,
     level: AtomicUsize,
     /// Something was sent since the last look.
@@ -59,9 +61,16 @@ impl Load {
 
     /// An ack is being written, so long after its Send was read.
     pub(crate) fn answered(&self, now: Duration, took: Duration) {
+        // It may have come just after a commit began, and waited for that one and its own.
+        let commits = Duration::from_micros(self.commit_us.load(Ordering::Relaxed).saturating_mul(2));
         let mut pressure = self.pressure();
-        pressure.sample(now, took + self.lag());
+        pressure.sample(now, self.lag() + took.saturating_sub(commits));
         self.publish(&pressure);
+    }
+
+    fn set_commit_time(&self, time: Option<Duration>) {
+        let us = time.and_then(|time| u64::try_from(time.as_micros()).ok()).unwrap_or(u64::MAX);
+        self.commit_us.store(us, Ordering::Relaxed);
     }
 
     /// How much is given up.
@@ -151,11 +160,11 @@ fn look(edge: &Edge) {
     edge.metrics.lag.set(edge.load.lag().as_secs_f64());
     edge.metrics.standing.set(standing.as_secs_f64());
     edge.metrics.shed.set(f64::from(shed) / 1000.0);
-    edge.give_up(level);
+    edge.load.set_commit_time(edge.give_up(level));
 }
 
-/// How often the core is told, at least, while anything is given up.
-const _: () = assert!(EVERY.as_millis() * 4 < WINDOW.as_millis() * 4);
+/// What is given up is told more often than it is forgotten.
+const _: () = assert!(EVERY.as_millis() < WINDOW.as_millis());
 
 #[cfg(test)]
 mod tests {
@@ -172,6 +181,20 @@ mod tests {
         }
         assert_eq!(load.level(), Level::Merge, "30 ms before, 10 ms after");
         assert_eq!(load.refuses(0, ConvId([1; 16])), None);
+    }
+
+    #[test]
+    fn a_slow_disk_is_no_load_and_a_core_elsewhere_is_judged_by_nobody_here() {
+        for commit in [Some(70 * MS), None] {
+            let load = Load::default();
+            load.set_commit_time(commit);
+            load.set_lag(5 * MS);
+            for i in 0..40 {
+                load.answered(Duration::from_secs(1) + 10 * MS * i, 150 * MS);
+            }
+            let level = if commit.is_some() { Duration::from_millis(15) } else { Duration::from_millis(5) };
+            assert_eq!((load.level(), load.pressure().standing()), (Level::Normal, level));
+        }
     }
 
     #[test]

@@ -74,19 +74,11 @@ impl EdgeMetrics {
             "QUIC handshakes that were told to prove their address first",
             m.retries.clone(),
         );
-        registry.register(
-            "tern_edge_dropped_signals",
-            "Signals that were dropped for load",
-            m.signals_dropped.clone(),
-        );
-        registry.register(
-            "tern_edge_lag_seconds",
-            "How long what clients send waits before it is read",
-            m.lag.clone(),
-        );
+        registry.register("tern_edge_dropped_signals", "Signals that were dropped for load", m.signals_dropped.clone());
+        registry.register("tern_edge_lag_seconds", "How long what clients send waits before it is read", m.lag.clone());
         registry.register(
             "tern_edge_standing_seconds",
-            "From a message's arrival to its ack, the shortest of the last tenth of a second",
+            "How long messages wait from their arrival to their ack, the shortest of the last tenth of a second",
             m.standing.clone(),
         );
         registry.register(

@@ -50,6 +50,8 @@ const RETRY_MS: u32 = 2_000;
 const SIGNALS_PER_SECOND: u32 = 10;
 /// And at once.
 const SIGNALS_BURST: u32 = 20;
+/// A Send that is timed and not answered by then is forgotten, and another one timed.
+const UNANSWERED: Duration = Duration::from_secs(2);
 /// A session looks at the calendar at least this often, since that may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -411,7 +413,9 @@ impl Session {
             match self.pace.as_ref().map_or(Ok(()), |pace| cx.paces.take(pace, cx.now)) {
                 Ok(()) => {
                     self.open += 1;
-                    self.timed.get_or_insert((req, cx.now));
+                    if self.timed.is_none_or(|(_, since)| cx.now >= since + UNANSWERED) {
+                        self.timed = Some((req, cx.now));
+                    }
                     // The body on its own: it may wait in the core for long, and would keep all that was read with it.
                     let send = SendRequest { body: Bytes::copy_from_slice(&send.body), ..send };
                     out.ups.push(Up::Send { conn: cx.conn, req, send });

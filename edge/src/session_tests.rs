@@ -504,6 +504,54 @@ fn under_pressure_new_clients_and_pulls_come_again_later_and_a_core_that_is_behi
     }
 }
 
+/// Sends of one conversation that are all answered so late, for so long.
+fn stand(scene: &mut Scene, late: Duration, time: Duration) {
+    let end = scene.now + time;
+    while scene.now < end {
+        let mut sent = v1::Send { n: 1, body: "hi".into(), conversation_id: vec![1; 16].into(), ..v1::Send::default() };
+        // One that is admitted at that moment.
+        while scene.load.refuses(scene.wall_ms, ConvId::from_slice(&sent.conversation_id).unwrap()).is_some() {
+            sent.conversation_id = sent.conversation_id.iter().map(|b| b + 1).collect::<Vec<_>>().into();
+        }
+        assert_eq!(scene.tell(9, Body::Send(sent)).unwrap().ups.len(), 1);
+        scene.now += late;
+        acked(scene, 9);
+    }
+}
+
+fn acked(scene: &mut Scene, req: u32) {
+    let place = Place { hlc: 1, origin: Origin { region: 1, era: 2 }, seq: 1 };
+    let ack =
+        Ack { place, first: None, receipt: [0; 16], also: vec![], receipt_refused: false, cut: Default::default() };
+    scene.down(&mut DownBody::Ack { req, ack });
+}
+
+#[test]
+fn acks_that_are_late_cost_signals_first_and_then_some_conversations_their_sends_until_a_time_they_are_told() {
+    let mut scene = Scene::live();
+    scene.paces = Paces::new(1_000_000, 1_000_000);
+    let signal = Body::Signal(v1::Signal { conversation: vec![1; 16].into(), ..v1::Signal::default() });
+    let passed = |scene: &mut Scene| scene.tell(0, signal.clone()).unwrap().ups.len();
+    stand(&mut scene, Duration::from_millis(5), Duration::from_millis(500));
+    assert_eq!(passed(&mut scene), 1);
+    stand(&mut scene, Duration::from_millis(25), Duration::from_millis(500));
+    assert_eq!((passed(&mut scene), scene.metrics.signals_dropped.get()), (0, 1));
+    let to = |i: u8| Body::Send(v1::Send { n: 1, conversation_id: vec![i; 16].into(), ..v1::Send::default() });
+    assert!((0..40).all(|i| scene.tell(2, to(i)).unwrap().ups.len() == 1), "nobody is refused yet");
+    acked(&mut scene, 2);
+    stand(&mut scene, Duration::from_millis(90), Duration::from_millis(500));
+    let out: Vec<Outcome> = (0..40).map(|i| scene.tell(2, to(i)).unwrap()).collect();
+    let refused: Vec<(u32, Code, Retry, u32)> = out.iter().filter(|o| o.ups.is_empty()).map(error).collect();
+    assert!((5..40).contains(&refused.len()), "{refused:?}");
+    assert!(refused.iter().all(|(req, code, retry, ms)| (*req, *code, *retry) == (2, Code::Overloaded, Retry::Here)
+        && (1..=4_000).contains(ms)));
+    let (i, ms) = (0u8..).zip(&out).find(|(_, o)| o.ups.is_empty()).map(|(i, o)| (i, error(o).3)).unwrap();
+    scene.wall_ms += u64::from(ms) / 2;
+    assert!(ms < 202 || scene.tell(2, to(i)).unwrap().ups.is_empty(), "still refused");
+    scene.wall_ms += u64::from(ms) - u64::from(ms) / 2;
+    assert_eq!(scene.tell(2, to(i)).unwrap().ups.len(), 1, "admitted when it comes back");
+}
+
 #[test]
 fn a_hello_that_never_comes_and_a_core_that_never_answers_end_the_connection() {
     let mut scene = Scene::new();

@@ -194,10 +194,7 @@ mod tests {
             assert!(sounding.send());
             assert_eq!(read(&socket).await, [Vec::<u8>::new()]);
             timeout(Duration::from_secs(10), sounding.came()).await.unwrap();
-            let to = SocketAddr::new(
-                reachable(socket.local_addr().unwrap().ip()),
-                socket.local_addr().unwrap().port(),
-            );
+            let to = SocketAddr::new(reachable(socket.local_addr().unwrap().ip()), socket.local_addr().unwrap().port());
             let other = std::net::UdpSocket::bind((reachable(to.ip()), 0)).unwrap();
             // As long as a sounding, and with another key.
             other.send_to(&[7; SOUNDING_BYTES], to).unwrap();

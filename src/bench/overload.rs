@@ -121,9 +121,7 @@ async fn run(bench: &mut Bench, server: &Server) -> Result<()> {
     report.add("overload.rss.after", mib(after.rss), "MiB", "and at half load after it");
     for (taken, name) in [(&triple, "triple"), (&burst, "burst")] {
         if taken.generator > GENERATOR_BUSY {
-            report.note(format!(
-                "{name}: the generator's processor was full, so latencies hold its own queue as well"
-            ));
+            report.note(format!("{name}: the generator's processor was full, so latencies hold its own queue as well"));
         }
     }
     Ok(())

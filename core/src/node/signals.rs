@@ -11,8 +11,8 @@ use crate::ids::{ConvId, InstallId, Region, UserId};
 use crate::limits::{SIGNAL_BYTES, SIGNALS_WAITING};
 use crate::wire::{convert, node_v1 as wire, v1};
 
-use crate::pressure::Level;
 use super::{ConnKey, Node, Now};
+use crate::pressure::Level;
 
 /// Signals of one sender, conversation and kind within this time are one: the newest.
 pub const SIGNAL_WINDOW: Duration = Duration::from_millis(50);

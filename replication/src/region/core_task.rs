@@ -92,6 +92,8 @@ struct Core {
     peers: BTreeMap<Region, (u64, Arc<LinkSender>)>,
     appends: Vec<Append>,
     appending: Option<Appending>,
+    /// When that began.
+    appending_since: Duration,
     puts: Vec<Put>,
     /// A flush that the machine waits for is among `puts`, or under way.
     flush: Flush,
@@ -119,6 +121,7 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         peers: BTreeMap::new(),
         appends: Vec::new(),
         appending: None,
+        appending_since: Duration::ZERO,
         puts: Vec::new(),
         flush: Flush::None,
         putting: None,
@@ -222,6 +225,9 @@ impl Core {
 
     fn appended(&mut self, answers: Vec<(ConvId, Appended)>) {
         self.appending = None;
+        let now = self.shared.env.clock.now();
+        let took = now.saturating_sub(self.appending_since);
+        self.shared.commit_time.lock().unwrap_or_else(PoisonError::into_inner).add(now, took);
         self.store_ok = !answers.iter().any(|(_, a)| matches!(a, Appended::Unknown(_) | Appended::Fenced));
         self.node.appended(self.shared.now(), answers);
         self.shared.commit.store(self.node.commit(), Ordering::Release);
@@ -305,6 +311,7 @@ impl Core {
         }
         let batches = std::mem::take(&mut self.appends);
         self.groups = (self.groups.0 + 1, self.groups.1 + batches.len() as u64);
+        self.appending_since = self.shared.env.clock.now();
         let store = self.store.clone();
         self.appending = Some(Box::pin(async move {
             let ids: Vec<ConvId> = batches.iter().map(|b| b.conversation).collect();

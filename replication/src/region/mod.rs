@@ -144,6 +144,8 @@ pub(crate) struct Shared {
     pub marks: Mutex<BTreeSet<RegionId>>,
     /// What the edge of this process gives up for load, where it said so since the core task looked.
     pub pressure: Mutex<Option<Level>>,
+    /// What a commit takes at least.
+    pub commit_time: Mutex<Shortest>,
     edges: AtomicU64,
     stopped: AtomicBool,
 }
@@ -205,6 +207,31 @@ impl Inbox {
     }
 }
 
+/// The shortest of what took some time lately.
+#[derive(Debug, Default)]
+pub(crate) struct Shortest {
+    since: Duration,
+    now: Option<Duration>,
+    before: Option<Duration>,
+}
+
+impl Shortest {
+    /// It is remembered for so long, and up to twice that: there are moments without load within it.
+    const FOR: Duration = Duration::from_secs(30);
+
+    pub fn add(&mut self, now: Duration, took: Duration) {
+        if now >= self.since + Self::FOR {
+            self.since = now;
+            self.before = self.now.take();
+        }
+        self.now = Some(self.now.map_or(took, |shortest| shortest.min(took)));
+    }
+
+    pub fn get(&self) -> Option<Duration> {
+        self.now.into_iter().chain(self.before).min()
+    }
+}
+
 impl Shared {
     /// Something for the core task.
     pub fn push(&self, input: Input) {
@@ -261,6 +288,7 @@ impl Region {
             commit: AtomicU64::new(0),
             marks: Mutex::default(),
             pressure: Mutex::default(),
+            commit_time: Mutex::default(),
             edges: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
         });
@@ -396,6 +424,10 @@ impl CorePort for LocalCore {
         *self.shared.pressure.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     }
 
+    fn commit_time(&self) -> Option<Duration> {
+        self.shared.commit_time.lock().unwrap_or_else(PoisonError::into_inner).get()
+    }
+
     fn report(&self, load: node_v1::EdgeLoad) {
         self.shared.loads.report(&load, self.shared.env.clock.now());
     }
@@ -440,3 +472,19 @@ pub(crate) type Task<T> = BoxFut<'static, T>;
 
 /// So that `Put` need not be imported where only the mark is written.
 pub(crate) type Puts = Vec<Put>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_is_remembered_for_a_while_and_not_for_ever() {
+        let mut shortest = Shortest::default();
+        assert_eq!(shortest.get(), None);
+        let at = |s| Duration::from_secs(s);
+        for (second, ms, told) in [(100, 5, 5), (110, 2, 2), (140, 9, 2), (165, 9, 2), (171, 8, 8)] {
+            shortest.add(at(second), Duration::from_millis(ms));
+            assert_eq!(shortest.get(), Some(Duration::from_millis(told)), "at {second} s");
+        }
+    }
+}

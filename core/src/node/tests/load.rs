@@ -3,8 +3,8 @@
 use super::*;
 use crate::codes::Code;
 use crate::kinds::CREATE;
-use crate::pressure::Level;
 use crate::node::signals::SIGNAL_WINDOW;
+use crate::pressure::Level;
 use prost::Message;
 
 fn typing(n: u8) -> v1::frame::Body {
