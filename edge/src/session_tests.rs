@@ -539,7 +539,7 @@ fn acks_that_are_late_cost_signals_first_and_then_some_conversations_their_sends
     let to = |i: u8| Body::Send(v1::Send { n: 1, conversation_id: vec![i; 16].into(), ..v1::Send::default() });
     assert!((0..40).all(|i| scene.tell(2, to(i)).unwrap().ups.len() == 1), "nobody is refused yet");
     acked(&mut scene, 2);
-    stand(&mut scene, Duration::from_millis(90), Duration::from_millis(500));
+    stand(&mut scene, Duration::from_millis(90), Duration::from_millis(1_500));
     let out: Vec<Outcome> = (0..40).map(|i| scene.tell(2, to(i)).unwrap()).collect();
     let refused: Vec<(u32, Code, Retry, u32)> = out.iter().filter(|o| o.ups.is_empty()).map(error).collect();
     assert!((5..40).contains(&refused.len()), "{refused:?}");

@@ -191,6 +191,8 @@ mod tests {
             let Ok(inner) = env.net.udp(at.parse().unwrap()) else { continue };
             let sounding = Sounding::new(&env.rng);
             let socket = sounding.wrap(inner);
+            let mut poller = socket.clone().create_io_poller();
+            poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
             assert!(sounding.send());
             assert_eq!(read(&socket).await, [Vec::<u8>::new()]);
             timeout(Duration::from_secs(10), sounding.came()).await.unwrap();
