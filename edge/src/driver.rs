@@ -315,7 +315,7 @@ impl<L: Lanes> Driver<L> {
         budget: &mut usize,
         out: &mut Outcome,
     ) -> Result<(), End> {
-        let Some(waker) = self.to_read(cx) else { return Ok(()) };
+        let Some(waker) = self.reading_waker(cx) else { return Ok(()) };
         let cx = &mut Context::from_waker(&waker);
         let mut frames = 0;
         let mut result = Ok(());
@@ -389,7 +389,7 @@ impl<L: Lanes> Driver<L> {
     }
 
     /// What to read with, where there may be something to read.
-    fn to_read(&mut self, cx: &Context<'_>) -> Option<Waker> {
+    fn reading_waker(&mut self, cx: &Context<'_>) -> Option<Waker> {
         let readable = match self.readable.take().filter(|readable| readable.task.will_wake(cx.waker())) {
             Some(readable) => readable,
             None => {

@@ -1,5 +1,7 @@
 //! The formats of gossip and a holder of its key that says what it likes, for fuzz cases. No part of the crate's API.
 
+#![expect(clippy::expect_used, reason = "only fuzz cases run this, and a panic is what they look for")]
+
 use tern_core::clock::Entropy;
 use tern_core::ids::Region;
 use tern_core::wire::node_v1::EdgeLoad;
