@@ -10,13 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tern_client::{ClientConfig, DispatchServer, TokenError, TokenProvider, UserId};
 use tern_core::clock::Clock;
 use tern_core::ids::Region as RegionId;
 use tern_core::ranking::Position;
 use tern_core::receipt::ReceiptKey;
-use tern_core::store::BoxFut;
+use tern_core::store::{BoxFut, Durability, Put, Store, StoreError};
 use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
 use tern_edge::tokens::KeysError;
 use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeMetrics, TokenKeys};
@@ -25,7 +26,8 @@ use tern_net::env::Env;
 use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
 use tern_net::tls::{Identity, TlsError, node_client_tls, node_server_tls, server_tls};
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig, RegionError};
-use tern_replication::store::memory::MemoryStore;
+use tern_replication::store::memory::{Latency, MemoryStore};
+use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
 
 use crate::node::SimNode;
 use crate::pki::{Pki, key_bytes};
@@ -66,6 +68,8 @@ pub struct ClusterOptions {
     pub heartbeat: v1::Heartbeat,
     /// With it, each region runs an edge and dispatch; it is what dispatch places clients by.
     pub geo: Option<Arc<Geo>>,
+    /// How long disks take.
+    pub disk: Latency,
 }
 
 impl Default for ClusterOptions {
@@ -74,6 +78,7 @@ impl Default for ClusterOptions {
             reoffer_after: Duration::from_secs(3),
             heartbeat: v1::Heartbeat { foreground_ms: 25_000, background_ms_min: 60_000, background_ms_max: 300_000 },
             geo: None,
+            disk: Latency::default(),
         }
     }
 }
@@ -93,6 +98,9 @@ pub enum ClusterError {
     /// The TLS set-up refuses them.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A disk does not take what is put there.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The core does not start.
     #[error(transparent)]
     Region(#[from] RegionError),
@@ -136,7 +144,7 @@ impl Cluster {
         let mut seats = BTreeMap::new();
         for site in sites {
             let host = world.add_host(&format!("{}-1", site.name), site.name, site.ip)?;
-            let (store, receipt_keys) = (MemoryStore::new(), vec![0]);
+            let (store, receipt_keys) = (MemoryStore::with_latency(options.disk), vec![0]);
             let seat = Seat { site: site.clone(), host, store, core: None, edge: None, receipt_keys };
             seats.insert(site.name, seat);
         }
@@ -273,7 +281,22 @@ impl Cluster {
 
     /// Puts an empty disk into the host of a region that does not run.
     pub fn destroy_disk(&mut self, name: &str) -> Result<(), ClusterError> {
-        self.seat_mut(name)?.store = MemoryStore::new();
+        self.seat_mut(name)?.store = MemoryStore::with_latency(self.options.disk);
+        Ok(())
+    }
+
+    /// A copy of what a region's disk holds now: a backup.
+    pub fn backup(&self, name: &str) -> Result<MemoryStore, ClusterError> {
+        Ok(self.seat(name)?.store.backup())
+    }
+
+    /// Puts a backup into the host of a region that does not run, marked as `tern store restore` marks it. The
+    /// backup can be restored again.
+    pub async fn restore(&mut self, name: &str, backup: &MemoryStore) -> Result<(), ClusterError> {
+        let disk = backup.backup();
+        let mark = |key: &str| Put::Meta { key: key.to_owned(), value: Bytes::from_static(&[1]) };
+        disk.put(vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY)], Durability::Synced).await?;
+        self.seat_mut(name)?.store = disk;
         Ok(())
     }
 

@@ -43,6 +43,8 @@ pub struct Seen {
     /// Kicks; the application connects again, as it knows of no second process with its store.
     pub kicked: usize,
     pub bad: Vec<Event>,
+    /// When the messages of others came, by their text.
+    pub arrived: BTreeMap<String, Duration>,
 }
 
 impl Device {
@@ -78,8 +80,12 @@ impl Device {
     pub fn look(&mut self, now: Duration) {
         while let Some(event) = self.events.try_next() {
             match event {
-                Event::Message(change) if !matches!(change.what, Placed::Moved { .. }) => {
+                Event::Message(change) if !matches!(change.what, Placed::Moved { .. } | Placed::Erased) => {
                     *self.seen.shown.entry(change.id).or_default() += 1;
+                    let message = self.client.message(change.id).unwrap();
+                    if let Some(message) = message.filter(|m| m.by.user != self.user) {
+                        self.seen.arrived.insert(String::from_utf8_lossy(&message.body).into_owned(), now);
+                    }
                 }
                 Event::Sent { id, .. } => {
                     self.seen.sent.insert(id);
@@ -105,9 +111,10 @@ impl Device {
         }
     }
 
-    /// The timeline with `peer`: (sender, n, text).
+    /// What both wrote, in order: (sender, n, text).
     pub fn timeline(&self, peer: &Device) -> Vec<(String, u64, String)> {
-        let messages = self.with(peer).timeline(usize::MAX).unwrap().messages;
+        let mut messages = self.with(peer).timeline(usize::MAX).unwrap().messages;
+        messages.retain(|m| m.kind == 0);
         let text = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
         messages.iter().map(|m| (m.by.user.as_str().to_owned(), m.by.n, text(&m.body))).collect()
     }
@@ -151,6 +158,10 @@ pub fn calm(devices: &[Device]) -> bool {
 
 /// Regions eu, us and ap, serving clients in Germany, America and Japan.
 pub async fn three_regions(world: &World) -> Cluster {
+    three_regions_with(world, ClusterOptions::default()).await
+}
+
+pub async fn three_regions_with(world: &World, options: ClusterOptions) -> Cluster {
     let between = [("eu", "us", 47), ("eu", "ap", 80), ("us", "ap", 110)];
     // Germany is 5 ms from eu, Japan 35 ms from ap; farther regions are reached by way of those.
     let germany = [("germany", "eu", 5), ("germany", "us", 52), ("germany", "ap", 85)];
@@ -162,7 +173,7 @@ pub async fn three_regions(world: &World) -> Cluster {
     let site = |name, number, at| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1), at };
     let sites = [site("eu", 1, (50.11, 8.68)), site("us", 2, (39.04, -77.49)), site("ap", 3, (1.35, 103.82))];
     let geo = Some(Arc::new(Geo::shipped().unwrap()));
-    let mut cluster = Cluster::new(world, &sites, ClusterOptions { geo, ..ClusterOptions::default() }).unwrap();
+    let mut cluster = Cluster::new(world, &sites, ClusterOptions { geo, ..options }).unwrap();
     for site in &sites {
         cluster.start(site.name).await.unwrap();
     }

@@ -100,6 +100,19 @@ impl Disk {
         }
     }
 
+    /// A new disk with the same tables.
+    pub(super) fn backup(&self) -> Self {
+        Self {
+            logs: self.logs.clone(),
+            rows: self.rows.clone(),
+            todo: self.todo.clone(),
+            checkpoints: self.checkpoints.clone(),
+            meta: self.meta.clone(),
+            damaged: self.damaged.clone(),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn unsynced(&self) -> usize {
         self.journal.len()
     }

@@ -101,6 +101,13 @@ impl MemoryStore {
         Self { disk: Arc::clone(&self.disk), life, latency: self.latency }
     }
 
+    /// A disk of its own with all that this one holds now, as if it had been copied after a sync: a backup.
+    #[must_use]
+    pub fn backup(&self) -> Self {
+        let disk = self.with(|disk| disk.backup());
+        Self { disk: Arc::new(Mutex::new(disk)), life: 0, latency: self.latency }
+    }
+
     /// The node dies after `steps` more steps, before the next one. `fail_after(0, ..)` dies at once, when
     /// anything is to be written.
     pub fn fail_after(&self, steps: u64, manner: Manner) {
