@@ -19,6 +19,7 @@ use crate::membership::{Change, Member, Membership};
 use crate::pack::{
     get_bytes, get_count, get_identity, get_place, get_user, put_bytes, put_count, put_identity, put_place, put_text,
 };
+use crate::writes::Writes;
 
 /// Who takes part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,9 +98,9 @@ pub enum Erasing {
 pub struct Fold {
     /// Who takes part.
     pub members: Members,
-    cells: BTreeMap<String, (Place, Bytes)>,
+    cells: BTreeMap<String, Writes<Bytes>>,
     erased: BTreeSet<Identity>,
-    erased_before: BTreeMap<UserId, u64>,
+    erased_before: BTreeMap<UserId, Writes<()>>,
     /// What an erasure asked for and the store has not done yet.
     pub erasing: BTreeSet<Erasing>,
 }
@@ -119,7 +120,7 @@ impl Fold {
         // What another version sequenced and this one can't read has no effect here.
         let Ok(Some(own)) = Own::read(entry.kind, &entry.body) else { return };
         match &own {
-            Own::Cell(cell) => self.set(&cell.key, entry.display_key(), &cell.value),
+            Own::Cell(cell) => self.set(&cell.key, entry, &cell.value),
             Own::Erase { user, install, n } => {
                 let by = Identity { user: user.clone(), install: install.clone(), n: *n };
                 if self.erased.insert(by.clone()) {
@@ -127,12 +128,13 @@ impl Fold {
                 }
             }
             Own::EraseMine => {
-                let (user, before) = (&entry.by.user, entry.display_key().hlc);
-                let known = self.erased_before.entry(user.clone()).or_default();
-                if *known < before {
-                    *known = before;
+                let user = &entry.by.user;
+                let known = self.erased_before(user);
+                self.erased_before.entry(user.clone()).or_default().set(entry.display_key(), &entry.by, &());
+                let before = self.erased_before(user);
+                if known < before {
                     self.erasing.retain(|e| !matches!(e, Erasing::Mine(u, _) if u == user));
-                    self.erasing.insert(Erasing::Mine(user.clone(), before));
+                    self.erasing.extend(before.map(|before| Erasing::Mine(user.clone(), before)));
                 }
             }
             Own::Create(_) | Own::Add(_) | Own::Remove(_) | Own::Role(_) => {
@@ -144,7 +146,7 @@ impl Fold {
                     && !create.title.is_empty()
                 {
                     // A cell as later ones are: who can't read the creation learns the title as he learns those.
-                    self.set("title", entry.display_key(), &Bytes::copy_from_slice(create.title.as_bytes()));
+                    self.set("title", entry, &Bytes::copy_from_slice(create.title.as_bytes()));
                 }
                 if let Members::Group(group) = &mut self.members {
                     group.apply(Change { at: entry.display_key(), by: &entry.by, cut: &stamp.cut, own: &own });
@@ -153,32 +155,30 @@ impl Fold {
         }
     }
 
-    fn set(&mut self, key: &str, at: Place, value: &Bytes) {
+    fn set(&mut self, key: &str, entry: &Entry, value: &Bytes) {
         if let Some(cell) = self.cells.get_mut(key) {
-            if cell.0 < at {
-                *cell = (at, value.clone());
-            }
+            cell.set(entry.display_key(), &entry.by, value);
         } else if self.cells.len() < CELLS {
-            self.cells.insert(key.to_owned(), (at, value.clone()));
+            self.cells.entry(key.to_owned()).or_default().set(entry.display_key(), &entry.by, value);
         }
     }
 
     /// The newest value of a cell; an empty one is as if it had never been set.
     pub fn cell(&self, key: &str) -> Option<&Bytes> {
-        self.cells.get(key).map(|(_, value)| value).filter(|value| !value.is_empty())
+        self.cell_at(key).map(|(_, value)| value).filter(|value| !value.is_empty())
     }
 
     /// The newest writing of a cell, an empty one too.
     pub fn cell_at(&self, key: &str) -> Option<(Place, &Bytes)> {
-        self.cells.get(key).map(|(at, value)| (*at, value))
+        self.cells.get(key)?.newest()
     }
 
     /// All cells that are set and whose key begins so.
     pub fn cells<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, Place, &'a Bytes)> {
         let from = self.cells.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
         from.take_while(move |(key, _)| key.starts_with(prefix))
-            .filter(|(_, (_, value))| !value.is_empty())
-            .map(|(key, (at, value))| (key.as_str(), *at, value))
+            .filter_map(|(key, writes)| writes.newest().map(|(at, value)| (key.as_str(), at, value)))
+            .filter(|(_, _, value)| !value.is_empty())
     }
 
     /// Whether the body of an entry is to be erased. Bodies of tern's own kinds never are: what they say is
@@ -186,7 +186,31 @@ impl Fold {
     pub fn is_erased(&self, entry: &Entry) -> bool {
         !(16..=63).contains(&entry.kind)
             && (self.erased.contains(&entry.by)
-                || self.erased_before.get(&entry.by.user).is_some_and(|before| entry.display_key().hlc < *before))
+                || self.erased_before(&entry.by.user).is_some_and(|before| entry.display_key().hlc < before))
+    }
+
+    /// The hlc before which all that a user wrote is erased. What he wrote after asking for it stays, also where that
+    /// was sequenced again later.
+    fn erased_before(&self, user: &UserId) -> Option<u64> {
+        self.erased_before.get(user)?.newest().map(|(at, ())| at.hlc)
+    }
+
+    /// A copy was taken of a message that is held already. Where its author has erased all that he wrote before some
+    /// moment, its lower copy may be from before that: it is looked at again.
+    pub(crate) fn copy_taken(&mut self, entry: &Entry) {
+        if let Some(before) = self.erased_before(&entry.by.user)
+            && !self.is_erased(entry)
+            && !(16..=63).contains(&entry.kind)
+        {
+            self.erasing.insert(Erasing::Mine(entry.by.user.clone(), before));
+        }
+    }
+
+    /// A message was written before its author erased all that he had written: so its other copies are to go, too.
+    pub(crate) fn erase_copies(&mut self, by: &Identity) {
+        if self.erased.insert(by.clone()) {
+            self.erasing.insert(Erasing::One(by.clone()));
+        }
     }
 
     /// What a user may read; `None`: nothing.
@@ -247,17 +271,25 @@ impl Fold {
             }
         }
         put_count(out, self.cells.len());
-        for (key, (at, value)) in &self.cells {
+        for (key, writes) in &self.cells {
             put_text(out, key);
-            put_place(out, *at);
-            put_bytes(out, value);
+            put_count(out, writes.iter().len());
+            for (at, by, value) in writes.iter() {
+                put_place(out, *at);
+                put_identity(out, by);
+                put_bytes(out, value);
+            }
         }
         put_count(out, self.erased.len());
         self.erased.iter().for_each(|by| put_identity(out, by));
         put_count(out, self.erased_before.len());
-        for (user, before) in &self.erased_before {
+        for (user, writes) in &self.erased_before {
             put_text(out, user.as_str());
-            out.put_u64(*before);
+            put_count(out, writes.iter().len());
+            for (at, by, ()) in writes.iter() {
+                put_place(out, *at);
+                put_identity(out, by);
+            }
         }
         put_count(out, self.erasing.len());
         for erasing in &self.erasing {
@@ -285,15 +317,21 @@ impl Fold {
         let mut fold = Self { members, ..Self::default() };
         for _ in 0..get_count(b)? {
             let key = String::from_utf8(get_bytes(b)?.to_vec()).ok()?;
-            let at = get_place(b)?;
-            fold.cells.insert(key, (at, get_bytes(b)?));
+            let writes = fold.cells.entry(key).or_default();
+            for _ in 0..get_count(b)? {
+                let (at, by) = (get_place(b)?, get_identity(b)?);
+                writes.set(at, &by, &get_bytes(b)?);
+            }
         }
         for _ in 0..get_count(b)? {
             fold.erased.insert(get_identity(b)?);
         }
         for _ in 0..get_count(b)? {
-            let user = get_user(b)?;
-            fold.erased_before.insert(user, b.try_get_u64().ok()?);
+            let writes = fold.erased_before.entry(get_user(b)?).or_default();
+            for _ in 0..get_count(b)? {
+                let (at, by) = (get_place(b)?, get_identity(b)?);
+                writes.set(at, &by, &());
+            }
         }
         for _ in 0..get_count(b)? {
             let erasing = match b.try_get_u8().ok()? {

@@ -46,3 +46,4 @@ pub mod receipt;
 pub mod sequencer;
 pub mod store;
 pub mod wire;
+mod writes;

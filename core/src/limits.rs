@@ -88,6 +88,9 @@ pub const CELL_KEY_BYTES: usize = 256;
 pub const CELL_BYTES: usize = 4096;
 /// Cells that are folded of one conversation; of more, new keys are ignored. Bounds a checkpoint.
 pub const CELLS: usize = 4096;
+/// Writings of one cell or role that are kept: the newest may turn out to be the late copies of older ones, and of one
+/// value hardly ever more than one is.
+pub const WRITES: usize = 16;
 /// Origins that a read mark, a cut or a vector from a client may name.
 pub const VECTOR_ORIGINS: usize = 256;
 /// Bytes of a signal's body: a word for a typing indicator, with room.

@@ -5,7 +5,8 @@
 //!
 //! Rule: a membership is (user, generation). Adding names a new generation; removing and promoting name the one
 //! they mean; removal is final within it; the highest generation counts. Of two removals the cuts merge by
-//! maximum, of two adds what may be read merges to more; the role is the one set last by (hlc, origin, seq).
+//! maximum, of two adds what may be read merges to more; the role is the one set last by (hlc, origin, seq), where a
+//! change that was sequenced twice counts at its lower place.
 //! So applying commutes, and may repeat. Authority is checked once, where an entry is sequenced.
 //!
 //! Why simpler ways fail: "the last change wins" lets a promotion that was written while the user was kicked
@@ -25,6 +26,7 @@ use crate::pack::{
     get_count, get_heads, get_identity, get_place, get_user, put_count, put_heads, put_identity, put_place, put_text,
 };
 use crate::wire::v1;
+use crate::writes::Writes;
 
 /// What a member may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +55,7 @@ pub struct Member {
     from: Heads,
     /// Up to where he may read, once he is removed.
     cut: Option<Heads>,
-    role: Role,
-    role_at: Option<Place>,
+    roles: Writes<Role>,
 }
 
 impl Member {
@@ -75,7 +76,7 @@ impl Member {
 
     /// What he may do while he is present.
     pub fn role(&self) -> Role {
-        self.role
+        self.roles.newest().map_or(Role::Member, |(_, role)| *role)
     }
 
     /// Of what is held: up to where he may read.
@@ -104,7 +105,7 @@ impl Member {
         }
     }
 
-    fn add(&mut self, role: Role, at: Place, from: &Heads) {
+    fn add(&mut self, from: &Heads) {
         if self.added {
             // Two regions added him at once: he may read what either allows.
             self.from.retain(|o, _| from.contains_key(o));
@@ -114,13 +115,6 @@ impl Member {
         } else {
             self.added = true;
             self.from.clone_from(from);
-        }
-        self.set_role(role, at);
-    }
-
-    fn set_role(&mut self, role: Role, at: Place) {
-        if self.role_at.is_none_or(|last| (at, role) > (last, self.role)) {
-            (self.role, self.role_at) = (role, Some(at));
         }
     }
 
@@ -232,9 +226,12 @@ impl Membership {
             let before = member.is_present();
             member.renew(generation);
             match own {
-                Own::Create(_) | Own::Add(_) => member.add(Role::from_wire(named.role), at, &from),
+                Own::Create(_) | Own::Add(_) => member.add(&from),
                 Own::Remove(_) => member.remove(cut),
-                _ => member.set_role(Role::from_wire(named.role), at),
+                _ => {}
+            }
+            if !matches!(own, Own::Remove(_)) {
+                member.roles.set(at, by, &Role::from_wire(named.role));
             }
             self.present = self.present + usize::from(member.is_present()) - usize::from(before);
         }
@@ -251,7 +248,7 @@ impl Membership {
     pub fn authorize(&self, user: &UserId, own: &Own) -> Result<(), Refusal> {
         let no = |code, text: &str| Err(Refusal::new(code, text));
         // A group whose admins have all left is everyone's.
-        let admin = self.is_admin(user) || !self.users.values().any(|m| m.is_present() && m.role == Role::Admin);
+        let admin = self.is_admin(user) || !self.users.values().any(|m| m.is_present() && m.role() == Role::Admin);
         match own {
             Own::Create(create) => {
                 if self.created {
@@ -300,7 +297,7 @@ impl Membership {
 
     /// Whether `user` is an admin.
     pub fn is_admin(&self, user: &UserId) -> bool {
-        self.users.get(user).is_some_and(|m| m.is_present() && m.role == Role::Admin)
+        self.users.get(user).is_some_and(|m| m.is_present() && m.role() == Role::Admin)
     }
 
     /// For the conversation's checkpoint.
@@ -310,18 +307,16 @@ impl Membership {
         for (user, m) in &self.users {
             put_text(out, user.as_str());
             out.put_u64(m.generation);
-            out.put_u8(
-                u8::from(m.added)
-                    | u8::from(m.cut.is_some()) << 1
-                    | u8::from(m.role == Role::Admin) << 2
-                    | u8::from(m.role_at.is_some()) << 3,
-            );
+            out.put_u8(u8::from(m.added) | u8::from(m.cut.is_some()) << 1);
             put_heads(out, &m.from);
             if let Some(cut) = &m.cut {
                 put_heads(out, cut);
             }
-            if let Some(at) = m.role_at {
-                put_place(out, at);
+            put_count(out, m.roles.iter().len());
+            for (at, by, role) in m.roles.iter() {
+                put_place(out, *at);
+                put_identity(out, by);
+                out.put_u8(u8::from(*role == Role::Admin));
             }
         }
         match &self.newest {
@@ -344,9 +339,12 @@ impl Membership {
             let flags = b.try_get_u8().ok()?;
             let from = get_heads(b)?;
             let cut = if flags & 2 != 0 { Some(get_heads(b)?) } else { None };
-            let role = if flags & 4 != 0 { Role::Admin } else { Role::Member };
-            let role_at = if flags & 8 != 0 { Some(get_place(b)?) } else { None };
-            let member = Member { generation, added: flags & 1 != 0, from, cut, role, role_at };
+            let mut roles = Writes::default();
+            for _ in 0..get_count(b)? {
+                let (at, by) = (get_place(b)?, get_identity(b)?);
+                roles.set(at, &by, &Role::from_wire(u32::from(b.try_get_u8().ok()?)));
+            }
+            let member = Member { generation, added: flags & 1 != 0, from, cut, roles };
             all.present += usize::from(member.is_present());
             all.users.insert(user, member);
         }

@@ -16,6 +16,8 @@ fn named(i: usize, generation: u64, role: u32) -> v1::GroupMember {
 /// A membership entry on its way.
 #[derive(Clone, Debug)]
 struct Sent {
+    place: Place,
+    /// Its display key: an offered copy has that of the first.
     at: Place,
     by: Identity,
     cut: Heads,
@@ -25,6 +27,16 @@ struct Sent {
 impl Sent {
     fn apply_to(&self, membership: &mut Membership) {
         membership.apply(Change { at: self.at, by: &self.by, cut: &self.cut, own: &self.own });
+    }
+
+    fn named(&self) -> &[v1::GroupMember] {
+        match &self.own {
+            Own::Create(create) => &create.members,
+            Own::Add(add) => &add.members,
+            Own::Remove(remove) => &remove.members,
+            Own::Role(role) => &role.members,
+            _ => &[],
+        }
     }
 }
 
@@ -43,20 +55,27 @@ fn origin(region: u8) -> Origin {
 
 impl Region {
     fn write(&mut self, region: u8, by: usize, own: Own) -> Sent {
+        let n = self.heads.get(&origin(region)).copied().unwrap_or(0) + 1;
+        let install = InstallId::new(&format!("r{region}")).unwrap();
+        self.sequence(region, Identity { user: user(by), install, n }, own, None)
+    }
+
+    /// `first`: what an earlier ack said, for an offer.
+    fn sequence(&mut self, region: u8, by: Identity, own: Own, first: Option<(Place, Heads)>) -> Sent {
         let head = self.heads.entry(origin(region)).or_default();
         *head += 1;
         self.hlc += 1;
-        let at = Place { hlc: self.hlc, origin: origin(region), seq: *head };
-        let install = InstallId::new(&format!("r{region}")).unwrap();
-        let sent = Sent { at, by: Identity { user: user(by), install, n: at.seq }, cut: self.heads.clone(), own };
+        let place = Place { hlc: self.hlc, origin: origin(region), seq: *head };
+        let (at, cut) = first.unwrap_or_else(|| (place, self.heads.clone()));
+        let sent = Sent { place, at, by, cut, own };
         sent.apply_to(&mut self.membership);
         sent
     }
 
     fn take(&mut self, sent: &Sent) {
-        assert_eq!(sent.at.seq, self.heads.get(&sent.at.origin).copied().unwrap_or(0) + 1);
-        self.heads.insert(sent.at.origin, sent.at.seq);
-        self.hlc = self.hlc.max(sent.at.hlc);
+        assert_eq!(sent.place.seq, self.heads.get(&sent.place.origin).copied().unwrap_or(0) + 1);
+        self.heads.insert(sent.place.origin, sent.place.seq);
+        self.hlc = self.hlc.max(sent.place.hlc);
         sent.apply_to(&mut self.membership);
     }
 }
@@ -69,6 +88,9 @@ enum Step {
     Text { region: u8 },
     /// The next entry of one log arrives in another region.
     Deliver { from: u8, to: u8 },
+    /// A region that lacks an entry is sent it again: as if for the first time, or offered with the receipt of its
+    /// ack.
+    Again { from: u8, to: u8, offer: bool },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -76,7 +98,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         .prop_map(|(region, by, what, about, role, history)| Step::Write { region, by, what, about, role, history });
     let text = (0..REGIONS).prop_map(|region| Step::Text { region });
     let deliver = (0..REGIONS, 0..REGIONS).prop_map(|(from, to)| Step::Deliver { from, to });
-    proptest::collection::vec(prop_oneof![3 => write, 1 => text, 4 => deliver], 1..80)
+    let again = (0..REGIONS, 0..REGIONS, any::<bool>()).prop_map(|(from, to, offer)| Step::Again { from, to, offer });
+    proptest::collection::vec(prop_oneof![6 => write, 2 => text, 8 => deliver, 1 => again], 1..80)
 }
 
 fn change(membership: &Membership, what: u8, about: usize, role: u32, history: bool) -> Own {
@@ -99,72 +122,147 @@ fn created() -> (Vec<Region>, Vec<Vec<Sent>>) {
     (regions, vec![vec![first], Vec::new(), Vec::new()])
 }
 
-proptest! {
-    /// Concurrent changes in three regions, delivered in any order, end in the same members everywhere; and no
-    /// region lets a removed member read past the largest cut of the removals of his generation.
-    #[test]
-    fn concurrent_changes_end_in_the_same_members_and_nobody_reads_past_his_cut(steps in steps()) {
-        let (mut regions, mut logs) = created();
-        for step in steps {
-            match step {
-                Step::Write { region, by, what, about, role, history } => {
-                    let here = &mut regions[usize::from(region)];
-                    let own = change(&here.membership, what, about, role, history);
-                    if here.membership.is_present(&user(by)) && here.membership.authorize(&user(by), &own).is_ok() {
-                        let sent = here.write(region, by, own);
-                        logs[usize::from(region)].push(sent);
-                    }
-                }
-                Step::Text { region } => {
-                    // A change that says nothing stands for a message: it only moves the heads.
-                    let sent = regions[usize::from(region)].write(region, 0, Own::EraseMine);
+/// Takes the steps, then delivers what is left: all regions hold everything.
+fn play(steps: Vec<Step>) -> (Vec<Region>, Vec<Vec<Sent>>) {
+    let (mut regions, mut logs) = created();
+    let next = |regions: &[Region], logs: &[Vec<Sent>], from: u8, to: u8| {
+        let next = regions[usize::from(to)].heads.get(&origin(from)).copied().unwrap_or(0);
+        logs[usize::from(from)].get(usize::try_from(next).unwrap()).cloned()
+    };
+    for step in steps {
+        match step {
+            Step::Write { region, by, what, about, role, history } => {
+                let here = &mut regions[usize::from(region)];
+                let own = change(&here.membership, what, about, role, history);
+                if here.membership.is_present(&user(by)) && here.membership.authorize(&user(by), &own).is_ok() {
+                    let sent = here.write(region, by, own);
                     logs[usize::from(region)].push(sent);
                 }
-                Step::Deliver { from, to } => {
-                    let next = regions[usize::from(to)].heads.get(&origin(from)).copied().unwrap_or(0);
-                    if let Some(sent) = logs[usize::from(from)].get(usize::try_from(next).unwrap()).cloned() {
-                        regions[usize::from(to)].take(&sent);
-                    }
+            }
+            Step::Text { region } => {
+                // A change that says nothing stands for a message: it only moves the heads.
+                let sent = regions[usize::from(region)].write(region, 0, Own::EraseMine);
+                logs[usize::from(region)].push(sent);
+            }
+            Step::Deliver { from, to } => {
+                if let Some(sent) = next(&regions, &logs, from, to) {
+                    regions[usize::from(to)].take(&sent);
+                }
+            }
+            Step::Again { from, to, offer } => {
+                if let Some(sent) = next(&regions, &logs, from, to).filter(|s| s.own != Own::EraseMine) {
+                    let first = offer.then(|| (sent.at, sent.cut.clone()));
+                    let copy = regions[usize::from(to)].sequence(to, sent.by, sent.own, first);
+                    logs[usize::from(to)].push(copy);
                 }
             }
         }
-        for from in 0..REGIONS {
-            for region in &mut regions {
-                let have = region.heads.get(&origin(from)).copied().unwrap_or(0);
-                for sent in &logs[usize::from(from)][usize::try_from(have).unwrap()..] {
-                    region.take(sent);
-                }
+    }
+    for from in 0..REGIONS {
+        for to in 0..REGIONS {
+            while let Some(sent) = next(&regions, &logs, from, to) {
+                regions[usize::from(to)].take(&sent);
             }
         }
+    }
+    (regions, logs)
+}
+
+/// What the entries say of a user, all of them looked at anew: his newest generation, whether he is in, whether he is
+/// an admin, and what he may read.
+struct Standing<'a> {
+    generation: u64,
+    naming: Vec<(&'a Sent, u32)>,
+}
+
+impl<'a> Standing<'a> {
+    fn of(name: &str, all: &[&'a Sent]) -> Option<Self> {
+        let named = |sent: &'a Sent| sent.named().iter().find(|m| m.user == name).map(|m| (sent, m));
+        let generation = all.iter().filter_map(|s| named(s)).map(|(_, m)| m.generation).max()?;
+        let naming = all.iter().filter_map(|s| named(s)).filter(|(_, m)| m.generation == generation);
+        Some(Self { generation, naming: naming.map(|(s, m)| (s, m.role)).collect() })
+    }
+
+    fn adds(&self) -> impl Iterator<Item = &Sent> {
+        self.naming.iter().map(|(s, _)| *s).filter(|s| matches!(s.own, Own::Create(_) | Own::Add(_)))
+    }
+
+    fn removals(&self) -> impl Iterator<Item = &Sent> {
+        self.naming.iter().map(|(s, _)| *s).filter(|s| matches!(s.own, Own::Remove(_)))
+    }
+
+    fn is_present(&self) -> bool {
+        self.adds().count() > 0 && self.removals().count() == 0
+    }
+
+    fn is_admin(&self) -> bool {
+        let roles = self.naming.iter().filter(|(s, _)| !matches!(s.own, Own::Remove(_)));
+        // A copy of a change is no later change.
+        let copies = |of: &Sent| self.naming.iter().filter(|(s, _)| s.by == of.by).map(|(s, _)| s.at).min();
+        roles.map(|(s, role)| (copies(s), *role)).max().is_some_and(|(_, role)| role == 1)
+    }
+
+    /// Some add lets him, and if he was removed, some removal does not keep him from it.
+    fn may_read(&self, of: Origin, seq: u64) -> bool {
+        let upto = |heads: &Heads| heads.get(&of).copied().unwrap_or(0);
+        let lets = |add: &Sent| match &add.own {
+            Own::Add(v1::GroupAdd { history: false, .. }) => {
+                seq > upto(&add.cut) || (of, seq) == (add.at.origin, add.at.seq)
+            }
+            _ => true,
+        };
+        self.adds().any(lets)
+            && (self.removals().count() == 0 || self.removals().any(|removal| seq <= upto(&removal.cut)))
+    }
+}
+
+proptest! {
+    /// Concurrent changes in three regions, delivered in any order, some of them twice under other places, end in the
+    /// same members everywhere, and on a device that gets them in any order; and everybody may read exactly what
+    /// his newest membership says: nothing past the largest cut of its removals, and all up to that.
+    #[test]
+    fn concurrent_changes_end_in_the_same_members_and_nobody_reads_past_his_cut(steps in steps(), order: u64) {
+        let (regions, logs) = play(steps);
         prop_assert_eq!(&regions[0].membership, &regions[1].membership);
         prop_assert_eq!(&regions[0].membership, &regions[2].membership);
 
-        let all = &regions[0].membership;
+        let mut shuffled: Vec<&Sent> = logs.iter().flatten().chain(logs[1].iter()).collect();
+        let number = |s: &Sent| (s.place.seq << 8) + u64::from(s.place.origin.region);
+        shuffled.sort_by_key(|s| (number(s) ^ order).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut device = Membership::default();
+        shuffled.iter().for_each(|sent| sent.apply_to(&mut device));
+        prop_assert_eq!(&regions[0].membership, &device);
+
+        let all: Vec<&Sent> = logs.iter().flatten().filter(|s| !s.named().is_empty()).collect();
+        let members = &regions[0].membership;
+        let mut present = 0;
         for (i, name) in USERS.iter().enumerate() {
-            let Some(member) = all.member(&user(i)) else { continue };
-            let mut bound: Option<Heads> = None;
-            for sent in logs.iter().flatten() {
-                let Own::Remove(remove) = &sent.own else { continue };
-                if remove.members.iter().any(|m| m.user == *name && m.generation == member.generation) {
-                    let bound = bound.get_or_insert_with(Heads::new);
-                    for (origin, seq) in &sent.cut {
-                        let at = bound.entry(*origin).or_default();
-                        *at = (*at).max(*seq);
-                    }
-                }
+            let Some(expected) = Standing::of(name, &all) else {
+                prop_assert!(members.member(&user(i)).is_none());
+                continue;
+            };
+            let member = members.member(&user(i)).unwrap();
+            prop_assert_eq!(member.generation, expected.generation);
+            prop_assert_eq!(members.is_present(&user(i)), expected.is_present());
+            present += usize::from(expected.is_present());
+            if expected.is_present() {
+                prop_assert_eq!(members.is_admin(&user(i)), expected.is_admin());
             }
-            prop_assert_eq!(member.is_present(), member.added && bound.is_none());
-            if let Some(bound) = bound {
-                for (origin, head) in &regions[0].heads {
-                    for seq in 1..=*head {
-                        let past = seq > bound.get(origin).copied().unwrap_or(0);
-                        prop_assert!(!(past && member.may_read(*origin, seq)));
-                    }
+            let clipped = member.clip(&regions[0].heads);
+            for (of, head) in &regions[0].heads {
+                for seq in 1..=*head {
+                    prop_assert_eq!(member.may_read(*of, seq), expected.may_read(*of, seq), "{} of {:?} for {}", seq, of, name);
                 }
-                let clipped = member.clip(&regions[0].heads);
-                prop_assert!(clipped.iter().all(|(o, seq)| bound.get(o).is_some_and(|b| seq <= b)));
+                let readable = (1..=*head).rev().find(|seq| expected.may_read(*of, *seq));
+                let told = clipped.get(of).copied().unwrap_or(0);
+                prop_assert!(readable.is_none_or(|seq| seq == told), "{} is told of {}, reads up to {:?}", name, told, readable);
+                let cut = expected.removals().map(|s| s.cut.get(of).copied().unwrap_or(0)).max();
+                prop_assert!(cut.is_none_or(|cut| told <= cut));
             }
         }
+        prop_assert_eq!(members.present(), present);
+        let newest = all.iter().map(|s| (s.at, s.by.clone())).max();
+        prop_assert_eq!(members.newest(), newest.as_ref());
     }
 
     #[test]
@@ -208,7 +306,7 @@ fn an_add_that_is_sequenced_again_in_another_region_is_the_same_membership() {
     let add = Own::Add(v1::GroupAdd { members: vec![named(3, 1, 0)], history: false });
     let first = regions[0].write(0, 0, add.clone());
     // Its ack was lost; the region it went to next sequenced the same add, and both copies arrive everywhere.
-    let second = Sent { cut: [(origin(1), 1)].into(), ..regions[1].write(1, 0, add) };
+    let second = regions[1].write(1, 0, add);
     regions[0].take(&second);
     regions[1].take(&first);
     assert_eq!(regions[0].membership.member(&user(3)).unwrap().generation, 1);

@@ -43,7 +43,7 @@ pub const RECALLED_ENTRIES: usize = RECENT_ENTRIES / 2 * 16;
 /// What a conversation keeps once it is idle.
 pub const RECENT_IDLE: usize = 8;
 
-const CHECKPOINT_FORMAT: u8 = 2;
+const CHECKPOINT_FORMAT: u8 = 3;
 
 /// Who sends, by the connection.
 #[derive(Clone, Copy, Debug)]
@@ -230,7 +230,9 @@ impl LogState {
         self.highest_hlc = self.highest_hlc.max(entry.place.hlc);
         self.held.insert(&entry.by, entry.place.origin, entry.place.seq);
         self.fold.apply(&entry);
-        if !copy && is_countable(entry.kind) {
+        if copy {
+            self.fold.copy_taken(&entry);
+        } else if is_countable(entry.kind) {
             self.counted += 1;
         }
         self.recent_bytes += entry.body.len();
@@ -421,6 +423,13 @@ impl LogState {
             Some(change) => group.authorize(user, change)?,
         }
         Ok(Admitted::Group)
+    }
+
+    /// A message is erased that its author wrote before some moment: its copies may have later places.
+    pub fn erase_copies(&mut self, by: &Identity) {
+        if self.held.locate(&by.user, &by.install, by.n).nth(1).is_some() {
+            self.fold.erase_copies(by);
+        }
     }
 
     /// Takes the bodies of erased messages out of memory. Returns which of the held copies lie where, as far as

@@ -236,7 +236,7 @@ fn a_checkpoint_says_all_but_the_bodies() {
     for cut in 0..bytes.len() {
         assert!(LogState::from_checkpoint(eu.state.conversation, bytes.slice(..cut)).is_none());
     }
-    assert_eq!(bytes[..18], [2, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0], "the format is pinned");
+    assert_eq!(bytes[..18], [3, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0], "the format is pinned");
 }
 
 #[test]

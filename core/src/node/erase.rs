@@ -25,10 +25,11 @@ pub(super) struct EraseJob {
 }
 
 impl Node {
-    /// Begins with the next erasure of a conversation, if none is under way.
+    /// Begins with the next erasure of a conversation, if none is under way. While a round is undecided it waits for
+    /// that: the fold runs ahead of the store, and what is not there yet would not be found.
     pub(super) fn erase_next(&mut self, id: ConvId) {
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        if conversation.erasing.is_some() || conversation.is_loading() {
+        if conversation.erasing.is_some() || conversation.is_loading() || conversation.round.is_some() {
             return;
         }
         let Some(what) = conversation.state.fold.erasing.first().cloned() else { return };
@@ -72,9 +73,15 @@ impl Node {
             // A damaged log is repaired or fetched again, and erased then.
             Err(what) => self.out.notices.push(Notice::Damaged { conversation: id, what }),
             Ok(entries) => {
-                for entry in entries.iter().filter(|e| !e.erased && conversation.state.fold.is_erased(e)) {
-                    self.out.puts.push(Put::Erase { conversation: id, origin, seq: entry.place.seq });
-                    self.counters.erased += 1;
+                for entry in &entries {
+                    if !conversation.state.fold.is_erased(entry) {
+                        continue;
+                    }
+                    conversation.state.erase_copies(&entry.by);
+                    if !entry.erased {
+                        self.out.puts.push(Put::Erase { conversation: id, origin, seq: entry.place.seq });
+                        self.counters.erased += 1;
+                    }
                 }
                 if let Some(last) = entries.last().map(|e| e.place.seq).filter(|last| *last < to) {
                     job.ranges.push_front((origin, last + 1, to));

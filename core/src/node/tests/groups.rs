@@ -4,7 +4,7 @@
 use super::*;
 use crate::codes::Code;
 use crate::edge_api::{MembershipOffer, Named};
-use crate::kinds::{ADD, CREATE, REMOVE, ROLE};
+use crate::kinds::{ADD, CELL, CREATE, REMOVE, ROLE};
 use prost::Message;
 
 const NONCE: [u8; 16] = [3; 16];
@@ -307,4 +307,36 @@ fn members_and_cells_are_told_to_who_cannot_read_all_entries() {
         cells.cells.iter().map(|c| (c.key.as_str(), &c.value[..])).collect::<Vec<_>>(),
         [("title", &b"dinner"[..])]
     );
+}
+
+#[test]
+fn a_change_that_is_sequenced_again_in_another_region_is_no_later_change() {
+    let mut w = World::new();
+    let (alice, bob) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
+    w.take(alice, create(&FOUNDERS));
+    w.pass(Duration::from_secs(2));
+    w.unlink(EU, US);
+    w.unlink(EU, AP);
+    let title = |n, text: &'static str| {
+        change(n, CELL, &v1::Cell { key: "title".to_owned(), value: Bytes::from_static(text.as_bytes()) })
+    };
+    let role = |n, role| change(n, ROLE, &v1::GroupRole { members: members(&[("carol", 1, role)]) });
+    w.take(alice, title(2, "hers"));
+    w.take(alice, role(3, 1));
+    w.pass(Duration::from_secs(1));
+    w.take(bob, title(1, "his"));
+    w.take(bob, role(2, 0));
+    w.pass(Duration::from_secs(1));
+    // Her acks were lost, and she sends both again where they are not known.
+    let again = w.connect(US, 3, "alice", "phone");
+    w.take(again, title(2, "hers"));
+    w.take(again, role(3, 1));
+    w.link(EU, US);
+    w.link(EU, AP);
+    w.pass(Duration::from_secs(10));
+    for region in [EU, US, AP] {
+        let state = w.core(region).disk.state(group());
+        assert_eq!(state.fold.cell("title").map(|t| &t[..]), Some(&b"his"[..]), "region {region}");
+        assert!(!state.fold.group().unwrap().is_admin(&user("carol")), "region {region}");
+    }
 }

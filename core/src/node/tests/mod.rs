@@ -237,6 +237,12 @@ struct World {
     up: BTreeSet<(Region, Region)>,
     told: BTreeMap<(Region, ConnKey), Told>,
     now: Duration,
+    /// Whose connection is which; with it, what they are told is judged.
+    #[cfg(feature = "client")]
+    readers: BTreeMap<(Region, u64), UserId>,
+    /// What somebody was told who may not read it.
+    #[cfg(feature = "client")]
+    leaks: Vec<String>,
 }
 
 fn pair(a: Region, b: Region) -> (Region, Region) {
@@ -261,6 +267,10 @@ impl World {
             up: BTreeSet::new(),
             told: BTreeMap::new(),
             now: Duration::from_secs(1_000),
+            #[cfg(feature = "client")]
+            readers: BTreeMap::new(),
+            #[cfg(feature = "client")]
+            leaks: Vec::new(),
         };
         for region in [EU, US, AP] {
             world.start(region);
@@ -396,6 +406,11 @@ impl World {
             }
             self.pass(Duration::from_millis(100));
         }
+        self.close(region);
+    }
+
+    /// The end of a stop in order.
+    fn close(&mut self, region: Region) {
         let mut core = self.cores.get_mut(&region).unwrap().take().expect("the region is up");
         core.disk.lazy.extend(core.node.last_puts());
         core.disk.sync();
@@ -507,6 +522,8 @@ impl World {
             }
             for (edge, downs) in downs {
                 for down in downs {
+                    #[cfg(feature = "client")]
+                    self.judge(region, down.conn, &down.body);
                     let told = self.told.entry((region, ConnKey { edge, conn: down.conn })).or_default();
                     told.all.push(down.body.clone());
                     match down.body {
@@ -521,6 +538,21 @@ impl World {
             if !again {
                 return;
             }
+        }
+    }
+
+    /// Nobody is told an entry that he may not read by what the region holds.
+    #[cfg(feature = "client")]
+    fn judge(&mut self, region: Region, conn: u64, body: &DownBody) {
+        let Some(user) = self.readers.get(&(region, conn)) else { return };
+        let (id, entries) = match body {
+            DownBody::Push(push) => (push.conversation, &push.entries),
+            DownBody::Page { page, .. } => (page.conversation, &page.entries),
+            _ => return,
+        };
+        let Some(Some(core)) = self.cores.get(&region) else { return };
+        for entry in entries.iter().filter(|e| !random::recount::may_be_told(&core.disk, id, user, e)) {
+            self.leaks.push(format!("{region} tells {user} of {:?} in {id:?}", entry.place));
         }
     }
 

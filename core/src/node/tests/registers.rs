@@ -280,6 +280,80 @@ fn an_erased_body_is_gone_in_every_region_and_does_not_come_back() {
     assert_eq!(w.told(bob).errors(), [Code::NotAllowed as u32]);
 }
 
+/// The erasure of alice's message `of`, as her message `n`.
+fn erasure(n: u64, of: u64) -> SendRequest {
+    let author = Some(v1::Author { user: "alice".to_owned(), install: "phone".to_owned() });
+    SendRequest { kind: ERASE, body: v1::Erase { author, n: of }.encode_to_vec().into(), ..message(n) }
+}
+
+#[test]
+fn an_erasure_that_is_sequenced_while_an_earlier_one_is_carried_out_finds_its_message() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.send(alice, 1);
+    // The second round, message and erasure, begins with the end of the first: before it is decided, the first
+    // erasure is carried out.
+    for send in [erasure(2, 1), message(3), erasure(4, 3)] {
+        w.post(alice, send);
+    }
+    w.settle();
+    w.pass(Duration::from_secs(10));
+    for region in [EU, US, AP] {
+        let erased: Vec<bool> = w.bodies(region).into_iter().map(|(erased, _)| erased).collect();
+        assert_eq!(erased, [true, false, true, false], "region {region}");
+    }
+}
+
+#[test]
+fn all_that_a_user_wrote_is_erased_in_copies_too_that_were_sequenced_after_it() {
+    let mut w = World::new();
+    let (phone, pad) = (w.connect(EU, 1, "alice", "phone"), w.connect(EU, 2, "alice", "pad"));
+    w.unlink(EU, US);
+    w.unlink(EU, AP);
+    w.send(phone, 1);
+    w.pass(Duration::from_secs(1));
+    w.post(pad, SendRequest { kind: ERASE_MINE, body: Bytes::new(), ..message(1) });
+    w.settle();
+    w.pass(Duration::from_secs(1));
+    // The ack was lost; sent again where neither is known, it gets a place above the erasure.
+    let again = w.connect(US, 3, "alice", "phone");
+    w.send(again, 1);
+    w.send(again, 2);
+    w.link(EU, US);
+    w.link(EU, AP);
+    w.pass(Duration::from_secs(10));
+    for region in [EU, US, AP] {
+        let left: Vec<_> = w.bodies(region).into_iter().filter(|(_, b)| !b.is_empty()).collect();
+        assert_eq!(left, [(false, "m2".to_owned())], "region {region}");
+    }
+}
+
+#[test]
+fn what_a_user_writes_after_he_erased_all_stays_where_the_erasure_is_sequenced_again() {
+    let mut w = World::new();
+    let phone = w.connect(EU, 1, "alice", "phone");
+    w.send(phone, 1);
+    w.pass(Duration::from_secs(3));
+    w.unlink(EU, US);
+    w.unlink(EU, AP);
+    let all = SendRequest { kind: ERASE_MINE, body: Bytes::new(), ..message(2) };
+    w.post(phone, all.clone());
+    w.settle();
+    w.send(phone, 3);
+    w.pass(Duration::from_secs(1));
+    // The ack of the erasure was lost.
+    let again = w.connect(US, 3, "alice", "phone");
+    w.post(again, all);
+    w.settle();
+    w.link(EU, US);
+    w.link(EU, AP);
+    w.pass(Duration::from_secs(10));
+    for region in [EU, US, AP] {
+        let left: Vec<_> = w.bodies(region).into_iter().filter(|(_, b)| !b.is_empty()).collect();
+        assert_eq!(left, [(false, "m3".to_owned())], "region {region}");
+    }
+}
+
 #[test]
 fn all_that_a_user_wrote_is_erased_also_after_a_crash_in_the_middle() {
     let mut w = World::new();
