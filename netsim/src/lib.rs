@@ -7,7 +7,7 @@
 //! life takes about a second.
 //!
 //! Reading order: [`run`] (a runtime without I/O, on a thread of its own), [`world`] (hosts, the heap of
-//! events and the one task that drives it), [`links`] (who reaches whom, and how late), [`packets`] (what was
+//! events and the one task that drives it), [`links`] and [`pipes`] (who reaches whom, and how late or how badly), [`packets`] (what was
 //! sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
 //! [`node`] (tasks, clocks, kill and restart), [`pki`] and [`token`] (certificates and tokens that are the
 //! same in every run), [`random`] (the process's randomness, seeded), [`cluster`] (regions, wired). [`link`]
@@ -46,6 +46,7 @@ pub mod links;
 pub mod net;
 pub mod node;
 pub mod packets;
+pub mod pipes;
 pub mod pki;
 pub mod random;
 pub mod run;

@@ -16,8 +16,6 @@ pub const OPPORTUNITY_BYTES: u32 = 1500;
 pub const MTU_MIN: u32 = 68;
 /// Lines of a trace, or values of one of its lists, that are read: an hour at 1 Gbit/s has fewer.
 pub const TRACE_LINES_MAX: usize = 10_000_000;
-/// Mappings that one NAT holds at a time, where its ports allow more.
-pub const NAT_MAPPINGS_MAX: usize = 1_000_000;
 /// Remote addresses that one mapping's filter remembers; the longest unused one is forgotten first.
 pub const NAT_REMOTES_MAX: usize = 4096;
 /// Interfaces of one device: more is a mistake in a scenario.

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::limits::{NAT_MAPPINGS_MAX, NAT_REMOTES_MAX};
+use super::limits::NAT_REMOTES_MAX;
 
 /// On what a decision depends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,7 +248,7 @@ impl Nat {
         let host = inside.0.ip();
         let of_host = || self.mappings.values().filter(|mapping| mapping.inside.0.ip() == host).count();
         let block = self.spec.ports_per_host.and_then(|ports| usize::try_from(ports).ok());
-        if self.mappings.len() >= NAT_MAPPINGS_MAX || block.is_some_and(|most| of_host() >= most) {
+        if block.is_some_and(|most| of_host() >= most) {
             return Err(NatDrop::PortsExhausted);
         }
         let port = self.free_port(inside.0.port()).ok_or(NatDrop::PortsExhausted)?;

@@ -131,7 +131,9 @@ pub fn spec() -> impl Strategy<Value = Spec> {
 /// Packets in bursts and with pauses.
 pub fn traffic() -> impl Strategy<Value = Vec<(u64, u32)>> {
     let gap = prop_oneof![3 => Just(0u64), 4 => 0..3 * MS, 1 => 0..300 * MS];
-    proptest::collection::vec((gap, 20u32..1500), 1..180).prop_map(|packets| {
+    // Often of one length, so that limits are met exactly.
+    let bytes = prop_oneof![2 => 20u32..1500, 1 => Just(1200u32)];
+    proptest::collection::vec((gap, bytes), 1..180).prop_map(|packets| {
         let mut at_ns = 0;
         packets
             .into_iter()
