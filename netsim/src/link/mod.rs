@@ -7,7 +7,7 @@
 //! Reading order: [`spec`] (what a link is like, as data), [`direction`] (the machine of one direction, and in
 //! which order faults act), then its parts: [`dice`] (randomness by packet number), [`steps`] and [`episodes`]
 //! (what changes over time), `rate` and [`trace`] (when bits leave), `codel` (who is dropped for waiting),
-//! `channel` (losses by chance), `delay`; then [`profile`] (links that were measured, by name), [`cellular`]
+//! `channel` (losses by chance), `delay`; then [`mod@profile`] (links that were measured, by name), [`mod@cellular`]
 //! (recordings of Akamai's form), and two machines beside a link: [`nat`] and [`interfaces`].
 //!
 //! Two such directions are a link. What is not here: explicit congestion notification (`CoDel` drops, it does

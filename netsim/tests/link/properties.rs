@@ -76,7 +76,7 @@ fn fates(outputs: &[Output<u64>]) -> BTreeMap<u64, Vec<Fate>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
 
     #[test]
     fn the_machine_does_what_the_second_implementation_says(plan in plan()) {
