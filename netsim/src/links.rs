@@ -1,4 +1,4 @@
-//! Who reaches whom, and how late.
+//! Who reaches whom, and how late, where no link was given a spec (see [`crate::pipes`]).
 //!
 //! A rule names its two ends, each a host or a group of hosts (a region's data centre, say). Of several
 //! latencies the most specific one holds: host to host, host to group, group to host, group to group, then
@@ -101,7 +101,7 @@ impl Links {
     }
 }
 
-fn pairs(from: Names, to: Names) -> [(NameId, NameId); 4] {
+pub(crate) fn pairs(from: Names, to: Names) -> [(NameId, NameId); 4] {
     [(from.host, to.host), (from.host, to.group), (from.group, to.host), (from.group, to.group)]
 }
 

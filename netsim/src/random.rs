@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 static STATE: AtomicU64 = AtomicU64::new(0);
 
@@ -50,7 +50,8 @@ const STEP_INVERSE: u64 = {
     inverse
 };
 
-const fn mix(value: u64) -> u64 {
+/// The finalizer of `SplitMix64`: turns a counter into a random number.
+pub(crate) const fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)

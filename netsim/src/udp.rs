@@ -12,13 +12,15 @@ use bytes::Bytes;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use crate::limits::{DATAGRAM_BYTES, DATAGRAMS_WAITING};
+use crate::limits::{DATAGRAM_BYTES, DATAGRAMS_WAITING, HEADER_BYTES};
+use crate::link::{Fate, flip};
 use crate::node::HostId;
 use crate::packets::Protocol;
+use crate::pipes::{Parcel, PipeId};
 use crate::world::{After, Event, Shared, State};
 
 /// A datagram on its way, or waiting in a socket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Datagram {
     from: SocketAddr,
     ecn: Option<EcnCodepoint>,
@@ -51,7 +53,41 @@ impl State {
                 continue;
             };
             let datagram = Datagram { from, ecn: transmit.ecn, bytes: Bytes::copy_from_slice(bytes) };
-            self.schedule(at_ns, Event::Datagram { host: target, port: to.port(), datagram });
+            let Some(pipe) = self.pipe(host, target) else {
+                self.schedule(at_ns, Event::Datagram { host: target, port: to.port(), datagram });
+                continue;
+            };
+            let length = u32::try_from(bytes.len() + HEADER_BYTES).unwrap_or(u32::MAX);
+            let now_ns = self.now_ns;
+            let parcel = Parcel { host: target, port: to.port(), datagram };
+            self.pipes.direction(pipe).send(now_ns, length, parcel);
+            self.arm(pipe);
+        }
+    }
+
+    /// A link with a spec has something to tell, or to do.
+    pub(crate) fn pipe_due(&mut self, pipe: PipeId, at_ns: u64, after: &mut After) {
+        self.pipes.fired(pipe, at_ns);
+        while let Some(output) = self.pipes.direction(pipe).poll(at_ns) {
+            let Parcel { host, port, mut datagram } = output.payload;
+            match output.fate {
+                Fate::Delivered | Fate::Copied => {}
+                Fate::Corrupted(roll) => {
+                    let mut bytes = datagram.bytes.to_vec();
+                    flip(&mut bytes, roll);
+                    datagram.bytes = bytes.into();
+                }
+                Fate::Dropped(_) => continue,
+            }
+            self.datagram_arrives(host, port, datagram, after);
+        }
+        self.arm(pipe);
+    }
+
+    /// Sees to it that a link is asked when it has something to tell.
+    pub(crate) fn arm(&mut self, pipe: PipeId) {
+        if let Some(at_ns) = self.pipes.arm(pipe) {
+            self.schedule(at_ns, Event::Pipe(pipe));
         }
     }
 

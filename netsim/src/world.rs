@@ -21,9 +21,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::limits::PORT_FIRST;
+use crate::link::{Counts, LinkSpec, Outage};
 use crate::links::{Fate, Filter, Links, Names};
 use crate::node::{Host, HostId, HostState, SimNode};
 use crate::packets::{Packet, PacketLog, Protocol, Shape};
+use crate::pipes::{LinkError, PipeId, Pipes};
 use crate::stream::{End, EndId, Listener, Segment};
 use crate::udp::{Datagram, UdpPort};
 
@@ -86,6 +88,40 @@ impl World {
             state.links.set_latency(a, b, one_way);
             state.links.set_latency(b, a, one_way);
         });
+    }
+
+    /// Gives the link between two hosts or groups rate, queue and faults; `a` sends on its `up`. A link that has
+    /// a spec already is changed: what waits in it goes on waiting. See [`crate::pipes`] for what goes through.
+    pub fn set_link(&self, a: &str, b: &str, spec: LinkSpec) -> Result<(), LinkError> {
+        self.shared.with(|state, _| {
+            let ends = (state.links.name(a), state.links.name(b));
+            let (now_ns, name) = (state.now_ns, format!("{a} - {b}"));
+            let set = state.pipes.set(self.shared.seed, &name, ends, spec, now_ns);
+            set.map_err(|source| LinkError::Spec { from: a.to_owned(), to: b.to_owned(), source })?;
+            for pipe in [state.pipes.of(ends), state.pipes.of((ends.1, ends.0))].into_iter().flatten() {
+                state.arm(pipe);
+            }
+            Ok(())
+        })
+    }
+
+    /// Begins or ends an outage of one direction of a link that has a spec.
+    pub fn set_outage(&self, from: &str, to: &str, outage: Option<Outage>) -> Result<(), LinkError> {
+        self.shared.with(|state, _| {
+            let pipe = state.pipe_named(from, to)?;
+            let now_ns = state.now_ns;
+            state.pipes.direction(pipe).set_outage(now_ns, outage);
+            state.arm(pipe);
+            Ok(())
+        })
+    }
+
+    /// What one direction of a link that has a spec has done so far with datagrams.
+    pub fn link_counts(&self, from: &str, to: &str) -> Result<Counts, LinkError> {
+        self.shared.with(|state, _| {
+            let pipe = state.pipe_named(from, to)?;
+            Ok(state.pipes.direction(pipe).counts().clone())
+        })
     }
 
     /// Loses every packet between two hosts or groups, both ways, until [`World::heal`].
@@ -221,6 +257,8 @@ pub(crate) enum Event {
     Datagram { host: HostId, port: u16, datagram: Datagram },
     /// A stream's packet arrives.
     Segment(Segment),
+    /// A link with a spec has something to tell.
+    Pipe(PipeId),
     /// A stream's lost packet is to be sent again.
     Retransmit(EndId),
 }
@@ -261,6 +299,7 @@ pub(crate) struct State {
     by_ip: BTreeMap<IpAddr, HostId>,
     pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
     links: Links,
+    pub(crate) pipes: Pipes,
     packets: PacketLog,
     pub(crate) udp: BTreeMap<(HostId, u16), UdpPort>,
     pub(crate) listeners: BTreeMap<(HostId, u16), Listener>,
@@ -284,6 +323,7 @@ impl State {
             match due.event {
                 Event::Datagram { host, port, datagram } => self.datagram_arrives(host, port, datagram, after),
                 Event::Segment(segment) => self.segment_arrives(segment, after),
+                Event::Pipe(pipe) => self.pipe_due(pipe, due.at_ns, after),
                 Event::Retransmit(end) => self.retransmit(end, after),
             }
         }
@@ -311,7 +351,28 @@ impl State {
         if to.ip().is_loopback() { to.ip() } else { IpAddr::V4(self.host(host).ip) }
     }
 
-    /// Notes a packet, and says when it arrives. `None`: it is lost.
+    /// The link with a spec between two hosts, if there is one.
+    pub(crate) fn pipe(&self, from: HostId, to: HostId) -> Option<PipeId> {
+        self.pipes.between(self.hosts[from.0].names, self.hosts[to.0].names)
+    }
+
+    fn pipe_named(&mut self, from: &str, to: &str) -> Result<PipeId, LinkError> {
+        let ends = (self.links.name(from), self.links.name(to));
+        self.pipes.of(ends).ok_or_else(|| LinkError::None { from: from.to_owned(), to: to.to_owned() })
+    }
+
+    /// What becomes of a stream's packet on a link with a spec.
+    fn stream_fate(&mut self, pipe: PipeId) -> Fate {
+        let now_ns = self.now_ns;
+        let direction = self.pipes.direction(pipe);
+        match direction.outage(now_ns) {
+            Some(_) => Fate::Lost,
+            None => Fate::Arrives(Duration::from_nanos(direction.spec().delay.now_ns(now_ns))),
+        }
+    }
+
+    /// Notes a packet, and says when it arrives. `None`: it is lost. Of a datagram on a link with a spec only
+    /// blocks and filters are known here; the rest is for that link to say.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn transmit(
         &mut self,
@@ -325,7 +386,13 @@ impl State {
     ) -> Option<u64> {
         let mut packet = Packet { at_ns: self.now_ns, from, to, protocol, bytes, lost: false };
         let names = (self.hosts[from_host.0].names, self.hosts[to_host.0].names);
-        let fate = if passes { self.links.fate(&packet, names.0, names.1) } else { Fate::Lost };
+        let mut fate = if passes { self.links.fate(&packet, names.0, names.1) } else { Fate::Lost };
+        if fate != Fate::Lost
+            && protocol != Protocol::Udp
+            && let Some(pipe) = self.pipes.between(names.0, names.1)
+        {
+            fate = self.stream_fate(pipe);
+        }
         packet.lost = fate == Fate::Lost;
         self.packets.push(packet);
         match fate {
