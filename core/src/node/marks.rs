@@ -128,7 +128,7 @@ impl Node {
         }
     }
 
-    fn peer_marked(&mut self, now: Now, peer: &UserId, id: ConvId, read: &Heads) {
+    pub(super) fn peer_marked(&mut self, now: Now, peer: &UserId, id: ConvId, read: &Heads) {
         if let Some(waiting) = self.user(peer).waiting() {
             waiting.marks.push((None, vec![(id, read.clone())]));
             return;

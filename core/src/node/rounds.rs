@@ -456,6 +456,9 @@ impl Node {
         let Some(reader) = conversation.state.fold.reader(member) else { return };
         let change = row_change(&conversation.state, &conversation.published, &self.era_table, member, reader);
         let Some(user) = self.users.get_mut(member) else { return };
+        // A mark may have come from another region before anything of the conversation did.
+        let marked = user.row(id).filter(|row| row.peer.is_none() && !row.read.is_empty());
+        let told = marked.map(|row| row.read.clone()).zip(change.peer.clone());
         let merged = user.merge(id, &change);
         conversation.fan_flush = self.flush.begun + 1;
         let Some(merged) = merged else { return };
@@ -466,6 +469,9 @@ impl Node {
         self.dirty.insert(member.clone());
         self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
         self.push_row(now, member, id, merged, fresh);
+        if let Some((read, peer)) = told.filter(|(_, peer)| peer != member) {
+            self.peer_marked(now, &peer, id, &read);
+        }
     }
 
     /// Pushes a changed row, and what is new in it, to the user's devices.

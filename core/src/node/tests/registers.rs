@@ -445,3 +445,19 @@ fn what_a_move_costs_follows_what_changed_and_not_what_is_there() {
     let (all, few) = (measured[&(2_000, 2_000)].0, measured[&(2_000, 30)].0);
     assert!(few * 5 < all, "30 changed of 2,000 cost {few} bytes, all of them {all}");
 }
+
+#[test]
+fn a_mark_that_comes_before_its_conversation_is_told_to_the_other_user_when_that_comes() {
+    let mut w = World::new();
+    w.unlink(EU, AP);
+    let (alice, bob) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
+    let sent = w.send(alice, 1);
+    w.frame(bob, 8, mark(&sent));
+    w.pass(Duration::from_millis(800));
+    let read: Heads = [(sent.place.origin, sent.place.seq)].into();
+    let row = w.row_of(AP, "bob");
+    assert_eq!((row.read, row.peer), (read.clone(), None), "the mark alone: us passes copies on after a pause");
+    w.pass(Duration::from_secs(8));
+    assert_eq!(w.row_of(AP, "bob").peer, Some(user("alice")));
+    assert_eq!(w.row_of(AP, "alice").peer_read, read);
+}
