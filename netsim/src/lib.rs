@@ -10,8 +10,9 @@
 //! events and the one task that drives it), [`links`] and [`pipes`] (who reaches whom, and how late or how badly), [`packets`] (what was
 //! sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
 //! [`node`] (tasks, clocks, kill and restart), [`pki`] and [`token`] (certificates and tokens that are the
-//! same in every run), [`random`] (the process's randomness, seeded), [`cluster`] (regions, wired). [`link`]
-//! stands apart: the model of a link with rate, queue and faults, pure and with a reading order of its own.
+//! same in every run), [`random`] (the process's randomness, seeded), [`cluster`] (regions, wired). The
+//! model of a link with rate, queue and faults is a crate of its own, `tern_netsim_link`: pure, with a reading order
+//! of its own.
 //!
 //! A run is repeatable: the same seed gives the same packets at the same moments, in every process. The
 //! *shape* of a run is a hash over (time, from, to, protocol, length) of every packet; bytes are not part of
@@ -28,20 +29,19 @@
 //! Time moves in whole milliseconds, because tokio's timers do; links count in nanoseconds, and packets that
 //! fall into the same millisecond are delivered in the order of their nanoseconds.
 //!
-//! Tests, from the inside out: `link` (the link model against a second implementation), `network` (this crate alone), `regions` and `storms` (cores with scripted
+//! Tests, from the inside out: `network` (this crate alone), `regions` and `storms` (cores with scripted
 //! edges), `phones` (client machines over pipes), `first_light`, `clients` and `groups` (the SDK over everything).
 //! `TERN_STORMS=1000` runs as many seeds of a storm, `TERN_STORM_FIRST=198` begins there; a test whose name
 //! ends in `_of_a_child` runs one seed by `TERN_NETSIM_SEED=198`, with logs by `TERN_NETSIM_LOG=debug` and all
 //! packets in the file `TERN_NETSIM_PACKETS`.
 //!
-//! Not here yet: pause and resume, scenario files. NAT and hand-over exist as machines in [`link`]; no host is
-//! behind them yet.
+//! Not here yet: pause and resume, scenario files. NAT and hand-over exist as machines in `tern_netsim_link`;
+//! no host is behind them yet.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod cluster;
 pub mod limits;
-pub mod link;
 pub mod links;
 pub mod net;
 pub mod node;

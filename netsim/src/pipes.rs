@@ -1,16 +1,16 @@
 //! Links that have a spec: rate, queue and faults instead of a latency.
 //!
-//! Datagrams between the ends of such a link go through its machine ([`crate::link::Direction`]), whose own delay
+//! Datagrams between the ends of such a link go through its machine ([`tern_netsim_link::Direction`]), whose own delay
 //! holds instead of the latency set for these ends. Two ends that are groups share one link: whoever sends
 //! between them waits in one queue. Streams are no packets here, so they take the link's delay without jitter,
 //! rate or loss; an outage loses their packets, which they send again. Blocks and filters come first.
 
 use std::collections::BTreeMap;
 
-use crate::link::{Direction, LinkSpec, SpecError, Way};
 use crate::links::{NameId, Names, pairs};
 use crate::node::HostId;
 use crate::udp::Datagram;
+use tern_netsim_link::{Direction, LinkSpec, SpecError, Way};
 
 /// Why a link is not changed. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,11 +13,11 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use crate::limits::{DATAGRAM_BYTES, DATAGRAMS_WAITING, HEADER_BYTES};
-use crate::link::{Fate, flip};
 use crate::node::HostId;
 use crate::packets::Protocol;
 use crate::pipes::{Parcel, PipeId};
 use crate::world::{After, Event, Shared, State};
+use tern_netsim_link::{Fate, flip};
 
 /// A datagram on its way, or waiting in a socket.
 #[derive(Clone, Debug)]

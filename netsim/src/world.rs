@@ -21,13 +21,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::limits::PORT_FIRST;
-use crate::link::{Counts, LinkSpec, Outage};
 use crate::links::{Fate, Filter, Links, Names};
 use crate::node::{Host, HostId, HostState, SimNode};
 use crate::packets::{Packet, PacketLog, Protocol, Shape};
 use crate::pipes::{LinkError, PipeId, Pipes};
 use crate::stream::{End, EndId, Listener, Segment};
 use crate::udp::{Datagram, UdpPort};
+use tern_netsim_link::{Counts, LinkSpec, Outage};
 
 /// A network in virtual time. Cheap to clone; ends with its last clone.
 #[derive(Clone)]

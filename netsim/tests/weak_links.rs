@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
-use tern_netsim::link::{
-    Cause, Chance, Corrupt, Counts, LinkSpec, Loss, Mtu, Outage, Queue, Rate, Spec, SpecError, profile,
-};
 use tern_netsim::node::SimNode;
 use tern_netsim::pipes::LinkError;
 use tern_netsim::run::run;
 use tern_netsim::world::World;
+use tern_netsim_link::{
+    Cause, Chance, Corrupt, Counts, LinkSpec, Loss, Mtu, Outage, Queue, Rate, Spec, SpecError, profile,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 

@@ -5,9 +5,9 @@
 //! only by packets that reach it, another queue length would give other bursts, and a scenario could not be cut
 //! down. Slots are spans of time, so they judge by the moment at which the packet leaves.
 
-use super::dice::{Chance, Dice, Purpose, Roll, Way};
-use super::episodes::Cursor;
-use super::spec::Loss;
+use crate::dice::{Chance, Dice, Purpose, Roll, Way};
+use crate::episodes::Cursor;
+use crate::spec::Loss;
 
 /// What a packet brings with it into the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ impl Channel {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dice::Amount;
-    use super::super::episodes::{Episode, Episodes};
     use super::*;
+    use crate::dice::Amount;
+    use crate::episodes::{Episode, Episodes};
 
     const PACKETS: u64 = 200_000;
 

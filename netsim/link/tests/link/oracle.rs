@@ -1,6 +1,6 @@
 //! What a link must do, computed from the whole list of packets at once.
 
-use tern_netsim::link::{
+use tern_netsim_link::{
     Amount, Cause, Dice, Discipline, Episodes, Fate, Loss, Outage, Purpose, Rate, Roll, Spec, Trace, Way,
 };
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tern_netsim::link::{
+use tern_netsim_link::{
     Amount, Chance, Corrupt, Delay, Discipline, Episode, Episodes, Jitter, Loss, Mtu, Outage, Queue, Rate, Reorder,
     Spec, Steps, Trace,
 };

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use super::dice::{Amount, Chance};
-use super::episodes::Episodes;
-use super::limits::{MTU_MIN, QUEUE_BYTES, QUEUE_PACKETS, RATE_BPS_MIN, RATE_SPAN_NS_MIN};
-use super::steps::Steps;
-use super::trace::Trace;
+use crate::dice::{Amount, Chance};
+use crate::episodes::Episodes;
+use crate::limits::{MTU_MIN, QUEUE_BYTES, QUEUE_PACKETS, RATE_BPS_MIN, RATE_SPAN_NS_MIN};
+use crate::steps::Steps;
+use crate::trace::Trace;
 
 /// A link: both directions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,10 @@
 //! Where nothing is known of a queue, it holds two seconds of the link's mean rate, but twenty full packets at least: deep,
 //! as in real access networks, and not so deep that nothing but the queue is measured.
 
-use super::dice::{Amount, Chance};
-use super::episodes::{Episode, Episodes};
-use super::spec::{Delay, Jitter, LinkSpec, Loss, Outage, Queue, Rate, Spec};
-use super::steps::Steps;
+use crate::dice::{Amount, Chance};
+use crate::episodes::{Episode, Episodes};
+use crate::spec::{Delay, Jitter, LinkSpec, Loss, Outage, Queue, Rate, Spec};
+use crate::steps::Steps;
 
 /// A link with a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,7 +249,7 @@ fn in_flight() -> LinkSpec {
 }
 
 /// As [`lte_good`], dark for 20-60 s every one to two minutes (assumption). The new address that one has
-/// afterwards is an event of its own, see [`super::interfaces`].
+/// afterwards is an event of its own, see [`crate::interfaces`].
 fn elevator() -> LinkSpec {
     let LinkSpec { up, down } = lte_good();
     let dark = |spec| dark(spec, Outage::Loses, (60_000, 120_000), &[(0, 20_000), (1_000_000, 60_000)]);

@@ -1,7 +1,7 @@
-use super::super::dice::{Amount, Chance};
-use super::super::episodes::{Episode, Episodes};
-use super::super::spec::{Corrupt, Delay, Jitter, Loss, Mtu, Queue, Rate, Reorder};
 use super::*;
+use crate::dice::{Amount, Chance};
+use crate::episodes::{Episode, Episodes};
+use crate::spec::{Corrupt, Delay, Jitter, Loss, Mtu, Queue, Rate, Reorder};
 
 const MS: u64 = 1_000_000;
 

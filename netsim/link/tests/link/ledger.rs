@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tern_netsim::link::{Cause, Dice, Fate, Jitter, Outage, Output, Purpose, Rate};
+use tern_netsim_link::{Cause, Dice, Fate, Jitter, Outage, Output, Purpose, Rate};
 
 use crate::oracle::{Capacity, LINK, Plan, WAY, opportunities};
 
@@ -123,7 +123,7 @@ fn causes(plan: &Plan, log: &Log) -> Result<(), String> {
             Cause::QueueFull => others_inside(log, out) > 0 || fades.iter().any(|w| w.contains(out.at_ns)),
             Cause::Codel => out.at_ns > out.sent_ns,
             Cause::Outage => fades.iter().any(|w| w.what == Outage::Loses && w.contains(out.at_ns)),
-            Cause::Loss => spec.loss != tern_netsim::link::Loss::None,
+            Cause::Loss => spec.loss != tern_netsim_link::Loss::None,
             Cause::Corrupt => !spec.corrupt.deliver,
         };
         law(reason, || format!("no reason for {out:?}"))?;

@@ -129,7 +129,7 @@ fn no_two_mappings_ever_share_a_port_and_answers_find_their_owner() {
     let spec = NatSpec { ports: 3000..=3099, ..symmetric(Dependence::AddressAndPort, Dependence::AddressAndPort) };
     let mut nat = nat(NatSpec { choice: PortChoice::Preserve, ..spec });
     let mut held: Vec<(SocketAddr, SocketAddr, SocketAddr, u64)> = Vec::new();
-    let mut roll = super::super::dice::Roll(1);
+    let mut roll = crate::dice::Roll(1);
     for step in 0..20_000u64 {
         roll = roll.next();
         let now_ns = step * S / 10;

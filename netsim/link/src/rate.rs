@@ -6,10 +6,10 @@
 //! leave, several packets can share one, a long packet takes several, and what nobody used is lost. Turning a
 //! trace into bits a second would smooth away exactly the bunching that it was recorded for.
 
-use super::dice::Dice;
-use super::limits::OPPORTUNITY_BYTES;
-use super::spec::Rate;
-use super::trace::Trace;
+use crate::dice::Dice;
+use crate::limits::OPPORTUNITY_BYTES;
+use crate::spec::Rate;
+use crate::trace::Trace;
 
 const NS_PER_S: u128 = 1_000_000_000;
 
@@ -87,9 +87,9 @@ fn walk(start_ns: u64, bytes: u32, span: impl Fn(u64) -> (u64, u64)) -> u64 {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::dice::{Amount, Purpose, Way};
-    use super::super::steps::Steps;
     use super::*;
+    use crate::dice::{Amount, Purpose, Way};
+    use crate::steps::Steps;
 
     const MS: u64 = 1_000_000;
 

@@ -5,7 +5,7 @@
 //! implementation of another kind, see `tests/link/`.
 //!
 //! Reading order: [`spec`] (what a link is like, as data), [`direction`] (the machine of one direction, and in
-//! which order faults act), then its parts: [`dice`] (randomness by packet number), [`steps`] and [`episodes`]
+//! which order faults act), then its parts: [`dice`] (randomness by packet number; [`random`] behind it), [`steps`] and [`episodes`]
 //! (what changes over time), `rate` and [`trace`] (when bits leave), `codel` (who is dropped for waiting),
 //! `channel` (losses by chance), `delay`; then [`mod@profile`] (links that were measured, by name), [`mod@cellular`]
 //! (recordings of Akamai's form), and two machines beside a link: [`nat`] and [`interfaces`].
@@ -13,6 +13,8 @@
 //! Two such directions are a link. What is not here: explicit congestion notification (`CoDel` drops, it does
 //! not mark), fragments (a packet longer than the MTU is dropped, as with the don't-fragment bit), and flows:
 //! all packets of a direction share one queue, in the order of their coming.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod cellular;
 mod channel;
@@ -25,6 +27,7 @@ pub mod interfaces;
 pub mod limits;
 pub mod nat;
 pub mod profile;
+pub mod random;
 mod rate;
 pub mod spec;
 pub mod steps;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use tern_netsim::link::{Chance, Delay, Direction, Fate, Loss, Outage, Output, Queue, Rate, Reorder, Spec};
+use tern_netsim_link::{Chance, Delay, Direction, Fate, Loss, Outage, Output, Queue, Rate, Reorder, Spec};
 
 use crate::ledger::{Log, audit};
 use crate::oracle::{Expected, HORIZON_NS, LINK, Plan, WAY};

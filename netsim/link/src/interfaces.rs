@@ -13,7 +13,7 @@
 
 use std::net::IpAddr;
 
-use super::limits::INTERFACES_MAX;
+use crate::limits::INTERFACES_MAX;
 
 /// One way into the network.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,12 +27,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::channel::{Channel, Mark};
-use super::codel::{Codel, Head, Tolerance};
-use super::dice::{Dice, Purpose, Roll, Way};
-use super::episodes::Cursor;
-use super::rate::Shaper;
-use super::spec::{Discipline, Outage, Spec, SpecError};
+use crate::channel::{Channel, Mark};
+use crate::codel::{Codel, Head, Tolerance};
+use crate::dice::{Dice, Purpose, Roll, Way};
+use crate::episodes::Cursor;
+use crate::rate::Shaper;
+use crate::spec::{Discipline, Outage, Spec, SpecError};
 
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use tern_netsim::link::{
+use tern_netsim_link::{
     Amount, Cause, Chance, Corrupt, Delay, Discipline, Episode, Episodes, Fate, Jitter, Loss, Mtu, Outage, Queue, Rate,
     Reorder, Spec, Steps, profile,
 };

@@ -22,12 +22,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::dice::{Amount, Chance};
-use super::episodes::{Episode, Episodes};
-use super::limits::{RATE_BPS_MIN, TRACE_LINES_MAX};
-use super::spec::{Delay, LinkSpec, Loss, Queue, Rate, Spec};
-use super::steps::{Step, Steps};
-use super::trace::{TraceError, text_of};
+use crate::dice::{Amount, Chance};
+use crate::episodes::{Episode, Episodes};
+use crate::limits::{RATE_BPS_MIN, TRACE_LINES_MAX};
+use crate::spec::{Delay, LinkSpec, Loss, Queue, Rate, Spec};
+use crate::steps::{Step, Steps};
+use crate::trace::{TraceError, text_of};
 
 const STEP_NS: u64 = 70_000_000;
 /// A step in millionths of a second.

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::limits::TRACE_LINES_MAX;
+use crate::limits::TRACE_LINES_MAX;
 
 /// A trace, read and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! How late a packet is: the delay of the moment, and its own jitter.
 
-use super::dice::Roll;
-use super::spec::{Delay, Jitter};
+use crate::dice::Roll;
+use crate::spec::{Delay, Jitter};
 
 /// ln 2, times 2^32.
 const LN_2: u128 = 2_977_044_472;
@@ -80,9 +80,9 @@ fn minus_ln(x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dice::{Dice, Purpose, Way};
-    use super::super::steps::Steps;
     use super::*;
+    use crate::dice::{Dice, Purpose, Way};
+    use crate::steps::Steps;
 
     fn offsets(jitter: Jitter) -> Vec<i64> {
         let dice = Dice::new(5, "l", Way::Down, Purpose::Jitter);

@@ -1,6 +1,6 @@
-use super::super::dice::Way;
-use super::super::direction::{Cause, Direction, Fate};
 use super::*;
+use crate::dice::Way;
+use crate::direction::{Cause, Direction, Fate};
 
 #[test]
 fn every_profile_can_be_run_and_says_who_says_so() {

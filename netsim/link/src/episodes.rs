@@ -5,8 +5,8 @@
 //! same whatever is sent meanwhile. Who asks goes forward in time: a cursor holds the current episode, so that
 //! asking costs nothing while a run goes on for hours.
 
-use super::dice::{Amount, Dice};
-use super::limits::EPISODE_NS_MIN;
+use crate::dice::{Amount, Dice};
+use crate::limits::EPISODE_NS_MIN;
 
 /// A gap and a span after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dice::{Purpose, Way};
     use super::*;
+    use crate::dice::{Purpose, Way};
 
     const MS: u64 = 1_000_000;
 

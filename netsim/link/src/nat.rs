@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::limits::NAT_REMOTES_MAX;
+use crate::limits::NAT_REMOTES_MAX;
 
 /// On what a decision depends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
