@@ -138,7 +138,15 @@ pub enum Event {
         /// Who.
         user: String,
     },
-    /// A fault begins or ends.
+    /// A user was added to a group that he was no member of; what is sent from now on is for him too.
+    Added {
+        /// Where.
+        conversation: String,
+        /// Who.
+        user: String,
+    },
+    /// A fault begins or ends. One that lasts until the run is over ends just before [`Event::Timeline`]s are told, so
+    /// that what it hit is known.
     Fault {
         /// Which, by the scenario.
         fault: String,
