@@ -7,8 +7,8 @@
 //! life takes about a second.
 //!
 //! Reading order: [`run`] (a runtime without I/O, on a thread of its own), [`world`] (hosts, the heap of
-//! events and the one task that drives it), [`links`] and [`pipes`] (who reaches whom, and how late or how badly), [`packets`] (what was
-//! sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
+//! events and the one task that drives it), `path` (the way of a packet), [`links`] and [`pipes`] (who reaches whom, and how
+//! late or how badly), [`access`] (devices: interfaces, NATs, hand-over), [`packets`] (what was sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
 //! [`node`] (tasks, clocks, kill and restart), [`pki`] and [`token`] (certificates and tokens that are the
 //! same in every run), [`random`] (the process's randomness, seeded), [`cluster`] (regions, wired). The
 //! model of a link with rate, queue and faults is a crate of its own, `tern_netsim_link`: pure, with a reading order
@@ -35,17 +35,18 @@
 //! ends in `_of_a_child` runs one seed by `TERN_NETSIM_SEED=198`, with logs by `TERN_NETSIM_LOG=debug` and all
 //! packets in the file `TERN_NETSIM_PACKETS`.
 //!
-//! Not here yet: pause and resume, scenario files. NAT and hand-over exist as machines in `tern_netsim_link`;
-//! no host is behind them yet.
+//! Not here yet: pause and resume, scenario files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod access;
 pub mod cluster;
 pub mod limits;
 pub mod links;
 pub mod net;
 pub mod node;
 pub mod packets;
+pub(crate) mod path;
 pub mod pipes;
 pub mod pki;
 pub mod random;

@@ -9,7 +9,7 @@ pub const LATENCY_DEFAULT: Duration = Duration::from_millis(1);
 /// dropped, as with the don't-fragment bit.
 pub const DATAGRAM_BYTES: usize = 1472;
 /// Headers of IPv4 and UDP, which links with a spec count to a datagram's length.
-pub const HEADER_BYTES: usize = 28;
+pub const UDP_HEADER_BYTES: usize = 28;
 /// Datagrams that wait in a socket before further ones are dropped: about what 4 MiB of buffer hold.
 pub const DATAGRAMS_WAITING: usize = 2800;
 /// Bytes of one direction of a stream that are written but not yet read; a writer waits beyond that.

@@ -22,8 +22,10 @@ pub type Filter = Box<dyn FnMut(&Packet) -> bool + Send>;
 pub enum Fate {
     /// It arrives after so long.
     Arrives(Duration),
-    /// It is lost, silently.
-    Lost,
+    /// It is lost, silently: the way is blocked.
+    Cut,
+    /// It is lost, silently: a filter said so.
+    Filtered,
 }
 
 /// The rules of all links.
@@ -32,6 +34,8 @@ pub struct Links {
     names: BTreeMap<String, NameId>,
     latency: BTreeMap<(NameId, NameId), Duration>,
     blocked: BTreeSet<(NameId, NameId)>,
+    /// Packets that were lost by each block, also by those that were lifted.
+    block_hits: BTreeMap<(NameId, NameId), u64>,
     filters: BTreeMap<(NameId, NameId), Filter>,
 }
 
@@ -73,6 +77,13 @@ impl Links {
         self.blocked.remove(&pair);
     }
 
+    /// How many packets blocks of exactly these two names have lost so far, in this direction.
+    pub fn blocked_packets(&self, from: &str, to: &str) -> u64 {
+        let number = |name| self.names.get(name).copied();
+        let pair = number(from).zip(number(to));
+        pair.and_then(|pair| self.block_hits.get(&pair)).copied().unwrap_or(0)
+    }
+
     /// Sets or removes the filter of one direction, and returns the one before.
     #[must_use]
     pub fn set_filter(&mut self, from: &str, to: &str, filter: Option<Filter>) -> Option<Filter> {
@@ -86,14 +97,23 @@ impl Links {
     /// What becomes of a packet that is sent now.
     pub fn fate(&mut self, packet: &Packet, from: Names, to: Names) -> Fate {
         let pairs = pairs(from, to);
-        if pairs.iter().any(|pair| self.blocked.contains(pair)) {
-            return Fate::Lost;
+        if !self.blocked.is_empty() {
+            let mut cut = false;
+            for pair in pairs.iter().filter(|pair| self.blocked.contains(pair)) {
+                *self.block_hits.entry(*pair).or_default() += 1;
+                cut = true;
+            }
+            if cut {
+                return Fate::Cut;
+            }
         }
-        for pair in pairs {
-            if let Some(filter) = self.filters.get_mut(&pair)
-                && filter(packet)
-            {
-                return Fate::Lost;
+        if !self.filters.is_empty() {
+            for pair in pairs {
+                if let Some(filter) = self.filters.get_mut(&pair)
+                    && filter(packet)
+                {
+                    return Fate::Filtered;
+                }
             }
         }
         let latency = pairs.iter().find_map(|pair| self.latency.get(pair)).copied();
@@ -147,19 +167,21 @@ mod tests {
         let mut links = Links::default();
         let (a, b) = ends(&mut links);
         links.block("eu", "b");
-        assert_eq!(links.fate(&packet(), a, b), Fate::Lost);
-        assert_ne!(links.fate(&packet(), b, a), Fate::Lost);
+        assert_eq!(links.fate(&packet(), a, b), Fate::Cut);
+        assert_ne!(links.fate(&packet(), b, a), Fate::Cut);
         links.unblock("eu", "b");
-        assert_ne!(links.fate(&packet(), a, b), Fate::Lost);
+        assert_ne!(links.fate(&packet(), a, b), Fate::Cut);
+        let counted = [("eu", "b"), ("b", "eu"), ("a", "b"), ("eu", "nowhere")];
+        assert_eq!(counted.map(|(from, to)| links.blocked_packets(from, to)), [1, 0, 0, 0]);
         let mut count = 0;
         let every_second: Filter = Box::new(move |_| {
             count += 1;
             count % 2 == 0
         });
         assert!(links.set_filter("eu", "us", Some(every_second)).is_none());
-        let lost: Vec<bool> = (0..4).map(|_| links.fate(&packet(), a, b) == Fate::Lost).collect();
+        let lost: Vec<bool> = (0..4).map(|_| links.fate(&packet(), a, b) == Fate::Filtered).collect();
         assert_eq!(lost, [false, true, false, true]);
         assert!(links.set_filter("eu", "us", None).is_some());
-        assert!((0..4).all(|_| links.fate(&packet(), a, b) != Fate::Lost));
+        assert!((0..4).all(|_| links.fate(&packet(), a, b) != Fate::Filtered));
     }
 }

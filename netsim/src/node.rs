@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::access::{Access, HostCounts};
 use crate::limits::PORT_FIRST;
 use crate::links::Names;
 use crate::net::SimNet;
@@ -46,7 +47,11 @@ pub enum HostState {
 pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) names: Names,
+    /// Of a device, see [`crate::world::State::own_ip`].
     pub(crate) ip: Ipv4Addr,
+    /// Its interfaces, if it is a device.
+    pub(crate) access: Option<Access>,
+    pub(crate) counts: HostCounts,
     pub(crate) state: HostState,
     /// Counts the starts; handles of an earlier start do nothing.
     pub(crate) incarnation: u64,
@@ -64,6 +69,8 @@ impl Host {
             name: name.to_owned(),
             names,
             ip,
+            access: None,
+            counts: HostCounts::default(),
             state: HostState::Up,
             incarnation: 1,
             tasks: Arc::new(NodeTasks::new()),
@@ -106,9 +113,9 @@ impl SimNode {
         self.world.shared.with(|state, _| state.host(self.host).name.clone())
     }
 
-    /// Its address.
+    /// Its address; of a device, that of the interface in use.
     pub fn ip(&self) -> IpAddr {
-        self.world.shared.with(|state, _| IpAddr::V4(state.host(self.host).ip))
+        self.world.shared.with(|state, _| IpAddr::V4(state.own_ip(self.host)))
     }
 
     /// Whether it runs.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::limits::PACKETS_KEPT;
+use tern_netsim_link::NatDrop;
 
 /// What a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +30,39 @@ pub struct Packet {
     pub protocol: Protocol,
     /// Payload.
     pub bytes: usize,
-    /// Whether the link lost it.
+    /// Whether it was lost at once: no interface, a cut, a filter. What becomes of it later, on links with a spec or
+    /// at its receiver, is counted there.
     pub lost: bool,
+}
+
+/// Why a packet ended elsewhere than at a socket or in a link with a spec (whose [`tern_netsim_link::Cause`]s are
+/// counted there).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lost {
+    /// Longer than any path takes.
+    TooLong,
+    /// No host has this address. Its sender's kernel does not send it.
+    NoRoute,
+    /// The sender had no interface in use, or its socket was bound to another one's address.
+    NoInterface,
+    /// The way between these places was cut, or lost everything of this direction.
+    Cut,
+    /// A filter took it.
+    Filtered,
+    /// An access network blocked it.
+    Blocked,
+    /// A NAT did not let it through.
+    Nat(NatDrop),
+    /// Its address belonged to nobody any longer when it came.
+    NoHost,
+    /// The interface it came on was not in use.
+    NotReceiving,
+    /// The host was without power.
+    HostDown,
+    /// No socket was there.
+    NoSocket,
+    /// The socket had no room.
+    SocketFull,
 }
 
 impl fmt::Display for Packet {

@@ -1,15 +1,15 @@
 //! Links that have a spec: rate, queue and faults instead of a latency.
 //!
-//! Datagrams between the ends of such a link go through its machine ([`tern_netsim_link::Direction`]), whose own delay
-//! holds instead of the latency set for these ends. Two ends that are groups share one link: whoever sends
-//! between them waits in one queue. Streams are no packets here, so they take the link's delay without jitter,
-//! rate or loss; an outage loses their packets, which they send again. Blocks and filters come first.
+//! There are two kinds: those between two hosts or groups, where the link's own delay holds instead of the latency
+//! that was set for these ends, and the access links of devices. Two ends that are groups share one link: whoever
+//! sends between them waits in one queue. Each direction is a machine ([`tern_netsim_link::Direction`]); it is
+//! asked when it says so, and what comes out goes on from its place.
 
 use std::collections::BTreeMap;
 
 use crate::links::{NameId, Names, pairs};
 use crate::node::HostId;
-use crate::udp::Datagram;
+use crate::path::IpPacket;
 use tern_netsim_link::{Direction, LinkSpec, SpecError, Way};
 
 /// Why a link is not changed. Nothing was changed.
@@ -35,14 +35,6 @@ pub enum LinkError {
     },
 }
 
-/// A datagram and where it goes.
-#[derive(Clone, Debug)]
-pub(crate) struct Parcel {
-    pub(crate) host: HostId,
-    pub(crate) port: u16,
-    pub(crate) datagram: Datagram,
-}
-
 /// One direction of a link with a spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PipeId {
@@ -50,9 +42,28 @@ pub(crate) struct PipeId {
     way: Way,
 }
 
+impl PipeId {
+    /// A direction of the same link.
+    pub(crate) fn way(self, way: Way) -> Self {
+        Self { way, ..self }
+    }
+}
+
+/// Where what comes out of a link has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// To its receiver's place.
+    Between,
+    /// To the access network behind this access link of a device.
+    Up(HostId, usize),
+    /// To a device.
+    Down(HostId),
+}
+
 struct Pipe {
-    direction: Direction<Parcel>,
+    direction: Direction<IpPacket>,
     armed_ns: Option<u64>,
+    place: Place,
 }
 
 /// All of them.
@@ -74,23 +85,35 @@ impl Pipes {
         now_ns: u64,
     ) -> Result<(), SpecError> {
         spec.check()?;
-        if let Some(&PipeId { index, way }) = self.by_names.get(&ends) {
-            let [up, down] = &mut self.all[index];
-            let (up, down) = if way == Way::Up { (up, down) } else { (down, up) };
-            up.direction.set_spec(now_ns, spec.up)?;
-            return down.direction.set_spec(now_ns, spec.down);
+        if let Some(&id) = self.by_names.get(&ends) {
+            self.direction(id).set_spec(now_ns, spec.up)?;
+            let back = if id.way == Way::Up { Way::Down } else { Way::Up };
+            return self.direction(id.way(back)).set_spec(now_ns, spec.down);
         }
-        let pipe = |way, spec| Ok(Pipe { direction: Direction::new(seed, name, way, spec)?, armed_ns: None });
-        let index = self.all.len();
-        self.all.push([pipe(Way::Up, spec.up)?, pipe(Way::Down, spec.down)?]);
-        self.by_names.insert((ends.1, ends.0), PipeId { index, way: Way::Down });
-        self.by_names.insert(ends, PipeId { index, way: Way::Up });
+        let id = self.add(seed, name, spec, [Place::Between; 2])?;
+        self.by_names.insert((ends.1, ends.0), id.way(Way::Down));
+        self.by_names.insert(ends, id);
         Ok(())
+    }
+
+    /// Adds a link, and returns its way up. `places`: where up and down lead.
+    pub(crate) fn add(
+        &mut self,
+        seed: u64,
+        name: &str,
+        spec: LinkSpec,
+        places: [Place; 2],
+    ) -> Result<PipeId, SpecError> {
+        let pipe =
+            |way, spec, place| Ok(Pipe { direction: Direction::new(seed, name, way, spec)?, armed_ns: None, place });
+        let index = self.all.len();
+        self.all.push([pipe(Way::Up, spec.up, places[0])?, pipe(Way::Down, spec.down, places[1])?]);
+        Ok(PipeId { index, way: Way::Up })
     }
 
     /// The link that packets between two hosts take: that of the most specific names.
     pub(crate) fn between(&self, from: Names, to: Names) -> Option<PipeId> {
-        if self.all.is_empty() {
+        if self.by_names.is_empty() {
             return None;
         }
         pairs(from, to).iter().find_map(|ends| self.by_names.get(ends)).copied()
@@ -101,8 +124,12 @@ impl Pipes {
         self.by_names.get(&ends).copied()
     }
 
-    pub(crate) fn direction(&mut self, id: PipeId) -> &mut Direction<Parcel> {
+    pub(crate) fn direction(&mut self, id: PipeId) -> &mut Direction<IpPacket> {
         &mut self.pipe(id).direction
+    }
+
+    pub(crate) fn place(&self, id: PipeId) -> Place {
+        self.all[id.index][usize::from(id.way == Way::Down)].place
     }
 
     /// When its machine wants to be asked, if no one asks it by then. Called when it may have changed.
@@ -120,6 +147,11 @@ impl Pipes {
     pub(crate) fn fired(&mut self, id: PipeId, at_ns: u64) {
         let pipe = self.pipe(id);
         pipe.armed_ns = pipe.armed_ns.filter(|armed_ns| *armed_ns > at_ns);
+    }
+
+    /// Packets inside of all links.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.all.iter().flatten().map(|pipe| pipe.direction.in_flight()).sum()
     }
 
     fn pipe(&mut self, id: PipeId) -> &mut Pipe {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -12,17 +12,18 @@ use bytes::Bytes;
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use crate::limits::{DATAGRAM_BYTES, DATAGRAMS_WAITING, HEADER_BYTES};
+use crate::limits::DATAGRAMS_WAITING;
 use crate::node::HostId;
-use crate::packets::Protocol;
-use crate::pipes::{Parcel, PipeId};
-use crate::world::{After, Event, Shared, State};
-use tern_netsim_link::{Fate, flip};
+use crate::packets::Lost;
+use crate::path::{IpPacket, Load, v4};
+use crate::world::{After, Shared, State};
 
-/// A datagram on its way, or waiting in a socket.
-#[derive(Clone, Debug)]
-pub(crate) struct Datagram {
-    from: SocketAddr,
+/// A datagram that waits in a socket.
+#[derive(Debug)]
+struct Datagram {
+    from: SocketAddrV4,
+    /// At which of the host's addresses it came.
+    at: Ipv4Addr,
     ecn: Option<EcnCodepoint>,
     bytes: Bytes,
 }
@@ -30,6 +31,8 @@ pub(crate) struct Datagram {
 /// What the world knows of an open socket.
 #[derive(Debug, Default)]
 pub(crate) struct UdpPort {
+    /// The address it is bound to; unspecified: all of the host's.
+    ip: Option<Ipv4Addr>,
     waiting: VecDeque<Datagram>,
     reader: Option<Waker>,
 }
@@ -42,63 +45,34 @@ impl UdpPort {
 }
 
 impl State {
-    fn send_datagram(&mut self, host: HostId, port: u16, transmit: &Transmit<'_>) {
-        let to = transmit.destination;
-        let from = SocketAddr::new(self.source_ip(host, to), port);
+    /// `source` is unspecified for a socket that is bound to no particular address.
+    fn send_datagrams(&mut self, host: HostId, source: SocketAddrV4, transmit: &Transmit<'_>, after: &mut After) {
+        let Some(to) = v4(transmit.destination) else { return };
         let step = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for bytes in transmit.contents.chunks(step) {
-            let fits = bytes.len() <= DATAGRAM_BYTES;
-            let Some(target) = self.route(host, to.ip()) else { continue };
-            let Some(at_ns) = self.transmit(host, target, from, to, Protocol::Udp, bytes.len(), fits) else {
-                continue;
-            };
-            let datagram = Datagram { from, ecn: transmit.ecn, bytes: Bytes::copy_from_slice(bytes) };
-            let Some(pipe) = self.pipe(host, target) else {
-                self.schedule(at_ns, Event::Datagram { host: target, port: to.port(), datagram });
-                continue;
-            };
-            let length = u32::try_from(bytes.len() + HEADER_BYTES).unwrap_or(u32::MAX);
-            let now_ns = self.now_ns;
-            let parcel = Parcel { host: target, port: to.port(), datagram };
-            self.pipes.direction(pipe).send(now_ns, length, parcel);
-            self.arm(pipe);
-        }
-    }
-
-    /// A link with a spec has something to tell, or to do.
-    pub(crate) fn pipe_due(&mut self, pipe: PipeId, at_ns: u64, after: &mut After) {
-        self.pipes.fired(pipe, at_ns);
-        while let Some(output) = self.pipes.direction(pipe).poll(at_ns) {
-            let Parcel { host, port, mut datagram } = output.payload;
-            match output.fate {
-                Fate::Delivered | Fate::Copied => {}
-                Fate::Corrupted(roll) => {
-                    let mut bytes = datagram.bytes.to_vec();
-                    flip(&mut bytes, roll);
-                    datagram.bytes = bytes.into();
-                }
-                Fate::Dropped(_) => continue,
-            }
-            self.datagram_arrives(host, port, datagram, after);
-        }
-        self.arm(pipe);
-    }
-
-    /// Sees to it that a link is asked when it has something to tell.
-    pub(crate) fn arm(&mut self, pipe: PipeId) {
-        if let Some(at_ns) = self.pipes.arm(pipe) {
-            self.schedule(at_ns, Event::Pipe(pipe));
+            let load = Load::Udp { ecn: transmit.ecn, bytes: Bytes::copy_from_slice(bytes) };
+            self.send(IpPacket { sender: host, from: source, to, load }, after);
         }
     }
 
     /// A datagram arrives. Nobody there: it is lost, and nobody is told.
-    pub(crate) fn datagram_arrives(&mut self, host: HostId, port: u16, datagram: Datagram, after: &mut After) {
-        if let Some(socket) = self.udp.get_mut(&(host, port))
-            && socket.waiting.len() < DATAGRAMS_WAITING
-        {
-            socket.waiting.push_back(datagram);
-            after.wake.extend(socket.reader.take());
+    pub(crate) fn datagram_arrives(
+        &mut self,
+        host: HostId,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        ecn: Option<EcnCodepoint>,
+        bytes: Bytes,
+        after: &mut After,
+    ) -> Result<(), Lost> {
+        let socket = self.udp.get_mut(&(host, to.port())).filter(|socket| socket.ip.is_none_or(|ip| ip == *to.ip()));
+        let socket = socket.ok_or(Lost::NoSocket)?;
+        if socket.waiting.len() >= DATAGRAMS_WAITING {
+            return Err(Lost::SocketFull);
         }
+        socket.waiting.push_back(Datagram { from, at: *to.ip(), ecn, bytes });
+        after.wake.extend(socket.reader.take());
+        Ok(())
     }
 }
 
@@ -108,6 +82,7 @@ pub struct SimUdp {
     host: HostId,
     incarnation: u64,
     local: SocketAddr,
+    source: SocketAddrV4,
 }
 
 impl Debug for SimUdp {
@@ -119,13 +94,15 @@ impl Debug for SimUdp {
 impl SimUdp {
     /// Binds; port 0 takes a free one.
     pub(crate) fn bind(shared: &Arc<Shared>, host: HostId, incarnation: u64, at: SocketAddr) -> io::Result<Self> {
-        let local = shared.with(|state, _| {
+        let bound = shared.with(|state, _| {
             state.check(host, incarnation)?;
             let local = state.bind_address(host, at, |state, port| state.udp.contains_key(&(host, port)))?;
-            state.udp.insert((host, local.port()), UdpPort::default());
-            io::Result::Ok(local)
-        })?;
-        Ok(Self { shared: Arc::clone(shared), host, incarnation, local })
+            let ip = v4(at).map(|at| *at.ip()).filter(|ip| !ip.is_unspecified());
+            state.udp.insert((host, local.port()), UdpPort { ip, ..UdpPort::default() });
+            io::Result::Ok((local, SocketAddrV4::new(ip.unwrap_or(Ipv4Addr::UNSPECIFIED), local.port())))
+        });
+        let (local, source) = bound?;
+        Ok(Self { shared: Arc::clone(shared), host, incarnation, local, source })
     }
 }
 
@@ -135,9 +112,9 @@ impl AsyncUdpSocket for SimUdp {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.shared.with(|state, _| {
+        self.shared.with(|state, after| {
             state.check(self.host, self.incarnation)?;
-            state.send_datagram(self.host, self.local.port(), transmit);
+            state.send_datagrams(self.host, self.source, transmit, after);
             Ok(())
         })
     }
@@ -163,11 +140,11 @@ impl AsyncUdpSocket for SimUdp {
                 };
                 room.copy_from_slice(&datagram.bytes);
                 meta[filled] = RecvMeta {
-                    addr: datagram.from,
+                    addr: datagram.from.into(),
                     len,
                     stride: len,
                     ecn: datagram.ecn,
-                    dst_ip: Some(self.local.ip()),
+                    dst_ip: Some(datagram.at.into()),
                 };
                 filled += 1;
             }

@@ -20,13 +20,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::access::AccessCounts;
 use crate::limits::PORT_FIRST;
 use crate::links::{Fate, Filter, Links, Names};
 use crate::node::{Host, HostId, HostState, SimNode};
-use crate::packets::{Packet, PacketLog, Protocol, Shape};
+use crate::packets::{Lost, Packet, PacketLog, Protocol, Shape};
+use crate::path::{IpPacket, Owner, ip_v4};
 use crate::pipes::{LinkError, PipeId, Pipes};
 use crate::stream::{End, EndId, Listener, Segment};
-use crate::udp::{Datagram, UdpPort};
+use crate::udp::UdpPort;
 use tern_netsim_link::{Counts, LinkSpec, Outage};
 
 /// A network in virtual time. Cheap to clone; ends with its last clone.
@@ -64,13 +66,12 @@ impl World {
     /// is taken.
     pub fn add_host(&self, name: &str, group: &str, ip: Ipv4Addr) -> io::Result<SimNode> {
         let host = self.shared.with(|state, _| {
-            if state.names.contains_key(name) || state.by_ip.contains_key(&IpAddr::V4(ip)) {
+            let taken = state.names.contains_key(name) || state.by_name.contains_key(name);
+            if taken || state.by_ip.contains_key(&ip) {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} or {ip} is taken")));
             }
-            let host = HostId(state.hosts.len());
-            let names = Names { host: state.links.name(name), group: state.links.name(group) };
-            state.hosts.push(Host::new(name, names, ip, self.shared.start, self.shared.seed));
-            state.by_ip.insert(IpAddr::V4(ip), host);
+            let host = state.new_host(&self.shared, name, group, ip);
+            state.by_ip.insert(ip, Owner { host, line: None });
             state.names.insert(name.to_owned(), vec![IpAddr::V4(ip)]);
             Ok(host)
         })?;
@@ -121,6 +122,33 @@ impl World {
         self.shared.with(|state, _| {
             let pipe = state.pipe_named(from, to)?;
             Ok(state.pipes.direction(pipe).counts().clone())
+        })
+    }
+
+    /// The same, and what waits in it.
+    pub fn path_counts(&self, from: &str, to: &str) -> Result<AccessCounts, LinkError> {
+        self.shared.with(|state, _| {
+            let pipe = state.pipe_named(from, to)?;
+            Ok(state.counts_of(pipe))
+        })
+    }
+
+    /// How many packets [`World::cut`] and [`World::blackhole`] of exactly these names have lost so far, in this
+    /// direction; also those that were healed. 0 for names that never were cut.
+    pub fn blocked_packets(&self, from: &str, to: &str) -> u64 {
+        self.shared.with(|state, _| state.links.blocked_packets(from, to))
+    }
+
+    /// Packets that ended elsewhere than at a socket or in a link with a spec, by cause.
+    pub fn lost(&self) -> BTreeMap<Lost, u64> {
+        self.shared.with(|state, _| state.lost.clone())
+    }
+
+    /// Packets that are on their way: in links with a spec, and between places.
+    pub fn in_flight(&self) -> u64 {
+        self.shared.with(|state, _| {
+            let between = state.due.iter().filter(|Reverse(due)| matches!(due.event, Event::Packet(_))).count();
+            state.pipes.in_flight() + u64::try_from(between).unwrap_or(u64::MAX)
         })
     }
 
@@ -253,8 +281,8 @@ pub(crate) struct After {
 /// Something that happens at a moment.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A datagram arrives.
-    Datagram { host: HostId, port: u16, datagram: Datagram },
+    /// A packet comes to the place of its receiver.
+    Packet(IpPacket),
     /// A stream's packet arrives.
     Segment(Segment),
     /// A link with a spec has something to tell.
@@ -296,11 +324,14 @@ pub(crate) struct State {
     numbers: u64,
     due: BinaryHeap<Reverse<Due>>,
     pub(crate) hosts: Vec<Host>,
-    by_ip: BTreeMap<IpAddr, HostId>,
+    /// Addresses as they are seen between places: of a device behind a NAT, the NAT's.
+    pub(crate) by_ip: BTreeMap<Ipv4Addr, Owner>,
+    pub(crate) by_name: BTreeMap<String, HostId>,
     pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
-    links: Links,
+    pub(crate) links: Links,
     pub(crate) pipes: Pipes,
-    packets: PacketLog,
+    pub(crate) packets: PacketLog,
+    pub(crate) lost: BTreeMap<Lost, u64>,
     pub(crate) udp: BTreeMap<(HostId, u16), UdpPort>,
     pub(crate) listeners: BTreeMap<(HostId, u16), Listener>,
     pub(crate) ends: BTreeMap<EndId, End>,
@@ -318,15 +349,27 @@ impl State {
     }
 
     fn run_due(&mut self, after: &mut After) {
-        while self.first_due_ns().is_some_and(|at_ns| at_ns <= self.now_ns) {
+        let now_ns = self.now_ns;
+        while self.first_due_ns().is_some_and(|at_ns| at_ns <= now_ns) {
             let Some(Reverse(due)) = self.due.pop() else { break };
+            self.now_ns = due.at_ns;
             match due.event {
-                Event::Datagram { host, port, datagram } => self.datagram_arrives(host, port, datagram, after),
+                Event::Packet(packet) => self.comes_in(packet, after),
                 Event::Segment(segment) => self.segment_arrives(segment, after),
-                Event::Pipe(pipe) => self.pipe_due(pipe, due.at_ns, after),
+                Event::Pipe(pipe) => self.pipe_due(pipe, after),
                 Event::Retransmit(end) => self.retransmit(end, after),
             }
         }
+        self.now_ns = now_ns;
+    }
+
+    /// A host without address, switched on.
+    pub(crate) fn new_host(&mut self, shared: &Shared, name: &str, group: &str, ip: Ipv4Addr) -> HostId {
+        let host = HostId(self.hosts.len());
+        let names = Names { host: self.links.name(name), group: self.links.name(group) };
+        self.hosts.push(Host::new(name, names, ip, shared.start, shared.seed));
+        self.by_name.insert(name.to_owned(), host);
+        host
     }
 
     pub(crate) fn host(&self, host: HostId) -> &Host {
@@ -344,16 +387,15 @@ impl State {
 
     /// The host that has an address, as seen from another.
     pub(crate) fn route(&self, from: HostId, to: IpAddr) -> Option<HostId> {
-        if to.is_loopback() { Some(from) } else { self.by_ip.get(&to).copied() }
+        self.owner(from, ip_v4(to)?).map(|owner| owner.host)
     }
 
     pub(crate) fn source_ip(&self, host: HostId, to: SocketAddr) -> IpAddr {
-        if to.ip().is_loopback() { to.ip() } else { IpAddr::V4(self.host(host).ip) }
-    }
-
-    /// The link with a spec between two hosts, if there is one.
-    pub(crate) fn pipe(&self, from: HostId, to: HostId) -> Option<PipeId> {
-        self.pipes.between(self.hosts[from.0].names, self.hosts[to.0].names)
+        if to.ip().is_loopback() {
+            return to.ip();
+        }
+        let seen_as = self.host(host).access.as_ref().and_then(crate::access::Access::seen_as);
+        IpAddr::V4(seen_as.unwrap_or_else(|| self.own_ip(host)))
     }
 
     fn pipe_named(&mut self, from: &str, to: &str) -> Result<PipeId, LinkError> {
@@ -366,13 +408,12 @@ impl State {
         let now_ns = self.now_ns;
         let direction = self.pipes.direction(pipe);
         match direction.outage(now_ns) {
-            Some(_) => Fate::Lost,
+            Some(_) => Fate::Cut,
             None => Fate::Arrives(Duration::from_nanos(direction.spec().delay.now_ns(now_ns))),
         }
     }
 
-    /// Notes a packet, and says when it arrives. `None`: it is lost. Of a datagram on a link with a spec only
-    /// blocks and filters are known here; the rest is for that link to say.
+    /// Notes a packet of a stream, and says when it arrives. `None`: it is lost.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn transmit(
         &mut self,
@@ -386,17 +427,16 @@ impl State {
     ) -> Option<u64> {
         let mut packet = Packet { at_ns: self.now_ns, from, to, protocol, bytes, lost: false };
         let names = (self.hosts[from_host.0].names, self.hosts[to_host.0].names);
-        let mut fate = if passes { self.links.fate(&packet, names.0, names.1) } else { Fate::Lost };
-        if fate != Fate::Lost
-            && protocol != Protocol::Udp
+        let mut fate = if passes { self.links.fate(&packet, names.0, names.1) } else { Fate::Cut };
+        if let Fate::Arrives(_) = fate
             && let Some(pipe) = self.pipes.between(names.0, names.1)
         {
             fate = self.stream_fate(pipe);
         }
-        packet.lost = fate == Fate::Lost;
+        packet.lost = !matches!(fate, Fate::Arrives(_));
         self.packets.push(packet);
         match fate {
-            Fate::Lost => None,
+            Fate::Cut | Fate::Filtered => None,
             Fate::Arrives(latency) => {
                 Some(self.now_ns.saturating_add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)))
             }
@@ -410,8 +450,10 @@ impl State {
         at: SocketAddr,
         taken: impl Fn(&State, u16) -> bool,
     ) -> io::Result<SocketAddr> {
-        let own = IpAddr::V4(self.host(host).ip);
+        let own = IpAddr::V4(self.own_ip(host));
         let ip = match at.ip() {
+            // A device's address may change; that of another host is fixed.
+            IpAddr::V4(ip) if ip.is_unspecified() && self.host(host).access.is_some() => at.ip(),
             IpAddr::V4(ip) if ip.is_unspecified() => own,
             ip @ IpAddr::V4(v4) if ip == own || v4.is_loopback() => ip,
             ip => {

@@ -102,6 +102,13 @@ pub struct Counts {
     pub corrupted: u64,
     /// Packets that did not arrive.
     pub dropped: BTreeMap<Cause, u64>,
+    /// Of the dropped ones those that an outage of [`Direction::set_outage`] is to blame for: they left during one
+    /// that loses, or found no room during one that stalls. Counted as it happens, not when it is polled.
+    pub outage_lost: u64,
+    /// Packets that stood in the queue during such an outage that stalls; once per outage. Counted as it happens.
+    pub outage_waited: u64,
+    /// Packets that were held back so that others overtake them. Counted as they leave.
+    pub held_back: u64,
 }
 
 impl Counts {
@@ -240,13 +247,16 @@ impl<P: Clone> Direction<P> {
         let queue = self.spec.queue;
         let full = self.queue_bytes.saturating_add(u64::from(bytes)) > queue.bytes
             || u32::try_from(self.queue.len()).is_ok_and(|packets| packets >= queue.packets);
+        let stalls = self.outage == Some(Outage::Stalls);
         if waits && full {
+            self.counts.outage_lost += u64::from(stalls);
             self.drop_packet(packet, now_ns, None, Cause::QueueFull);
             return number;
         }
         self.packet_bytes_max = self.packet_bytes_max.max(u64::from(bytes));
         self.queue_bytes += u64::from(bytes);
         self.queue.push_back(packet);
+        self.counts.outage_waited += u64::from(stalls);
         self.advance(now_ns);
         number
     }
@@ -287,6 +297,9 @@ impl<P: Clone> Direction<P> {
         self.advance(now_ns);
         if self.outage == Some(Outage::Stalls) && outage != self.outage {
             self.free_ns = self.free_ns.max(self.now_ns);
+        }
+        if outage == Some(Outage::Stalls) && outage != self.outage {
+            self.counts.outage_waited += u64::try_from(self.queue.len()).unwrap_or(u64::MAX);
         }
         self.outage = outage;
         self.advance(now_ns);
@@ -415,6 +428,7 @@ impl<P: Clone> Direction<P> {
     fn leave(&mut self, packet: Waiting<P>, left_ns: u64) {
         let fade = self.fade(left_ns).map(|(outage, _)| outage);
         if self.outage == Some(Outage::Loses) || fade == Some(Outage::Loses) {
+            self.counts.outage_lost += u64::from(self.outage == Some(Outage::Loses));
             self.drop_packet(packet, left_ns, Some(left_ns), Cause::Outage);
             return;
         }
@@ -426,6 +440,7 @@ impl<P: Clone> Direction<P> {
         let held_back = self.streams.reorder.roll(number).hits(spec.reorder.share);
         let way_ns = spec.delay.of_ns(left_ns, self.streams.jitter.roll(number));
         let mut at_ns = left_ns.saturating_add(way_ns);
+        self.counts.held_back += u64::from(held_back);
         if held_back {
             at_ns = at_ns.saturating_add(spec.reorder.by_ns);
         } else if !spec.delay.overtaking {

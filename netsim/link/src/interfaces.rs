@@ -100,8 +100,22 @@ impl Interfaces {
 
     /// What a packet goes out on now. `None`: a gap, or all off; it is lost.
     pub fn sending(&self, now_ns: u64) -> Option<&Interface> {
-        let (index, from_ns) = self.used?;
-        self.all.get(index).filter(|_| now_ns >= from_ns)
+        self.all.get(self.sending_index(now_ns)?)
+    }
+
+    /// Its place in [`Interfaces::all`].
+    pub fn sending_index(&self, now_ns: u64) -> Option<usize> {
+        self.used.filter(|(_, from_ns)| now_ns >= *from_ns).map(|(index, _)| index)
+    }
+
+    /// Place in [`Interfaces::all`] of the one that is in use, or will be after a gap. `None`: all are off.
+    pub fn chosen(&self) -> Option<usize> {
+        self.used.map(|(index, _)| index)
+    }
+
+    /// Place in [`Interfaces::all`] of the one with this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.all.iter().position(|one| one.name == name)
     }
 
     /// Whether a packet for this address is received now.

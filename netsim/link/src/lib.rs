@@ -39,7 +39,7 @@ pub use direction::{Cause, Counts, Direction, Fate, Output, flip};
 pub use episodes::{Episode, Episodes};
 pub use interfaces::{HandOver, Interface, InterfaceError, Interfaces};
 pub use nat::{Dependence, Nat, NatDrop, NatSpec, PortChoice};
-pub use profile::{Profile, UnknownProfile, profile};
+pub use profile::{Profile, UnknownProfile, nearest, profile};
 pub use spec::{
     Corrupt, Delay, Discipline, Jitter, LinkSpec, Loss, Mtu, Outage, Queue, Rate, Reorder, Spec, SpecError,
 };

@@ -43,7 +43,7 @@ pub fn profile(name: &str) -> Result<Profile, UnknownProfile> {
     if let Some((name, source, link)) = PROFILES.iter().find(|(known, ..)| *known == name) {
         return Ok(Profile { name, source, link: link() });
     }
-    let nearest = names().into_iter().min_by_key(|known| distance(name, known)).unwrap_or("lte-good");
+    let nearest = nearest(name, names()).unwrap_or("lte-good");
     Err(UnknownProfile { name: name.to_owned(), nearest })
 }
 
@@ -254,6 +254,11 @@ fn elevator() -> LinkSpec {
     let LinkSpec { up, down } = lte_good();
     let dark = |spec| dark(spec, Outage::Loses, (60_000, 120_000), &[(0, 20_000), (1_000_000, 60_000)]);
     LinkSpec { up: dark(up), down: dark(down) }
+}
+
+/// Of these names the one that somebody most probably meant: the fewest letters to change.
+pub fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    known.into_iter().min_by_key(|known| distance(name, known))
 }
 
 /// How many letters must be changed, added, left out, or swapped with their neighbour.
