@@ -2,7 +2,8 @@
 //! outlives its node, node links to the others, and on request an edge and dispatch for clients.
 //!
 //! A region's host is `<name>-1` in the group `<name>`, so that latencies are set between groups. Its edge is
-//! `<name>-e1`. Ports are the same everywhere, as every host has its own address.
+//! `<name>-e1`; further edges are hosts of their own in that group, `<name>-e2` and so on, linked to the core as
+//! `tern edge` links. Ports are the same everywhere, as every host has its own address.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +21,7 @@ use tern_core::receipt::ReceiptKey;
 use tern_core::store::{BoxFut, Durability, Put, Store, StoreError};
 use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
 use tern_edge::tokens::KeysError;
-use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeMetrics, TokenKeys};
+use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeLink, EdgeMetrics, TokenKeys};
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::env::Env;
 use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
@@ -32,6 +33,7 @@ use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
 use crate::node::SimNode;
 use crate::pki::{Pki, key_bytes};
 use crate::random::derive;
+use crate::tap::{Tap, TappedStore};
 use crate::token::Signer;
 use crate::world::World;
 
@@ -50,7 +52,7 @@ const TOKEN_S: u64 = 24 * 3600;
 #[derive(Clone, Debug)]
 pub struct Site {
     /// Its name, also its group's.
-    pub name: &'static str,
+    pub name: String,
     /// Its number, 1-255.
     pub number: RegionId,
     /// Of its host.
@@ -89,6 +91,9 @@ pub enum ClusterError {
     /// There is no such region.
     #[error("no region {0}")]
     NoRegion(String),
+    /// There is no such edge with a host of its own.
+    #[error("no edge {0}")]
+    NoEdge(String),
     /// Its host can't be added.
     #[error("a host can't be added: {0}")]
     Host(#[from] io::Error),
@@ -127,6 +132,15 @@ struct Seat {
     receipt_keys: Vec<u64>,
 }
 
+/// An edge's host, and the edge while it runs.
+#[derive(Debug)]
+struct Outpost {
+    region: String,
+    number: u8,
+    host: SimNode,
+    edge: Option<Arc<Edge>>,
+}
+
 /// Regions in a world.
 #[derive(Debug)]
 pub struct Cluster {
@@ -135,7 +149,9 @@ pub struct Cluster {
     nodes: Pki,
     public: Pki,
     signer: Arc<Signer>,
-    seats: BTreeMap<&'static str, Seat>,
+    seats: BTreeMap<String, Seat>,
+    outposts: BTreeMap<String, Outpost>,
+    tap: Option<Tap>,
 }
 
 impl Cluster {
@@ -143,15 +159,15 @@ impl Cluster {
     pub fn new(world: &World, sites: &[Site], options: ClusterOptions) -> Result<Self, ClusterError> {
         let mut seats = BTreeMap::new();
         for site in sites {
-            let host = world.add_host(&format!("{}-1", site.name), site.name, site.ip)?;
+            let host = world.add_host(&format!("{}-1", site.name), &site.name, site.ip)?;
             let (store, receipt_keys) = (MemoryStore::with_latency(options.disk), vec![0]);
             let seat = Seat { site: site.clone(), host, store, core: None, edge: None, receipt_keys };
-            seats.insert(site.name, seat);
+            seats.insert(site.name.clone(), seat);
         }
         let seed = world.seed();
         let (nodes, public) = (Pki::new(seed, "nodes")?, Pki::new(seed, "public")?);
         let signer = Arc::new(Signer::new(seed, AUDIENCE)?);
-        Ok(Self { seed, options, nodes, public, signer, seats })
+        Ok(Self { seed, options, nodes, public, signer, seats, outposts: BTreeMap::new(), tap: None })
     }
 
     /// From a region's next start on it has these receipt keys, told apart by numbers; the first signs.
@@ -187,7 +203,11 @@ impl Cluster {
         let loads = LoadTable::new();
         let exchange = Arc::new(Loads(Arc::clone(&loads)));
         let tls = self.node_tls(name, &env)?;
-        let core = Region::start(env.clone(), self.region_config(seat), Arc::new(store), tls, exchange).await?;
+        let store: Arc<dyn Store> = match &self.tap {
+            Some(tap) => Arc::new(TappedStore::new(store, name, Arc::clone(tap))),
+            None => Arc::new(store),
+        };
+        let core = Region::start(env.clone(), self.region_config(seat), store, tls, exchange).await?;
         let edge = match &self.options.geo {
             Some(geo) => Some(self.serve_clients(seat, &env, &core, Arc::clone(geo), loads).await?),
             None => None,
@@ -205,32 +225,149 @@ impl Cluster {
     ) -> Result<Arc<Edge>, ClusterError> {
         let site = &seat.site;
         let (latitude, longitude) = site.at;
-        let listen = SocketAddr::new(IpAddr::V4(site.ip), CLIENT_PORT);
+        let edge = self.new_edge(site, 1, IpAddr::V4(site.ip), env)?;
+        let port = core.attach_edge(Arc::clone(&edge) as _);
+        let tls = self.public_tls(&edge_server_name(&site.name, 1), &[ALPN_CLIENT], env)?;
+        edge.run(port, tls).await?;
+
+        let mut config = DispatchConfig::new(site.number, &site.name);
+        config.region_position = Position::new(latitude, longitude);
+        let dispatch =
+            Dispatch::new(env.clone(), config, geo, loads, DispatchMetrics::register(&mut Registry::default()));
+        let tls = self.public_tls(&dispatch_server_name(&site.name), &ALPN_HTTP, env)?;
+        let acceptor = env.net.listen(SocketAddr::new(IpAddr::V4(site.ip), DISPATCH_PORT)).await?;
+        env.tasks.spawn(serve(env.clone(), acceptor, Some(tls), HttpLimits::default(), dispatch.handler()));
+        Ok(edge)
+    }
+
+    fn new_edge(&self, site: &Site, number: u8, ip: IpAddr, env: &Env) -> Result<Arc<Edge>, ClusterError> {
+        let (latitude, longitude) = site.at;
         let config = EdgeConfig {
-            name: edge_name(site.name),
+            name: edge_name(&site.name, number),
             region: site.number,
-            region_name: site.name.to_owned(),
-            listen,
+            region_name: site.name.clone(),
+            listen: SocketAddr::new(ip, CLIENT_PORT),
             audience: AUDIENCE.to_owned(),
-            failure_domain: site.name.to_owned(),
+            failure_domain: site.name.clone(),
             latitude,
             longitude,
             ..EdgeConfig::default()
         };
         let keys = TokenKeys::from_json(self.signer.jwk_set().as_bytes())?;
-        let edge = Edge::new(env.clone(), config, keys, EdgeMetrics::default());
-        let port = core.attach_edge(Arc::clone(&edge) as _);
-        let tls = self.public_tls(&edge_server_name(site.name), &[ALPN_CLIENT], env)?;
-        edge.run(port, tls).await?;
+        Ok(Edge::new(env.clone(), config, keys, EdgeMetrics::default()))
+    }
 
-        let mut config = DispatchConfig::new(site.number, site.name);
-        config.region_position = Position::new(latitude, longitude);
-        let dispatch =
-            Dispatch::new(env.clone(), config, geo, loads, DispatchMetrics::register(&mut Registry::default()));
-        let tls = self.public_tls(&dispatch_server_name(site.name), &ALPN_HTTP, env)?;
-        let acceptor = env.net.listen(SocketAddr::new(IpAddr::V4(site.ip), DISPATCH_PORT)).await?;
-        env.tasks.spawn(serve(env.clone(), acceptor, Some(tls), HttpLimits::default(), dispatch.handler()));
-        Ok(edge)
+    /// Adds the host of a further edge of a region, which does not run yet; returns its name. Numbers begin at 2.
+    pub fn add_edge(&mut self, world: &World, region: &str, number: u8) -> Result<String, ClusterError> {
+        let site = &self.seat(region)?.site;
+        let [a, b, c, d] = site.ip.octets();
+        let (name, ip) = (edge_name(region, number), Ipv4Addr::new(a, b, c, d.saturating_add(number - 1)));
+        let host = world.add_host(&name, region, ip)?;
+        self.outposts.insert(name.clone(), Outpost { region: region.to_owned(), number, host, edge: None });
+        Ok(name)
+    }
+
+    /// Starts the process of a further edge, also after a kill. It links to its core when that answers.
+    pub async fn start_edge(&mut self, name: &str) -> Result<(), ClusterError> {
+        let outpost = self.outpost(name)?;
+        outpost.host.restart();
+        let (env, site) = (outpost.host.env(), &self.seat(&outpost.region)?.site);
+        let edge = self.new_edge(site, outpost.number, outpost.host.ip(), &env)?;
+        let issued = self.nodes.issue(&[&edge_server_name(&site.name, outpost.number)])?;
+        let identity = Identity::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
+        let link_tls = node_client_tls(&identity, self.nodes.ca_pem().as_bytes(), Arc::clone(&env.clock))?;
+        let core = SocketAddr::new(IpAddr::V4(site.ip), NODE_PORT);
+        let link = EdgeLink::start(env.clone(), vec![core], node_name(&site.name), link_tls, Arc::clone(&edge));
+        let tls = self.public_tls(&edge_server_name(&site.name, outpost.number), &[ALPN_CLIENT], &env)?;
+        edge.run(link, tls).await?;
+        if let Some(outpost) = self.outposts.get_mut(name) {
+            outpost.edge = Some(edge);
+        }
+        Ok(())
+    }
+
+    /// Kills the process of a further edge, or takes the power from its host.
+    pub async fn end_edge(&mut self, name: &str, power: bool) -> Result<(), ClusterError> {
+        let outpost = self.outposts.get_mut(name).ok_or_else(|| ClusterError::NoEdge(name.to_owned()))?;
+        if power {
+            outpost.host.power_off().await;
+        } else {
+            outpost.host.kill().await;
+        }
+        outpost.edge = None;
+        Ok(())
+    }
+
+    /// Lets an edge send its clients to the other edges of its region, within `window`, and stop then. Its process
+    /// stays until it is ended.
+    pub fn drain_edge(&self, name: &str, window: Duration) -> Result<(), ClusterError> {
+        let outpost = self.outpost(name)?;
+        let Some(edge) = outpost.edge.clone() else { return Ok(()) };
+        let beside = self.outposts.values().filter(|other| other.region == outpost.region);
+        let beside = beside.filter(|other| other.number != outpost.number && other.edge.is_some());
+        let mut others: Vec<IpAddr> = beside.map(|other| other.host.ip()).collect();
+        let seat = self.seat(&outpost.region)?;
+        others.extend(seat.edge.is_some().then_some(IpAddr::V4(seat.site.ip)));
+        edge.set_alternates(others.into_iter().map(|ip| SocketAddr::new(ip, CLIENT_PORT).to_string()).collect());
+        outpost.host.env().tasks.spawn(async move {
+            edge.drain(window).await;
+            edge.stop();
+        });
+        Ok(())
+    }
+
+    /// Begins to stop a region in order: its own edge sends its clients away within `window`, then its core waits for
+    /// its peers, as long again at most. Its process stays until it is killed.
+    pub fn begin_stop(&self, name: &str, window: Duration) -> Result<(), ClusterError> {
+        let seat = self.seat(name)?;
+        let (core, edge) = (seat.core.clone(), seat.edge.clone());
+        seat.host.env().tasks.spawn(async move {
+            if let Some(edge) = edge {
+                edge.drain(window).await;
+                edge.stop();
+            }
+            if let Some(core) = core {
+                core.stop(window).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes the power from a region's host: nobody is told, and what was not synced is gone.
+    pub async fn power_off(&mut self, name: &str) -> Result<(), ClusterError> {
+        let seat = self.seat_mut(name)?;
+        seat.host.power_off().await;
+        (seat.core, seat.edge) = (None, None);
+        seat.store = seat.store.crash();
+        Ok(())
+    }
+
+    /// Kills a region's process; its kernel still writes what was not synced.
+    pub async fn kill_keeping(&mut self, name: &str) -> Result<(), ClusterError> {
+        let seat = self.seat_mut(name)?;
+        seat.host.kill().await;
+        (seat.core, seat.edge) = (None, None);
+        seat.store = seat.store.crash_keeping(usize::MAX);
+        Ok(())
+    }
+
+    /// From the next start of each region on, `tap` is told of what its store has decided.
+    pub fn set_tap(&mut self, tap: Tap) {
+        self.tap = Some(tap);
+    }
+
+    /// A further edge's host.
+    pub fn edge_host(&self, name: &str) -> Result<&SimNode, ClusterError> {
+        Ok(&self.outpost(name)?.host)
+    }
+
+    /// A further edge, while it runs.
+    pub fn further_edge(&self, name: &str) -> Option<&Arc<Edge>> {
+        self.outposts.get(name)?.edge.as_ref()
+    }
+
+    fn outpost(&self, name: &str) -> Result<&Outpost, ClusterError> {
+        self.outposts.get(name).ok_or_else(|| ClusterError::NoEdge(name.to_owned()))
     }
 
     fn public_tls(&self, name: &str, alpn: &[&[u8]], env: &Env) -> Result<Arc<rustls::ServerConfig>, ClusterError> {
@@ -248,7 +385,7 @@ impl Cluster {
             .iter()
             .map(|site| DispatchServer {
                 address: format!("{}:{DISPATCH_PORT}", site.ip),
-                server_name: dispatch_server_name(site.name),
+                server_name: dispatch_server_name(&site.name),
             })
             .collect();
         config.roots_pem = self.public.ca_pem().into_bytes();
@@ -343,9 +480,9 @@ impl Cluster {
         let others = self.seats.values().filter(|other| other.site.number != seat.site.number);
         let peers = others.map(|other| Peer {
             region: other.site.number,
-            name: other.site.name.to_owned(),
+            name: other.site.name.clone(),
             addr: SocketAddr::new(IpAddr::V4(other.site.ip), NODE_PORT),
-            server_name: node_name(other.site.name),
+            server_name: node_name(&other.site.name),
         });
         let key = |what, number: &u64| key_bytes(derive(self.seed, what, *number));
         let of = |what| seat.receipt_keys.iter().map(move |number| key(what, number));
@@ -353,7 +490,7 @@ impl Cluster {
         let (first, number) = (key("receipts", &seat.receipt_keys[0]), seat.receipt_keys[0]);
         RegionConfig {
             region: seat.site.number,
-            name: seat.site.name.to_owned(),
+            name: seat.site.name.clone(),
             node: format!("{}-1", seat.site.name),
             peers: peers.collect(),
             listen: SocketAddr::new(IpAddr::V4(seat.site.ip), NODE_PORT),
@@ -382,12 +519,13 @@ fn node_name(region: &str) -> String {
     format!("{region}-1.{region}.tern.internal")
 }
 
-fn edge_name(region: &str) -> String {
-    format!("{region}-e1")
+/// Of the edges of a region; number 1 is the one of the region's own process.
+pub fn edge_name(region: &str, number: u8) -> String {
+    format!("{region}-e{number}")
 }
 
-fn edge_server_name(region: &str) -> String {
-    format!("{}.{region}.tern.internal", edge_name(region))
+fn edge_server_name(region: &str, number: u8) -> String {
+    format!("{}.{region}.tern.internal", edge_name(region, number))
 }
 
 fn dispatch_server_name(region: &str) -> String {

@@ -52,6 +52,7 @@ pub mod pki;
 pub mod random;
 pub mod run;
 pub mod stream;
+pub mod tap;
 pub mod token;
 pub mod udp;
 pub mod world;

@@ -1,14 +1,18 @@
-//! A node: its tasks, its clock, its randomness; kill and restart.
+//! A node: its tasks, its clock, its randomness; kill, restart, and pause.
 //!
 //! Killing marks the host dead first and drops its tasks then: the other way round their sockets would say
 //! farewell to their peers while being dropped, which no killed process does.
+//!
+//! A paused node's tasks are not polled: what they wait for may happen, what comes for them waits, and the kernel
+//! below (its sockets) goes on. When it goes on, everybody who was to be polled is. Its clocks go on all the time, as
+//! those of a suspended phone or a stopped process do.
 
 use std::fmt::{self, Debug};
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tern_core::clock::{Clock, Entropy};
@@ -75,7 +79,7 @@ impl Host {
             incarnation: 1,
             tasks: Arc::new(NodeTasks::new()),
             panics_before: 0,
-            clock: Arc::new(SimClock { start, skew_ms: AtomicI64::new(0) }),
+            clock: Arc::new(SimClock { start, wrong: Mutex::default() }),
             rng: Arc::new(Entropy::seeded(derive(seed, name, 1))),
             next_port: PORT_FIRST,
         }
@@ -139,10 +143,32 @@ impl SimNode {
         })
     }
 
-    /// Sets how far its calendar clock is ahead (or behind, if negative). Its monotonic clock does not move.
+    /// Sets how far its calendar clock is ahead (or behind, if negative), and ends its drift. Its monotonic clock does
+    /// not move.
     pub fn set_clock_skew_ms(&self, skew_ms: i64) {
-        let clock = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).clock));
-        clock.skew_ms.store(skew_ms, Ordering::SeqCst);
+        self.clock().set(|_, since| Wrong { skew_ms, drift_ppm: 0, since });
+    }
+
+    /// Lets its calendar clock run too fast (or too slowly, if negative) by so many parts per million from now on. What
+    /// has come together so far stays. Its monotonic clock and its timers keep the world's time.
+    pub fn set_clock_drift_ppm(&self, ppm: i32) {
+        self.clock().set(|wrong, since| Wrong { skew_ms: wrong.ahead_ms(since), drift_ppm: ppm, since });
+    }
+
+    fn clock(&self) -> Arc<SimClock> {
+        self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).clock))
+    }
+
+    /// Stops its tasks where they are, or lets them go on. A restart ends a pause. Of no effect on a node that is down.
+    pub fn set_paused(&self, paused: bool) {
+        let tasks = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).tasks));
+        tasks.pause.set(paused);
+    }
+
+    /// Whether it stands still.
+    pub fn is_paused(&self) -> bool {
+        let tasks = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).tasks));
+        tasks.pause.is_on()
     }
 
     /// Kills the node's process: its streams are reset, later ones refused. Returns when no task of it is
@@ -199,6 +225,7 @@ impl SimNode {
 /// The tasks of one start of a node.
 pub(crate) struct NodeTasks {
     dead: Arc<AtomicBool>,
+    pause: Arc<Pause>,
     panics: AtomicUsize,
     set: Mutex<JoinSet<()>>,
     runtime: Handle,
@@ -214,6 +241,7 @@ impl NodeTasks {
     fn new() -> Self {
         Self {
             dead: Arc::new(AtomicBool::new(false)),
+            pause: Arc::default(),
             panics: AtomicUsize::new(0),
             set: Mutex::new(JoinSet::new()),
             runtime: Handle::current(),
@@ -257,16 +285,47 @@ impl Spawn for NodeTasks {
         if self.dead.load(Ordering::SeqCst) {
             return;
         }
-        let task = NodeTask { dead: Arc::clone(&self.dead), task };
+        let task = NodeTask { dead: Arc::clone(&self.dead), pause: Arc::clone(&self.pause), task };
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap(&mut set);
         set.spawn_on(task, &self.runtime);
     }
 }
 
-/// A task that runs no further once its node is dead.
+/// Whether a node stands still, and whom it owes a poll.
+#[derive(Debug, Default)]
+pub(crate) struct Pause(Mutex<(bool, Vec<Waker>)>);
+
+impl Pause {
+    fn set(&self, on: bool) {
+        let owed = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.0 = on;
+            if on { Vec::new() } else { std::mem::take(&mut state.1) }
+        };
+        for waker in owed {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Whether a task must wait. If so it is polled when the pause ends.
+    fn holds(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0 {
+            state.1.push(cx.waker().clone());
+        }
+        state.0
+    }
+}
+
+/// A task that runs no further once its node is dead, and stands still while it is paused.
 struct NodeTask {
     dead: Arc<AtomicBool>,
+    pause: Arc<Pause>,
     task: BoxFut<'static, ()>,
 }
 
@@ -277,7 +336,28 @@ impl Future for NodeTask {
         if self.dead.load(Ordering::SeqCst) {
             return Poll::Ready(());
         }
+        if self.pause.holds(cx) {
+            return Poll::Pending;
+        }
         self.task.as_mut().poll(cx)
+    }
+}
+
+/// How wrong a calendar clock is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wrong {
+    /// Ahead by so much when the drift began.
+    skew_ms: i64,
+    drift_ppm: i32,
+    /// When the drift began.
+    since: Duration,
+}
+
+impl Wrong {
+    /// How far ahead it is.
+    fn ahead_ms(self, now: Duration) -> i64 {
+        let drifted = i128::from(self.drift_ppm) * i128::try_from((now - self.since).as_micros()).unwrap_or(0);
+        self.skew_ms.saturating_add(i64::try_from(drifted / 1_000_000_000).unwrap_or(i64::MAX))
     }
 }
 
@@ -285,7 +365,15 @@ impl Future for NodeTask {
 #[derive(Debug)]
 pub struct SimClock {
     start: Instant,
-    skew_ms: AtomicI64,
+    wrong: Mutex<Wrong>,
+}
+
+impl SimClock {
+    fn set(&self, change: impl FnOnce(Wrong, Duration) -> Wrong) {
+        let now = self.start.elapsed();
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        *wrong = change(*wrong, now);
+    }
 }
 
 impl Clock for SimClock {
@@ -294,7 +382,9 @@ impl Clock for SimClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        let elapsed_ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        EPOCH_MS.saturating_add(elapsed_ms).saturating_add_signed(self.skew_ms.load(Ordering::SeqCst))
+        let now = self.start.elapsed();
+        let ahead_ms = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).ahead_ms(now);
+        let elapsed_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        EPOCH_MS.saturating_add(elapsed_ms).saturating_add_signed(ahead_ms)
     }
 }

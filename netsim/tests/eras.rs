@@ -25,7 +25,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn cluster(world: &World) -> Cluster {
     let sites = [("eu", 1), ("us", 2), ("ap", 3)].map(|(name, number)| Site {
-        name,
+        name: name.to_owned(),
         number,
         ip: Ipv4Addr::new(10, number, 0, 1),
         at: (0.0, 0.0),

@@ -23,7 +23,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn sites() -> [Site; 3] {
     [("eu", 1), ("us", 2), ("ap", 3)].map(|(name, number)| Site {
-        name,
+        name: name.to_owned(),
         number,
         ip: Ipv4Addr::new(10, number, 0, 1),
         at: (0.0, 0.0),
@@ -167,7 +167,7 @@ fn a_message_is_acked_near_its_sender_and_shown_a_one_way_trip_later() {
     sim(1, |world| async move {
         let mut cluster = cluster(&world);
         for site in sites() {
-            cluster.start(site.name).await.unwrap();
+            cluster.start(&site.name).await.unwrap();
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let alice = Device::open(&cluster, "eu", "alice").await;
@@ -188,7 +188,7 @@ fn what_a_killed_region_acked_arrives_once_it_is_back() {
     sim(2, |world| async move {
         let mut cluster = cluster(&world);
         for site in sites() {
-            cluster.start(site.name).await.unwrap();
+            cluster.start(&site.name).await.unwrap();
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let alice = Device::open(&cluster, "eu", "alice").await;
@@ -223,7 +223,7 @@ fn a_cut_between_two_regions_is_bridged_or_made_good_when_it_heals() {
     sim(3, |world| async move {
         let mut cluster = cluster(&world);
         for site in sites() {
-            cluster.start(site.name).await.unwrap();
+            cluster.start(&site.name).await.unwrap();
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         let alice = Device::open(&cluster, "eu", "alice").await;
@@ -249,14 +249,14 @@ fn regions_with_the_old_and_the_new_receipt_key_go_on_linking_through_a_rotation
     sim(4, |world| async move {
         let mut cluster = cluster(&world);
         for site in sites() {
-            cluster.start(site.name).await.unwrap();
+            cluster.start(&site.name).await.unwrap();
         }
         let mut sent = 0;
         for step in [&[0, 7][..], &[7, 0], &[7]] {
             for site in sites() {
-                cluster.stop(site.name, Duration::from_secs(5)).await.unwrap();
-                cluster.set_receipt_keys(site.name, step).unwrap();
-                cluster.restart(site.name).await.unwrap();
+                cluster.stop(&site.name, Duration::from_secs(5)).await.unwrap();
+                cluster.set_receipt_keys(&site.name, step).unwrap();
+                cluster.restart(&site.name).await.unwrap();
                 let mut devices = Vec::new();
                 for (region, user) in [("eu", "alice"), ("us", "carol"), ("ap", "bob")] {
                     devices.push(Device::open(&cluster, region, user).await);
@@ -289,7 +289,7 @@ fn regions_scenario_of_a_child() {
     let (shape, packets) = sim(seed, |world| async move {
         let mut cluster = cluster(&world);
         for site in sites() {
-            cluster.start(site.name).await.unwrap();
+            cluster.start(&site.name).await.unwrap();
         }
         let alice = Device::open(&cluster, "eu", "alice").await;
         let bob = Device::open(&cluster, "ap", "bob").await;

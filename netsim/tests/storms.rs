@@ -169,7 +169,12 @@ async fn storm(
     world.set_latency("us", "ap", ms(110));
     let sites: Vec<Site> = (1..)
         .zip(REGIONS)
-        .map(|(number, name)| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1), at: (0.0, 0.0) })
+        .map(|(number, name)| Site {
+            name: name.to_owned(),
+            number,
+            ip: Ipv4Addr::new(10, number, 0, 1),
+            at: (0.0, 0.0),
+        })
         .collect();
     let mut cluster = Cluster::new(&world, &sites, ClusterOptions::default()).unwrap();
     for name in REGIONS {

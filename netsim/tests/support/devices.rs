@@ -170,12 +170,12 @@ pub async fn three_regions_with(world: &World, options: ClusterOptions) -> Clust
     for (a, b, latency_ms) in between.into_iter().chain(germany).chain(japan).chain(america) {
         world.set_latency(a, b, ms(latency_ms));
     }
-    let site = |name, number, at| Site { name, number, ip: Ipv4Addr::new(10, number, 0, 1), at };
+    let site = |name: &str, number, at| Site { name: name.to_owned(), number, ip: Ipv4Addr::new(10, number, 0, 1), at };
     let sites = [site("eu", 1, (50.11, 8.68)), site("us", 2, (39.04, -77.49)), site("ap", 3, (1.35, 103.82))];
     let geo = Some(Arc::new(Geo::shipped().unwrap()));
     let mut cluster = Cluster::new(world, &sites, ClusterOptions { geo, ..options }).unwrap();
     for site in &sites {
-        cluster.start(site.name).await.unwrap();
+        cluster.start(&site.name).await.unwrap();
     }
     // Regions learn of each other's edges with the first exchanges of loads.
     tokio::time::sleep(Duration::from_secs(3)).await;

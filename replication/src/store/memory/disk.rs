@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
 use super::super::format::LogId;
-use super::Manner;
+use super::{Latency, Manner};
 
 /// The life that asks is over.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,7 @@ pub(super) struct Disk {
     damaged: BTreeMap<LogId, String>,
     journal: Vec<Unsynced>,
     pub(super) full: bool,
+    pub(super) latency: Latency,
     /// Highest epoch that this life has seen.
     epoch: u64,
     life: u64,
@@ -109,6 +110,7 @@ impl Disk {
             checkpoints: self.checkpoints.clone(),
             meta: self.meta.clone(),
             damaged: self.damaged.clone(),
+            latency: self.latency,
             ..Self::default()
         }
     }

@@ -58,7 +58,6 @@ pub struct Latency {
 pub struct MemoryStore {
     disk: Arc<Mutex<Disk>>,
     life: u64,
-    latency: Latency,
 }
 
 impl fmt::Debug for MemoryStore {
@@ -81,7 +80,18 @@ impl MemoryStore {
 
     /// On a new, empty disk.
     pub fn with_latency(latency: Latency) -> Self {
-        Self { disk: Arc::default(), life: 0, latency }
+        let store = Self { disk: Arc::default(), life: 0 };
+        store.set_latency(latency);
+        store
+    }
+
+    /// From now on the disk takes so long, in this life and later ones.
+    pub fn set_latency(&self, latency: Latency) {
+        self.with(|disk| disk.latency = latency);
+    }
+
+    fn latency(&self) -> Latency {
+        self.with(|disk| disk.latency)
     }
 
     /// Ends this life, if it has not ended yet, and starts the next on the same disk. What was not synced is
@@ -98,14 +108,14 @@ impl MemoryStore {
             disk.settle(Instant::now());
             disk.crash(unsynced)
         });
-        Self { disk: Arc::clone(&self.disk), life, latency: self.latency }
+        Self { disk: Arc::clone(&self.disk), life }
     }
 
     /// A disk of its own with all that this one holds now, as if it had been copied after a sync: a backup.
     #[must_use]
     pub fn backup(&self) -> Self {
         let disk = self.with(|disk| disk.backup());
-        Self { disk: Arc::new(Mutex::new(disk)), life: 0, latency: self.latency }
+        Self { disk: Arc::new(Mutex::new(disk)), life: 0 }
     }
 
     /// The node dies after `steps` more steps, before the next one. `fail_after(0, ..)` dies at once, when
@@ -152,7 +162,7 @@ impl MemoryStore {
     }
 
     async fn read<T>(&self, f: impl FnOnce(&Disk) -> Result<T, StoreError> + Send) -> Result<T, StoreError> {
-        wait(self.latency.read).await;
+        wait(self.latency().read).await;
         match self.alive(|disk| Ok(f(disk))) {
             Ok(result) => result,
             Err(dead) => Err(StoreError::Backend(died(dead).await)),
@@ -175,7 +185,7 @@ impl MemoryStore {
             }
             Ok(answers)
         })?;
-        wait(self.latency.sync).await;
+        wait(self.latency().sync).await;
         self.alive(|disk| {
             for (batch, answer) in batches.iter().zip(&mut answers) {
                 if *answer != Appended::Decided {
@@ -203,7 +213,7 @@ impl MemoryStore {
             Ok(())
         })?;
         if durability == Durability::Synced {
-            wait(self.latency.sync).await;
+            wait(self.latency().sync).await;
             self.alive(|disk| {
                 disk.step()?;
                 disk.sync();
