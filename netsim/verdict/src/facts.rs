@@ -1,0 +1,488 @@
+//! A history by what it is about: one pass over the lines, so that each check asks a short question.
+//!
+//! Nothing is judged here but the form: names that the cast does not have, an ack of what was never sent, a time that
+//! descends. A history of such a kind was made by a faulty driver, and whatever a check said of it would be about the
+//! driver; so no check sees it (see [`crate::judge()`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::findings::{Findings, names};
+use crate::history::{Event, FORMAT, FaultPhase, Line, Run};
+use crate::verdict::Verdict;
+
+/// A message that a device sent, or could not even store.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) device: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) conversation: &'a str,
+    /// Order of invocation over the whole run.
+    pub(crate) nth: usize,
+    pub(crate) invoked_ns: u64,
+    /// First ack, and the region to which its device was connected then.
+    pub(crate) acked: Option<(u64, Option<&'a str>)>,
+    pub(crate) stable_ns: Option<u64>,
+    pub(crate) refused_ns: Option<u64>,
+    /// When, why, and whether it may be seen all the same.
+    pub(crate) failed: Option<(u64, &'a str, bool)>,
+    /// Regions in the order in which they decided on it.
+    pub(crate) commits: Vec<&'a str>,
+}
+
+impl<'a> Message<'a> {
+    /// Where it was first decided on, as far as the history knows: virtual time tells commits, the real-time driver
+    /// only acks.
+    pub(crate) fn first_region(&self) -> Option<&'a str> {
+        self.commits.first().copied().or(self.acked.and_then(|(_, region)| region))
+    }
+}
+
+/// A message appeared in a device's timeline.
+#[derive(Debug)]
+pub(crate) struct Shown<'a> {
+    /// Its line's place in the history.
+    pub(crate) line: usize,
+    pub(crate) at_ns: u64,
+    pub(crate) device: &'a str,
+    pub(crate) conversation: &'a str,
+    pub(crate) message: &'a str,
+    pub(crate) new: bool,
+}
+
+/// What a device shows at the end.
+#[derive(Debug)]
+pub(crate) struct Timeline<'a> {
+    pub(crate) at_ns: u64,
+    pub(crate) messages: &'a [String],
+    pub(crate) unread: Option<(u64, bool)>,
+}
+
+/// One time that a fault held.
+#[derive(Debug)]
+pub(crate) struct Span<'a> {
+    pub(crate) fault: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) begin: (usize, u64),
+    pub(crate) end: Option<(usize, u64)>,
+    pub(crate) hits: u64,
+    /// It held when writing was over, so nothing was healed for it.
+    pub(crate) standing: bool,
+}
+
+/// A state of a device's connection, from a line on.
+#[derive(Debug)]
+pub(crate) struct Connected<'a> {
+    pub(crate) line: usize,
+    pub(crate) at_ns: u64,
+    pub(crate) state: &'a str,
+    pub(crate) edge: Option<&'a str>,
+    pub(crate) region: Option<&'a str>,
+}
+
+/// What a device's radio and network did.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) up_bytes: u64,
+    pub(crate) down_bytes: u64,
+    pub(crate) wakeups: u64,
+    pub(crate) over_ns: u64,
+}
+
+/// How the run ended.
+#[derive(Debug)]
+pub(crate) struct End<'a> {
+    pub(crate) at_ns: u64,
+    pub(crate) quiet: bool,
+    pub(crate) waiting: &'a [String],
+}
+
+/// How late packets were: count, 99th percentile, shortest delay of a link.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) packets: u64,
+    pub(crate) p99_ns: u64,
+    pub(crate) delay_ns: u64,
+}
+
+/// By (conversation, what tells it).
+pub(crate) type Told<'a, T> = BTreeMap<&'a str, BTreeMap<&'a str, T>>;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) run: &'a Run,
+    pub(crate) last_ns: u64,
+    pub(crate) end: Option<End<'a>>,
+    /// In order, with their beginnings.
+    pub(crate) phases: Vec<(u64, &'a str)>,
+    pub(crate) messages: BTreeMap<&'a str, Message<'a>>,
+    pub(crate) shown: Vec<Shown<'a>>,
+    /// By conversation and device.
+    pub(crate) timelines: Told<'a, Timeline<'a>>,
+    /// By conversation and region: heads and digest.
+    pub(crate) logs: Told<'a, (&'a str, &'a str)>,
+    /// By (user, conversation) and region.
+    pub(crate) rows: BTreeMap<(&'a str, &'a str), BTreeMap<&'a str, &'a str>>,
+    pub(crate) spans: Vec<Span<'a>>,
+    /// By device.
+    pub(crate) connections: BTreeMap<&'a str, Vec<Connected<'a>>>,
+    /// What does not run when the final state is told.
+    pub(crate) stopped: BTreeSet<&'a str>,
+    /// By conversation and user: from when until when he was a member.
+    pub(crate) members: Told<'a, Vec<(u64, u64)>>,
+    pub(crate) traffic: BTreeMap<&'a str, Traffic>,
+    pub(crate) sometimes: BTreeMap<&'a str, u64>,
+    pub(crate) lateness: Option<Late>,
+    pub(crate) broken: Vec<(u64, &'a str, &'a str)>,
+}
+
+impl<'a> Facts<'a> {
+    /// Reads all lines. `None`, with the reason among the findings, if the form is wrong. A missing end is no reason:
+    /// [`Facts::end`] is `None` then.
+    pub(crate) fn of(lines: &'a [Line], findings: &mut Findings) -> Option<Self> {
+        let mut form = Form { findings, wrong: false };
+        let Some(Line { event: Event::Run(run), .. }) = lines.first() else {
+            form.wrong(0, || "the history does not begin with what was run".into());
+            return None;
+        };
+        if run.format != FORMAT {
+            form.wrong(0, || format!("the history has format {}, not {FORMAT}", run.format));
+            return None;
+        }
+        let mut facts = Self::empty(run);
+        // What stops while the final state is told was stopped because the run is over.
+        let mut telling = false;
+        let mut before_ns = 0;
+        for (number, line) in lines.iter().enumerate().skip(1) {
+            if line.at_ns < before_ns {
+                form.wrong(line.at_ns, || format!("line {}: time descends", number + 1));
+            }
+            if facts.end.is_some() {
+                form.wrong(line.at_ns, || format!("line {}: something follows the end", number + 1));
+            }
+            before_ns = line.at_ns;
+            telling |= matches!(line.event, Event::Timeline { .. } | Event::Log { .. } | Event::Row { .. });
+            facts.take(number, line, telling, &mut form);
+        }
+        facts.last_ns = before_ns;
+        let quiet = facts.phase_ns("quiet").unwrap_or(u64::MAX);
+        for span in &mut facts.spans {
+            span.standing = span.end.is_none_or(|(_, end_ns)| end_ns > quiet);
+        }
+        (!form.wrong).then_some(facts)
+    }
+
+    fn empty(run: &'a Run) -> Self {
+        let mut members: Told<'a, Vec<(u64, u64)>> = BTreeMap::new();
+        for (conversation, users) in &run.cast.conversations {
+            let of = members.entry(conversation).or_default();
+            of.extend(users.iter().map(|user| (user.as_str(), vec![(0, u64::MAX)])));
+        }
+        Self {
+            run,
+            last_ns: 0,
+            end: None,
+            phases: Vec::new(),
+            messages: BTreeMap::new(),
+            shown: Vec::new(),
+            timelines: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            spans: Vec::new(),
+            connections: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            members,
+            traffic: BTreeMap::new(),
+            sometimes: BTreeMap::new(),
+            lateness: None,
+            broken: Vec::new(),
+        }
+    }
+
+    /// When a phase began.
+    pub(crate) fn phase_ns(&self, name: &str) -> Option<u64> {
+        self.phases.iter().find(|(_, n)| *n == name).map(|(at_ns, _)| *at_ns)
+    }
+
+    /// Whose a device is.
+    pub(crate) fn user(&self, device: &str) -> &'a str {
+        self.run.cast.devices.get(device).map_or("", String::as_str)
+    }
+
+    /// State of a device's connection just before a line.
+    pub(crate) fn connected(&self, device: &str, line: usize) -> Option<&Connected<'a>> {
+        let all = self.connections.get(device)?;
+        all.partition_point(|c| c.line < line).checked_sub(1).and_then(|i| all.get(i))
+    }
+
+    /// Whether a user was a member of a conversation at some moment of a time, both ends included.
+    pub(crate) fn was_member(&self, conversation: &str, user: &str, from_ns: u64, until_ns: u64) -> bool {
+        let spans = self.members.get(conversation).and_then(|users| users.get(user));
+        spans.is_some_and(|spans| spans.iter().any(|(begin, end)| *begin <= until_ns && *end >= from_ns))
+    }
+
+    /// Whether the machine was too slow for the run: what it says of times is worth nothing then.
+    pub(crate) fn late(&self) -> bool {
+        self.lateness.as_ref().is_some_and(|l| l.p99_ns > l.delay_ns / crate::limits::LATENESS_SHARE)
+    }
+
+    /// What a missed limit of time makes of the run.
+    pub(crate) fn too_slow(&self) -> Verdict {
+        if self.late() { Verdict::Invalid } else { Verdict::Fail }
+    }
+
+    fn take(&mut self, number: usize, line: &'a Line, telling: bool, form: &mut Form<'_>) {
+        let at_ns = line.at_ns;
+        match &line.event {
+            Event::Run(_) => form.wrong(at_ns, || format!("line {}: a second run begins", number + 1)),
+            Event::Phase { name } => self.phases.push((at_ns, name)),
+            Event::Start { who } => {
+                self.known(at_ns, who, form);
+                self.stopped.remove(who.as_str());
+            }
+            Event::Stop { who, .. } => {
+                self.known(at_ns, who, form);
+                if !telling {
+                    self.stopped.insert(who);
+                }
+            }
+            Event::Connection { device, state, edge, region, .. } => {
+                self.device(at_ns, device, form);
+                if let Some(region) = region {
+                    self.region(at_ns, region, form);
+                }
+                for edge in edge.iter().filter(|e| !self.run.cast.edges.contains_key(*e)) {
+                    form.unknown(at_ns, "edge", edge);
+                }
+                let (edge, region) = (edge.as_deref(), region.as_deref());
+                let now = Connected { line: number, at_ns, state, edge, region };
+                if !telling {
+                    self.connections.entry(device).or_default().push(now);
+                }
+            }
+            Event::Invoke { .. } | Event::Refused { .. } => self.sent(at_ns, &line.event, form),
+            Event::Acked { device, message } => {
+                let region = self.connected(device, number).and_then(|c| c.region);
+                if let Some(message) = self.own(at_ns, device, message, form) {
+                    message.acked.get_or_insert((at_ns, region));
+                }
+            }
+            Event::Stable { device, message } => {
+                if let Some(message) = self.own(at_ns, device, message, form) {
+                    message.stable_ns.get_or_insert(at_ns);
+                }
+            }
+            Event::Failed { device, message, reason, maybe } => {
+                if let Some(message) = self.own(at_ns, device, message, form) {
+                    message.failed.get_or_insert((at_ns, reason, *maybe));
+                }
+            }
+            Event::Commit { region, message } => {
+                self.region(at_ns, region, form);
+                // Of something that nobody sent: a phantom, once it is seen.
+                if let Some(message) = self.messages.get_mut(message.as_str()) {
+                    message.commits.push(region);
+                }
+            }
+            Event::Shown { device, conversation, message, new } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                self.shown.push(Shown { line: number, at_ns, device, conversation, message, new: *new });
+            }
+            Event::Added { conversation, user } => {
+                self.conversation(at_ns, conversation, form);
+                let spans = self.members.entry(conversation).or_default().entry(user).or_default();
+                if spans.last().is_none_or(|(_, end)| *end != u64::MAX) {
+                    spans.push((at_ns, u64::MAX));
+                }
+            }
+            Event::Removed { conversation, user } => {
+                self.conversation(at_ns, conversation, form);
+                let spans = self.members.entry(conversation).or_default().entry(user).or_default();
+                if let Some(last) = spans.last_mut() {
+                    last.1 = last.1.min(at_ns);
+                }
+            }
+            Event::Fault { fault, phase, kind, target, hits } => {
+                self.fault((number, at_ns), fault, *phase, (kind, target, *hits), form);
+            }
+            Event::Link(_) => {}
+            Event::Traffic { device, up_bytes, down_bytes, wakeups, over_ns, .. } => {
+                self.device(at_ns, device, form);
+                let told =
+                    Traffic { up_bytes: *up_bytes, down_bytes: *down_bytes, wakeups: *wakeups, over_ns: *over_ns };
+                self.traffic.insert(device, told);
+            }
+            Event::Timeline { device, conversation, messages, unread } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                let told = Timeline { at_ns, messages, unread: *unread };
+                self.timelines.entry(conversation).or_default().insert(device, told);
+            }
+            Event::Log { region, conversation, heads, digest } => {
+                self.region(at_ns, region, form);
+                self.conversation(at_ns, conversation, form);
+                self.logs.entry(conversation).or_default().insert(region, (heads, digest));
+            }
+            Event::Row { region, user, conversation, row } => {
+                self.region(at_ns, region, form);
+                self.conversation(at_ns, conversation, form);
+                if !self.run.cast.devices.values().any(|u| u == user) {
+                    form.unknown(at_ns, "user", user);
+                }
+                self.rows.entry((user, conversation)).or_default().insert(region, row);
+            }
+            Event::Sometimes { name, count } => *self.sometimes.entry(name).or_default() += count,
+            Event::Broken { who, text } => self.broken.push((at_ns, who, text)),
+            Event::Lateness { packets, p99_ns, delay_ns, .. } => {
+                self.lateness = Some(Late { packets: *packets, p99_ns: *p99_ns, delay_ns: *delay_ns });
+            }
+            Event::End { quiet, waiting, .. } => self.end = Some(End { at_ns, quiet: *quiet, waiting }),
+        }
+    }
+
+    fn sent(&mut self, at_ns: u64, event: &'a Event, form: &mut Form<'_>) {
+        match event {
+            Event::Invoke { device, conversation, message, .. } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                let nth = self.messages.len();
+                let sent = Message {
+                    id: message,
+                    device,
+                    user: self.user(device),
+                    conversation,
+                    nth,
+                    invoked_ns: at_ns,
+                    acked: None,
+                    stable_ns: None,
+                    refused_ns: None,
+                    failed: None,
+                    commits: Vec::new(),
+                };
+                if self.messages.insert(message, sent).is_some() {
+                    form.wrong(at_ns, || format!("{message} is invoked twice"));
+                }
+            }
+            Event::Refused { device, message, .. } => {
+                self.device(at_ns, device, form);
+                let nth = self.messages.len();
+                let user = self.user(device);
+                let refused = self.messages.entry(message).or_insert(Message {
+                    id: message,
+                    device,
+                    user,
+                    conversation: "",
+                    nth,
+                    invoked_ns: at_ns,
+                    acked: None,
+                    stable_ns: None,
+                    refused_ns: None,
+                    failed: None,
+                    commits: Vec::new(),
+                });
+                refused.refused_ns = Some(at_ns);
+            }
+            _ => {}
+        }
+    }
+
+    fn fault(
+        &mut self,
+        begin: (usize, u64),
+        fault: &'a str,
+        phase: FaultPhase,
+        what: (&'a str, &'a str, u64),
+        form: &mut Form<'_>,
+    ) {
+        if !self.run.cast.faults.iter().any(|(id, _, _)| id == fault) {
+            form.unknown(begin.1, "fault", fault);
+        }
+        let (kind, target, hits) = what;
+        let open = self.spans.iter_mut().rev().find(|s| s.fault == fault && s.end.is_none());
+        match (phase, open) {
+            (FaultPhase::Begin, None) => {
+                self.spans.push(Span { fault, kind, target, begin, end: None, hits: 0, standing: false });
+            }
+            (FaultPhase::End, Some(span)) => {
+                span.end = Some(begin);
+                span.hits = hits;
+            }
+            (FaultPhase::Begin, Some(_)) => form.wrong(begin.1, || format!("fault {fault} begins twice")),
+            (FaultPhase::End, None) => form.wrong(begin.1, || format!("fault {fault} ends before it begins")),
+        }
+    }
+
+    /// A message of which a device was told something.
+    fn own(&mut self, at_ns: u64, device: &str, id: &str, form: &mut Form<'_>) -> Option<&mut Message<'a>> {
+        let Some(message) = self.messages.get_mut(id) else {
+            form.wrong(at_ns, || format!("{device} is told of its message {id}, which was never invoked"));
+            return None;
+        };
+        if message.device != device {
+            let owner = message.device;
+            form.wrong(at_ns, || format!("{device} is told of {id}, which is a message of {owner}"));
+        }
+        Some(message)
+    }
+
+    fn known(&self, at_ns: u64, who: &str, form: &mut Form<'_>) {
+        let cast = &self.run.cast;
+        if !cast.devices.contains_key(who) && !cast.edges.contains_key(who) && !cast.regions.iter().any(|r| r == who) {
+            form.unknown(at_ns, "device, edge or region", who);
+        }
+    }
+
+    fn device(&self, at_ns: u64, name: &str, form: &mut Form<'_>) {
+        if !self.run.cast.devices.contains_key(name) {
+            form.unknown(at_ns, "device", name);
+        }
+    }
+
+    fn region(&self, at_ns: u64, name: &str, form: &mut Form<'_>) {
+        if !self.run.cast.regions.iter().any(|r| r == name) {
+            form.unknown(at_ns, "region", name);
+        }
+    }
+
+    fn conversation(&self, at_ns: u64, name: &str, form: &mut Form<'_>) {
+        if !self.run.cast.conversations.contains_key(name) {
+            form.unknown(at_ns, "conversation", name);
+        }
+    }
+
+    /// Devices that must show a message of a user's conversation: those of users that were members from before its
+    /// invocation until the end.
+    pub(crate) fn owed(&self, message: &Message<'_>) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let invoked_ns = message.invoked_ns;
+        let members = self.members.get(message.conversation);
+        self.run
+            .cast
+            .devices
+            .iter()
+            .filter(move |(_, user)| {
+                let spans = members.and_then(|m| m.get(user.as_str()));
+                spans.and_then(|s| s.last()).is_some_and(|(from, until)| *from <= invoked_ns && *until == u64::MAX)
+            })
+            .map(|(device, user)| (device.as_str(), user.as_str()))
+    }
+}
+
+/// Notes what is wrong with the form.
+struct Form<'f> {
+    findings: &'f mut Findings,
+    wrong: bool,
+}
+
+impl Form<'_> {
+    fn wrong(&mut self, at_ns: u64, text: impl FnOnce() -> String) {
+        self.wrong = true;
+        self.findings.add("history", Verdict::Invalid, at_ns, text);
+    }
+
+    fn unknown(&mut self, at_ns: u64, what: &str, name: &str) {
+        self.wrong(at_ns, || format!("no {what} of the cast is named {}", names([name])));
+    }
+}
