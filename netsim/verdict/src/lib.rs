@@ -26,6 +26,10 @@ mod findings;
 pub mod history;
 mod judge;
 pub mod limits;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
+#[cfg(test)]
+mod properties;
 pub mod read;
 pub mod verdict;
 
