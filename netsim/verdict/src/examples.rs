@@ -37,6 +37,7 @@ impl Example {
         let run = Run {
             format: FORMAT,
             scenario: "example".into(),
+            driver: "sim".into(),
             cast: Cast {
                 regions: strings(&["eu", "us"]),
                 edges: [("eu-e1".into(), "eu".into()), ("us-e1".into(), "us".into())].into(),
