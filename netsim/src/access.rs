@@ -18,6 +18,7 @@ use tern_netsim_link::{
     Counts, HandOver, Interface, InterfaceError, Interfaces, LinkSpec, Nat, NatSpec, Outage, Spec, SpecError, Way,
     nearest,
 };
+use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
 use crate::node::{HostId, SimNode};
 use crate::packets::Protocol;
@@ -90,6 +91,20 @@ pub struct HostCounts {
     pub waited: u64,
     /// Packets from and for it that an access network blocked, or that a captive portal answered itself.
     pub blocked: u64,
+    /// How often its radio woke: a packet came or went after [`RADIO_TAIL_NS`] without one.
+    pub wakeups: u64,
+    /// The last packet.
+    pub(crate) last_ns: Option<u64>,
+}
+
+impl HostCounts {
+    /// A packet comes or goes now.
+    pub(crate) fn radio(&mut self, now_ns: u64) {
+        if self.last_ns.is_none_or(|last_ns| now_ns.saturating_sub(last_ns) >= RADIO_TAIL_NS) {
+            self.wakeups += 1;
+        }
+        self.last_ns = Some(now_ns);
+    }
 }
 
 /// Why a device is not changed. Nothing was changed.

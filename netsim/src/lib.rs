@@ -51,6 +51,7 @@ pub mod pipes;
 pub mod pki;
 pub mod random;
 pub mod run;
+pub mod stage;
 pub mod stream;
 pub mod tap;
 pub mod token;

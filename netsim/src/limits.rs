@@ -34,3 +34,17 @@ pub const STREAM_GIVE_UP: Duration = Duration::from_secs(924);
 pub const PORT_FIRST: u16 = 32_768;
 /// Packets of a run that are kept for looking at; the shape covers all.
 pub const PACKETS_KEPT: usize = 200_000;
+
+/// How long regions are given at the start of a run to hear of each other's edges: three exchanges of loads.
+pub const MEETING: Duration = Duration::from_secs(3);
+/// In how long a drained edge or region sends its clients away: a short one, as a run is short.
+pub const DRAIN_WINDOW: Duration = Duration::from_secs(5);
+/// How often the end of a run is looked for.
+pub const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long everything has to stay calm before a run is over: rows and marks follow within the time of a lazy write and
+/// a round of todo.
+pub const CALM_FOR: Duration = Duration::from_secs(2);
+/// How often links are looked at for the report.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Devices whose links are looked at: a report can't show more, and a herd would fill the history.
+pub const LINKS_SAMPLED: usize = 32;

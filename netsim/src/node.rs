@@ -61,6 +61,7 @@ pub(crate) struct Host {
     pub(crate) incarnation: u64,
     pub(crate) tasks: Arc<NodeTasks>,
     pub(crate) panics_before: usize,
+    ended_tasks: u64,
     clock: Arc<SimClock>,
     /// Keyed by (seed, name, start), so that a host more does not reshuffle the others'.
     rng: Arc<Entropy>,
@@ -79,6 +80,7 @@ impl Host {
             incarnation: 1,
             tasks: Arc::new(NodeTasks::new()),
             panics_before: 0,
+            ended_tasks: 0,
             clock: Arc::new(SimClock { start, wrong: Mutex::default() }),
             rng: Arc::new(Entropy::seeded(derive(seed, name, 1))),
             next_port: PORT_FIRST,
@@ -182,20 +184,29 @@ impl SimNode {
         self.down(HostState::Off).await;
     }
 
-    async fn down(&self, how: HostState) {
-        let tasks = self.world.shared.with(|state, after| {
+    /// Kills the node's process, or takes the power away, at once: it sends and receives nothing any more, and no task
+    /// of it is polled again. Its tasks are still to be dropped: call [`SimNode::kill`] or [`SimNode::power_off`] for
+    /// that. May be called from anywhere, also from one of its tasks.
+    pub fn strike_down(&self, how: HostState) {
+        self.world.shared.with(|state, after| {
             let host = state.host(self.host);
-            if host.state != HostState::Up {
-                return None;
+            if host.state == HostState::Up {
+                host.tasks.dead.store(true, Ordering::SeqCst);
+                state.down(self.host, how, after);
             }
-            let tasks = Arc::clone(&host.tasks);
-            tasks.dead.store(true, Ordering::SeqCst);
-            state.down(self.host, how, after);
-            Some(tasks)
         });
-        if let Some(tasks) = tasks {
-            tasks.end().await;
-        }
+    }
+
+    async fn down(&self, how: HostState) {
+        self.strike_down(how);
+        let tasks = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).tasks));
+        let ended = tasks.end().await;
+        self.world.shared.with(|state, _| state.hosts[self.host.0].ended_tasks += ended);
+    }
+
+    /// How many of its tasks ended with kills and without power, so far.
+    pub fn ended_tasks(&self) -> u64 {
+        self.world.shared.with(|state, _| state.host(self.host).ended_tasks)
     }
 
     /// Starts the host again, with nothing running: take a new [`SimNode::env`]. Of no effect on a node that
@@ -268,15 +279,18 @@ impl NodeTasks {
         self.panics.load(Ordering::SeqCst)
     }
 
-    async fn end(&self) {
+    /// Drops all tasks; returns how many there were.
+    async fn end(&self) -> u64 {
         let mut set = std::mem::take(&mut *self.set.lock().unwrap_or_else(PoisonError::into_inner));
         self.reap(&mut set);
+        let count = u64::try_from(set.len()).unwrap_or(u64::MAX);
         set.abort_all();
         while let Some(ended) = set.join_next().await {
             if ended.is_err_and(|error| error.is_panic()) {
                 self.panics.fetch_add(1, Ordering::SeqCst);
             }
         }
+        count
     }
 }
 

@@ -100,6 +100,7 @@ impl State {
             packet.from.set_ip(source);
         }
         let counts = &mut self.hosts[host.0].counts;
+        counts.radio(now_ns);
         counts.sent_packets += 1;
         counts.sent_bytes += u64::from(wire_bytes);
         let mut record = Packet {
@@ -253,6 +254,7 @@ impl State {
         let counts = &mut self.hosts[host.0].counts;
         match taken {
             Ok(()) => {
+                counts.radio(self.now_ns);
                 counts.received_packets += 1;
                 counts.received_bytes += u64::from(wire_bytes);
             }

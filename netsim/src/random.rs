@@ -2,7 +2,7 @@
 //!
 //! Libraries draw keys for their hash maps, and the runtime its own seed, from the C function `getrandom`.
 //! A binary that runs simulations defines that function itself and calls [`fill`], see
-//! `tests/support/getrandom.rs`. The state is the process's because the function is: it is the one thing
+//! `src/getrandom.rs`. The state is the process's because the function is: it is the one thing
 //! that runs in one process share, which is why a process runs one seed.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,6 @@
 //! What the simulation tests share: the seeded process, and children that run one scenario each.
 
+#[path = "../../src/getrandom.rs"]
 mod getrandom;
 
 use std::fmt::Display;

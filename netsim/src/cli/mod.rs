@@ -1,0 +1,213 @@
+//! The command line.
+//!
+//! Exit codes: 0, every run passed; 1, one did not; 2, the command line or a scenario is wrong, and nothing was run;
+//! 3, something outside is missing (a directory that can't be written, a permission).
+
+mod batch;
+mod files;
+mod one;
+mod progress;
+mod replay;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// tern in virtual time: whole regions, edges and clients over links that fail, replayable from a seed.
+#[derive(Debug, Parser)]
+#[command(name = "netsim", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs scenarios and judges them.
+    Run(RunArgs),
+    /// Reads scenarios, and says what is wrong with them, with line and column.
+    Check {
+        /// Files, or directories of them.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Runs again what a directory of `netsim run --out` holds, and compares the histories line by line.
+    Replay {
+        /// The directory of one run: `plan.toml` and `history.jsonl`.
+        run: PathBuf,
+    },
+    /// Judges a history again, without running anything.
+    Judge {
+        /// `history.jsonl` of a run.
+        history: PathBuf,
+        /// Writes the report there.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
+    /// Lists the links that have a name.
+    Profiles,
+    /// Plays one plan and writes its history: what `run` starts.
+    #[command(hide = true)]
+    One(OneArgs),
+}
+
+/// Of `run`.
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// Files, or directories of them.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// With this seed; without it and the two below, with the first seed of each scenario.
+    #[arg(long, conflicts_with_all = ["seeds", "for_time"])]
+    seed: Option<u64>,
+    /// With all seeds from A to below B.
+    #[arg(long, value_name = "A..B", value_parser = parse_range)]
+    seeds: Option<Range<u64>>,
+    /// With one seed after the other until this time is up, beginning with that of --seeds if given: 90s, 10m, 2h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    for_time: Option<Duration>,
+    /// Only at these points of the matrix: name=value.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    point: Vec<(String, String)>,
+    /// Runs at a time; as many as there are processors, if not said.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Plays each run twice, in two processes, and compares the histories.
+    #[arg(long)]
+    twice: bool,
+    /// Switches a seeded bug on; only where netsim was built with the feature `mutants`.
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+    /// Where reports go, and the histories of runs that did not pass.
+    #[arg(long, value_name = "DIR", default_value = "netsim-runs")]
+    out: PathBuf,
+    /// Keeps the history of every run, and writes a report for each.
+    #[arg(long)]
+    keep: bool,
+    /// Writes results for a CI system there, as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// A run that takes longer is ended, and is INVALID.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
+    watchdog: Duration,
+}
+
+/// Of `one`.
+#[derive(Args, Debug)]
+struct OneArgs {
+    /// The scenario.
+    file: PathBuf,
+    /// The seed.
+    #[arg(long)]
+    seed: u64,
+    /// The point of the matrix.
+    #[arg(long, value_parser = parse_pair)]
+    point: Vec<(String, String)>,
+    /// Where the history goes.
+    #[arg(long)]
+    history: PathBuf,
+    /// Where the plan goes.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// What the history calls its replay command.
+    #[arg(long, default_value = "")]
+    replay: String,
+    /// A bug to switch on.
+    #[arg(long)]
+    mutant: Option<String>,
+}
+
+/// Why nothing came of a command.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The command line or a scenario is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// Something outside is missing.
+    #[error("{0}")]
+    Outside(String),
+}
+
+impl Failure {
+    fn io(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::Outside(format!("{what} {}: {error}", path.display()))
+    }
+}
+
+/// Whether everything passed.
+type Outcome = Result<bool, Failure>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => batch::run(&args),
+        Command::Check { paths } => files::check(&paths),
+        Command::Replay { run } => replay::replay(&run),
+        Command::Judge { history, html } => replay::judge_again(&history, html.as_deref()),
+        Command::Profiles => {
+            files::profiles();
+            Ok(true)
+        }
+        Command::One(args) => one::one(args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(failure) => {
+            eprintln!("netsim: {failure}");
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 3 })
+        }
+    }
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    match parsed {
+        Some(range) if range.start < range.end => Ok(range),
+        Some(_) => Err(format!("{text} holds no seed; write A..B with A below B")),
+        None => Err(format!("{text} is no range; write 0..100")),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" | "" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let parsed = number.parse::<u64>().ok().zip(seconds).and_then(|(number, unit)| number.checked_mul(unit));
+    parsed.map(Duration::from_secs).ok_or_else(|| format!("{text} is no time; write 90s, 10m or 2h"))
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    pair.ok_or_else(|| format!("{text} is no point; write name=value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_times_and_points_are_read_or_refused_with_an_example() {
+        assert_eq!(parse_range("3..9"), Ok(3..9));
+        assert!(parse_range("9..3").unwrap_err().contains("A below B"));
+        assert!(parse_range("9").unwrap_err().contains("0..100"));
+        assert_eq!(parse_time("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_time("7"), Ok(Duration::from_secs(7)));
+        assert!(parse_time("1d").unwrap_err().contains("2h"));
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(parse_pair("a").is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

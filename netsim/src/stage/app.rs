@@ -1,0 +1,329 @@
+//! The app of a device: what a user does with the client SDK, and what he sees.
+//!
+//! It knows nothing of simulations: an [`Env`] and a store come from outside, and what happens goes to the
+//! [`Scribe`]. What it must remember over a killed process (which message is which) lies in its [`Memory`], as the
+//! user's own mind would keep it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tern_client::{
+    Client, ConnectionState, Conversation, Draft, Event as Told, Events, FOR_EVER, GroupOptions, Message, MessageId,
+    MessageState, Placed, UserId,
+};
+use tern_core::ids::ConvId;
+use tern_netsim_scenario::plan::{Action, Target};
+use tern_netsim_verdict::Event;
+
+use super::scribe::Scribe;
+
+/// What a user remembers, whatever becomes of his app.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// What he wrote.
+    sent: BTreeMap<MessageId, String>,
+    count: u64,
+    /// Which of it he was told to be acked and stable.
+    acked: BTreeMap<String, bool>,
+}
+
+/// All conversations of a run, by what the system calls them.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<BTreeMap<ConvId, String>>);
+
+impl Names {
+    /// The system calls this conversation so.
+    pub fn learn(&self, id: ConvId, label: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, label.to_owned());
+    }
+
+    /// What the scenario calls a conversation.
+    pub fn label(&self, id: ConvId) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// What the system calls a conversation of the scenario.
+    pub fn id(&self, label: &str) -> Option<ConvId> {
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().find(|(_, known)| *known == label).map(|(id, _)| *id)
+    }
+}
+
+/// The name of a direct conversation.
+pub fn direct_label(a: &str, b: &str) -> String {
+    if a <= b { format!("{a}+{b}") } else { format!("{b}+{a}") }
+}
+
+/// An app that runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App {
+    device: String,
+    user: String,
+    client: Client,
+    memory: Arc<Mutex<Memory>>,
+    names: Arc<Names>,
+    scribe: Arc<Scribe>,
+}
+
+impl App {
+    /// Opens the app on a client. [`App::watch`] is to be run beside it, as a task of the device.
+    pub fn open(
+        device: &str,
+        user: &str,
+        client: Client,
+        memory: Arc<Mutex<Memory>>,
+        names: Arc<Names>,
+        scribe: Arc<Scribe>,
+    ) -> Self {
+        let app = Self { device: device.to_owned(), user: user.to_owned(), client, memory, names, scribe };
+        app.scribe.tell(Event::Start { who: app.device.clone() });
+        app.catch_up();
+        app
+    }
+
+    /// Tells what the client tells, until it is closed.
+    pub async fn watch(self, mut events: Events) {
+        self.connection(&self.client.connection());
+        while let Some(event) = events.next().await {
+            self.told(event);
+        }
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// A message to somebody; `bytes` of it at least what its name needs.
+    pub fn send(&self, to: &Target, bytes: u32) {
+        let label = self.label(to);
+        let message = {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.count += 1;
+            format!("{}/{}", self.device, memory.count)
+        };
+        let mut text = format!("{message} ");
+        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX);
+        text.extend(std::iter::repeat_n('.', wanted.saturating_sub(text.len())));
+        let length = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        // Told before it is stored: from then on the client may tell of it.
+        self.scribe.tell(Event::Invoke {
+            device: self.device.clone(),
+            conversation: label,
+            message: message.clone(),
+            bytes: length,
+        });
+        let sent = self.conversation(to).and_then(|with| {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let id = with.send(Draft::text(text)).map_err(|error| error.to_string())?;
+            memory.sent.insert(id, message.clone());
+            Ok(())
+        });
+        if let Err(reason) = sent {
+            self.scribe.tell(Event::Refused { device: self.device.clone(), message, reason });
+        }
+    }
+
+    /// Makes a group.
+    pub fn create_group(&self, label: &str, members: &[String]) -> Result<(), String> {
+        let others = members.iter().filter(|user| **user != self.user);
+        let others: Vec<UserId> = others.map(|user| UserId::new(user)).collect::<Result<_, _>>().map_err(text)?;
+        let group = self.client.create_group(label, &others, GroupOptions::default()).map_err(text)?;
+        self.names.learn(group.id(), label);
+        Ok(())
+    }
+
+    /// Does something besides writing.
+    pub fn act(&self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::Read(target) => self.conversation(target)?.mark_read().map_err(text),
+            Action::ReadAll => {
+                for info in self.client.conversations().map_err(text)? {
+                    self.client.conversation(info.id).mark_read().map_err(text)?;
+                }
+                Ok(())
+            }
+            Action::Mute(target) => self.conversation(target)?.mute(FOR_EVER).map(|_| ()).map_err(text),
+            Action::Add { group, user } => {
+                let users = [UserId::new(user).map_err(text)?];
+                self.group(group)?.add(&users, false).map_err(text)?;
+                self.scribe.tell(Event::Added { conversation: group.clone(), user: user.clone() });
+                Ok(())
+            }
+            Action::Remove { group, user } => {
+                let users = [UserId::new(user).map_err(text)?];
+                self.group(group)?.remove(&users).map_err(text)?;
+                self.scribe.tell(Event::Removed { conversation: group.clone(), user: user.clone() });
+                Ok(())
+            }
+        }
+    }
+
+    /// What it shows of a conversation, top to bottom, and how much of it is unread.
+    pub fn timeline(&self, label: &str) -> Result<(Vec<String>, (u64, bool)), String> {
+        let conversation = match self.names.id(label) {
+            Some(id) => self.client.conversation(id),
+            None => return Err(format!("{label} was never made")),
+        };
+        let shown = conversation.timeline(usize::MAX).map_err(text)?;
+        let messages = shown.messages.iter().filter(|message| message.kind == 0 && !message.erased);
+        let unread = conversation.unread().map_err(text)?;
+        Ok((messages.map(name_of).collect(), (unread.count, unread.exact)))
+    }
+
+    /// Whether it is live, and waits for nothing.
+    pub fn is_calm(&self) -> bool {
+        matches!(self.client.connection(), ConnectionState::Live { .. }) && self.client.waiting() == (0, 0)
+    }
+
+    /// How it stands, for a human.
+    pub fn standing(&self) -> String {
+        format!("{}: {:?}, waiting {:?}", self.device, self.client.connection(), self.client.waiting())
+    }
+
+    fn label(&self, to: &Target) -> String {
+        match to {
+            Target::User(peer) => direct_label(&self.user, peer),
+            Target::Group(group) => group.clone(),
+        }
+    }
+
+    fn conversation(&self, to: &Target) -> Result<Conversation, String> {
+        match to {
+            Target::User(peer) => self.client.direct(&UserId::new(peer).map_err(text)?).map_err(text),
+            Target::Group(group) => self.group(group),
+        }
+    }
+
+    fn group(&self, label: &str) -> Result<Conversation, String> {
+        let id = self.names.id(label).ok_or_else(|| format!("the group {label} was never made"))?;
+        Ok(self.client.conversation(id))
+    }
+
+    /// After a start: what came of messages while nobody listened.
+    fn catch_up(&self) {
+        let sent = self.memory.lock().unwrap_or_else(PoisonError::into_inner).sent.clone();
+        for id in sent.keys() {
+            if let Ok(Some(message)) = self.client.message(*id) {
+                match message.state {
+                    MessageState::Sent => self.acked(*id, false),
+                    MessageState::Stable => self.acked(*id, true),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn acked(&self, id: MessageId, stable: bool) {
+        let (message, before) = {
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(message) = memory.sent.get(&id).cloned() else { return };
+            let before = memory.acked.get(&message).copied();
+            memory.acked.insert(message.clone(), stable || before == Some(true));
+            (message, before)
+        };
+        let device = || self.device.clone();
+        if before.is_none() {
+            self.scribe.tell(Event::Acked { device: device(), message: message.clone() });
+        }
+        if stable && before != Some(true) {
+            self.scribe.tell(Event::Stable { device: device(), message });
+        }
+    }
+
+    fn failed(&self, id: MessageId, code: u32, words: &str, maybe: bool) {
+        let message = self.memory.lock().unwrap_or_else(PoisonError::into_inner).sent.get(&id).cloned();
+        if let Some(message) = message {
+            let reason = format!("{code}: {words}");
+            self.scribe.tell(Event::Failed { device: self.device.clone(), message, reason, maybe });
+        }
+    }
+
+    fn connection(&self, state: &ConnectionState) {
+        let at = |state: &str, edge: &str, region: &str, transport: &str| Event::Connection {
+            device: self.device.clone(),
+            state: state.to_owned(),
+            edge: Some(edge.to_owned()),
+            region: Some(region.to_owned()),
+            transport: Some(transport.to_owned()),
+        };
+        let nowhere = |state: &str| Event::Connection {
+            device: self.device.clone(),
+            state: state.to_owned(),
+            edge: None,
+            region: None,
+            transport: None,
+        };
+        self.scribe.tell(match state {
+            ConnectionState::Offline => nowhere("offline"),
+            ConnectionState::Connecting { .. } => nowhere("connecting"),
+            ConnectionState::Recovering { edge, region, transport, .. } => {
+                at("recovering", edge, region, transport.name())
+            }
+            ConnectionState::Live { edge, region, transport } => at("live", edge, region, transport.name()),
+        });
+    }
+
+    fn broken(&self, text: String) {
+        self.scribe.tell(Event::Broken { who: self.device.clone(), text });
+    }
+
+    fn told(&self, event: Told) {
+        match event {
+            Told::Connection(state) => self.connection(&state),
+            Told::Message(change) if change.what != Placed::Erased => match self.client.message(change.id) {
+                Ok(Some(message)) => self.shown(&message, matches!(change.what, Placed::Moved { .. })),
+                Ok(None) => {}
+                Err(error) => self.broken(format!("a message can't be read: {error}")),
+            },
+            Told::Sent { id, .. } => self.acked(id, false),
+            Told::Stable { id, .. } => self.acked(id, true),
+            Told::Failed { id, code, message, .. } => self.failed(id, code, &message, false),
+            Told::Unknown { id, code, message, .. } => self.failed(id, code, &message, true),
+            Told::ReOffered { count, .. } => self.scribe.reoffered(count),
+            Told::Renamed { from, to } => {
+                if let Some(label) = self.names.label(from) {
+                    self.names.learn(to, &label);
+                }
+            }
+            Told::Kicked { .. } => {
+                // Its user knows of no second process with its store, and opens it again.
+                if let Err(error) = self.client.reconnect() {
+                    self.broken(format!("it does not connect again: {error}"));
+                }
+            }
+            Told::ChangeRefused { code, message, .. } => {
+                self.broken(format!("a change of a group or setting was refused: {code}, {message}"));
+            }
+            Told::AtRisk { id, .. } => self.broken(format!("message {id} was released before it was stable")),
+            Told::Gap { origin, from, to, reason, .. } => {
+                self.broken(format!("{from}-{to} of {origin} can't be had for good: {reason:?}"));
+            }
+            other => tracing::trace!(device = self.device, ?other, "of no interest"),
+        }
+    }
+
+    fn shown(&self, message: &Message, moved: bool) {
+        let name = name_of(message);
+        let own = name.split_once('/').is_some_and(|(device, _)| device == self.device);
+        if message.kind != 0 || own || message.erased {
+            return;
+        }
+        let conversation = self.names.label(message.conversation).unwrap_or_else(|| message.conversation.to_string());
+        self.scribe.tell(Event::Shown { device: self.device.clone(), conversation, message: name, new: !moved });
+    }
+}
+
+/// How the run calls a message: the head of its body.
+pub fn name_in(body: &[u8]) -> String {
+    let head = body.split(|byte| *byte == b' ').next().unwrap_or(body);
+    String::from_utf8_lossy(head).into_owned()
+}
+
+fn name_of(message: &Message) -> String {
+    name_in(&message.body)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

@@ -1,0 +1,296 @@
+//! The end of a run: whether all is calm, and what regions and devices hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tern_core::ids::{ConvId, UserId};
+use tern_core::store::{Range, RowRecord, Store};
+use tern_netsim_link::Cause;
+use tern_netsim_scenario::plan::Action;
+use tern_netsim_verdict::{Event, Line, LinkSample};
+
+use super::{PlayError, Stage, nanos};
+use crate::limits::{CALM_FOR, LOOK_EVERY};
+use crate::node::HostState;
+
+/// FNV-1a, 64 bits: the same in every version and on every machine.
+struct Digest(u64);
+
+impl Digest {
+    fn mix(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// What a region holds of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    heads: String,
+    digest: String,
+}
+
+impl Stage {
+    /// Waits until nothing is on its way any more. Whether that came to be, and what was waiting if not.
+    pub(super) async fn calm_down(&mut self) -> Result<(bool, Vec<String>), PlayError> {
+        let until_ns = self.now_ns().saturating_add(self.plan.liveness.within_ns);
+        let mut calm_since: Option<u64> = None;
+        loop {
+            let now_ns = self.now_ns();
+            let waiting = self.waiting().await?;
+            if waiting.is_empty() {
+                // Rows and marks follow lazily: it has to stay so for a while.
+                let since_ns = *calm_since.get_or_insert(now_ns);
+                if now_ns.saturating_sub(since_ns) >= nanos(CALM_FOR) {
+                    return Ok((true, Vec::new()));
+                }
+            } else {
+                calm_since = None;
+                if now_ns >= until_ns {
+                    return Ok((false, waiting));
+                }
+            }
+            self.run_until(now_ns.saturating_add(nanos(LOOK_EVERY))).await?;
+        }
+    }
+
+    /// What still waits, cheap things first: while there are some, nothing else is looked at.
+    async fn waiting(&self) -> Result<Vec<String>, PlayError> {
+        let mut waiting = Vec::new();
+        for seat in self.devices.values() {
+            if let Some(app) = seat.app.as_ref().filter(|app| !app.is_calm()) {
+                waiting.push(app.standing());
+            }
+        }
+        if !waiting.is_empty() {
+            return Ok(waiting);
+        }
+        for (label, members) in self.members() {
+            let mut lists = BTreeMap::new();
+            for (device, seat) in &self.devices {
+                let Some(app) = seat.app.as_ref() else { continue };
+                let user = self.user_of(device);
+                if members.contains(&user) {
+                    match app.timeline(&label) {
+                        Ok((messages, _)) => lists.insert(device.clone(), messages.len()),
+                        Err(error) => {
+                            waiting.push(format!("{device} can't show {label}: {error}"));
+                            None
+                        }
+                    };
+                }
+            }
+            let lengths: BTreeSet<usize> = lists.values().copied().collect();
+            if lengths.len() > 1 {
+                waiting.push(format!("devices differ in how much they show of {label}: {lists:?}"));
+            }
+        }
+        if !waiting.is_empty() {
+            return Ok(waiting);
+        }
+        for (label, id) in self.known() {
+            let mut all = BTreeMap::new();
+            for region in self.running() {
+                all.insert(region.clone(), self.held(&region, id).await?);
+            }
+            let distinct: Vec<&Held> = all.values().collect();
+            if distinct.windows(2).any(|two| two[0] != two[1]) {
+                waiting.push(format!("regions differ in {label}: {all:?}"));
+            }
+        }
+        if !waiting.is_empty() {
+            return Ok(waiting);
+        }
+        let mut rows: BTreeMap<(String, String), BTreeMap<String, String>> = BTreeMap::new();
+        for region in self.running() {
+            for (user, label, row) in self.rows(&region).await? {
+                rows.entry((user, label)).or_default().insert(region.clone(), row);
+            }
+        }
+        for ((user, label), by_region) in rows {
+            let distinct: BTreeSet<&String> = by_region.values().collect();
+            if distinct.len() > 1 || by_region.len() != self.running().len() {
+                waiting.push(format!("regions differ in {user}'s row of {label}: {by_region:?}"));
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Tells what everybody holds, and ends the history.
+    pub(super) async fn finish(mut self, quiet: bool, waiting: Vec<String>) -> Result<Vec<Line>, PlayError> {
+        for number in self.rig.holding() {
+            self.rig.lift(number)?;
+        }
+        self.sample()?;
+        let over_ns = self.now_ns();
+        for device in self.devices.keys() {
+            let counts = self.world.host_counts(device)?;
+            self.scribe.tell(Event::Traffic {
+                device: device.clone(),
+                up_bytes: counts.sent_bytes,
+                down_bytes: counts.received_bytes,
+                up_packets: counts.sent_packets,
+                down_packets: counts.received_packets,
+                wakeups: counts.wakeups,
+                over_ns,
+            });
+        }
+        for (label, members) in self.members() {
+            for (device, seat) in self.devices.iter().filter(|(device, _)| members.contains(&self.user_of(device))) {
+                let Some(app) = &seat.app else { continue };
+                let event = match app.timeline(&label) {
+                    Ok((messages, unread)) => Event::Timeline {
+                        device: device.clone(),
+                        conversation: label.clone(),
+                        messages,
+                        unread: Some(unread),
+                    },
+                    Err(text) => Event::Broken { who: device.clone(), text: format!("{label}: {text}") },
+                };
+                self.scribe.tell(event);
+            }
+        }
+        for region in self.running() {
+            for (conversation, id) in self.known() {
+                let Held { heads, digest } = self.held(&region, id).await?;
+                self.scribe.tell(Event::Log { region: region.clone(), conversation, heads, digest });
+            }
+            for (user, conversation, row) in self.rows(&region).await? {
+                self.scribe.tell(Event::Row { region: region.clone(), user, conversation, row });
+            }
+        }
+        if self.world.panics() > 0 {
+            let text = format!("{} tasks of nodes panicked; see standard error", self.world.panics());
+            self.scribe.tell(Event::Broken { who: "the system".into(), text });
+        }
+        let shape = self.world.shape();
+        let end = Event::End { quiet, waiting, shape: Some(format!("{:016x}", shape.hash)), packets: shape.packets };
+        Ok(self.scribe.finish(end))
+    }
+
+    fn user_of(&self, device: &str) -> String {
+        let planned = self.plan.devices.iter().find(|one| one.id == device);
+        planned.map(|one| one.user.clone()).unwrap_or_default()
+    }
+
+    /// All conversations in which something was or could be written, with those who are members at the end.
+    fn members(&self) -> BTreeMap<String, Vec<String>> {
+        let heading = super::headline(&self.plan, &super::Heading::default(), "sim");
+        let mut all = heading.cast.conversations;
+        for action in &self.plan.actions {
+            match &action.what {
+                Action::Add { group, user } => {
+                    let members = all.entry(group.clone()).or_default();
+                    if !members.contains(user) {
+                        members.push(user.clone());
+                    }
+                }
+                Action::Remove { group, user } => all.entry(group.clone()).or_default().retain(|one| one != user),
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// All conversations, as the system calls them.
+    fn known(&self) -> Vec<(String, ConvId)> {
+        let labels = self.members().into_keys();
+        labels.filter_map(|label| self.names.id(&label).map(|id| (label, id))).collect()
+    }
+
+    /// Regions whose core runs.
+    fn running(&self) -> Vec<String> {
+        let all = self.plan.regions.iter().map(|region| region.name.clone());
+        all.filter(|name| {
+            self.cluster.core(name).is_some() && self.cluster.host(name).is_ok_and(|host| host.state() == HostState::Up)
+        })
+        .collect()
+    }
+
+    async fn held(&self, region: &str, conversation: ConvId) -> Result<Held, PlayError> {
+        let store = self.cluster.store(region)?;
+        let image = store.conversation(conversation).await.map_err(super::ClusterError::Store)?;
+        let mut digest = Digest(0xcbf2_9ce4_8422_2325);
+        for (origin, head) in &image.heads {
+            let range = Range {
+                conversation,
+                origin: *origin,
+                from: 1,
+                to: *head,
+                max_entries: usize::MAX,
+                max_bytes: usize::MAX,
+                backwards: false,
+            };
+            for entry in store.range(range).await.map_err(super::ClusterError::Store)? {
+                digest.mix(format!("{entry:?}").as_bytes());
+            }
+        }
+        Ok(Held { heads: heads(&image.heads), digest: format!("{:016x}", digest.0) })
+    }
+
+    /// (user, conversation, row) of everybody who takes part.
+    async fn rows(&self, region: &str) -> Result<Vec<(String, String, String)>, PlayError> {
+        let users: BTreeSet<String> = self.plan.devices.iter().map(|device| device.user.clone()).collect();
+        let store = self.cluster.store(region)?;
+        let mut all = Vec::new();
+        for user in users {
+            let id = UserId::new(&user).map_err(|error| PlayError::Name(error.to_string()))?;
+            for (conversation, row) in store.rows(id).await.map_err(super::ClusterError::Store)? {
+                if let Some(label) = self.names.label(conversation) {
+                    all.push((user.clone(), label, row_text(&row)));
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// All of a row that regions have in common: not the revision, nor what was counted, which depends on the order in which
+/// copies came.
+fn row_text(row: &RowRecord) -> String {
+    let RowRecord { heads: held, read, peer_read, from, state, generation, peer, last_hlc, rev: _, counted: _ } = row;
+    format!(
+        "heads {} read {} peer_read {} from {} state {state} generation {generation} peer {} last_hlc {last_hlc}",
+        heads(held),
+        heads(read),
+        heads(peer_read),
+        heads(from),
+        peer.as_ref().map_or("-", |peer| peer.as_str()),
+    )
+}
+
+fn heads(heads: &tern_core::ids::Heads) -> String {
+    let all: Vec<String> = heads.iter().map(|(origin, head)| format!("{origin}:{head}")).collect();
+    format!("[{}]", all.join(" "))
+}
+
+/// The name of a cause in histories.
+pub(super) fn cause(cause: Cause) -> String {
+    match cause {
+        Cause::TooLong(_) => "too-long",
+        Cause::BlackHole => "black-hole",
+        Cause::QueueFull => "queue-full",
+        Cause::Codel => "codel",
+        Cause::Outage => "outage",
+        Cause::Loss => "loss",
+        Cause::Corrupt => "corrupt",
+    }
+    .to_owned()
+}
+
+/// What a link did between two looks.
+pub(super) fn since(before: &LinkSample, now: LinkSample) -> LinkSample {
+    let dropped = now
+        .dropped
+        .iter()
+        .map(|(cause, count)| (cause.clone(), count.saturating_sub(before.dropped.get(cause).copied().unwrap_or(0))));
+    LinkSample {
+        over_ns: now.over_ns - before.over_ns,
+        sent: now.sent - before.sent,
+        sent_bytes: now.sent_bytes - before.sent_bytes,
+        delivered: now.delivered - before.delivered,
+        delivered_bytes: now.delivered_bytes - before.delivered_bytes,
+        dropped: dropped.filter(|(_, count)| *count > 0).collect(),
+        ..now
+    }
+}
