@@ -539,10 +539,18 @@ impl Stage {
         }
         self.set_disks()?;
         let now_ns = self.now_ns();
-        if let Some(lasts_ns) = fault.lasts_ns {
-            self.add(now_ns.saturating_add(lasts_ns), Due::End(number));
-        }
         self.anchored(&fault.id, false, now_ns);
+        match fault.effect {
+            // What happens at once has happened: what hangs on its end begins, while what it hits is counted until the
+            // run is over.
+            Effect::HandOver { how, .. } => self.anchored(&fault.id, true, now_ns.saturating_add(how.gap_ns)),
+            Effect::NewAddress { .. } | Effect::NatRebind { .. } => self.anchored(&fault.id, true, now_ns),
+            _ => {
+                if let Some(lasts_ns) = fault.lasts_ns {
+                    self.add(now_ns.saturating_add(lasts_ns), Due::End(number));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -659,6 +667,9 @@ impl Stage {
         let ends: Vec<usize> = self.rig.holding();
         for number in ends {
             let effect = &self.plan.faults[number].effect;
+            if matches!(effect, Effect::HandOver { .. } | Effect::NewAddress { .. } | Effect::NatRebind { .. }) {
+                continue;
+            }
             let core = matches!(
                 effect,
                 Effect::PathCut { .. }

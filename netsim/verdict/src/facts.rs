@@ -217,6 +217,14 @@ impl<'a> Facts<'a> {
         all.partition_point(|c| c.line < line).checked_sub(1).and_then(|i| all.get(i))
     }
 
+    /// Whether a device was live all the time, as far as it is known; of one whose connection was never told nothing is.
+    pub(crate) fn live_throughout(&self, device: &str, from_ns: u64, until_ns: u64) -> bool {
+        let Some(all) = self.connections.get(device) else { return true };
+        let first = all.partition_point(|c| c.at_ns < from_ns).saturating_sub(1);
+        let within = all.iter().skip(first).take_while(|c| c.at_ns <= until_ns);
+        within.fold(true, |live, c| live && c.state == "live")
+    }
+
     /// Whether a user was a member of a conversation at some moment of a time, both ends included.
     pub(crate) fn was_member(&self, conversation: &str, user: &str, from_ns: u64, until_ns: u64) -> bool {
         let spans = self.members.get(conversation).and_then(|users| users.get(user));

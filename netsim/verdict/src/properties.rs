@@ -138,7 +138,9 @@ fn two_of_one_sender_appear_in_the_wrong_order(
     lines: &mut Vec<Line>,
     random: &mut Random,
 ) -> Option<&'static [&'static str]> {
-    // By (device, conversation, region of the first commit, sender): two such that follow each other.
+    // By (device, conversation, region of the first commit, sender): two such that follow each other, while the device
+    // kept its connection from the sending of the first on.
+    let (mut told, mut invoked) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
     let mut region = std::collections::BTreeMap::new();
     let mut last = std::collections::BTreeMap::new();
     let mut pairs = Vec::new();
@@ -150,7 +152,16 @@ fn two_of_one_sender_appear_in_the_wrong_order(
             Event::Shown { device, conversation, message, .. } => {
                 let sender = message.split('/').next().unwrap_or_default().to_owned();
                 let key = (device.clone(), conversation.clone(), region.get(message).cloned(), sender);
-                pairs.extend(last.insert(key, at).map(|before| (before, at)));
+                let before = last.insert(key, (at, invoked.get(message).copied()));
+                let steady =
+                    |sent: Option<usize>| sent.is_some_and(|sent| told.get(device).is_none_or(|at| *at < sent));
+                pairs.extend(before.filter(|(_, sent)| steady(*sent)).map(|(before, _)| (before, at)));
+            }
+            Event::Connection { device, .. } => {
+                told.insert(device.clone(), at);
+            }
+            Event::Invoke { message, .. } => {
+                invoked.insert(message.clone(), at);
             }
             _ => {}
         }

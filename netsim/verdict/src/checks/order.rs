@@ -1,10 +1,12 @@
 //! What one device writes into a conversation keeps its order.
 //!
-//! In every timeline, without exception. As it appears, with one: if a message was decided on in another region than
+//! In every timeline, without exception. As it appears, with two. If a message was decided on in another region than
 //! its successor, and that region went silent before anybody had a copy, then the successor is there first, and the
 //! message takes its place above it when the region comes back. Nothing else is possible without refusing to write
-//! while a region is away; so these are counted as late, and not failed. Where both were first decided on in one
-//! region, or it is not known where, the later one must not appear first.
+//! while a region is away. And a device that comes back from an outage is pushed what is new while it still fetches
+//! what it missed: a backlog must not delay a new message. Both are counted as late, and not failed. Where both were
+//! first decided on in one region, or it is not known where, and the device was live all the time from the sending of
+//! the earlier one, the later one must not appear first.
 //!
 //! A message that failed and was sent again by its user stands where it was sent again; it is left out.
 
@@ -30,7 +32,7 @@ pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> Disorder {
         let newest = appeared.entry((shown.device, message.device, message.conversation)).or_insert(message);
         if newest.nth <= message.nth {
             *newest = message;
-        } else if elsewhere(newest, message) {
+        } else if elsewhere(newest, message) || !facts.live_throughout(shown.device, message.invoked_ns, shown.at_ns) {
             disorder.late += 1;
         } else {
             disorder.out_of_order += 1;
@@ -71,6 +73,7 @@ fn elsewhere(a: &Message<'_>, b: &Message<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::Event;
     use crate::examples::Example;
     use crate::verdict::Verdict;
 
@@ -89,6 +92,31 @@ mod tests {
         let both = both.shown_by("alice-tablet", &["alice-phone/2", "alice-phone/3"]);
         let both = both.shown_by("bob-tablet", &["alice-phone/2", "alice-phone/3"]);
         assert_eq!(both.ends_well().found(), ["order"]);
+    }
+
+    #[test]
+    fn what_a_device_missed_may_come_after_what_is_new() {
+        let sent = |e: Example| {
+            let first = e.invoke("alice-phone", "alice+bob").ack("alice-phone/2", "eu");
+            first.invoke("alice-phone", "alice+bob").ack("alice-phone/3", "eu")
+        };
+        let seen = |e: Example| {
+            let both = e.shown_by("bob-phone", &["alice-phone/3", "alice-phone/2"]);
+            let both = both.shown_by("alice-tablet", &["alice-phone/2", "alice-phone/3"]);
+            both.shown_by("bob-tablet", &["alice-phone/2", "alice-phone/3"]).ends_well()
+        };
+        let connection = |state: &str| Event::Connection {
+            device: "bob-phone".into(),
+            state: state.into(),
+            edge: None,
+            region: None,
+            transport: None,
+        };
+        let away = sent(Example::good().event(connection("live")).event(connection("connecting")));
+        let judged = seen(away.event(connection("live"))).judge();
+        assert_eq!((judged.verdict, judged.figures.late, judged.figures.out_of_order), (Verdict::Pass, 1, 0));
+        let there = seen(sent(Example::good().event(connection("live"))));
+        assert_eq!(there.found(), ["order"]);
     }
 
     #[test]
