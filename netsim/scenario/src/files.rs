@@ -22,6 +22,9 @@ const THINGS: [(&str, &str); 8] = [
     ("action", "id"),
     ("fault", "id"),
 ];
+/// Two ways to say one thing, by array: saying it one way takes back the other.
+const EITHER: [(&str, &str, &str); 4] =
+    [("load", "rate", "every"), ("fault", "at", "when"), ("action", "at", "when"), ("path", "rtt", "latency")];
 /// Tables inside of things and tables that are merged too, not replaced.
 const INNER: [&str; 2] = ["iface", "recover_within"];
 
@@ -120,14 +123,16 @@ fn merge(base: &mut Table, later: Table) {
     for (key, (spot, node)) in later {
         let thing = THINGS.iter().find(|(array, _)| *array == key);
         match (base.get_mut(&key).map(|(_, node)| &mut node.value), node.value) {
-            (Some(Value::Table(old)), Value::Table(new)) => merge_thing(old, new),
+            (Some(Value::Table(old)), Value::Table(new)) => merge_thing(&key, old, new),
             (Some(Value::List(old)), Value::List(new)) if thing.is_some() => {
-                let key = thing.map_or("", |(_, key)| key);
+                let (array, key) = thing.copied().unwrap_or_default();
                 for one in new {
                     let name = name_of(&one, key).map(|(_, name)| name);
                     let same = |old: &&mut Node| name.is_some() && name_of(old, key).map(|(_, name)| name) == name;
                     match (old.iter_mut().find(same).map(|old| &mut old.value), one) {
-                        (Some(Value::Table(old)), Node { value: Value::Table(new), .. }) => merge_thing(old, new),
+                        (Some(Value::Table(old)), Node { value: Value::Table(new), .. }) => {
+                            merge_thing(array, old, new);
+                        }
                         (_, one) => old.push(one),
                     }
                 }
@@ -139,7 +144,14 @@ fn merge(base: &mut Table, later: Table) {
     }
 }
 
-fn merge_thing(old: &mut Table, new: Table) {
+fn merge_thing(array: &str, old: &mut Table, new: Table) {
+    for (_, one, other) in EITHER.iter().filter(|(of, ..)| *of == array) {
+        for (said, taken_back) in [(one, other), (other, one)] {
+            if new.contains_key(*said) {
+                old.remove(*taken_back);
+            }
+        }
+    }
     for (key, (spot, node)) in new {
         match (old.get_mut(&key).map(|(_, node)| &mut node.value), node) {
             (Some(Value::Table(old)), Node { value: Value::Table(new), .. }) if INNER.contains(&key.as_str()) => {

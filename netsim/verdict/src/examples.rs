@@ -37,6 +37,7 @@ impl Example {
         let run = Run {
             format: FORMAT,
             scenario: "example".into(),
+            driver: "sim".into(),
             cast: Cast {
                 regions: strings(&["eu", "us"]),
                 edges: [("eu-e1".into(), "eu".into()), ("us-e1".into(), "us".into())].into(),
@@ -186,9 +187,15 @@ impl Example {
         example.ack(&message, region).event(stable).show_everywhere(&message)
     }
 
+    /// By alice's phone.
     pub(crate) fn removed(mut self, conversation: &str, user: &str) -> Self {
         self.removed.push((conversation.into(), user.into()));
-        self.event(Event::Removed { conversation: conversation.into(), user: user.into() })
+        self.event(Event::Removed { conversation: conversation.into(), user: user.into() }).event(Event::Learned {
+            device: "alice-phone".into(),
+            conversation: conversation.into(),
+            user: user.into(),
+            member: false,
+        })
     }
 
     /// What he missed he gets from elsewhere; he has no timeline in the end.

@@ -20,6 +20,8 @@ pub(crate) struct Message<'a> {
     /// Order of invocation over the whole run.
     pub(crate) nth: usize,
     pub(crate) invoked_ns: u64,
+    /// Its line's place in the history.
+    pub(crate) line: usize,
     /// First ack, and the region to which its device was connected then.
     pub(crate) acked: Option<(u64, Option<&'a str>)>,
     pub(crate) stable_ns: Option<u64>,
@@ -106,6 +108,9 @@ pub(crate) struct Late {
     pub(crate) delay_ns: u64,
 }
 
+/// A device, a conversation, and a user of whom the device knows whether he is a member.
+pub(crate) type Knowing<'a> = (&'a str, &'a str, &'a str);
+
 /// By (conversation, what tells it).
 pub(crate) type Told<'a, T> = BTreeMap<&'a str, BTreeMap<&'a str, T>>;
 
@@ -132,6 +137,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) stopped: BTreeSet<&'a str>,
     /// By conversation and user: from when until when he was a member.
     pub(crate) members: Told<'a, Vec<(u64, u64)>>,
+    /// By (device, conversation, user): since which line the device knows that he is a member, or is none.
+    pub(crate) learned: BTreeMap<Knowing<'a>, Vec<(usize, bool)>>,
     pub(crate) traffic: BTreeMap<&'a str, Traffic>,
     pub(crate) sometimes: BTreeMap<&'a str, u64>,
     pub(crate) lateness: Option<Late>,
@@ -152,8 +159,18 @@ impl<'a> Facts<'a> {
             return None;
         }
         let mut facts = Self::empty(run);
-        // What stops while the final state is told was stopped because the run is over.
-        let mut telling = false;
+        // What starts and stops as the final state is told does so because the run is over.
+        let final_state = |line: &&Line| {
+            matches!(
+                line.event,
+                Event::Timeline { .. }
+                    | Event::Log { .. }
+                    | Event::Row { .. }
+                    | Event::Traffic { .. }
+                    | Event::End { .. }
+            )
+        };
+        let wrap_up_ns = lines.iter().find(final_state).map_or(u64::MAX, |line| line.at_ns);
         let mut before_ns = 0;
         for (number, line) in lines.iter().enumerate().skip(1) {
             if line.at_ns < before_ns {
@@ -163,8 +180,7 @@ impl<'a> Facts<'a> {
                 form.wrong(line.at_ns, || format!("line {}: something follows the end", number + 1));
             }
             before_ns = line.at_ns;
-            telling |= matches!(line.event, Event::Timeline { .. } | Event::Log { .. } | Event::Row { .. });
-            facts.take(number, line, telling, &mut form);
+            facts.take(number, line, line.at_ns >= wrap_up_ns, &mut form);
         }
         facts.last_ns = before_ns;
         let quiet = facts.phase_ns("quiet").unwrap_or(u64::MAX);
@@ -194,6 +210,7 @@ impl<'a> Facts<'a> {
             connections: BTreeMap::new(),
             stopped: BTreeSet::new(),
             members,
+            learned: BTreeMap::new(),
             traffic: BTreeMap::new(),
             sometimes: BTreeMap::new(),
             lateness: None,
@@ -225,10 +242,16 @@ impl<'a> Facts<'a> {
         within.fold(true, |live, c| live && c.state == "live")
     }
 
-    /// Whether a user was a member of a conversation at some moment of a time, both ends included.
-    pub(crate) fn was_member(&self, conversation: &str, user: &str, from_ns: u64, until_ns: u64) -> bool {
+    /// Whether a user became a member of a conversation in a time that begins just after its first moment.
+    pub(crate) fn became_member(&self, conversation: &str, user: &str, from_ns: u64, until_ns: u64) -> bool {
         let spans = self.members.get(conversation).and_then(|users| users.get(user));
-        spans.is_some_and(|spans| spans.iter().any(|(begin, end)| *begin <= until_ns && *end >= from_ns))
+        spans.is_some_and(|spans| spans.iter().any(|(begin, _)| from_ns < *begin && *begin <= until_ns))
+    }
+
+    /// Whether a user was a member of a conversation at some time until a moment.
+    pub(crate) fn was_member(&self, conversation: &str, user: &str, until_ns: u64) -> bool {
+        let spans = self.members.get(conversation).and_then(|users| users.get(user));
+        spans.and_then(|spans| spans.first()).is_some_and(|(begin, _)| *begin <= until_ns)
     }
 
     /// Whether the machine was too slow for the run: what it says of times is worth nothing then.
@@ -241,6 +264,13 @@ impl<'a> Facts<'a> {
         if self.late() { Verdict::Invalid } else { Verdict::Fail }
     }
 
+    /// Whether a message's device knew as it sent it that a user is no member.
+    pub(crate) fn knew_him_gone(&self, message: &Message<'_>, user: &str) -> bool {
+        let told = self.learned.get(&(message.device, message.conversation, user));
+        let known = told.and_then(|told| told.iter().rev().find(|(line, _)| *line < message.line));
+        known.is_some_and(|(_, member)| !member)
+    }
+
     fn take(&mut self, number: usize, line: &'a Line, telling: bool, form: &mut Form<'_>) {
         let at_ns = line.at_ns;
         match &line.event {
@@ -248,7 +278,9 @@ impl<'a> Facts<'a> {
             Event::Phase { name } => self.phases.push((at_ns, name)),
             Event::Start { who } => {
                 self.known(at_ns, who, form);
-                self.stopped.remove(who.as_str());
+                if !telling {
+                    self.stopped.remove(who.as_str());
+                }
             }
             Event::Stop { who, .. } => {
                 self.known(at_ns, who, form);
@@ -270,7 +302,7 @@ impl<'a> Facts<'a> {
                     self.connections.entry(device).or_default().push(now);
                 }
             }
-            Event::Invoke { .. } | Event::Refused { .. } => self.sent(at_ns, &line.event, form),
+            Event::Invoke { .. } | Event::Refused { .. } => self.sent((number, at_ns), &line.event, form),
             Event::Acked { device, message } => {
                 let region = self.connected(device, number).and_then(|c| c.region);
                 if let Some(message) = self.own(at_ns, device, message, form) {
@@ -313,6 +345,11 @@ impl<'a> Facts<'a> {
                     last.1 = last.1.min(at_ns);
                 }
             }
+            Event::Learned { device, conversation, user, member } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                self.learned.entry((device, conversation, user)).or_default().push((number, *member));
+            }
             Event::Fault { fault, phase, kind, target, hits } => {
                 self.fault((number, at_ns), fault, *phase, (kind, target, *hits), form);
             }
@@ -351,7 +388,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    fn sent(&mut self, at_ns: u64, event: &'a Event, form: &mut Form<'_>) {
+    fn sent(&mut self, (line, at_ns): (usize, u64), event: &'a Event, form: &mut Form<'_>) {
         match event {
             Event::Invoke { device, conversation, message, .. } => {
                 self.device(at_ns, device, form);
@@ -364,6 +401,7 @@ impl<'a> Facts<'a> {
                     conversation,
                     nth,
                     invoked_ns: at_ns,
+                    line,
                     acked: None,
                     stable_ns: None,
                     refused_ns: None,
@@ -385,6 +423,7 @@ impl<'a> Facts<'a> {
                     conversation: "",
                     nth,
                     invoked_ns: at_ns,
+                    line,
                     acked: None,
                     stable_ns: None,
                     refused_ns: None,

@@ -131,19 +131,33 @@ pub enum Event {
         /// False: it only changed its place.
         new: bool,
     },
-    /// A user was removed from a group; what was sent afterwards is not for him.
+    /// A device removed a user from a group: from now on he need not see what is sent. See [`Event::Learned`] for when
+    /// he must not.
     Removed {
         /// From where.
         conversation: String,
         /// Who.
         user: String,
     },
-    /// A user was added to a group that he was no member of; what is sent from now on is for him too.
+    /// A device added a user to a group that he was no member of; what is sent from now on is for him too.
     Added {
         /// Where.
         conversation: String,
         /// Who.
         user: String,
+    },
+    /// A device knows now that a user was removed from a group or added, by itself (then this follows at once) or
+    /// because it was told. What it sends from now on is not for him, or is. A removal takes effect on arrival, so
+    /// without this nothing could be said of what other devices send meanwhile.
+    Learned {
+        /// Which device.
+        device: String,
+        /// Of which group.
+        conversation: String,
+        /// Who.
+        user: String,
+        /// He was added; otherwise removed.
+        member: bool,
     },
     /// A fault begins or ends. One that lasts until the run is over ends just before [`Event::Timeline`]s are told, so
     /// that what it hit is known.

@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod batch;
 mod checks;
 mod concern;
 pub mod distribution;
@@ -25,6 +26,7 @@ pub mod figures;
 mod findings;
 pub mod history;
 mod judge;
+pub mod junit;
 pub mod limits;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
@@ -33,10 +35,12 @@ mod properties;
 pub mod read;
 pub mod verdict;
 
+pub use batch::{BatchFigures, BatchRun, summary, totals, worst};
 pub use distribution::Distribution;
 pub use expect::Expect;
 pub use figures::{DeviceFigures, Figures, Recovery};
 pub use history::{Cast, Event, FaultPhase, Line, LinkSample, Run};
 pub use judge::{Judgement, judge};
+pub use junit::junit;
 pub use read::{ReadError, read, write};
 pub use verdict::{Finding, Verdict};

@@ -1,15 +1,19 @@
 //! Nothing is shown that was not sent, or not there, or not to him.
 //!
 //! A message may be seen if a device sent it, was not refused, and was not told for certain that it failed; in the
-//! conversation into which it was sent; and by users who were members at some moment between its invocation and its
-//! appearance. So what was sent before a removal may still come to the removed user, and what was sent before he was
-//! added may be shown to a new one; what is sent between a removal and the next addition must not be seen by him before
-//! that.
+//! conversation into which it was sent; and by users who were members of it at some time until then.
+//!
+//! Of a removed user: a removal takes effect on arrival, region by region, so what other devices send meanwhile may or
+//! may not come to him. But a device that knows of the removal names it with whatever it sends later, and a region that
+//! does not hold it yet waits for it; so he must not see what was sent by a device that knew, unless he was added again
+//! between its sending and its appearance (a new member may be shown what was before him). A removal of which no device
+//! is told to know can't be checked, and makes the run UNKNOWN.
 
 use std::collections::BTreeSet;
 
 use crate::facts::Facts;
 use crate::findings::{Findings, time};
+use crate::verdict::Verdict;
 
 /// Longest text that a finding repeats.
 const TEXT_CHARS: usize = 60;
@@ -39,7 +43,26 @@ pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> u64 {
             format!("{id} {verb} on {device} in {conversation}: {why}")
         });
     }
+    unchecked(facts, findings);
     count
+}
+
+/// Removals of which no device is told to know.
+fn unchecked(facts: &Facts<'_>, findings: &mut Findings) {
+    for (conversation, users) in &facts.members {
+        for (user, spans) in users {
+            let removed = spans.iter().any(|(_, until)| *until != u64::MAX);
+            let known = facts
+                .learned
+                .iter()
+                .any(|((_, c, u), told)| c == conversation && u == user && told.iter().any(|(_, member)| !member));
+            if removed && !known {
+                findings.add("phantoms", Verdict::Unknown, facts.last_ns, || {
+                    format!("{user} was removed from {conversation}, and no device is told to know of it")
+                });
+            }
+        }
+    }
 }
 
 fn phantom(facts: &Facts<'_>, at_ns: u64, device: &str, conversation: &str, id: &str) -> Option<String> {
@@ -54,8 +77,11 @@ fn phantom(facts: &Facts<'_>, at_ns: u64, device: &str, conversation: &str, id: 
         return Some(format!("it was sent into {}", message.conversation));
     }
     let user = facts.user(device);
-    if !facts.was_member(conversation, user, message.invoked_ns, at_ns) {
-        return Some(format!("{user} was no member from its sending until then"));
+    if !facts.was_member(conversation, user, at_ns) {
+        return Some(format!("{user} was never a member until then"));
+    }
+    if facts.knew_him_gone(message, user) && !facts.became_member(conversation, user, message.invoked_ns, at_ns) {
+        return Some(format!("{} knew as it sent it that {user} is no member any longer", message.device));
     }
     match message.failed {
         // Its own device goes on showing it, so that its user can send it again.
@@ -69,6 +95,7 @@ fn phantom(facts: &Facts<'_>, at_ns: u64, device: &str, conversation: &str, id: 
 #[cfg(test)]
 mod tests {
     use crate::examples::Example;
+    use crate::verdict::Verdict;
 
     #[test]
     fn what_nobody_sent_is_a_phantom_where_ever_it_is_seen() {
@@ -108,6 +135,16 @@ mod tests {
         // Added again, he may see what was sent meanwhile.
         let again = after().added("team", "carol").shown("carol-phone", "alice-phone/2");
         assert_eq!(again.ends_well().found(), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_sent_by_who_does_not_know_of_a_removal_may_still_be_seen() {
+        let example = Example::good_group().removed("team", "carol").send("bob-phone", "team");
+        assert_eq!(example.shown("carol-phone", "bob-phone/1").ends_well().found(), [""; 0]);
+        // If nobody knows, nothing can be said.
+        let nobody = Example::good_group().removed("team", "carol").send("alice-phone", "team").ends_well();
+        let judged = nobody.remove(|e| matches!(e, crate::Event::Learned { .. })).judge();
+        assert_eq!(judged.verdict, Verdict::Unknown);
     }
 
     #[test]

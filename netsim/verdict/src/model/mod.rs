@@ -225,7 +225,13 @@ impl Making {
         if model.removal {
             let user = self.devices[self.devices.len() - 1].1.clone();
             self.removed = Some(("team".into(), user.clone(), model.duration_ns / 2));
-            self.push(model.duration_ns / 2, Event::Removed { conversation: "team".into(), user });
+            let gone = Event::Removed { conversation: "team".into(), user: user.clone() };
+            self.push(model.duration_ns / 2, gone);
+            for (device, _) in self.devices.clone() {
+                let (conversation, user) = ("team".into(), user.clone());
+                let learned = Event::Learned { device, conversation, user, member: false };
+                self.push(model.duration_ns / 2, learned);
+            }
         }
         let mut times: Vec<u64> = (0..model.messages).map(|_| self.random.between(S, model.duration_ns)).collect();
         times.sort_unstable();
