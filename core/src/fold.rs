@@ -16,6 +16,7 @@ use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId}
 use crate::kinds::{CREATE, ERASE_MINE, Own};
 use crate::limits::CELLS;
 use crate::membership::{Change, Member, Membership};
+use crate::mutant;
 use crate::pack::{
     get_bytes, get_count, get_identity, get_place, get_user, put_bytes, put_count, put_identity, put_place, put_text,
 };
@@ -157,6 +158,7 @@ impl Fold {
 
     fn set(&mut self, key: &str, entry: &Entry, value: &Bytes) {
         if let Some(cell) = self.cells.get_mut(key) {
+            mutant!(CellUpdateDropped => return);
             cell.set(entry.display_key(), &entry.by, value);
         } else if self.cells.len() < CELLS {
             self.cells.entry(key.to_owned()).or_default().set(entry.display_key(), &entry.by, value);

@@ -3,6 +3,8 @@
 //! Messages order by it, so it must never place an answer before what its sender had seen. It belongs to a
 //! conversation, never to a node: a node-wide clock would let one fast clock drag every conversation with it.
 
+use crate::mutants::{Mutant, on};
+
 /// Bits of the counter below the milliseconds.
 pub const COUNTER_BITS: u32 = 16;
 
@@ -25,7 +27,7 @@ pub fn next(now_ms: u64, seen: u64, highest_here: u64) -> u64 {
 /// Whether a client's stamp is further ahead than clocks may be: such a send is answered `behind`, because
 /// accepting it would drag the conversation into the future for everyone.
 pub fn too_far_ahead(seen: u64, now_ms: u64, highest_here: u64, allowed_ms: u64) -> bool {
-    to_ms(seen) > now_ms.max(to_ms(highest_here)).saturating_add(allowed_ms)
+    to_ms(seen) > now_ms.max(to_ms(highest_here)).saturating_add(allowed_ms) && !on(Mutant::FutureStampTaken)
 }
 
 #[cfg(test)]

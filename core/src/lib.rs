@@ -17,6 +17,7 @@
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links; [`pressure`]: what is
 //!    given up under load, at edges as well.
 //! 7. [`ranking`]: which edges a client should try.
+//! 8. [`mutants`]: bugs that tests can switch on, to see what a test is worth.
 //!
 //! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
 //! wherever an iteration can be seen outside); every queue has a limit in [`limits`].
@@ -38,6 +39,7 @@ pub mod ids;
 pub mod kinds;
 pub mod limits;
 pub mod membership;
+pub mod mutants;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod pacing;

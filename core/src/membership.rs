@@ -22,11 +22,13 @@ use crate::codes::{Code, Refusal};
 use crate::ids::{Heads, Identity, Origin, Place, UserId};
 use crate::kinds::{MAX_GENERATION, Own};
 use crate::limits::GROUP_MEMBERS;
+use crate::mutants::{Mutant, on};
 use crate::pack::{
     get_count, get_heads, get_identity, get_place, get_user, put_count, put_heads, put_identity, put_place, put_text,
 };
 use crate::wire::v1;
 use crate::writes::Writes;
+use crate::{mutant, mutated};
 
 /// What a member may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,7 +124,7 @@ impl Member {
         let cut = self.cut.get_or_insert_with(Heads::new);
         for (origin, seq) in at {
             let bound = cut.entry(*origin).or_default();
-            *bound = (*bound).max(*seq);
+            *bound = mutated!(LastCutWins => *seq; (*bound).max(*seq));
         }
     }
 }
@@ -195,6 +197,7 @@ impl Membership {
     /// Applies an entry. Commutes, and may repeat. Kinds that are no membership change nothing.
     pub fn apply(&mut self, change: Change<'_>) {
         let Change { at, by, cut, own } = change;
+        mutant!(AuthorityCheckedAgain => if self.created && self.authorize(&by.user, own).is_err() { return; });
         let (members, everything) = match own {
             Own::Create(create) => {
                 self.created = true;
@@ -228,6 +231,7 @@ impl Membership {
             match own {
                 Own::Create(_) | Own::Add(_) => member.add(&from),
                 Own::Remove(_) => member.remove(cut),
+                Own::Role(_) if on(Mutant::RemovalNotFinal) => member.cut = None,
                 _ => {}
             }
             if !matches!(own, Own::Remove(_)) {
@@ -265,7 +269,11 @@ impl Membership {
                 if self.present + add.members.len() > GROUP_MEMBERS {
                     return no(Code::GroupFull, "a group has at most 500 members");
                 }
-                if add.members.iter().any(|m| self.differs(m, |known, named| named > known)) {
+                if add
+                    .members
+                    .iter()
+                    .any(|m| self.differs(m, |known, named| named > known || on(Mutant::GenerationNotRaised)))
+                {
                     return no(Code::BadChange, "an add names the user's next generation");
                 }
             }

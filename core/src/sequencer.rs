@@ -31,6 +31,8 @@ use crate::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Seq, UserId}
 use crate::kinds::{Own, is_countable, is_membership};
 use crate::limits::CLOCK_AHEAD_MS;
 use crate::membership::Membership;
+use crate::mutants::{Mutant, on};
+use crate::{mutant, mutated};
 
 /// Entries kept in memory per active conversation, so that resends rarely read the store: twice what a client
 /// keeps in flight. More would only be evicted from the processor's caches before it is used.
@@ -135,6 +137,14 @@ impl LogState {
         self.held.contains(&by.user, &by.install, by.n)
     }
 
+    /// With its newest entry of a log forgotten, but for its identity.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn without_newest(mut self, origin: Origin) -> Self {
+        self.heads.entry(origin).and_modify(|head| *head = head.saturating_sub(1));
+        self.heads.retain(|_, head| *head > 0);
+        self
+    }
+
     /// Judges a Send. Changes nothing. `also` are the counts before `send.n` that the ack will tell of.
     pub fn judge(
         &self,
@@ -153,11 +163,11 @@ impl LogState {
         }
         let copies = || self.copies(from, send.n);
         if let Some(lowest) = copies().min_by_key(|e| e.display_key()) {
-            if copies().any(|e| e.body_hash != *body_hash) {
+            if copies().any(|e| e.body_hash != *body_hash) && !on(Mutant::BodyHashNotCompared) {
                 let text = format!("message {} of this install has another body here", send.n);
                 return Verdict::Refuse(Refusal::new(Code::IdentityConflict, text));
             }
-            if offered.is_none_or(|place| place >= lowest.display_key()) {
+            if offered.is_none_or(|place| place >= lowest.display_key()) || on(Mutant::LowerOfferDropped) {
                 return Verdict::Held(lowest.clone());
             }
         }
@@ -166,7 +176,9 @@ impl LogState {
             Err(refusal) => return Verdict::Refuse(refusal),
         };
         if offered.is_none() {
-            if let Some(missing) = self.held.first_missing(user, install, send.floor, send.n - 1) {
+            if let Some(missing) = self.held.first_missing(user, install, send.floor, send.n - 1)
+                && !on(Mutant::FloorNotChecked)
+            {
                 let text = format!("message {missing} of this install is missing; floor was {}", send.floor);
                 return Verdict::Refuse(Refusal::new(Code::OutOfOrder, text));
             }
@@ -180,7 +192,7 @@ impl LogState {
         let trusted_seen = if hlc::too_far_ahead(send.seen_hlc, court.now_ms, self.highest_hlc, CLOCK_AHEAD_MS) {
             0
         } else {
-            send.seen_hlc
+            mutated!(SeenStampIgnored => 0; send.seen_hlc)
         };
         let seq = self.head(court.origin) + 1;
         let stamp = is_membership(send.kind).then(|| {
@@ -203,7 +215,7 @@ impl LogState {
             },
             kind: send.kind,
             wall_ms: send.wall_ms,
-            first: offered,
+            first: mutated!(FreshPlaceForOffer => None; offered),
             stamp,
             body_hash: *body_hash,
             body: send.body.clone(),
@@ -215,7 +227,7 @@ impl LogState {
     /// The lowest copies of those of `window` that are held: their acks were lost, and must not be forgotten
     /// by a sender who then moves to another region. Only those in memory; `judge` has seen to that.
     pub fn also_held(&self, from: Sender<'_>, window: &Range<u64>) -> Vec<Arc<Entry>> {
-        if window.is_empty() {
+        if window.is_empty() || on(Mutant::AckForgetsLostOnes) {
             return Vec::new();
         }
         let held = self.by_n.range(window.clone()).map(|(n, _)| *n);
@@ -396,6 +408,7 @@ impl LogState {
         if let Some(named) = &send.named
             && !self.holds(&named.by)
             && self.head(named.place.origin) < named.place.seq
+            && !on(Mutant::NewestMembershipNotNamed)
         {
             let text = "this region lacks a change of members that the sender has seen: offer it";
             return Err(Refusal::new(Code::Behind, text));
@@ -487,6 +500,7 @@ impl LogState {
         state.counted = b.try_get_u64().ok()?;
         state.fold = Fold::decode(&mut b)?;
         state.held = HeldIdentities::decode(&mut b)?;
+        mutant!(IdentitiesForgotten => state.held = HeldIdentities::default());
         Some(state)
     }
 }

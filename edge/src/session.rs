@@ -23,6 +23,7 @@ use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, DownBody, SendRequest, Up};
 use tern_core::ids::{Cursor, Origin};
 use tern_core::limits::{CURSORS, SIGNAL_BYTES, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
+use tern_core::mutants::{Mutant, on};
 use tern_core::pacing::{Bucket, Rate};
 use tern_core::pressure::Level;
 use tern_core::wire::compact::{Read, Reader};
@@ -294,7 +295,8 @@ impl Session {
         match &frame.body {
             Some(Body::Send(_) | Body::Define(_)) => return self.compact(frame, cx, out),
             Some(Body::Ping(ping)) if !cx.core_reachable => {
-                let pong = v1::Pong { echo: ping.echo, rev_unknown: true, ..v1::Pong::default() };
+                let rev_unknown = !on(Mutant::PongFromEdgeCache);
+                let pong = v1::Pong { echo: ping.echo, rev_unknown, ..v1::Pong::default() };
                 out.answers.push((at, v1::Frame::new(req, Body::Pong(pong))));
                 return Ok(());
             }

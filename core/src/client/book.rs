@@ -13,6 +13,7 @@ use super::data::{
 };
 use crate::fold::Erasing;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Region, Seq, UserId, body_hash};
+use crate::mutants::{Mutant, on};
 
 /// A message's identity, and the hash of its body: copies with another body are other messages (R3).
 type Key = (ConvId, Identity, [u8; 32]);
@@ -274,6 +275,7 @@ impl Book {
     ) -> Option<Change> {
         let conversation = new.conversation;
         let known = self.by_key.get(&(conversation, new.by.clone(), hash)).copied();
+        let known = known.filter(|id| self.message(*id).is_none_or(|m| m.key.is_none()) || !on(Mutant::CopyShownTwice));
         let id = known.unwrap_or(new.id);
         self.next_id = self.next_id.max(id.0 + 1);
         self.copies.insert(of, Held { of: id, key, void: false });

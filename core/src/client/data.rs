@@ -16,6 +16,8 @@ use crate::buckets::RowView;
 use crate::entry::Entry;
 use crate::fold::Erasing;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Region, Seq, UserId};
+use crate::mutants::{Mutant, on};
+use crate::mutated;
 use crate::receipt::Receipt;
 
 /// A message on this device: stays the same from the moment it is written or first seen, whatever becomes of
@@ -462,7 +464,7 @@ pub fn key_from_bytes(bytes: &[u8]) -> Option<Place> {
 /// first, so that every device shows the same order; and a message is unread only while all its copies are
 /// above the read mark, so that a copy from another region makes nothing unread again.
 pub fn merge_copy(shown: (Option<Place>, bool), copy_key: Place, copy_unread: bool) -> (Place, bool) {
-    (shown.0.map_or(copy_key, |k| k.min(copy_key)), shown.1 && copy_unread)
+    (shown.0.map_or(copy_key, |k| mutated!(FirstCopyWins => k; k.min(copy_key))), shown.1 && copy_unread)
 }
 
 /// Which install id to use at a start, from what two places say (R3): the local store, and the platform's key
@@ -480,6 +482,7 @@ pub fn choose_install(
     let starts = store.map_or(0, |s| s.1).max(keys.map_or(0, |k| k.1)).saturating_add(1);
     match (store, keys) {
         (Some(a), Some(b)) if a == b => (a.0.clone(), starts, false),
+        (Some(a), _) if on(Mutant::InstallKept) => (a.0.clone(), starts, false),
         _ => (fresh, starts, true),
     }
 }

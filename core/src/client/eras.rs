@@ -22,6 +22,7 @@ use super::session::Request;
 use crate::codes::Refusal;
 use crate::eras::{covers, folds_of};
 use crate::ids::{ConvId, Heads, Origin};
+use crate::mutant;
 use crate::wire::convert;
 use crate::wire::v1::{self, frame::Body};
 
@@ -231,6 +232,7 @@ impl Machine {
 
     /// No region holds more of a log than this.
     fn log_ended(&mut self, id: ConvId, origin: Origin, above: u64) {
+        mutant!(VoidCopiesCount => return);
         let conv = self.conv(id);
         if conv.record.ended.insert(origin, above) != Some(above) {
             self.dirty_convs.insert(id);

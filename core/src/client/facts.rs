@@ -28,6 +28,7 @@ use crate::fold::{Erasing, Fold};
 use crate::ids::{ConvId, Identity, Origin, UserId};
 use crate::kinds::{CELL, CREATE, ERASE_MINE, Own, is_membership};
 use crate::membership::Role;
+use crate::mutated;
 use crate::wire::v1;
 
 /// Key of the cell that holds a group's title.
@@ -84,7 +85,8 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn next_generation(&self, user: &UserId) -> u64 {
-        self.users.get(user).map_or(1, |(s, _)| s.generation.saturating_add(1))
+        let raised = |s: &Standing| mutated!(GenerationNotRaised => s.generation; s.generation.saturating_add(1));
+        self.users.get(user).map_or(1, |(s, _)| raised(s))
     }
 
     pub(super) fn present(&self, user: &UserId) -> Option<u64> {

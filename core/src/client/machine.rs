@@ -22,6 +22,7 @@ use crate::codes::Code;
 use crate::entry::Entry;
 use crate::fold::Fold;
 use crate::ids::{ConvId, Cursor, Identity, InstallId, Origin, Region, UserId};
+use crate::mutant;
 use crate::wire::compact::Read;
 use crate::wire::v1::{self, error::Retry, frame::Body};
 
@@ -426,8 +427,20 @@ impl Machine {
         [self.engine.next_deadline(), session, sends, pulls].into_iter().chain(other).flatten().min()
     }
 
+    #[cfg(feature = "mutants")]
+    fn moves_cursor(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Cursor(_)))
+    }
+
+    /// What changed of conversations and vectors goes with the next step.
+    #[cfg(feature = "mutants")]
+    fn step_without_heads(&mut self) -> Step {
+        Step { ops: std::mem::take(&mut self.ops), effects: std::mem::take(&mut self.effects) }
+    }
+
     /// What has come up since the last call; empty when nothing has.
     pub fn take_step(&mut self) -> Step {
+        mutant!(CursorBeforeHeads => if self.moves_cursor() { return self.step_without_heads(); });
         for id in std::mem::take(&mut self.dirty_convs) {
             if let Some(conv) = self.convs.get(&id) {
                 self.ops.push(Op::Conversation(conv.record.clone()));

@@ -20,6 +20,8 @@ use std::time::Duration;
 use super::data::{MessageId, MessageState, Outgoing};
 use super::limits::{OFFER_AGAIN, SEND_PAUSE, SEND_PAUSE_MAX};
 use crate::ids::{Heads, InstallId, Origin, Place, Seq};
+use crate::mutant;
+use crate::mutants::{Mutant, on};
 use crate::receipt::Receipt;
 
 /// An own message and what is known of it in this run.
@@ -88,6 +90,7 @@ impl Outbox {
             own.in_flight = None;
             own.offered_at = None;
         }
+        mutant!(ResendWithNewIdentity => self.queue.values_mut().for_each(|own| own.out.record.n = 0));
         self.pause_until = Duration::ZERO;
         self.errors = 0;
         self.probing = false;
@@ -173,7 +176,7 @@ impl Outbox {
             let record = &own.out.record;
             let Some((seq, key)) = record.places.get(&origin) else { continue };
             if *seq <= upto {
-                if record.acked.is_none_or(|(lowest, _)| *key <= lowest) {
+                if record.acked.is_none_or(|(lowest, _)| *key <= lowest) || on(Mutant::AnyPlaceReleases) {
                     released.push(*id);
                 }
             } else if offer && own.in_flight.is_none() && own.offered_at.is_none_or(|t| now >= t + OFFER_AGAIN) {

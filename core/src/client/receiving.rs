@@ -27,6 +27,7 @@ use crate::edge_api::{Push, RowState};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Heads, Origin, Rev, Seq, UserId};
 use crate::kinds::is_countable;
+use crate::mutants::{Mutant, on};
 use crate::wire::compact::{Read, TableReader};
 use crate::wire::convert;
 use crate::wire::v1::{self, CursorReset, error::Retry, frame::Body};
@@ -313,7 +314,8 @@ impl Machine {
         }
         let Some(store) = self.session.as_ref().map(|s| s.store) else { return };
         let cursor = self.cursors.get(&store.region).filter(|c| c.store == store).map(|c| c.rev);
-        if cursor == Some(push.prev_rev) && push.rev > push.prev_rev {
+        let follows = cursor == Some(push.prev_rev) || on(Mutant::PushWithoutPrevious) && cursor < Some(push.rev);
+        if follows && push.rev > push.prev_rev {
             self.move_cursor(Cursor { store, rev: push.rev });
             if let Some(session) = &mut self.session {
                 session.push_ack_at.get_or_insert(now + PUSH_ACK_DELAY);
@@ -361,7 +363,8 @@ impl Machine {
         let upto = rows.upto.map(Cursor::try_from).transpose()?;
         let base = rows.base.map(Cursor::try_from).transpose()?;
         let Some(store) = self.session.as_ref().map(|s| s.store) else { return Ok(()) };
-        if let Some(upto) = upto.filter(|u| u.store == store && !rows.preview) {
+        let counts = !rows.preview || on(Mutant::PreviewMovesCursor);
+        if let Some(upto) = upto.filter(|u| u.store == store && counts) {
             let kept = self.cursors.get(&store.region).copied();
             let old = kept.filter(|c| c.store == store);
             let follows = match (base, old) {

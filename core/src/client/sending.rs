@@ -20,6 +20,7 @@ use crate::entry::{Entry, Stamp};
 use crate::ids::{ConvId, Identity, InstallId, Origin, UserId, body_hash};
 use crate::kinds::{CREATE, is_membership};
 use crate::limits::{BODY_BYTES, UNSTABLE_BYTES, UNSTABLE_MESSAGES};
+use crate::mutant;
 use crate::wire::v1::{self, error::Retry};
 
 impl Machine {
@@ -417,6 +418,7 @@ impl Machine {
         let Some(own) = conv.outbox.queue.get_mut(&id) else { return };
         let kind = own.out.kind;
         own.out.record.tried.remove(&store);
+        mutant!(FinalRefusalTooEarly => own.out.record.tried.clear());
         let change = (16..=63).contains(&kind);
         if own.out.record.tried.is_empty() && change && kind != CREATE {
             self.withdraw(conversation, id);

@@ -12,6 +12,7 @@ use super::machine::Machine;
 use crate::codes::Refusal;
 use crate::ids::{ConvId, Origin};
 use crate::limits::UNSTABLE_PER_FRAME;
+use crate::mutants::{Mutant, on};
 use crate::wire::convert;
 use crate::wire::v1::{self, frame::Body};
 
@@ -24,7 +25,7 @@ impl Machine {
         let conversation = convert::conversation(&stable.conversation)?;
         let origin = convert::origin(stable.origin)?;
         let Some(conv) = self.convs.get_mut(&conversation) else { return Ok(()) };
-        let (released, count) = conv.outbox.stable(now, origin, stable.upto, stable.offer);
+        let (released, count) = conv.outbox.stable(now, origin, stable.upto, stable.offer && !on(Mutant::NeverOffered));
         for id in released {
             self.release(conversation, id, MessageState::Stable);
             self.event(Event::Stable { conversation, id, regions: stable.regions });

@@ -12,6 +12,7 @@ use crate::entry::Entry;
 use crate::fold::Erasing;
 use crate::ids::{ConvId, Origin, Seq};
 use crate::limits::{PAGE_BYTES, PULL_ENTRIES};
+use crate::mutants::{Mutant, on};
 use crate::store::{Put, Range};
 
 use super::{Node, Notice, Now, Ticket};
@@ -78,7 +79,7 @@ impl Node {
                         continue;
                     }
                     conversation.state.erase_copies(&entry.by);
-                    if !entry.erased {
+                    if !entry.erased && !on(Mutant::ErasureNotCarriedOut) {
                         self.out.puts.push(Put::Erase { conversation: id, origin, seq: entry.place.seq });
                         self.counters.erased += 1;
                     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region, Rev, UserId};
 use crate::limits::PULL_ENTRIES;
+use crate::mutant;
 use crate::store::{Put, Target, Todo};
 use crate::wire::compact::origin_heads_from_wire;
 use crate::wire::node::{heads_from_wire, heads_to_wire};
@@ -114,6 +115,7 @@ impl Node {
             self.marked(now, &user, id, &read, merged);
             self.note_marks(now, &user, merged);
         }
+        mutant!(MarkAckedFromMemory => return self.out.frame(key, req, v1::frame::Body::Marked(v1::Marked {})));
         self.marks.owed.push(Owed::Client(key, req));
         self.schedule_flush(now);
     }

@@ -45,6 +45,8 @@ use crate::entry::Entry;
 use crate::eras::EraTable;
 use crate::ids::{ConvId, InstallId, Origin, Region, Rev, UserId};
 use crate::limits::TODO_LINGER;
+use crate::mutants::{Mutant, on};
+use crate::mutated;
 use crate::pressure::{Level, Pressure};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
@@ -389,12 +391,14 @@ impl Node {
         for (region, link) in &mut links {
             link.set_incomplete(settings.known.get(region).is_some_and(|known| known.incomplete));
         }
-        let refill = settings.refill.intersection(&settings.peers).copied().collect();
+        let marks = settings.refill.intersection(&settings.peers).copied().collect();
+        let refill = mutated!(NotCompared => BTreeSet::new(); marks);
+        let restored = settings.restored && !settings.peers.is_empty() && !on(Mutant::NotCompared);
         let mut node = Self {
             eras: settings.known.iter().map(|(r, k)| (*r, (k.start, k.era))).collect(),
             commits: settings.known.iter().map(|(r, k)| (*r, k.commit)).collect(),
             commit: settings.commit,
-            refill: Refill::new(refill, settings.restored && !settings.peers.is_empty()),
+            refill: Refill::new(refill, restored),
             era_table: settings.eras.clone(),
             seal_at: None,
             routes: Routes::default(),
@@ -518,7 +522,8 @@ impl Node {
         if !conversation.is_loading() {
             return;
         }
-        let waiting = conversation.loaded(state, damaged);
+        let held = mutated!(NumberReused => state.without_newest(self.settings.origin); state);
+        let waiting = conversation.loaded(held, damaged);
         if conversation.todo.contains_key(&Target::Fanout) {
             self.fan_out(now, id, &[]);
         }

@@ -10,6 +10,7 @@ use crate::entry::Entry;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Origin, Region, Seq};
 use crate::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, SHIP_BYTES, SHIP_ENTRIES};
+use crate::mutated;
 use crate::store::{Put, Range};
 use crate::wire::node::{entries_from_wire, heads_from_wire, heads_to_wire, origin};
 use crate::wire::node_v1::{self as wire, node_frame::Body};
@@ -156,7 +157,7 @@ impl Node {
         let Some(conversation) = self.conversations.get(&id) else { return };
         let mut told = std::collections::BTreeMap::<Region, (Heads, bool)>::new();
         for (region, origin, upto) in shipments {
-            let head = conversation.head(*origin);
+            let head = mutated!(LinkAckFromMemory => conversation.state.head(*origin); conversation.head(*origin));
             let takes = *origin != self.settings.origin && !conversation.damaged.contains_key(origin);
             let (heads, want) = told.entry(*region).or_default();
             heads.insert(*origin, head);

@@ -25,6 +25,7 @@ use ring::digest::{Context, SHA256, digest};
 
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region};
+use crate::mutants::{Mutant, on};
 use crate::store::{ConversationHeads, Put, Target, Todo};
 use crate::wire::node::heads_to_wire;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
@@ -210,7 +211,7 @@ impl Refill {
 
     /// Whether clients must wait.
     pub(super) fn is_closed(&self) -> bool {
-        self.restored
+        self.restored && !on(Mutant::RestoredServesAtOnce)
     }
 }
 

@@ -13,11 +13,13 @@ use crate::fold::Reader;
 use crate::hlc;
 use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, UserId, body_hash};
 use crate::limits::{BATCH_ENTRIES, CLOCK_AHEAD_MS, CLOCK_STOP_MS, PUSH_ACK_TIMEOUT, SENDS_WAITING};
+use crate::mutants::{Mutant, on};
 use crate::pressure::Level;
 use crate::receipt::{RECEIPT_BYTES, ReceiptKey};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
+use crate::{mutant, mutated};
 
 use super::conversation::{Job, PendingAck, Round};
 use super::user::{Merged, RowChange, Unfolded};
@@ -44,7 +46,7 @@ impl Node {
             Some(offer) => offer.author.clone(),
             None => (session.user.clone(), session.install.clone()),
         };
-        if let Some(ms) = self.clocks.own_error_ms().filter(|ms| *ms > CLOCK_STOP_MS) {
+        if let Some(ms) = self.clocks.own_error_ms().filter(|ms| *ms > CLOCK_STOP_MS && !on(Mutant::FastClockServes)) {
             let text = format!("this region's clock is {ms} ms off the median of all; nothing was stored");
             return self.refuse_send(key, req, &Refusal::new(Code::ClockOff, text));
         }
@@ -115,6 +117,7 @@ impl Node {
                     let cut = send.membership.as_ref().map_or(&none, |m| &m.cut);
                     let receipt_valid = send.offer.as_ref().is_some_and(|(place, receipt)| {
                         self.settings.receipt_key.verify(id, *place, &by, &proof(send.kind, &hash, cut), receipt)
+                            || on(Mutant::ReceiptNotVerified)
                     });
                     let session = self.sessions.get(&key);
                     if !receipt_valid && session.is_some_and(|s| s.user != *user) {
@@ -128,7 +131,7 @@ impl Node {
                         origin: self.settings.origin,
                         direct_salt: &self.settings.direct_salt,
                         receipt_valid,
-                        blocked: blocked.contains(user),
+                        blocked: blocked.contains(user) && !on(Mutant::BlockNotChecked),
                     };
                     let from = Sender { user, install };
                     // What is acked before on this connection is known to the client: a lane keeps its order.
@@ -214,6 +217,7 @@ impl Node {
                 if entry.place.seq == conversation.state.head(origin) + 1 {
                     // A body whose erasure is known here is not written any more (R16).
                     let erased = !entry.erased && conversation.state.fold.is_erased(entry);
+                    let erased = erased && !on(Mutant::ErasedCopyWritten);
                     let entry = if erased { Arc::new(entry.to_erased()) } else { entry.clone() };
                     let copy = conversation.state.apply(entry.clone());
                     round.entries.push((entry, copy));
@@ -227,6 +231,8 @@ impl Node {
 
     /// Hands a round's batches to the store, with the todo that they need and that is not noted yet.
     fn append(&mut self, now: Now, id: ConvId, mut round: Round) {
+        mutant!(AckBeforeCommit => std::mem::take(&mut round.acks).into_iter().for_each(|ack| self.ack(id, ack)));
+        mutant!(LinkAckFromMemory => self.ack_shipments(id, &round.shipments));
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let mut batches = BTreeMap::<Origin, Vec<Arc<Entry>>>::new();
         for (entry, _) in &round.entries {
@@ -237,13 +243,14 @@ impl Node {
         for (origin, entries) in batches {
             let prefix = conversation.head(origin);
             let mut targets = vec![Target::Fanout];
+            mutant!(FanoutMarkEarly => targets.clear());
             let shippers: Vec<Region> =
                 round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(region, _, _)| *region).collect();
             for (region, link) in &mut self.links {
                 // Its own current log needs no way back, and whoever shipped an entry holds it.
                 let is_author =
                     origin.region == *region && self.eras.get(region).is_none_or(|(_, era)| *era == origin.era);
-                if origin != own && (is_author || shippers.contains(region)) {
+                if origin != own && (is_author || shippers.contains(region) || on(Mutant::CopiesNotRelayed)) {
                     continue;
                 }
                 link.note(id, origin, prefix, origin != own, now.mono);
@@ -290,6 +297,7 @@ impl Node {
 
     /// Nothing of a failed batch may be acked; what the store really holds decides, so it is read again.
     fn failed_round(&mut self, now: Now, id: ConvId, round: Round) {
+        mutant!(TimeoutTakenForDone => return self.finish_round(now, id, round));
         let Some(failure) = round.failure else { return };
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         conversation.failures += 1;
@@ -462,8 +470,8 @@ impl Node {
         let merged = user.merge(id, &change);
         conversation.fan_flush = self.flush.begun + 1;
         let Some(merged) = merged else { return };
-        let readable =
-            |e: &Entry| reader.may_read(e.place.origin, e.place.seq) && (!e.only_sender || e.by.user == *member);
+        let may_read = |e: &Entry| mutated!(RemovedStillPushed => true; reader.may_read(e.place.origin, e.place.seq));
+        let readable = |e: &Entry| may_read(e) && (!e.only_sender || e.by.user == *member);
         let fresh: Vec<Arc<Entry>> =
             entries.iter().filter(|(e, copy)| !copy && readable(e)).map(|(e, _)| e.clone()).collect();
         self.dirty.insert(member.clone());
@@ -611,7 +619,7 @@ fn row_change<'a>(
     member: &UserId,
     reader: Reader<'a>,
 ) -> RowChange<'a> {
-    let heads = reader.clip(published);
+    let heads = mutated!(RemovedStillPushed => Cow::Borrowed(published); reader.clip(published));
     let folded = match eras.fold(&heads) {
         Cow::Borrowed(_) => None,
         Cow::Owned(folded) => Some(folded),

@@ -19,6 +19,8 @@ use crate::codes::{Code, Refusal};
 use crate::eras::Era;
 use crate::ids::{ConvId, Origin, Region, Seq};
 use crate::limits::{ERAS_PER_FRAME, VECTOR_ORIGINS};
+use crate::mutant;
+use crate::mutants::{Mutant, on};
 use crate::store::{Put, Target};
 use crate::wire::{convert, node, node_v1 as wire, v1};
 
@@ -47,7 +49,7 @@ impl Node {
             return;
         }
         self.seal_at = Some(now.mono + SEAL_EVERY);
-        if self.refilling() != (0, false) {
+        if self.refilling() != (0, false) && !on(Mutant::SealTooEarly) {
             return;
         }
         let mut whole = self.unsealed();
@@ -57,6 +59,7 @@ impl Node {
                 whole.remove(origin);
             });
         }
+        mutant!(SealTooEarly => whole = self.unsealed());
         for origin in &whole {
             let start = self.era_table.get(*origin).map_or(0, |e| e.start);
             self.era_table.note(*origin, Era { start, sealed: true }, false);
@@ -179,6 +182,6 @@ impl Node {
 
     /// Whether no region holds more of a log than this one does: it is sealed, and nothing is missing here.
     pub(super) fn is_final(&self, origin: Origin) -> bool {
-        self.era_table.is_sealed(origin) && self.refilling() == (0, false)
+        self.era_table.is_sealed(origin) && self.refilling() == (0, false) || on(Mutant::GapToldTooEarly)
     }
 }

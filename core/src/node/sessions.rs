@@ -14,6 +14,8 @@ use crate::limits::{
     BODY_BYTES, CURSORS, DEVICES_PER_USER, FRAME_BYTES, IN_FLIGHT, PAGE_BYTES, PREVIEW_ROWS, PULL_BYTES, PULL_ENTRIES,
     ROWS_PER_PAGE,
 };
+use crate::mutants::{Mutant, on};
+use crate::mutated;
 use crate::store::{Range, RowRecord};
 use crate::wire::compact::Table;
 use crate::wire::{VERSION, convert, v1};
@@ -290,6 +292,7 @@ impl Node {
         };
         let own = buckets::sums(user.all().map(|(id, row)| view(id, row)), total);
         let differs = |bucket: usize| hashes.buckets.get(bucket.wrapping_sub(first)) != own.get(bucket);
+        let differs = |bucket: usize| differs(bucket) && !on(Mutant::BucketsNotCompared);
         let mut page: Vec<(usize, ConvId, &RowRecord)> = user
             .all()
             .map(|(id, row)| (buckets::bucket_of(id, total), id, row))
@@ -384,7 +387,8 @@ impl Node {
             limit => limit.min(PULL_ENTRIES),
         };
         let head = conversation.head(origin);
-        let readable = reader.clip(&conversation.published).get(&origin).copied().unwrap_or(0);
+        let told = reader.clip(&conversation.published).get(&origin).copied().unwrap_or(0);
+        let readable = mutated!(CutNotCheckedAtPull => head; told);
         let before = reader.from().and_then(|from| from.get(&origin)).copied().unwrap_or(0);
         let mut gaps = Vec::new();
         let mut gap = |from: Seq, to: Seq, reason| {

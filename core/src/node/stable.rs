@@ -5,6 +5,7 @@
 //! author's copy no longer counts: two living holders are needed, this region and one that has acked it.
 
 use crate::ids::{ConvId, Origin, Region, Seq};
+use crate::mutants::{Mutant, on};
 use crate::store::{Put, Target, Todo};
 use crate::wire::v1;
 
@@ -40,17 +41,22 @@ impl Node {
         if self.links.is_empty() {
             return (head, 1);
         }
-        let over = self.is_over(origin);
+        let over = self.is_over(origin) && !on(Mutant::DeadAuthorCounts);
         // A peer without todo for a log holds what is held here: its todo went when it had acked. Not so the
         // author of a log that is over, and a peer that may have lost what it acked; and where this store may have
         // lost todo, that there is none says nothing either.
         let acked = |(region, link): (&Region, &Link)| {
             let in_doubt = link.is_incomplete() || self.refill.is_marked(*region);
+            let in_doubt = in_doubt && !on(Mutant::DoubtfulPeerCounts);
             let unknown = if in_doubt || over && *region == origin.region { 0 } else { head };
             link.acked_upto(id, origin).map_or(unknown, |a| a.min(head))
         };
         let own = origin == self.settings.origin;
-        let upto = if own || over { self.links.iter().map(acked).max().unwrap_or(0) } else { head };
+        let upto = if (own || over) && !on(Mutant::StableTooEarly) {
+            self.links.iter().map(acked).max().unwrap_or(0)
+        } else {
+            head
+        };
         let author = u32::from(!own && !over);
         let holders = self
             .links

@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::eras::EraTable;
 use crate::ids::{ConvId, Heads, InstallId, Region, Rev, UserId};
 use crate::limits::VECTOR_ORIGINS;
+use crate::mutated;
 use crate::store::RowRecord;
 use crate::wire::v1;
 
@@ -229,7 +230,8 @@ impl User {
         let mark = if peer { &mut row.peer_read } else { &mut row.read };
         let mut changed = false;
         for (origin, seq) in read {
-            let known = eras.is_marked(mark, *origin, *seq);
+            let covered = eras.is_marked(mark, *origin, *seq);
+            let known = mutated!(MarkGoesBack => mark.get(origin) == Some(seq); covered);
             if known || mark.len() >= VECTOR_ORIGINS && !mark.contains_key(origin) {
                 continue;
             }
@@ -252,7 +254,7 @@ impl User {
         let row = self.rows.entry(conversation).or_default();
         let before = self.rev;
         let first_of_epoch = Rev::start_of(self.epoch).next();
-        self.rev = before.next().max(first_of_epoch);
+        self.rev = mutated!(RevReused => before.next(); before.next().max(first_of_epoch));
         self.by_rev.remove(&row.rev);
         row.rev = self.rev;
         self.by_rev.insert(self.rev, conversation);

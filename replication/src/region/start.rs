@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tern_core::clock::Entropy;
 use tern_core::eras::{Era, EraTable, is_era};
 use tern_core::ids::{Origin, Region};
+use tern_core::mutants::{Mutant, on};
 use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY};
 use tern_core::node::seal::ERAS_KEY;
 use tern_core::store::{Durability, Put, Store, StoreError, Todo};
@@ -139,6 +140,8 @@ pub async fn begin(
 ) -> Result<Begun, StartError> {
     let Opened { region, era: old, start, epoch, claim, mut marks, all_marked, restored, known, mut eras, todo } =
         opened;
+    let loses = on(Mutant::EraKept) || on(Mutant::RevReused);
+    let (keep, claim) = if loses { (true, claim.or(Some(0))) } else { (keep, claim) };
     let kept = old.zip(claim).filter(|_| keep);
     let (era, commit) = match kept {
         Some((era, commit)) => (era, commit),

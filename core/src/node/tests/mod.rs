@@ -25,6 +25,7 @@ use crate::edge_api::{Ack, DownBody, Page, Push, SendRequest, Up};
 use crate::entry::Entry;
 use crate::eras::{Era, EraTable};
 use crate::ids::{ConvId, Heads, InstallId, Origin, Region, UserId};
+use crate::mutants::{Mutant, on};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
 use crate::store::{Append, Appended, Put, Range, RowRecord, Target, Todo, UserMarks};
@@ -319,14 +320,15 @@ impl World {
         disk.number("restored").is_none()
             && [EU, US, AP].into_iter().filter(|r| *r != region).all(|peer| {
                 let answers = self.cores[&peer].is_some() || self.opening.contains(&peer);
-                answers && self.known(peer, region).is_none_or(|k| (k.start, k.commit) <= own)
+                let confirms = answers && self.known(peer, region).is_none_or(|k| (k.start, k.commit) <= own);
+                confirms || on(Mutant::PeersNotAsked)
             })
     }
 
     /// Starts a region over its disk, as `replication::region::start` does.
     fn start(&mut self, region: Region) {
         let mut disk = self.graveyard.remove(&region).expect("the region is down");
-        let keep = self.may_keep(region, &disk);
+        let keep = self.may_keep(region, &disk) || on(Mutant::EraKept) || on(Mutant::RevReused);
         let starts = disk.number("start").unwrap_or(0) + 1;
         let commit = disk.number("clean").filter(|_| keep).unwrap_or(0);
         let era = match disk.number("era").filter(|_| keep) {

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Heads, Origin, UserId};
 use tern_core::limits::LAZY_SYNC;
+use tern_core::mutants::{Mutant, on};
 use tern_core::store::{
     Append, Appended, ConversationHeads, ConversationImage, Put, Range, RowRecord, StoreError, Target, Todo, UserMarks,
 };
+use tern_core::{mutant, mutated};
 use tokio::time::Instant;
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
@@ -159,7 +161,7 @@ impl Disk {
     /// Why a batch can't be appended now; `None` if it can.
     pub(super) fn refusal(&mut self, batch: &Append) -> Option<Appended> {
         let log = LogId { conversation: batch.conversation, origin: batch.origin };
-        if batch.epoch < self.epoch {
+        if batch.epoch < self.epoch && !on(Mutant::FencedOwnerWrites) {
             return Some(Appended::Fenced);
         }
         self.epoch = batch.epoch;
@@ -170,13 +172,16 @@ impl Disk {
             return Some(Appended::Full);
         }
         let head = self.logs.get(&log).map_or(0, |entries| entries.len() as u64);
-        conditions::follows(batch, head).err().map(Appended::Unknown)
+        let after = mutated!(NumberReused => batch.entries.first().map_or(head, |e| e.place.seq - 1); head);
+        conditions::follows(batch, after).err().map(Appended::Unknown)
     }
 
     /// Writes and syncs a batch.
     pub(super) fn decide(&mut self, batch: &Append) {
         let log = LogId { conversation: batch.conversation, origin: batch.origin };
-        self.logs.entry(log).or_default().extend(batch.entries.iter().cloned());
+        let entries = self.logs.entry(log).or_default();
+        mutant!(NumberReused => entries.retain(|old| batch.entries.iter().all(|new| old.place.seq < new.place.seq)));
+        entries.extend(batch.entries.iter().cloned());
         self.sync();
     }
 
