@@ -12,19 +12,23 @@
 //! The randomness of an access link is keyed by `<device>.<interface>`, so a device more changes no other's.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
+use bytes::Bytes;
 use tern_netsim_link::{
     Counts, HandOver, Interface, InterfaceError, Interfaces, LinkSpec, Nat, NatSpec, Outage, Spec, SpecError, Way,
     nearest,
 };
 use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
+use crate::limits::{NAT_TCP_IDLE, NAT_TCP_UNANSWERED};
 use crate::node::{HostId, SimNode};
 use crate::packets::Protocol;
 use crate::path::{Owner, ip_v4};
 use crate::pipes::{PipeId, Place};
-use crate::world::{State, World};
+use crate::portal::{Portal, Says};
+use crate::segment::Head;
+use crate::world::{State, World, nanos};
 
 /// An interface of a device, and what is behind it.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,8 +174,24 @@ pub enum AccessError {
 struct Line {
     /// The access link, its way up.
     link: PipeId,
-    nat: Option<Nat>,
+    nat: Option<Nats>,
     block: Option<Block>,
+    portal: Portal,
+}
+
+/// A NAT keeps datagrams and streams apart, and streams longer.
+#[derive(Debug)]
+struct Nats {
+    udp: Nat,
+    tcp: Nat,
+}
+
+impl Nats {
+    fn new(spec: NatSpec, outside: Ipv4Addr) -> Self {
+        let tcp =
+            NatSpec { udp_ns: nanos(NAT_TCP_IDLE), udp_unanswered_ns: Some(nanos(NAT_TCP_UNANSWERED)), ..spec.clone() };
+        Self { udp: Nat::new(spec, IpAddr::V4(outside)), tcp: Nat::new(tcp, IpAddr::V4(outside)) }
+    }
 }
 
 /// The interfaces of a host that has some.
@@ -199,20 +219,29 @@ impl Access {
         ip_v4(self.interfaces.all()[self.interfaces.chosen()?].address)
     }
 
-    /// The address under which others see the device, if it is on line now or after a gap.
-    pub(crate) fn seen_as(&self) -> Option<Ipv4Addr> {
-        let nat = self.lines[self.interfaces.chosen()?].nat.as_ref();
-        nat.map_or_else(|| self.address(), |nat| ip_v4(nat.outside()))
-    }
-
     /// What the access network of a line holds against packets of this kind.
     pub(crate) fn blocks(&self, line: usize, protocol: Protocol) -> Option<Block> {
         self.lines[line].block.filter(|block| block.concerns(protocol))
     }
 
-    /// The NAT of a line.
-    pub(crate) fn nat(&mut self, line: usize) -> Option<&mut Nat> {
-        self.lines[line].nat.as_mut()
+    /// The NAT of a line, for packets of this kind.
+    pub(crate) fn nat(&mut self, line: usize, protocol: Protocol) -> Option<&mut Nat> {
+        let nats = self.lines[line].nat.as_mut()?;
+        Some(if protocol == Protocol::Udp { &mut nats.udp } else { &mut nats.tcp })
+    }
+
+    /// What the captive portal of a line answers to a segment of the device.
+    pub(crate) fn portal(
+        &mut self,
+        line: usize,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        segment: &[u8],
+    ) -> Option<Bytes> {
+        match self.lines[line].portal.takes(from, to, Head::of(segment)) {
+            Says::Answer(head) => Some(head.packet().into()),
+            Says::Nothing | Says::NotMine => None,
+        }
     }
 
     /// The access link of a line.
@@ -283,9 +312,9 @@ impl State {
             let places = [Place::Up(host, line), Place::Down(host)];
             let link = self.pipes.add(seed, &name, spec.link, places);
             let link = link.map_err(|source| AccessError::Spec { link: name, source })?;
-            let nat = spec.nat.map(|(spec, outside)| Nat::new(spec, IpAddr::V4(outside)));
+            let nat = spec.nat.map(|(spec, outside)| Nats::new(spec, outside));
             self.by_ip.insert(outside[line], Owner { host, line: Some(line) });
-            lines.push(Line { link, nat, block: None });
+            lines.push(Line { link, nat, block: None, portal: Portal::default() });
         }
         self.hosts[host.0].access = Some(Access { interfaces, lines });
         Ok(())
@@ -410,8 +439,9 @@ impl World {
             }
             let access = state.access(host, device)?;
             let before = if let Some(nat) = &mut access.lines[line].nat {
-                let before = nat.outside();
-                nat.readdress(IpAddr::V4(address));
+                let before = nat.udp.outside();
+                nat.udp.readdress(IpAddr::V4(address));
+                nat.tcp.readdress(IpAddr::V4(address));
                 before
             } else {
                 let Interface { name, address: before, .. } = access.interfaces.all()[line].clone();
@@ -432,7 +462,8 @@ impl World {
             let access = state.access(host, device)?;
             match &mut access.lines[line].nat {
                 Some(nat) => {
-                    nat.rebind();
+                    nat.udp.rebind();
+                    nat.tcp.rebind();
                     Ok(())
                 }
                 None => {

@@ -41,6 +41,8 @@
 
 pub mod access;
 pub mod cluster;
+pub(crate) mod congestion;
+pub(crate) mod connection;
 pub mod limits;
 pub mod links;
 pub mod net;
@@ -49,11 +51,14 @@ pub mod packets;
 pub(crate) mod path;
 pub mod pipes;
 pub mod pki;
+pub(crate) mod portal;
 pub mod random;
 pub mod run;
+pub(crate) mod segment;
 pub mod stage;
 pub mod stream;
 pub mod tap;
+pub(crate) mod tcp;
 pub mod token;
 pub mod udp;
 pub mod world;

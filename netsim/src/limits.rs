@@ -12,24 +12,36 @@ pub const DATAGRAM_BYTES: usize = 1472;
 pub const UDP_HEADER_BYTES: usize = 28;
 /// Datagrams that wait in a socket before further ones are dropped: about what 4 MiB of buffer hold.
 pub const DATAGRAMS_WAITING: usize = 2800;
-/// Bytes of one direction of a stream that are written but not yet read; a writer waits beyond that.
-pub const STREAM_BYTES: usize = 256 * 1024;
-/// A reader's progress is told to the writer in steps of this many bytes: a quarter of the window keeps the
-/// writer going, and does not double the number of packets.
-pub const STREAM_PROGRESS_BYTES: usize = STREAM_BYTES / 4;
-/// Bytes of one packet of a stream. Larger than a real segment, so that runs stay small; streams have no
-/// loss of single segments to model.
-pub const CHUNK_BYTES: usize = 16 * 1024;
+/// Longest packet of a path, and so of a stream's segment with its headers: Ethernet's.
+pub const MTU_BYTES: usize = 1500;
+/// Payload of a full segment: the MTU less the headers of IPv4 and TCP.
+pub const SEGMENT_BYTES: usize = 1460;
+/// Bytes that were written to a stream and are not yet acknowledged; a writer waits beyond that. Twice what can be on
+/// its way, so that a writer that is woken late does not stop the sender.
+pub const STREAM_SEND_BYTES: usize = 128 * 1024;
+/// Bytes that came and were not yet read; the other side sends no more than fits. The most that goes without window
+/// scaling: scaled windows are rounded, and smoltcp 0.12 panics where that moves a window's end back.
+pub const STREAM_RECEIVE_BYTES: usize = 65_535;
+/// After so long without an answer to data, or to the end of a stream, a connection of which smoltcp has lost the thread
+/// is helped: see `connection`. Its own retransmissions come sooner.
+pub const RESCUE_AFTER: Duration = Duration::from_secs(1);
+/// Acknowledgements that came within so long show that a retransmission was not for want of them.
+pub const PROGRESS_WITHIN: Duration = Duration::from_millis(200);
 /// Connections that wait to be accepted; the next one's opening packet is lost, and tried again.
 pub const BACKLOG: usize = 1024;
-/// First wait before a lost packet of a stream is sent again; doubles up to [`RETRANSMIT_MAX`].
-pub const RETRANSMIT_MIN: Duration = Duration::from_millis(200);
-/// Longest wait before a lost packet of a stream is sent again.
-pub const RETRANSMIT_MAX: Duration = Duration::from_secs(10);
 /// Opening a stream is given up after this long without an answer: six retries of Linux.
 pub const OPEN_GIVE_UP: Duration = Duration::from_secs(127);
-/// A stream whose packets are lost for this long is given up: fifteen retries of Linux.
+/// A stream whose data nobody acknowledges for this long is given up: fifteen retries of Linux.
 pub const STREAM_GIVE_UP: Duration = Duration::from_secs(924);
+/// A stream that its application has let go of, and whose peer does not end its side, is forgotten after this long: as in
+/// Linux (`tcp_fin_timeout`).
+pub const ORPHAN_GIVE_UP: Duration = Duration::from_secs(60);
+/// A NAT forgets a stream after this much silence: the least that RFC 5382 allows, two hours and four minutes.
+pub const NAT_TCP_IDLE: Duration = Duration::from_secs(7440);
+/// The same for a stream that was not answered: RFC 5382's least for connections that are not established.
+pub const NAT_TCP_UNANSWERED: Duration = Duration::from_secs(240);
+/// Streams that a captive portal remembers to have taken; the oldest one is forgotten first.
+pub const PORTAL_STREAMS: usize = 1024;
 /// First of the ports handed out where 0 was asked for; the last is 65,535.
 pub const PORT_FIRST: u16 = 32_768;
 /// Packets of a run that are kept for looking at; the shape covers all.

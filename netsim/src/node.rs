@@ -56,6 +56,8 @@ pub(crate) struct Host {
     /// Its interfaces, if it is a device.
     pub(crate) access: Option<Access>,
     pub(crate) counts: HostCounts,
+    /// Connections that it has had; keys their randomness.
+    pub(crate) connections: u64,
     pub(crate) state: HostState,
     /// Counts the starts; handles of an earlier start do nothing.
     pub(crate) incarnation: u64,
@@ -76,6 +78,7 @@ impl Host {
             ip,
             access: None,
             counts: HostCounts::default(),
+            connections: 0,
             state: HostState::Up,
             incarnation: 1,
             tasks: Arc::new(NodeTasks::new()),
@@ -257,6 +260,11 @@ impl NodeTasks {
             set: Mutex::new(JoinSet::new()),
             runtime: Handle::current(),
         }
+    }
+
+    /// Whether they stand still.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.pause.is_on()
     }
 
     /// Forgets tasks that have ended; a node would otherwise collect one per connection.

@@ -22,14 +22,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use bytes::Bytes;
 use quinn::udp::EcnCodepoint;
-use tern_netsim_link::{Fate, NatDrop, Roll, Way, flip};
+use tern_netsim_link::{Cause, Fate, NatDrop, Roll, Way, flip};
 
 use crate::access::Block;
-use crate::limits::{DATAGRAM_BYTES, UDP_HEADER_BYTES};
+use crate::limits::{MTU_BYTES, UDP_HEADER_BYTES};
 use crate::links::Fate as CoreFate;
 use crate::node::{HostId, HostState};
 use crate::packets::{Lost, Packet, Protocol};
 use crate::pipes::{PipeId, Place};
+use crate::segment::Head;
+use crate::tcp::{ConnectionId, is_control};
 use crate::world::{After, Event, State};
 
 /// An IP packet on its way. Its addresses are those of the station it is at.
@@ -44,13 +46,24 @@ pub(crate) struct IpPacket {
 /// What a packet carries.
 #[derive(Clone, Debug)]
 pub(crate) enum Load {
-    Udp { ecn: Option<EcnCodepoint>, bytes: Bytes },
+    Udp {
+        ecn: Option<EcnCodepoint>,
+        bytes: Bytes,
+    },
+    /// A whole IP packet, whose own addresses count for nothing.
+    Tcp {
+        bytes: Bytes,
+        /// The connection that sent it, if it is one's.
+        of: Option<ConnectionId>,
+    },
 }
 
 impl IpPacket {
     fn protocol(&self) -> Protocol {
         match &self.load {
             Load::Udp { .. } => Protocol::Udp,
+            Load::Tcp { bytes, .. } if is_control(bytes) => Protocol::TcpControl,
+            Load::Tcp { .. } => Protocol::Tcp,
         }
     }
 
@@ -58,15 +71,17 @@ impl IpPacket {
     pub(crate) fn payload_bytes(&self) -> usize {
         match &self.load {
             Load::Udp { bytes, .. } => bytes.len(),
+            Load::Tcp { bytes, .. } => Head::of(bytes).payload,
         }
     }
 
     /// Length on the wire.
     pub(crate) fn wire_bytes(&self) -> u32 {
-        let headers = match &self.load {
-            Load::Udp { .. } => UDP_HEADER_BYTES,
+        let bytes = match &self.load {
+            Load::Udp { bytes, .. } => bytes.len() + UDP_HEADER_BYTES,
+            Load::Tcp { bytes, .. } => bytes.len(),
         };
-        u32::try_from(self.payload_bytes() + headers).unwrap_or(u32::MAX)
+        u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
     fn corrupt(&mut self, roll: Roll) {
@@ -74,6 +89,13 @@ impl IpPacket {
             Load::Udp { bytes, .. } => {
                 let mut flipped = bytes.to_vec();
                 flip(&mut flipped, roll);
+                *bytes = flipped.into();
+            }
+            // Of a header with flipped bits nobody knows whose it is.
+            Load::Tcp { bytes, .. } => {
+                let mut flipped = bytes.to_vec();
+                let payload = flipped.len() - Head::of(bytes).payload;
+                flip(&mut flipped[payload..], roll);
                 *bytes = flipped.into();
             }
         }
@@ -111,7 +133,7 @@ impl State {
             bytes: packet.payload_bytes(),
             lost: false,
         };
-        if packet.payload_bytes() > DATAGRAM_BYTES {
+        if usize::try_from(wire_bytes).is_ok_and(|bytes| bytes > MTU_BYTES) {
             record.lost = true;
             self.lose(Lost::TooLong);
             self.packets.push(record);
@@ -183,7 +205,7 @@ impl State {
             self.lose(Lost::Blocked);
             return;
         }
-        if let Some(nat) = access.nat(line) {
+        if let Some(nat) = access.nat(line, packet.protocol()) {
             match nat.inwards(now_ns, packet.from.into(), packet.to.into()) {
                 Ok(SocketAddr::V4(inside)) => packet.to = inside,
                 refused => {
@@ -204,15 +226,26 @@ impl State {
         let protocol = packet.protocol();
         let host = &mut self.hosts[host.0];
         let Some(access) = &mut host.access else { return };
-        match access.blocks(line, protocol) {
-            None => {}
-            Some(Block::Udp | Block::Tcp | Block::Captive) => {
-                host.counts.blocked += 1;
-                self.lose(Lost::Blocked);
-                return;
+        if let Some(block) = access.blocks(line, protocol) {
+            host.counts.blocked += 1;
+            let answer = match &packet.load {
+                Load::Tcp { bytes, .. } if block == Block::Captive => {
+                    access.portal(line, packet.from, packet.to, bytes)
+                }
+                _ => None,
+            };
+            if let Some(bytes) = answer {
+                let load = Load::Tcp { bytes, of: None };
+                let back = IpPacket { sender: packet.sender, from: packet.to, to: packet.from, load };
+                let pipe = access.pipe(line, Way::Down);
+                self.pipes.direction(pipe).send(now_ns, back.wire_bytes(), back);
+                self.arm(pipe);
+                self.portals += 1;
             }
+            self.lose(Lost::Blocked);
+            return;
         }
-        if let Some(nat) = access.nat(line) {
+        if let Some(nat) = access.nat(line, protocol) {
             match nat.outwards(now_ns, packet.from.into(), packet.to.into()) {
                 Ok(SocketAddr::V4(outside)) => packet.from = outside,
                 refused => {
@@ -249,6 +282,7 @@ impl State {
         } else {
             match load {
                 Load::Udp { ecn, bytes } => self.datagram_arrives(host, from, to, ecn, bytes, after),
+                Load::Tcp { bytes, .. } => self.segment_arrives(host, from, to, &bytes, after),
             }
         };
         let counts = &mut self.hosts[host.0].counts;
@@ -275,7 +309,12 @@ impl State {
             match output.fate {
                 Fate::Delivered | Fate::Copied => {}
                 Fate::Corrupted(roll) => packet.corrupt(roll),
-                Fate::Dropped(_) => continue,
+                Fate::Dropped(cause) => {
+                    if let (Cause::TooLong(mtu), Load::Tcp { of: Some(id), .. }) = (cause, &packet.load) {
+                        self.too_long(*id, mtu);
+                    }
+                    continue;
+                }
             }
             match place {
                 Place::Between => self.comes_in(packet, after),
@@ -305,6 +344,11 @@ impl State {
     pub(crate) fn own_ip(&self, host: HostId) -> Ipv4Addr {
         let host = self.host(host);
         host.access.as_ref().and_then(crate::access::Access::address).unwrap_or(host.ip)
+    }
+
+    /// Whether a host has interfaces, and all of them are switched off.
+    pub(crate) fn is_off(&self, host: HostId) -> bool {
+        self.host(host).access.as_ref().is_some_and(|access| access.address().is_none())
     }
 
     fn lose(&mut self, why: Lost) {

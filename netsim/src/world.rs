@@ -9,7 +9,7 @@
 //! sockets then want the lock.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt::{self, Debug};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,12 +22,12 @@ use tokio::time::Instant;
 
 use crate::access::AccessCounts;
 use crate::limits::PORT_FIRST;
-use crate::links::{Fate, Filter, Links, Names};
+use crate::links::{Filter, Links, Names};
 use crate::node::{Host, HostId, HostState, SimNode};
-use crate::packets::{Lost, Packet, PacketLog, Protocol, Shape};
-use crate::path::{IpPacket, Owner, ip_v4};
+use crate::packets::{Lost, Packet, PacketLog, Shape};
+use crate::path::{IpPacket, Owner};
 use crate::pipes::{LinkError, PipeId, Pipes};
-use crate::stream::{End, EndId, Listener, Segment};
+use crate::tcp::{ConnectionId, Connections, Listener};
 use crate::udp::UdpPort;
 use tern_netsim_link::{Counts, LinkSpec, Outage};
 
@@ -56,8 +56,12 @@ impl Debug for World {
 impl World {
     /// An empty world. To be called within a runtime whose clock is paused, see [`crate::run::run`].
     pub fn new(seed: u64) -> Self {
-        let shared =
-            Arc::new(Shared { seed, start: Instant::now(), kick: Notify::new(), state: Mutex::new(State::default()) });
+        let shared = Arc::new(Shared {
+            seed,
+            start: Instant::now(),
+            kick: Notify::new(),
+            state: Mutex::new(State { seed, ..State::default() }),
+        });
         let driver = tokio::runtime::Handle::current().spawn(drive(Arc::clone(&shared)));
         Self { shared, _driver: Arc::new(Driver(driver.abort_handle())) }
     }
@@ -117,7 +121,7 @@ impl World {
         })
     }
 
-    /// What one direction of a link that has a spec has done so far with datagrams.
+    /// What one direction of a link that has a spec has done so far.
     pub fn link_counts(&self, from: &str, to: &str) -> Result<Counts, LinkError> {
         self.shared.with(|state, _| {
             let pipe = state.pipe_named(from, to)?;
@@ -211,9 +215,11 @@ impl World {
         before + tasks.iter().map(|tasks| tasks.panics()).sum::<usize>()
     }
 
-    /// What is open right now: (UDP sockets, listeners, ends of streams, packets on their way).
+    /// What is open right now: (UDP sockets, listeners, ends of streams, packets on their way). Ends that only wait for
+    /// stray packets (TIME-WAIT) are not counted.
     pub fn open(&self) -> (usize, usize, usize, usize) {
-        self.shared.with(|state, _| (state.udp.len(), state.listeners.len(), state.ends.len(), state.due.len()))
+        let in_flight = usize::try_from(self.in_flight()).unwrap_or(usize::MAX);
+        self.shared.with(|state, _| (state.udp.len(), state.listeners.len(), state.connections.count(), in_flight))
     }
 }
 
@@ -283,12 +289,10 @@ pub(crate) struct After {
 pub(crate) enum Event {
     /// A packet comes to the place of its receiver.
     Packet(IpPacket),
-    /// A stream's packet arrives.
-    Segment(Segment),
     /// A link with a spec has something to tell.
     Pipe(PipeId),
-    /// A stream's lost packet is to be sent again.
-    Retransmit(EndId),
+    /// A connection has something to do.
+    Connection(ConnectionId),
 }
 
 /// An event and when it is due; ordered by time, then by number.
@@ -319,6 +323,7 @@ impl Ord for Due {
 /// The world itself.
 #[derive(Default)]
 pub(crate) struct State {
+    pub(crate) seed: u64,
     pub(crate) now_ns: u64,
     armed_ns: Option<u64>,
     numbers: u64,
@@ -334,8 +339,9 @@ pub(crate) struct State {
     pub(crate) lost: BTreeMap<Lost, u64>,
     pub(crate) udp: BTreeMap<(HostId, u16), UdpPort>,
     pub(crate) listeners: BTreeMap<(HostId, u16), Listener>,
-    pub(crate) ends: BTreeMap<EndId, End>,
-    pub(crate) next_end: u64,
+    pub(crate) connections: Connections,
+    /// Packets that captive portals made.
+    pub(crate) portals: u64,
 }
 
 impl State {
@@ -355,9 +361,8 @@ impl State {
             self.now_ns = due.at_ns;
             match due.event {
                 Event::Packet(packet) => self.comes_in(packet, after),
-                Event::Segment(segment) => self.segment_arrives(segment, after),
                 Event::Pipe(pipe) => self.pipe_due(pipe, after),
-                Event::Retransmit(end) => self.retransmit(end, after),
+                Event::Connection(id) => self.connection_due(id, after),
             }
         }
         self.now_ns = now_ns;
@@ -385,62 +390,9 @@ impl State {
         Err(io::Error::new(io::ErrorKind::NotConnected, format!("the simulated node {} was killed", host.name)))
     }
 
-    /// The host that has an address, as seen from another.
-    pub(crate) fn route(&self, from: HostId, to: IpAddr) -> Option<HostId> {
-        self.owner(from, ip_v4(to)?).map(|owner| owner.host)
-    }
-
-    pub(crate) fn source_ip(&self, host: HostId, to: SocketAddr) -> IpAddr {
-        if to.ip().is_loopback() {
-            return to.ip();
-        }
-        let seen_as = self.host(host).access.as_ref().and_then(crate::access::Access::seen_as);
-        IpAddr::V4(seen_as.unwrap_or_else(|| self.own_ip(host)))
-    }
-
     fn pipe_named(&mut self, from: &str, to: &str) -> Result<PipeId, LinkError> {
         let ends = (self.links.name(from), self.links.name(to));
         self.pipes.of(ends).ok_or_else(|| LinkError::None { from: from.to_owned(), to: to.to_owned() })
-    }
-
-    /// What becomes of a stream's packet on a link with a spec.
-    fn stream_fate(&mut self, pipe: PipeId) -> Fate {
-        let now_ns = self.now_ns;
-        let direction = self.pipes.direction(pipe);
-        match direction.outage(now_ns) {
-            Some(_) => Fate::Cut,
-            None => Fate::Arrives(Duration::from_nanos(direction.spec().delay.now_ns(now_ns))),
-        }
-    }
-
-    /// Notes a packet of a stream, and says when it arrives. `None`: it is lost.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn transmit(
-        &mut self,
-        from_host: HostId,
-        to_host: HostId,
-        from: SocketAddr,
-        to: SocketAddr,
-        protocol: Protocol,
-        bytes: usize,
-        passes: bool,
-    ) -> Option<u64> {
-        let mut packet = Packet { at_ns: self.now_ns, from, to, protocol, bytes, lost: false };
-        let names = (self.hosts[from_host.0].names, self.hosts[to_host.0].names);
-        let mut fate = if passes { self.links.fate(&packet, names.0, names.1) } else { Fate::Cut };
-        if let Fate::Arrives(_) = fate
-            && let Some(pipe) = self.pipes.between(names.0, names.1)
-        {
-            fate = self.stream_fate(pipe);
-        }
-        packet.lost = !matches!(fate, Fate::Arrives(_));
-        self.packets.push(packet);
-        match fate {
-            Fate::Cut | Fate::Filtered => None,
-            Fate::Arrives(latency) => {
-                Some(self.now_ns.saturating_add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX)))
-            }
-        }
     }
 
     /// The address that a socket gets, or why it can't.
@@ -467,10 +419,15 @@ impl State {
             }
             return Ok(SocketAddr::new(ip, at.port()));
         }
+        Ok(SocketAddr::new(ip, self.free_port(host, taken)?))
+    }
+
+    /// The next port of a host that is not taken.
+    pub(crate) fn free_port(&mut self, host: HostId, taken: impl Fn(&State, u16) -> bool) -> io::Result<u16> {
         for _ in PORT_FIRST..=u16::MAX {
             let port = self.hosts[host.0].take_port();
             if !taken(self, port) {
-                return Ok(SocketAddr::new(ip, port));
+                return Ok(port);
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "all ports are in use"))
@@ -480,21 +437,17 @@ impl State {
     /// resets its streams; a host without power tells nobody.
     pub(crate) fn down(&mut self, host: HostId, how: HostState, after: &mut After) {
         self.hosts[host.0].state = how;
-        let ports: Vec<_> = self.udp.keys().filter(|(of, _)| *of == host).copied().collect();
+        let ports: Vec<_> = self.udp.range((host, 0)..=(host, u16::MAX)).map(|(port, _)| *port).collect();
         for port in ports {
             if let Some(socket) = self.udp.remove(&port) {
                 socket.end(after);
             }
         }
-        let ports: Vec<_> = self.listeners.keys().filter(|(of, _)| *of == host).copied().collect();
-        for port in ports {
-            if let Some(listener) = self.listeners.remove(&port) {
-                listener.end(after);
-            }
-        }
-        let ends: VecDeque<_> = self.ends.iter().filter(|(_, end)| end.host() == host).map(|(id, _)| *id).collect();
-        for end in ends {
-            self.abort(end, how == HostState::Killed, after);
-        }
+        self.end_connections(host, how, after);
     }
+}
+
+/// A duration in the world's unit.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

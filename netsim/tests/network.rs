@@ -16,7 +16,7 @@ use tern_core::clock::Entropy;
 use tern_net::env::{Env, Stream};
 use tern_net::quic::{QuicParams, client_config, client_endpoint, server_endpoint};
 use tern_net::tls::{Identity, client_tls, server_tls};
-use tern_netsim::limits::{DATAGRAM_BYTES, OPEN_GIVE_UP, STREAM_BYTES};
+use tern_netsim::limits::{DATAGRAM_BYTES, OPEN_GIVE_UP, STREAM_RECEIVE_BYTES, STREAM_SEND_BYTES};
 use tern_netsim::node::{EPOCH_MS, HostState, SimNode};
 use tern_netsim::pki::Pki;
 use tern_netsim::run::run;
@@ -288,15 +288,15 @@ fn a_writer_waits_for_a_reader_that_does_not_read() {
         while let Ok(n) = timeout(ms(500), client.write(&[7; 10_000])).await {
             written += n.unwrap();
         }
-        assert_eq!(written, STREAM_BYTES);
-        let mut got = vec![0; STREAM_BYTES / 2];
+        assert_eq!(written, STREAM_SEND_BYTES + STREAM_RECEIVE_BYTES);
+        let mut got = vec![0; written / 2];
         server.read_exact(&mut got).await.unwrap();
-        let more = timeout(ms(500), client.write_all(&vec![8; STREAM_BYTES / 2])).await;
+        let more = timeout(ms(500), client.write_all(&vec![8; written / 2])).await;
         more.unwrap().unwrap();
         drop(client);
         let mut rest = Vec::new();
         server.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest.len(), STREAM_BYTES);
+        assert_eq!(rest.len(), written);
     });
 }
 

@@ -1,4 +1,4 @@
-//! Links with a spec under sockets: datagrams wait, are lost, come twice; streams take the delay and the outages.
+//! Links with a spec under sockets: datagrams and segments wait, are lost, come twice.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -158,7 +158,8 @@ fn an_outage_stalls_or_loses_one_direction_of_datagrams_and_streams() {
         tokio::time::sleep(ms(980)).await;
         outage(None);
         assert_eq!(other.read_u8().await.unwrap(), b'x');
-        assert_eq!(world.elapsed() - begin, ms(200 + 400 + 800 + 20));
+        let healed = world.elapsed() - begin - ms(20 + 980);
+        assert!((ms(20)..ms(1500)).contains(&healed), "with the next retransmission: {healed:?}");
     });
 }
 
