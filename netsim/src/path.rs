@@ -285,10 +285,12 @@ impl State {
                 Load::Tcp { bytes, .. } => self.segment_arrives(host, from, to, &bytes, after),
             }
         };
-        let counts = &mut self.hosts[host.0].counts;
+        let host = &mut self.hosts[host.0];
+        let counts = &mut host.counts;
         match taken {
             Ok(()) => {
                 counts.radio(self.now_ns);
+                counts.waited += u64::from(host.tasks.is_paused());
                 counts.received_packets += 1;
                 counts.received_bytes += u64::from(wire_bytes);
             }

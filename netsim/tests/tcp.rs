@@ -246,7 +246,7 @@ fn a_paused_process_has_a_kernel_that_acknowledges_until_its_buffer_is_full() {
         assert_eq!(ends.world.packets().len(), quiet, "all is acknowledged");
         assert!(timeout(ms(60_000), stream.write_all(&[7; 300_000])).await.is_err());
         let waited = ends.world.host_counts("eu-1").unwrap().waited;
-        assert!((40..100).contains(&waited), "{waited}");
+        assert!((40..200).contains(&waited), "{waited}");
         // Another stream is granted by the kernel, too.
         let mut other = ends.connect().await.unwrap();
         other.write_all(b"x").await.unwrap();
