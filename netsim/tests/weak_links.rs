@@ -147,8 +147,8 @@ fn an_outage_stalls_or_loses_one_direction_of_datagrams_and_streams() {
         let mut acceptor = ends.b.env().net.listen(at(&ends.b)).await.unwrap();
         let begin = world.elapsed();
         let mut stream = ends.a.env().net.connect(at(&ends.b)).await.unwrap();
-        let (mut other, _) = acceptor.accept().await.unwrap();
         assert_eq!(world.elapsed() - begin, ms(40), "the link's delay, not the latency");
+        let (mut other, _) = acceptor.accept().await.unwrap();
         outage(Some(Outage::Loses));
         stream.write_all(b"x").await.unwrap();
         other.write_all(b"y").await.unwrap();
