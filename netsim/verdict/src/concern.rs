@@ -12,7 +12,7 @@
 //! connected, when the final state is told. Nobody can be expected to show what can't reach him. Without such a fault
 //! there is no excuse: a device that does not come back by itself is what the checks are there to find.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::{Facts, Span};
 
@@ -30,26 +30,25 @@ enum Target<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Concerned<'a> {
     /// Devices with the region that they were connected to.
-    devices: Vec<(&'a str, Option<&'a str>)>,
+    regions: BTreeMap<&'a str, Option<&'a str>>,
     across: Option<(&'a str, &'a str)>,
-    all: BTreeSet<&'a str>,
 }
 
 impl<'a> Concerned<'a> {
     /// Whether a device is concerned at all.
     pub(crate) fn has(&self, device: &str) -> bool {
-        self.all.contains(device)
+        self.regions.contains_key(device)
     }
 
     /// Devices in order.
     pub(crate) fn devices(&self) -> impl Iterator<Item = &'a str> {
-        self.all.iter().copied()
+        self.regions.keys().copied()
     }
 
     /// Whether a message of one device that comes to another had to pass what was hit.
     pub(crate) fn passes(&self, from: &str, to: &str) -> bool {
         let Some((a, b)) = self.across else { return self.has(to) };
-        let side = |device: &str| self.devices.iter().find(|(d, _)| *d == device).and_then(|(_, region)| *region);
+        let side = |device: &str| self.regions.get(device).copied().flatten();
         matches!((side(from), side(to)), (Some(x), Some(y)) if (x, y) == (a, b) || (x, y) == (b, a))
     }
 }
@@ -69,8 +68,7 @@ pub(crate) fn concerned<'a>(facts: &Facts<'a>, span: &Span<'a>) -> Concerned<'a>
             (Some((a, b)), either.collect())
         }
     };
-    let all = found.iter().map(|(d, _)| *d).collect();
-    Concerned { devices: found, across, all }
+    Concerned { regions: found.into_iter().collect(), across }
 }
 
 /// Devices whose connection is at a place when a fault begins; if there is none, those that were there last.

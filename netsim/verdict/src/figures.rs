@@ -118,7 +118,7 @@ impl Figures {
             (self.unacked, "never acked"),
             (self.failed, "failed"),
             (self.lost_allowed, "lost as allowed"),
-            (self.phantoms, "phantoms"),
+            (self.phantoms, "seen that must not be"),
         ] {
             if count > 0 {
                 line.push_str(&format!(", {count} {what}"));

@@ -13,12 +13,12 @@
 //! If nothing comes although something was waiting, the limit is missed; if nothing was ever waiting, the run shows
 //! nothing of it, and is UNKNOWN.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::concern::concerned;
-use crate::facts::{Facts, Span};
+use crate::facts::{Facts, Message, Span};
 use crate::findings::{Findings, time};
 use crate::verdict::Verdict;
 
@@ -50,12 +50,28 @@ pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> Vec<Recovery>
     for shown in facts.shown.iter().filter(|s| s.new) {
         shown_at.entry((shown.message, shown.device)).or_insert(shown.at_ns);
     }
-    facts.spans.iter().map(|span| measure(facts, span, &shown_at, findings)).collect()
+    let sent = facts.messages.values().filter(|m| m.refused_ns.is_none() && m.failed.is_none());
+    let mut ways: Vec<Way<'_>> = sent
+        .map(|message| {
+            let others = facts.owed(message).filter(|(device, _)| *device != message.device);
+            let times = others.map(|(device, _)| shown_at.get(&(message.id, device)).copied());
+            Way { message, done_ns: times.collect::<Option<Vec<u64>>>().map(|all| all.into_iter().max().unwrap_or(0)) }
+        })
+        .collect();
+    ways.sort_by_key(|way| way.message.nth);
+    facts.spans.iter().map(|span| measure(facts, span, &ways, &shown_at, findings)).collect()
+}
+
+/// A message, and when it had been shown wherever it must be.
+struct Way<'f> {
+    message: &'f Message<'f>,
+    done_ns: Option<u64>,
 }
 
 fn measure(
     facts: &Facts<'_>,
     span: &Span<'_>,
+    ways: &[Way<'_>],
     shown_at: &BTreeMap<(&str, &str), u64>,
     findings: &mut Findings,
 ) -> Recovery {
@@ -72,26 +88,21 @@ fn measure(
         took_ns: None,
         limit_ns: facts.run.expect.recover_within_ns.get(span.fault).copied(),
     };
-    let for_one = |message: &crate::facts::Message<'_>, device: &str| {
+    let for_one = |message: &Message<'_>, device: &str| {
         message.user != facts.user(device) && concerned.has(device) && concerned.passes(message.device, device)
     };
     let first = facts.shown[facts.shown.partition_point(|s| s.line <= line)..].iter().find(|shown| {
         shown.new && facts.messages.get(shown.message).is_some_and(|message| for_one(message, shown.device))
     });
     // What waited then, or was the first to be sent afterwards.
-    let devices: BTreeSet<&str> = concerned.devices().collect();
-    let waiting = facts
-        .messages
-        .values()
-        .filter(|m| m.refused_ns.is_none() && m.failed.is_none())
-        .filter(|m| {
-            facts.owed(m).any(|(device, _)| {
-                let late = shown_at.get(&(m.id, device)).is_none_or(|at_ns| *at_ns >= from_ns);
-                devices.contains(device) && for_one(m, device) && late
-            })
+    let waits = |way: &&Way<'_>| {
+        facts.owed(way.message).any(|(device, _)| {
+            let late = shown_at.get(&(way.message.id, device)).is_none_or(|at_ns| *at_ns >= from_ns);
+            late && for_one(way.message, device)
         })
-        .map(|m| m.invoked_ns.max(from_ns))
-        .min();
+    };
+    let pending = |way: &&Way<'_>| way.message.invoked_ns >= from_ns || way.done_ns.is_none_or(|done| done >= from_ns);
+    let waiting = ways.iter().filter(pending).find(waits).map(|way| way.message.invoked_ns.max(from_ns));
     measured.took_ns = first.map(|shown| shown.at_ns - waiting.unwrap_or(from_ns).clamp(from_ns, shown.at_ns));
     let Some(limit_ns) = measured.limit_ns else { return measured };
     match (measured.took_ns, waiting) {
