@@ -210,7 +210,8 @@ fn lives(
         .filter(|(_, life)| lanes.contains_key(life.device) && window.meets(life.invoked_ns, life.last_ns()))
         .map(|(id, life)| (*id, life))
         .collect();
-    let wanted: usize = seen.iter().map(|(_, life)| life.shown.len() + 2).sum();
+    let seen_of = |life: &Life<'_>| life.shown.iter().filter(|(_, device)| lanes.contains_key(device)).count();
+    let wanted: usize = seen.iter().map(|(_, life)| seen_of(life) + 2).sum();
     let every = wanted.div_ceil(LIFE_LINES_MAX).max(1);
     let [mut send, mut back, mut shown, mut invoked, mut appeared] = [(); 5].map(|()| Strokes::default());
     let mut drawn = 0;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use tern_netsim_verdict::{Distribution, Figures, Recovery};
 
-use crate::limits::ROWS_MAX;
+use crate::limits::{ROWS_MAX, ROWS_OPEN};
 use crate::svg::{self, Strokes, WIDTH};
 use crate::words;
 
@@ -22,29 +22,31 @@ pub(crate) fn draw(figures: &Figures) -> String {
     let phases: Vec<(&str, &Distribution)> =
         figures.delivery_by_phase.iter().map(|(name, d)| (name.as_str(), d)).filter(|(_, d)| d.count > 0).collect();
     curves(&mut html, &figures.delivery, &phases);
-    html.push_str(
-        "<div class=\"scroll\"><table><thead><tr><th>Sent</th><th class=\"n\">Deliveries</th><th class=\"n\">p50</th>\
-         <th class=\"n\">p90</th><th class=\"n\">p99</th><th class=\"n\">Longest</th></tr></thead><tbody>",
-    );
+    html.push_str(HEAD);
     row(&mut html, "in the whole run", &figures.delivery);
     for (phase, distribution) in &phases {
         row(&mut html, &format!("in phase {}", words::name(phase)), distribution);
     }
-    for (fault, distribution) in figures.delivery_by_fault.iter().take(ROWS_MAX) {
-        row(&mut html, &format!("while {} held", words::name(fault)), distribution);
-    }
     row(&mut html, "<em>until acked</em>", &figures.acks);
     row(&mut html, "<em>until live again</em>", &figures.reconnects);
     html.push_str("</tbody></table></div>");
-    if figures.delivery_by_fault.len() > ROWS_MAX {
-        let _ = write!(
-            html,
-            "<p class=\"note\">{} more faults are left out.</p>",
-            figures.delivery_by_fault.len() - ROWS_MAX
-        );
+    let faults = &figures.delivery_by_fault;
+    if !faults.is_empty() {
+        let open = if faults.len() > ROWS_OPEN { "" } else { " open" };
+        let _ = write!(html, "<details{open}><summary>While a fault held</summary>{HEAD}");
+        for (fault, distribution) in faults.iter().take(ROWS_MAX) {
+            row(&mut html, &words::name(fault), distribution);
+        }
+        html.push_str("</tbody></table></div></details>");
+        if faults.len() > ROWS_MAX {
+            let _ = write!(html, "<p class=\"note\">{} more faults are left out.</p>", faults.len() - ROWS_MAX);
+        }
     }
     html
 }
+
+const HEAD: &str = "<div class=\"scroll\"><table><thead><tr><th>Sent</th><th class=\"n\">Deliveries</th>\
+<th class=\"n\">p50</th><th class=\"n\">p90</th><th class=\"n\">p99</th><th class=\"n\">Longest</th></tr></thead><tbody>";
 
 fn row(html: &mut String, what: &str, d: &Distribution) {
     let _ = write!(html, "<tr><td>{what}</td><td class=\"n\">{}</td>", words::count(d.count));
@@ -137,7 +139,10 @@ pub(crate) fn recoveries(all: &[Recovery]) -> String {
     order.sort_by_key(|r| (!missed(r), std::cmp::Reverse(r.took_ns), r.begin_ns));
     let most = all.iter().flat_map(|r| [r.took_ns, r.limit_ns]).flatten().max().unwrap_or(1);
     let mut html = String::from("<div class=\"recoveries\">");
-    for recovery in order.iter().take(ROWS_MAX) {
+    for (i, recovery) in order.iter().take(ROWS_MAX).enumerate() {
+        if i == ROWS_OPEN {
+            html.push_str("</div><details><summary>Shorter ones</summary><div class=\"recoveries\">");
+        }
         let class = if missed(recovery) { "recovery missed" } else { "recovery" };
         let took = recovery.took_ns.map_or_else(|| "nothing came".to_owned(), words::time);
         let limit = recovery.limit_ns.map_or_else(String::new, |limit| format!(" of {} allowed", words::time(limit)));
@@ -162,7 +167,7 @@ pub(crate) fn recoveries(all: &[Recovery]) -> String {
         }
         let _ = write!(html, "</div><p class=\"value\">{sign}{took}{limit}</p></div>");
     }
-    html.push_str("</div>");
+    html.push_str(if order.len() > ROWS_OPEN { "</div></details>" } else { "</div>" });
     if order.len() > ROWS_MAX {
         let _ = write!(html, "<p class=\"note\">{} more, all shorter, are left out.</p>", order.len() - ROWS_MAX);
     }

@@ -25,6 +25,9 @@ pub const BUCKETS: usize = 160;
 /// Rows of a table of latencies or recoveries.
 pub const ROWS_MAX: usize = 80;
 
+/// Rows that are seen without unfolding, where there may be many more.
+pub const ROWS_OPEN: usize = 12;
+
 /// Rows of the table of devices.
 pub const DEVICE_ROWS_MAX: usize = 100;
 
