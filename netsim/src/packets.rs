@@ -1,10 +1,11 @@
 //! What was sent: the packets of a run, and their shape.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::limits::PACKETS_KEPT;
-use tern_netsim_link::NatDrop;
+use tern_netsim_link::{Cause, NatDrop};
 
 /// What a packet belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +72,33 @@ impl fmt::Display for Packet {
         let (s, us) = (at_ns / 1_000_000_000, at_ns / 1000 % 1_000_000);
         let lost = if *lost { " lost" } else { "" };
         write!(f, "{s}.{us:06} {from} -> {to} {protocol:?} {bytes}{lost}")
+    }
+}
+
+/// What became of all packets of a run so far. Nothing comes from nowhere, and nothing vanishes without a cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// By hosts.
+    pub sent: u64,
+    /// By captive portals.
+    pub made: u64,
+    /// Second copies, by links.
+    pub copied: u64,
+    /// At sockets, or by a TCP that acknowledges for one.
+    pub received: u64,
+    /// Elsewhere than at a socket or in a link with a spec.
+    pub lost: BTreeMap<Lost, u64>,
+    /// In links with a spec.
+    pub dropped: BTreeMap<Cause, u64>,
+    /// On their way.
+    pub in_flight: u64,
+}
+
+impl Ledger {
+    /// Whether everything that came into the world is accounted for.
+    pub fn is_balanced(&self) -> bool {
+        let (lost, dropped): (u64, u64) = (self.lost.values().sum(), self.dropped.values().sum());
+        self.sent + self.made + self.copied == self.received + lost + dropped + self.in_flight
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::links::{NameId, Names, pairs};
 use crate::node::HostId;
 use crate::path::IpPacket;
-use tern_netsim_link::{Direction, LinkSpec, SpecError, Way};
+use tern_netsim_link::{Cause, Direction, LinkSpec, SpecError, Way};
 
 /// Why a link is not changed. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -152,6 +152,19 @@ impl Pipes {
     /// Packets inside of all links.
     pub(crate) fn in_flight(&self) -> u64 {
         self.all.iter().flatten().map(|pipe| pipe.direction.in_flight()).sum()
+    }
+
+    /// Over all links: second copies that arrived, and what was dropped by cause.
+    pub(crate) fn totals(&self) -> (u64, BTreeMap<Cause, u64>) {
+        let (mut copied, mut dropped) = (0, BTreeMap::new());
+        for pipe in self.all.iter().flatten() {
+            let counts = pipe.direction.counts();
+            copied += counts.copied;
+            for (cause, count) in &counts.dropped {
+                *dropped.entry(*cause).or_default() += count;
+            }
+        }
+        (copied, dropped)
     }
 
     fn pipe(&mut self, id: PipeId) -> &mut Pipe {

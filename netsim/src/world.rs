@@ -24,7 +24,7 @@ use crate::access::AccessCounts;
 use crate::limits::PORT_FIRST;
 use crate::links::{Filter, Links, Names};
 use crate::node::{Host, HostId, HostState, SimNode};
-use crate::packets::{Lost, Packet, PacketLog, Shape};
+use crate::packets::{Ledger, Lost, Packet, PacketLog, Shape};
 use crate::path::{IpPacket, Owner};
 use crate::pipes::{LinkError, PipeId, Pipes};
 use crate::tcp::{ConnectionId, Connections, Listener};
@@ -143,16 +143,25 @@ impl World {
         self.shared.with(|state, _| state.links.blocked_packets(from, to))
     }
 
-    /// Packets that ended elsewhere than at a socket or in a link with a spec, by cause.
-    pub fn lost(&self) -> BTreeMap<Lost, u64> {
-        self.shared.with(|state, _| state.lost.clone())
-    }
-
     /// Packets that are on their way: in links with a spec, and between places.
     pub fn in_flight(&self) -> u64 {
+        self.shared.with(|state, _| state.in_flight())
+    }
+
+    /// What became of all packets so far.
+    pub fn ledger(&self) -> Ledger {
         self.shared.with(|state, _| {
-            let between = state.due.iter().filter(|Reverse(due)| matches!(due.event, Event::Packet(_))).count();
-            state.pipes.in_flight() + u64::try_from(between).unwrap_or(u64::MAX)
+            let sum = |count: fn(&Host) -> u64| state.hosts.iter().map(count).sum();
+            let (copied, dropped) = state.pipes.totals();
+            Ledger {
+                sent: sum(|host| host.counts.sent_packets),
+                made: state.portals,
+                copied,
+                received: sum(|host| host.counts.received_packets),
+                lost: state.lost.clone(),
+                dropped,
+                in_flight: state.in_flight(),
+            }
         })
     }
 
@@ -347,6 +356,11 @@ pub(crate) struct State {
 impl State {
     fn first_due_ns(&self) -> Option<u64> {
         self.due.peek().map(|Reverse(due)| due.at_ns)
+    }
+
+    fn in_flight(&self) -> u64 {
+        let between = self.due.iter().filter(|Reverse(due)| matches!(due.event, Event::Packet(_))).count();
+        self.pipes.in_flight() + u64::try_from(between).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn schedule(&mut self, at_ns: u64, event: Event) {

@@ -130,7 +130,7 @@ fn a_datagram_takes_the_access_link_the_nat_and_the_way_between_places_and_so_do
         assert_eq!((counts.received_packets, counts.received_bytes, counts.missed), (1, 128, 0));
         let up = ends.world.access_counts("phone", "wifi", Way::Up).unwrap();
         assert_eq!((up.counts.delivered_bytes, up.queued_packets, up.queued_bytes), (1500, 0, 0));
-        assert_eq!((ends.world.in_flight(), ends.world.lost().len()), (0, 0));
+        assert_eq!((ends.world.in_flight(), ends.world.ledger().lost.len()), (0, 0));
     });
 }
 
@@ -150,7 +150,10 @@ fn a_hand_over_changes_the_address_that_others_see_and_loses_what_is_for_the_old
         let second = ends.at_server(200).await;
         assert_eq!((second.len(), &second[0].2[..], second[0].1), (1, &b"2"[..], SocketAddr::new(CELL.into(), 5000)));
         assert_eq!(ends.at_phone(200).await, []);
-        assert_eq!(world.lost().into_iter().collect::<Vec<_>>(), [(Lost::NoInterface, 1), (Lost::NotReceiving, 1)]);
+        assert_eq!(
+            world.ledger().lost.into_iter().collect::<Vec<_>>(),
+            [(Lost::NoInterface, 1), (Lost::NotReceiving, 1)]
+        );
         assert_eq!(ends.phone_counts().missed, 1);
 
         // With an overlap the old one receives for a while.
@@ -179,7 +182,7 @@ fn a_nat_forgets_who_is_silent_and_a_rebinding_or_a_new_address_makes_strangers(
         tokio::time::sleep(ms(30_000)).await;
         ends.answer(first, b"forgotten");
         assert_eq!(ends.at_phone(100).await, []);
-        assert_eq!(world.lost().get(&Lost::Nat(NatDrop::NoMapping)), Some(&1));
+        assert_eq!(world.ledger().lost.get(&Lost::Nat(NatDrop::NoMapping)), Some(&1));
         assert_eq!(ends.phone_counts().missed, 1);
 
         ends.send(b"2");
@@ -192,7 +195,7 @@ fn a_nat_forgets_who_is_silent_and_a_rebinding_or_a_new_address_makes_strangers(
         ends.answer(second, b"for the old address");
         world.new_address("phone", Some("wifi"), moved).unwrap();
         assert_eq!(ends.at_phone(100).await, []);
-        assert_eq!(world.lost().get(&Lost::NoHost), Some(&1));
+        assert_eq!(world.ledger().lost.get(&Lost::NoHost), Some(&1));
         ends.send(b"4");
         let third = ends.at_server(100).await[0].1;
         assert_eq!((third.ip(), ends.phone.ip()), (moved.into(), std::net::IpAddr::from(INSIDE)));
@@ -257,7 +260,7 @@ fn a_fault_can_tell_how_many_packets_it_hit() {
         tokio::time::sleep(ms(100)).await;
         world.heal("germany", "eu");
         assert_eq!([world.blocked_packets("germany", "eu"), world.blocked_packets("eu", "germany")], [3, 0]);
-        assert_eq!(world.lost().get(&Lost::Cut), Some(&3));
+        assert_eq!(world.ledger().lost.get(&Lost::Cut), Some(&3));
     });
 }
 

@@ -49,8 +49,12 @@ pub struct Seen {
 
 impl Device {
     pub fn new(world: &World, cluster: &Cluster, name: &str, place: &str, ip: Ipv4Addr) -> Self {
+        Self::of(cluster, name, world.add_host(&format!("{name}-phone"), place, ip).unwrap())
+    }
+
+    /// The same on a host that exists.
+    pub fn of(cluster: &Cluster, name: &str, host: SimNode) -> Self {
         let user = UserId::new(name).unwrap();
-        let host = world.add_host(&format!("{name}-phone"), place, ip).unwrap();
         let store = MemoryStore::new(user.clone(), InstallId::new(&format!("{name}-install")).unwrap());
         let client = open(cluster, &user, &host, &store);
         let events = client.events();

@@ -25,7 +25,7 @@ fn traffic() -> Vec<(u64, u32)> {
 
 /// One line per outcome, and their hash (FNV-1a).
 fn record(spec: Spec) -> (String, u64) {
-    let plan = Plan { seed: 42, spec, sent: traffic() };
+    let plan = Plan { seed: 42, spec, sent: traffic(), set: vec![] };
     let mut text = String::new();
     for out in run(&plan, HORIZON_NS).outputs {
         writeln!(text, "{} {} {:?}", out.at_ns, out.number, out.fate).unwrap();

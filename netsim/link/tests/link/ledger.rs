@@ -10,6 +10,8 @@ use crate::oracle::{Capacity, LINK, Plan, WAY, opportunities};
 pub struct Log {
     pub outputs: Vec<Output<u64>>,
     pub in_flight: u64,
+    /// (lost in outages that were set, waited in them, held back), as counted.
+    pub hits: (u64, u64, u64),
 }
 
 /// The first law that is broken, if one is.

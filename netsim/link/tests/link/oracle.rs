@@ -11,6 +11,9 @@ pub struct Plan {
     pub spec: Spec,
     /// (moment, bytes), in the order of sending.
     pub sent: Vec<(u64, u32)>,
+    /// Outages that are set from outside, in ascending order, none at the moment of another's beginning or end or of a
+    /// packet.
+    pub set: Vec<Window<Outage>>,
 }
 
 pub const LINK: &str = "phone";
@@ -31,6 +34,11 @@ impl Expected {
     fn new(at_ns: u64, number: u64, left_ns: Option<u64>, fate: Fate) -> Self {
         Self { at_ns, number, left_ns, what: format!("{fate:?}") }
     }
+
+    /// It left, and was lost then.
+    fn is_lost_in_air(&self) -> bool {
+        self.what.contains("Outage") || self.what.contains("Loss")
+    }
 }
 
 impl Plan {
@@ -40,10 +48,6 @@ impl Plan {
 
     /// Everything that must be reported, in the order of time and number.
     pub fn predict(&self) -> Vec<Expected> {
-        let passages = match self.spec.queue.discipline {
-            Discipline::DropTail => self.recurrence(),
-            Discipline::Codel { target_ns, interval_ns } => self.event_by_event(target_ns, interval_ns),
-        };
         let mut expected = Vec::new();
         let lost = self.lost_by_chance();
         let slots = match &self.spec.loss {
@@ -52,13 +56,13 @@ impl Plan {
         };
         let fades = self.fades();
         let mut latest_ns = 0;
-        for (number, passage) in (0u64..).zip(passages) {
+        for (number, passage) in (0u64..).zip(self.passages()) {
             let left_ns = match passage {
                 Passage::Dropped(at_ns, cause) => {
                     expected.push(Expected::new(at_ns, number, None, Fate::Dropped(cause)));
                     continue;
                 }
-                Passage::Left(left_ns) => left_ns,
+                Passage::Left { left_ns, .. } => left_ns,
             };
             let mut drop = |cause| expected.push(Expected::new(left_ns, number, Some(left_ns), Fate::Dropped(cause)));
             if fades.iter().any(|w| w.what == Outage::Loses && w.contains(left_ns)) {
@@ -99,6 +103,14 @@ impl Plan {
         expected
     }
 
+    /// How each packet came through the queue.
+    fn passages(&self) -> Vec<Passage> {
+        match self.spec.queue.discipline {
+            Discipline::DropTail => self.recurrence(),
+            Discipline::Codel { target_ns, interval_ns } => self.event_by_event(target_ns, interval_ns),
+        }
+    }
+
     /// Marked by chance, for every packet, whatever became of it.
     fn lost_by_chance(&self) -> Vec<bool> {
         let (loss, change) = (self.dice(Purpose::Loss), self.dice(Purpose::Channel));
@@ -118,8 +130,41 @@ impl Plan {
         (0..self.sent.len() as u64).map(mark).collect()
     }
 
+    /// Outages of the spec and those that are set.
     pub fn fades(&self) -> Vec<Window<Outage>> {
-        self.spec.fades.as_ref().map_or(vec![], |fades| windows(self.dice(Purpose::Fades), fades))
+        let mut all = self.spec.fades.as_ref().map_or(vec![], |fades| windows(self.dice(Purpose::Fades), fades));
+        all.extend(&self.set);
+        all.sort_by_key(|window| window.from_ns);
+        all
+    }
+
+    /// What must have been counted of packets that set outages hit, and of those held back: (lost, waited, held back).
+    pub fn hits(&self) -> (u64, u64, u64) {
+        let of = |what| self.set.iter().filter(move |window| window.what == what);
+        let losing = |at_ns| of(Outage::Loses).any(|window| window.contains(at_ns));
+        let (mut lost, mut waited, mut held_back) = (0, 0, 0);
+        let arrives: Vec<u64> =
+            self.predict().iter().filter(|one| !one.is_lost_in_air()).map(|one| one.number).collect();
+        for (number, (passage, &(sent_ns, _))) in (0u64..).zip(self.passages().into_iter().zip(&self.sent)) {
+            let waits_until = |until_ns: u64| {
+                let stood = |window: &&Window<Outage>| sent_ns < window.until_ns && until_ns > window.from_ns;
+                of(Outage::Stalls).filter(stood).count() as u64
+            };
+            match passage {
+                Passage::Left { start_ns, left_ns } => {
+                    waited += waits_until(start_ns);
+                    lost += u64::from(losing(left_ns));
+                    let back = self.dice(Purpose::Reorder).roll(number).hits(self.spec.reorder.share);
+                    held_back += u64::from(back && arrives.contains(&number));
+                }
+                Passage::Dropped(at_ns, Cause::QueueFull) => {
+                    lost += u64::from(of(Outage::Stalls).any(|window| window.contains(at_ns)));
+                }
+                Passage::Dropped(at_ns, Cause::Codel) => waited += waits_until(at_ns),
+                Passage::Dropped(..) => {}
+            }
+        }
+        (lost, waited, held_back)
     }
 
     fn too_long(&self, bytes: u32) -> Option<Cause> {
@@ -152,7 +197,7 @@ impl Plan {
             let start_ns = stalled_until(&fades, at_ns.max(free_ns));
             let left_ns = sender.finish_ns(start_ns, bytes);
             accepted.push((start_ns, left_ns, bytes));
-            passages.push(Passage::Left(left_ns));
+            passages.push(Passage::Left { start_ns, left_ns });
         }
         passages
     }
@@ -204,7 +249,7 @@ impl Plan {
             }
             free_at = leaves.map(|(number, _, bytes)| {
                 let left_ns = sender.finish_ns(now_ns, bytes);
-                passages[number] = Some(Passage::Left(left_ns));
+                passages[number] = Some(Passage::Left { start_ns: now_ns, left_ns });
                 left_ns
             });
         }
@@ -215,12 +260,12 @@ impl Plan {
 /// How a packet came through the queue.
 #[derive(Clone, Copy, Debug)]
 enum Passage {
-    Left(u64),
+    Left { start_ns: u64, left_ns: u64 },
     Dropped(u64, Cause),
 }
 
 /// A span of time in which something holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window<T> {
     pub from_ns: u64,
     pub until_ns: u64,

@@ -15,18 +15,31 @@ fn direction(plan: &Plan) -> Direction<u64> {
     Direction::new(plan.seed, LINK, WAY, plan.spec.clone()).unwrap()
 }
 
-/// Runs a plan up to a moment, looking only when something is sent, and at the end.
+/// When which outage is set.
+fn switches(plan: &Plan) -> Vec<(u64, Option<Outage>)> {
+    plan.set.iter().flat_map(|window| [(window.from_ns, Some(window.what)), (window.until_ns, None)]).collect()
+}
+
+/// Runs a plan up to a moment, looking only when something is sent or set, and at the end.
 pub fn run(plan: &Plan, until_ns: u64) -> Log {
     let mut link = direction(plan);
     let mut outputs = Vec::new();
+    let mut switches = switches(plan).into_iter().peekable();
     for (number, &(at_ns, bytes)) in plan.sent.iter().enumerate() {
+        while let Some((set_ns, outage)) = switches.next_if(|(set_ns, _)| *set_ns <= at_ns) {
+            link.set_outage(set_ns, outage);
+        }
         outputs.extend(std::iter::from_fn(|| link.poll(at_ns)));
         assert_eq!(link.send(at_ns, bytes, number as u64), number as u64);
+    }
+    for (set_ns, outage) in switches.filter(|(set_ns, _)| *set_ns <= until_ns) {
+        link.set_outage(set_ns, outage);
     }
     outputs.extend(std::iter::from_fn(|| link.poll(until_ns)));
     let counts = link.counts();
     assert_eq!(counts.sent, counts.delivered + counts.dropped_in_all() + link.in_flight());
-    Log { outputs, in_flight: link.in_flight() }
+    let hits = (counts.outage_lost, counts.outage_waited, counts.held_back);
+    Log { outputs, in_flight: link.in_flight(), hits }
 }
 
 fn told(outputs: &[Output<u64>]) -> Vec<Expected> {
@@ -49,11 +62,16 @@ fn drive(plan: &Plan, also_look_at: &[u64]) -> Vec<Output<u64>> {
     let mut outputs = Vec::new();
     let mut sends = plan.sent.iter().copied().zip(0u64..).peekable();
     let mut looks = also_look_at.iter().copied().peekable();
+    let mut switches = switches(plan).into_iter().peekable();
     loop {
         let send = sends.peek().map(|((at_ns, _), _)| *at_ns);
         let look = looks.peek().copied();
-        let Some(now_ns) = [send, look, link.next_ns()].into_iter().flatten().min() else { break };
+        let switch = switches.peek().map(|(at_ns, _)| *at_ns);
+        let Some(now_ns) = [send, look, switch, link.next_ns()].into_iter().flatten().min() else { break };
         looks.next_if_eq(&now_ns);
+        if let Some((_, outage)) = switches.next_if(|(at_ns, _)| *at_ns == now_ns) {
+            link.set_outage(now_ns, outage);
+        }
         outputs.extend(std::iter::from_fn(|| link.poll(now_ns)));
         while let Some(((_, bytes), number)) = sends.next_if(|((at_ns, _), _)| *at_ns == now_ns) {
             link.send(now_ns, bytes, number);
@@ -83,6 +101,7 @@ proptest! {
         let log = run(&plan, HORIZON_NS);
         prop_assert_eq!(told(&log.outputs), plan.predict());
         prop_assert_eq!(log.in_flight, 0);
+        prop_assert_eq!(log.hits, plan.hits());
         prop_assert_eq!(audit(&plan, &log), Ok(()));
     }
 
@@ -128,8 +147,8 @@ proptest! {
             _ => without.reorder = Reorder::default(),
         }
         let name = ["Loss", "Copied", "Corrupt", "Outage", "nothing"][which];
-        let before = run(&Plan { seed, spec: apart, sent: sent.clone() }, HORIZON_NS).outputs;
-        let after = run(&Plan { seed, spec: without, sent }, HORIZON_NS).outputs;
+        let before = run(&Plan { seed, spec: apart, sent: sent.clone(), set: vec![] }, HORIZON_NS).outputs;
+        let after = run(&Plan { seed, spec: without, sent, set: vec![] }, HORIZON_NS).outputs;
         let (before_fates, after_fates) = (fates(&before), fates(&after));
         for (number, fates) in &before_fates {
             let hit = fates.iter().any(|fate| format!("{fate:?}").contains(name));
@@ -149,6 +168,7 @@ proptest! {
 
     #[test]
     fn an_outage_of_one_direction_leaves_the_other_alone(plan in plan(), from in 0u64..500, length in 1u64..500) {
+        let plan = Plan { set: vec![], ..plan };
         // Two directions share nothing: their streams differ by their keys, and an outage is of one.
         let mut link = direction(&plan);
         let mut outage_sent = Vec::new();

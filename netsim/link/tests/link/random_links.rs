@@ -8,7 +8,7 @@ use tern_netsim_link::{
     Spec, Steps, Trace,
 };
 
-use crate::oracle::Plan;
+use crate::oracle::{Plan, Window};
 
 const MS: u64 = 1_000_000;
 
@@ -145,7 +145,21 @@ pub fn traffic() -> impl Strategy<Value = Vec<(u64, u32)>> {
     })
 }
 
-/// Any link with any traffic.
+/// Outages that are set; at odd moments, so that no packet comes or leaves at the same nanosecond.
+fn outages() -> impl Strategy<Value = Vec<Window<Outage>>> {
+    let one = (0..200 * MS, 1..200 * MS, prop_oneof![Just(Outage::Loses), Just(Outage::Stalls)]);
+    proptest::collection::vec(one, 0..4).prop_map(|all| {
+        let mut end_ns = 0;
+        let mut next = |(gap_ns, length_ns, what): (u64, u64, Outage)| {
+            let from_ns = end_ns + gap_ns + 1;
+            end_ns = from_ns + length_ns;
+            Window { from_ns, until_ns: end_ns, what }
+        };
+        all.into_iter().map(&mut next).collect()
+    })
+}
+
+/// Any link with any traffic and any outages.
 pub fn plan() -> impl Strategy<Value = Plan> {
-    (any::<u64>(), spec(), traffic()).prop_map(|(seed, spec, sent)| Plan { seed, spec, sent })
+    (any::<u64>(), spec(), traffic(), outages()).prop_map(|(seed, spec, sent, set)| Plan { seed, spec, sent, set })
 }
