@@ -4,7 +4,7 @@
 //! [`Scribe`]. What it must remember over a killed process (which message is which) lies in its [`Memory`], as the
 //! user's own mind would keep it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tern_client::{
@@ -25,6 +25,8 @@ pub struct Memory {
     count: u64,
     /// Which of it he was told to be acked and stable.
     acked: BTreeMap<String, bool>,
+    /// Members of groups, as he last knew them.
+    members: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// All conversations of a run, by what the system calls them.
@@ -148,13 +150,13 @@ impl App {
                 let users = [UserId::new(user).map_err(text)?];
                 self.group(group)?.add(&users, false).map_err(text)?;
                 self.scribe.tell(Event::Added { conversation: group.clone(), user: user.clone() });
-                Ok(())
+                self.learn_members(group)
             }
             Action::Remove { group, user } => {
                 let users = [UserId::new(user).map_err(text)?];
                 self.group(group)?.remove(&users).map_err(text)?;
                 self.scribe.tell(Event::Removed { conversation: group.clone(), user: user.clone() });
-                Ok(())
+                self.learn_members(group)
             }
         }
     }
@@ -198,6 +200,28 @@ impl App {
     fn group(&self, label: &str) -> Result<Conversation, String> {
         let id = self.names.id(label).ok_or_else(|| format!("the group {label} was never made"))?;
         Ok(self.client.conversation(id))
+    }
+
+    /// Tells whom of a group it knows now to have come or gone since it last looked. What it finds at first is no news.
+    fn learn_members(&self, label: &str) -> Result<(), String> {
+        let Some(info) = self.group(label)?.group().map_err(text)? else { return Ok(()) };
+        let now: BTreeSet<String> = info.members.iter().map(|member| member.user.to_string()).collect();
+        if now.is_empty() {
+            // Not known yet.
+            return Ok(());
+        }
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = memory.members.insert(label.to_owned(), now.clone()).unwrap_or_else(|| now.clone());
+        drop(memory);
+        for user in before.symmetric_difference(&now) {
+            self.scribe.tell(Event::Learned {
+                device: self.device.clone(),
+                conversation: label.to_owned(),
+                user: user.clone(),
+                member: now.contains(user),
+            });
+        }
+        Ok(())
     }
 
     /// After a start: what came of messages while nobody listened.
@@ -284,6 +308,13 @@ impl App {
             Told::Renamed { from, to } => {
                 if let Some(label) = self.names.label(from) {
                     self.names.learn(to, &label);
+                }
+            }
+            Told::GroupChanged { conversation } => {
+                if let Some(label) = self.names.label(conversation)
+                    && let Err(error) = self.learn_members(&label)
+                {
+                    self.broken(format!("the members of {label} can't be read: {error}"));
                 }
             }
             Told::Kicked { .. } => {

@@ -28,6 +28,8 @@ pub(crate) struct Message<'a> {
     pub(crate) refused_ns: Option<u64>,
     /// When, why, and whether it may be seen all the same.
     pub(crate) failed: Option<(u64, &'a str, bool)>,
+    /// Its device did not know for a time whether it failed; meanwhile it held back nothing that was sent later.
+    pub(crate) unsure: bool,
     /// Regions in the order in which they decided on it.
     pub(crate) commits: Vec<&'a str>,
 }
@@ -187,6 +189,12 @@ impl<'a> Facts<'a> {
         for span in &mut facts.spans {
             span.standing = span.end.is_none_or(|(_, end_ns)| end_ns > quiet);
         }
+        // What one region refused and another had taken did not fail.
+        for message in facts.messages.values_mut() {
+            message.failed = message.failed.filter(|(failed_ns, _, maybe)| {
+                !(*maybe && message.acked.is_some_and(|(acked_ns, _)| acked_ns >= *failed_ns))
+            });
+        }
         (!form.wrong).then_some(facts)
     }
 
@@ -316,7 +324,10 @@ impl<'a> Facts<'a> {
             }
             Event::Failed { device, message, reason, maybe } => {
                 if let Some(message) = self.own(at_ns, device, message, form) {
-                    message.failed.get_or_insert((at_ns, reason, *maybe));
+                    message.unsure |= maybe;
+                    if message.failed.is_none_or(|(_, _, before)| before && !maybe) {
+                        message.failed = Some((at_ns, reason, *maybe));
+                    }
                 }
             }
             Event::Commit { region, message } => {
@@ -406,6 +417,7 @@ impl<'a> Facts<'a> {
                     stable_ns: None,
                     refused_ns: None,
                     failed: None,
+                    unsure: false,
                     commits: Vec::new(),
                 };
                 if self.messages.insert(message, sent).is_some() {
@@ -428,6 +440,7 @@ impl<'a> Facts<'a> {
                     stable_ns: None,
                     refused_ns: None,
                     failed: None,
+                    unsure: false,
                     commits: Vec::new(),
                 });
                 refused.refused_ns = Some(at_ns);

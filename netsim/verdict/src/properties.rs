@@ -251,7 +251,7 @@ fn time_goes_back(lines: &mut Vec<Line>, random: &mut Random) -> Option<&'static
 fn a_message_is_given_up(lines: &mut Vec<Line>, random: &mut Random) -> Option<&'static [&'static str]> {
     let at = some(lines, random, |e| matches!(e, Event::Invoke { .. }))?;
     let Event::Invoke { device, message, .. } = lines[at].event.clone() else { return None };
-    let failed = Event::Failed { device, message, reason: "denied".into(), maybe: true };
+    let failed = Event::Failed { device, message, reason: "denied".into(), maybe: false };
     lines.insert(at + 1, Line { at_ns: lines[at].at_ns, event: failed });
     Some(&["failures"])
 }

@@ -8,7 +8,8 @@
 //! first decided on in one region, or it is not known where, and the device was live all the time from the sending of
 //! the earlier one, the later one must not appear first.
 //!
-//! A message that failed and was sent again by its user stands where it was sent again; it is left out.
+//! A message that failed and was sent again by its user stands where it was sent again; and one that may have failed does
+//! not hold back what is sent after it. Both are left out.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ pub(crate) struct Disorder {
 
 pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> Disorder {
     let mut disorder = Disorder::default();
-    let known = |id: &str| facts.messages.get(id).filter(|m| m.failed.is_none());
+    let known = |id: &str| facts.messages.get(id).filter(|m| m.failed.is_none() && !m.unsure);
     // By (device that shows, device that sent, conversation): the last in order of invocation that has appeared.
     let mut appeared: BTreeMap<(&str, &str, &str), &Message<'_>> = BTreeMap::new();
     for shown in facts.shown.iter().filter(|s| s.new) {

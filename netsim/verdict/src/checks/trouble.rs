@@ -65,6 +65,13 @@ mod tests {
     }
 
     #[test]
+    fn what_one_region_refused_and_another_took_did_not_fail() {
+        let example = Example::good().invoke("alice-phone", "alice+bob").failed("alice-phone/2", true);
+        let example = example.ack("alice-phone/2", "eu").show_everywhere("alice-phone/2");
+        assert_eq!(example.ends_well().found(), [""; 0]);
+    }
+
+    #[test]
     fn an_ack_can_not_be_taken_back() {
         let example = Example::good().expect(|e| e.failures = true).failed("alice-phone/1", true);
         assert_eq!(example.ends_well().found(), ["failures"]);
