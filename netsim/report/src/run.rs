@@ -123,6 +123,10 @@ fn zoom<'f>(picture: &Picture<'_>, wrong: &'f [Finding]) -> Option<(&'f Finding,
     let first = |all: &mut dyn Iterator<Item = &'f Finding>| all.min_by_key(|f| f.at_ns);
     let finding = first(&mut wrong.iter().filter(named)).or_else(|| first(&mut wrong.iter()))?;
     let suspects = picture.suspects(std::slice::from_ref(finding));
+    if suspects.is_empty() && finding.at_ns == picture.end_ns {
+        // It is about the run as a whole.
+        return None;
+    }
     let lives = || suspects.iter().filter_map(|id| picture.lives.get(id));
     let from_ns = lives().map(|life| life.invoked_ns).min().unwrap_or(finding.at_ns).saturating_sub(ZOOM_MARGIN_NS);
     let until_ns = lives().map(crate::picture::Life::last_ns).max().unwrap_or(finding.at_ns) + ZOOM_MARGIN_NS;
@@ -173,7 +177,7 @@ fn devices(run: &Run, figures: &Figures) -> String {
     let over = |value: u64, limit: Option<u64>| if limit.is_some_and(|limit| value > limit) { "n fail" } else { "n" };
     let mut html = String::from(
         "<div class=\"scroll\"><table><thead><tr><th>Device</th><th class=\"n\">Sent</th><th class=\"n\">Received</th>\
-         <th class=\"n\">An hour</th><th class=\"n\">Wake-ups</th><th class=\"n\">An hour</th></tr></thead><tbody>",
+         <th class=\"n\">Bytes an hour</th><th class=\"n\">Wake-ups</th><th class=\"n\">Wake-ups an hour</th></tr></thead><tbody>",
     );
     for (name, spent) in all.iter().take(DEVICE_ROWS_MAX) {
         let _ = write!(
