@@ -86,19 +86,25 @@ fn heat(rows: &BTreeMap<(String, String), Vec<&BatchRun>>, runs: usize) -> Strin
         );
     }
     html.push_str("</ul><div class=\"heat\">");
+    // A scenario with one point needs no heading of its own.
+    let mut points: BTreeMap<&str, usize> = BTreeMap::new();
+    for (scenario, _) in rows.keys() {
+        *points.entry(scenario).or_default() += 1;
+    }
     let mut before = "";
     for ((scenario, point), row) in rows.iter().take(HEAT_ROWS_MAX) {
-        if before != scenario {
+        let alone = points.get(scenario.as_str()) == Some(&1);
+        if before != scenario && !alone {
             let _ = write!(html, "<h3>{}</h3>", words::name(scenario));
-            before = scenario;
         }
+        before = scenario;
         let (first, last) = (row.first().map_or(0, |r| r.seed), row.last().map_or(0, |r| r.seed));
         let seeds = if first == last { format!("seed {first}") } else { format!("seeds {first}–{last}") };
-        let _ = write!(
-            html,
-            "<div class=\"row\"><p>{} <small>{seeds}</small></p><div class=\"cells\">",
-            words::name(point)
-        );
+        let (name, about) = match alone {
+            true => (format!("<b>{}</b>", words::name(scenario)), format!("{} · {seeds}", words::name(point))),
+            false => (words::name(point), seeds),
+        };
+        let _ = write!(html, "<div class=\"row\"><p>{name} <small>{about}</small></p><div class=\"cells\">");
         for cell in row.chunks(each) {
             let Some(run) = cell.iter().max_by_key(|r| r.verdict) else { continue };
             let class = page::class(run.verdict);

@@ -124,16 +124,22 @@ pub(crate) fn axis(window: Window) -> String {
     for at_ns in ticks(window) {
         // Nearly at the right end a label would leave the page.
         let class = if window.x(at_ns) > WIDTH * 9 / 10 { " class=\"last\"" } else { "" };
-        let label = if at_ns == 0 { "0".to_owned() } else { short(at_ns) };
+        let label = short(at_ns, window);
         let _ = write!(html, "<span{class} style=\"left:{}\">{label}</span>", window.left(at_ns));
     }
     html.push_str("</div>");
     html
 }
 
-/// A time without the digits that a round one does not need.
-fn short(ns: u64) -> String {
-    words::time(ns).replace(".00 s", " s")
+/// A time on the axis: short, and in one form over all of it.
+fn short(at_ns: u64, window: Window) -> String {
+    let seconds = at_ns / 1_000_000_000;
+    match window.until_ns / 1_000_000_000 {
+        _ if at_ns == 0 => "0".into(),
+        0..120 => words::time(at_ns).replace(".00 s", " s"),
+        120..3600 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        _ => format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+    }
 }
 
 #[cfg(test)]
@@ -155,5 +161,8 @@ mod tests {
             assert!((1..=8).contains(&ticks.len()), "{length}: {ticks:?}");
         }
         assert!(axis(Window::new(0, 60_000_000_000)).contains(">20 s<"));
+        // Enlarged parts of a long run are shorter than a minute.
+        assert!(axis(Window::new(90_000_000_000, 92_500_000_000)).contains(">90.50 s<"));
+        assert!(axis(Window::new(0, 150_000_000_000)).contains(">1:30<"));
     }
 }

@@ -246,8 +246,8 @@ impl<'a> Facts<'a> {
     pub(crate) fn live_throughout(&self, device: &str, from_ns: u64, until_ns: u64) -> bool {
         let Some(all) = self.connections.get(device) else { return true };
         let first = all.partition_point(|c| c.at_ns < from_ns).saturating_sub(1);
-        let within = all.iter().skip(first).take_while(|c| c.at_ns <= until_ns);
-        within.fold(true, |live, c| live && c.state == "live")
+        let mut within = all.iter().skip(first).take_while(|c| c.at_ns <= until_ns);
+        within.all(|c| c.state == "live")
     }
 
     /// Whether a user became a member of a conversation in a time that begins just after its first moment.

@@ -38,7 +38,8 @@ pub struct Figures {
     pub duplicated: u64,
     /// How often a message came or stood after a later one of the same device.
     pub out_of_order: u64,
-    /// How often one came after a later one because its region was silent; see the check of order.
+    /// How often one came after a later one because its region was silent, or its device fetched what it had missed;
+    /// see the check of order.
     pub late: u64,
     /// How often something was seen that must not be.
     pub phantoms: u64,
