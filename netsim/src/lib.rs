@@ -53,6 +53,7 @@ pub mod pipes;
 pub mod pki;
 pub(crate) mod portal;
 pub mod random;
+pub mod real;
 pub mod run;
 pub(crate) mod segment;
 pub mod stage;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use tern_netsim_link::{HandOver, LinkSpec, NatSpec, Outage, Spec};
 use tern_netsim_verdict::Expect;
 
@@ -154,7 +155,8 @@ pub struct GroupPlan {
 }
 
 /// To whom something is written.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Target {
     /// To a user, in the direct conversation.
     User(String),
@@ -208,7 +210,8 @@ pub struct ActionPlan {
 }
 
 /// See [`ActionPlan`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Reads everything of a conversation.
     Read(Target),

@@ -7,6 +7,7 @@ mod batch;
 mod files;
 mod one;
 mod progress;
+mod real;
 mod replay;
 
 use std::ops::Range;
@@ -49,6 +50,12 @@ enum Command {
     },
     /// Lists the links that have a name.
     Profiles,
+    /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
+    /// All hosts are there, and no faults strike. Needs root.
+    Shell(ShellArgs),
+    /// Is a device of a run over real packets: what `run --driver tun` starts.
+    #[command(hide = true)]
+    Device,
     /// Plays one plan and writes its history: what `run` starts.
     #[command(hide = true)]
     One(OneArgs),
@@ -60,6 +67,12 @@ struct RunArgs {
     /// Files, or directories of them.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Virtual time (sim), or real packets between processes in network namespaces (tun), which needs root.
+    #[arg(long, value_parser = ["sim", "tun"], default_value = "sim")]
+    driver: String,
+    /// With --driver tun: the tern program; beside this one, if not said.
+    #[arg(long, value_name = "PATH")]
+    tern: Option<PathBuf>,
     /// With this seed; without it and the two below, with the first seed of each scenario.
     #[arg(long, conflicts_with_all = ["seeds", "for_time"])]
     seed: Option<u64>,
@@ -93,6 +106,28 @@ struct RunArgs {
     /// A run that takes longer is ended, and is INVALID.
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
     watchdog: Duration,
+}
+
+/// Of `shell`.
+#[derive(Args, Debug)]
+struct ShellArgs {
+    /// The scenario.
+    file: PathBuf,
+    /// The host: a device, a region, or a further edge.
+    #[arg(long, value_name = "HOST")]
+    at: String,
+    /// Also runs a command of a shell in a host, for as long as the program runs: eu='python3 -m http.server 80'.
+    #[arg(long, value_name = "HOST=COMMAND", value_parser = real::parse_serve)]
+    serve: Vec<(String, String)>,
+    /// The seed; the scenario's first, if not said.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The point of the matrix, if there are several: name=value.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    point: Vec<(String, String)>,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
 }
 
 /// Of `one`.
@@ -143,7 +178,16 @@ type Outcome = Result<bool, Failure>;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Run(args) if args.driver == "tun" => real::run(&args),
         Command::Run(args) => batch::run(&args),
+        Command::Shell(args) => match real::shell(&args) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
+        Command::Device => match tern_netsim::real::device::run() {
+            Ok(()) => Ok(true),
+            Err(error) => Err(Failure::Outside(error.to_string())),
+        },
         Command::Check { paths } => files::check(&paths),
         Command::Replay { run } => replay::replay(&run),
         Command::Judge { history, html } => replay::judge_again(&history, html.as_deref()),

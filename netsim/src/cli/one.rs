@@ -41,7 +41,7 @@ pub fn write(path: &Path, lines: &[Line]) -> std::io::Result<()> {
 }
 
 /// What is run.
-fn version() -> String {
+pub fn version() -> String {
     format!("netsim {}", env!("CARGO_PKG_VERSION"))
 }
 

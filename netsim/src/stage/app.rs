@@ -29,6 +29,18 @@ pub struct Memory {
     members: BTreeMap<String, BTreeSet<String>>,
 }
 
+impl Memory {
+    /// What a store still holds of what this device wrote, for an app whose process took its user's mind with it.
+    pub fn remember(&mut self, device: &str, message: &Message) {
+        let name = name_of(message);
+        let count = name.split_once('/').filter(|(of, _)| *of == device).and_then(|(_, count)| count.parse().ok());
+        if let Some(count) = count {
+            self.count = self.count.max(count);
+            self.sent.insert(message.id, name);
+        }
+    }
+}
+
 /// All conversations of a run, by what the system calls them.
 #[derive(Debug, Default)]
 pub struct Names(Mutex<BTreeMap<ConvId, String>>);
@@ -89,6 +101,11 @@ impl App {
         while let Some(event) = events.next().await {
             self.told(event);
         }
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// The client.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tern_core::ids::{ConvId, UserId};
 use tern_core::store::{Range, RowRecord, Store};
 use tern_netsim_link::Cause;
+use tern_netsim_scenario::Plan;
 use tern_netsim_scenario::plan::Action;
 use tern_netsim_verdict::{Event, Line, LinkSample};
 
@@ -173,23 +174,8 @@ impl Stage {
         planned.map(|one| one.user.clone()).unwrap_or_default()
     }
 
-    /// All conversations in which something was or could be written, with those who are members at the end.
     fn members(&self) -> BTreeMap<String, Vec<String>> {
-        let heading = super::headline(&self.plan, &super::Heading::default(), "sim");
-        let mut all = heading.cast.conversations;
-        for action in &self.plan.actions {
-            match &action.what {
-                Action::Add { group, user } => {
-                    let members = all.entry(group.clone()).or_default();
-                    if !members.contains(user) {
-                        members.push(user.clone());
-                    }
-                }
-                Action::Remove { group, user } => all.entry(group.clone()).or_default().retain(|one| one != user),
-                _ => {}
-            }
-        }
-        all
+        members(&self.plan)
     }
 
     /// All conversations, as the system calls them.
@@ -245,6 +231,24 @@ impl Stage {
     }
 }
 
+/// All conversations in which something was or could be written, with those who are members at the end.
+pub(crate) fn members(plan: &Plan) -> BTreeMap<String, Vec<String>> {
+    let mut all = super::headline(plan, &super::Heading::default(), "").cast.conversations;
+    for action in &plan.actions {
+        match &action.what {
+            Action::Add { group, user } => {
+                let members = all.entry(group.clone()).or_default();
+                if !members.contains(user) {
+                    members.push(user.clone());
+                }
+            }
+            Action::Remove { group, user } => all.entry(group.clone()).or_default().retain(|one| one != user),
+            _ => {}
+        }
+    }
+    all
+}
+
 /// All of a row that regions have in common: not the revision, nor what was counted, which depends on the order in which
 /// copies came.
 fn row_text(row: &RowRecord) -> String {
@@ -265,7 +269,7 @@ fn heads(heads: &tern_core::ids::Heads) -> String {
 }
 
 /// The name of a cause in histories.
-pub(super) fn cause(cause: Cause) -> String {
+pub(crate) fn cause(cause: Cause) -> String {
     match cause {
         Cause::TooLong(_) => "too-long",
         Cause::BlackHole => "black-hole",
@@ -279,7 +283,7 @@ pub(super) fn cause(cause: Cause) -> String {
 }
 
 /// What a link did between two looks.
-pub(super) fn since(before: &LinkSample, now: LinkSample) -> LinkSample {
+pub(crate) fn since(before: &LinkSample, now: LinkSample) -> LinkSample {
     let dropped = now
         .dropped
         .iter()

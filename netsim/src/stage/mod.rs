@@ -15,10 +15,10 @@
 //! - A plan's faults end: at their time, or when the load is over and the plan says so, or as the run is over.
 
 pub mod app;
-mod ending;
+pub(crate) mod ending;
 pub mod rig;
 pub mod scribe;
-mod writing;
+pub(crate) mod writing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;

@@ -442,7 +442,7 @@ fn has(ways: Ways, way: Way) -> bool {
 }
 
 /// What a changed link does to packets. A change that only makes chances larger hits those that chance hit.
-fn changed(change: &Patch, counts: &Counts) -> u64 {
+pub(crate) fn changed(change: &Patch, counts: &Counts) -> u64 {
     let dropped = |causes: &[Cause]| -> u64 { causes.iter().filter_map(|cause| counts.dropped.get(cause)).sum() };
     let too_long = || {
         let long = |(cause, count): (&Cause, &u64)| matches!(cause, Cause::TooLong(_)).then_some(*count);

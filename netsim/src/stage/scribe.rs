@@ -148,6 +148,15 @@ impl Scribe {
         })
     }
 
+    /// The lines since it was last asked, and how many messages were offered again since then: for a history that is
+    /// written elsewhere.
+    pub fn drain(&self) -> (Vec<Line>, u64) {
+        self.with(|book, _| {
+            let reoffered = book.counts.get_mut("reoffered").map_or(0, std::mem::take);
+            (std::mem::take(&mut book.lines), reoffered)
+        })
+    }
+
     /// The history, with the counts at its end.
     pub fn finish(&self, end: Event) -> Vec<Line> {
         self.with(|book, now_ns| {

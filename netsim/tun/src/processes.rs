@@ -24,9 +24,13 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitSta
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::{fmt, io};
+use std::{
+    fmt,
+    io::{self, stdin},
+};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getpgrp, kill_process_group};
+use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::LabError;
@@ -92,10 +96,22 @@ impl Processes {
         Ok(Process { child, id, group, what: what.to_owned() })
     }
 
-    /// Runs a process in a host and waits for it. It shares the terminal of the caller.
+    /// Runs a process in a host and waits for it. It gets the caller's terminal, if it is the caller's to give: then
+    /// Ctrl-C is for the process, and not for the lab.
     pub(crate) fn run(&self, net: &Arc<OwnedFd>, mut command: Command) -> Result<ExitStatus, LabError> {
+        let own = tcgetpgrp(stdin()).is_ok_and(|foreground| foreground == getpgrp());
+        if own {
+            command.process_group(0);
+        }
         let child = self.within(net, move || command.spawn())?;
         let mut child = child.map_err(LabError::io("starting a process"))?;
+        if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw).filter(|_| own) {
+            // It may have tried to read before the terminal was its own, and stands still then.
+            let given = tcsetpgrp(stdin(), group).and_then(|()| kill_process_group(group, Signal::CONT));
+            if given.is_err() {
+                // It has ended already.
+            }
+        }
         child.wait().map_err(LabError::io("waiting for a process"))
     }
 

@@ -201,13 +201,9 @@ impl Fabric {
         Ok(PathCounts { sent: path.sent, cut: path.lost, link })
     }
 
-    /// What a device's radio did so far.
-    pub fn traffic(&self, device: &str) -> Result<Traffic, LabError> {
-        let index = self.host(device)?;
-        match &self.hosts[index].kind {
-            Kind::Device(found) => Ok(found.traffic),
-            Kind::Server(_) => Err(no_device(device)),
-        }
+    /// What came and went at a host so far; of a device, what its radio did.
+    pub fn traffic(&self, host: &str) -> Result<Traffic, LabError> {
+        Ok(self.hosts[self.host(host)?].traffic)
     }
 
     /// Where a host is reached from outside now.

@@ -24,6 +24,7 @@ impl Fabric {
             *self.lost.entry(Lost::NoPower).or_default() += 1;
             return;
         }
+        host.traffic.note(now_ns, self.radio_tail_ns, bytes.len(), true);
         match &mut host.kind {
             Kind::Server(address) if packet.source() == *address => {
                 let place = host.place;
@@ -31,7 +32,6 @@ impl Fabric {
             }
             Kind::Server(_) => *self.lost.entry(Lost::Off).or_default() += 1,
             Kind::Device(device) => {
-                device.traffic.note(now_ns, self.radio_tail_ns, bytes.len(), true);
                 let used = device.interfaces.sending(now_ns);
                 let own = device.interfaces.all().get(from.interface);
                 let fits = used.is_some() && used == own;
@@ -188,9 +188,7 @@ impl Fabric {
             *self.lost.entry(Lost::NoPower).or_default() += 1;
             return;
         }
-        if let Kind::Device(device) = &mut host.kind {
-            device.traffic.note(due_ns, self.radio_tail_ns, parcel.bytes.len(), false);
-        }
+        host.traffic.note(due_ns, self.radio_tail_ns, parcel.bytes.len(), false);
         let way_ns = (!parcel.near).then(|| due_ns.saturating_sub(parcel.entered_ns));
         self.outputs.push_back(Output::Deliver { to, bytes: parcel.bytes, due_ns, way_ns });
     }

@@ -117,7 +117,7 @@ pub struct PathCounts {
     pub link: Option<Counts>,
 }
 
-/// What a device's radio did so far.
+/// What came and went at a host so far; of a device, what its radio did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets that it sent.
@@ -177,7 +177,6 @@ struct Device {
     access: Vec<Access>,
     /// Where its kernel sends now.
     routed: usize,
-    traffic: Traffic,
 }
 
 #[derive(Debug)]
@@ -191,6 +190,7 @@ struct Host {
     name: String,
     place: usize,
     power: bool,
+    traffic: Traffic,
     kind: Kind,
 }
 
@@ -274,7 +274,7 @@ impl Fabric {
                 }
                 Attached::Access(interfaces) => Kind::Device(Box::new(fabric.device(index, &host.name, interfaces)?)),
             };
-            fabric.hosts.push(Host { name: host.name.clone(), place, power: true, kind });
+            fabric.hosts.push(Host { name: host.name.clone(), place, power: true, traffic: Traffic::default(), kind });
         }
         Ok(fabric)
     }
@@ -300,7 +300,7 @@ impl Fabric {
         }
         let interfaces =
             Interfaces::new(all).map_err(|source| LabError::Interface { device: name.to_owned(), source })?;
-        Ok(Device { interfaces, access, routed: 0, traffic: Traffic::default() })
+        Ok(Device { interfaces, access, routed: 0 })
     }
 
     fn line(&mut self, link: &str, way: Way, place: Place, spec: Spec) -> Result<LineId, LabError> {

@@ -1,0 +1,702 @@
+//! What happens when: the agenda of a run, and one thread that keeps it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use tern_client::UserId;
+use tern_core::ids::ConvId;
+use tern_netsim_link::Counts;
+use tern_netsim_scenario::Plan;
+use tern_netsim_scenario::plan::{Down, Effect, Heal, Target, When};
+use tern_netsim_tun::Lab;
+use tern_netsim_verdict::{Event, FaultPhase, Line, LinkSample};
+
+use super::book::Book;
+use super::deployment::{Deployment, find_tern};
+use super::device::monotonic_ns;
+use super::error::RealError;
+use super::protocol::{Order, Report, Setup};
+use super::rig::Rig;
+use super::seat::Seat;
+use super::topology::{lab_plan, nodes};
+use super::{Heard, Said, Surroundings};
+use crate::cluster::DISPATCH_PORT;
+use crate::limits::{CALM_FOR, LINKS_SAMPLED, LOOK_EVERY, MEETING, SAMPLE_EVERY};
+use crate::stage::app::direct_label;
+use crate::stage::ending::{cause, members, since};
+use crate::stage::writing::Writer;
+use crate::stage::{Heading, headline};
+
+/// A node that does not serve by then has failed. Opening a store takes a fraction of a second; a busy machine may take
+/// many times that.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// By then a device has made its groups: it has been started, which takes as long as a program does.
+const GROUPS_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is due at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Open(usize),
+    Write(usize),
+    Act(usize),
+    Begin(usize),
+    End(usize),
+    Sample,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Run {
+    plan: Plan,
+    // Processes end before the lab does.
+    seats: BTreeMap<String, Seat>,
+    deployment: Deployment,
+    lab: Lab,
+    rig: Rig,
+    book: Book,
+    logs: PathBuf,
+    tokens: BTreeMap<String, String>,
+    /// By the system, and by the scenario.
+    names: BTreeMap<String, String>,
+    serving: BTreeSet<String>,
+    heard: Receiver<Heard>,
+    sender: Sender<Heard>,
+    writers: Vec<Writer>,
+    agenda: BTreeMap<(u64, u64), Due>,
+    numbers: u64,
+    zero_ns: u64,
+    samples: BTreeMap<(String, bool), LinkSample>,
+    over: bool,
+}
+
+impl Run {
+    /// Builds everything; the run's clock begins when regions serve and nobody has opened an app.
+    pub(super) fn set(plan: Plan, heading: &Heading, surroundings: &Surroundings) -> Result<Self, RealError> {
+        let tern = find_tern(surroundings.tern.as_deref())?;
+        let lab = Lab::start(&lab_plan(&plan))?;
+        let (sender, heard) = channel();
+        let deployment = Deployment::prepare(tern, &plan, &lab, &surroundings.logs, sender.clone())?;
+        let mut tokens = BTreeMap::new();
+        for device in &plan.devices {
+            if !tokens.contains_key(&device.user) {
+                tokens.insert(device.user.clone(), deployment.token(&device.user)?);
+            }
+        }
+        let writers = plan.loads.iter().map(|load| Writer::new(plan.seed, load)).collect();
+        let seats = plan.devices.iter().map(|device| (device.id.clone(), Seat::default())).collect();
+        let mut run = Self {
+            seats,
+            deployment,
+            lab,
+            rig: Rig::default(),
+            book: Book::default(),
+            logs: surroundings.logs.clone(),
+            tokens,
+            names: BTreeMap::new(),
+            serving: BTreeSet::new(),
+            heard,
+            sender,
+            writers,
+            agenda: BTreeMap::new(),
+            numbers: 0,
+            zero_ns: monotonic_ns(),
+            samples: BTreeMap::new(),
+            over: false,
+            plan,
+        };
+        run.name_direct_conversations()?;
+        run.book.tell(0, Event::Run(Box::new(headline(&run.plan, heading, "tun"))));
+        let all = nodes(&run.plan);
+        // Further edges look for a core that serves.
+        for first in [true, false] {
+            let names = all.iter().filter(|node| (node.edge == 1) == first).map(|node| node.name.clone());
+            let names: BTreeSet<String> = names.collect();
+            for name in &names {
+                run.deployment.start(&run.lab, name)?;
+            }
+            run.wait_until_serving(&names)?;
+        }
+        run.listen_for(MEETING)?;
+        // What happened so far happened before the beginning.
+        run.zero_ns = monotonic_ns();
+        Ok(run)
+    }
+
+    /// Plays it.
+    pub(super) fn play(mut self) -> Result<Vec<Line>, RealError> {
+        self.book.tell(0, Event::Phase { name: "load".into() });
+        self.plan_all();
+        self.run_until(0)?;
+        self.make_groups()?;
+        self.run_until(self.plan.duration_ns)?;
+        self.over = true;
+        self.heal()?;
+        let now_ns = self.now_ns();
+        self.book.tell(now_ns, Event::Phase { name: "quiet".into() });
+        let (quiet, waiting) = self.calm_down()?;
+        self.finish(quiet, waiting)
+    }
+
+    fn now_ns(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.zero_ns)
+    }
+
+    fn add(&mut self, at_ns: u64, due: Due) {
+        self.numbers += 1;
+        self.agenda.insert((at_ns, self.numbers), due);
+    }
+
+    fn plan_all(&mut self) {
+        for number in 0..self.plan.devices.len() {
+            self.add(self.plan.devices[number].starts_ns, Due::Open(number));
+        }
+        for number in 0..self.writers.len() {
+            self.write_next(number);
+        }
+        for number in 0..self.plan.actions.len() {
+            if let When::At(at_ns) = self.plan.actions[number].when {
+                self.add(at_ns, Due::Act(number));
+            }
+        }
+        for number in 0..self.plan.faults.len() {
+            if let When::At(at_ns) = self.plan.faults[number].when {
+                self.add(at_ns, Due::Begin(number));
+            }
+        }
+        self.add(0, Due::Sample);
+    }
+
+    fn write_next(&mut self, number: usize) {
+        let at_ns = self.writers.get_mut(number).and_then(Writer::next_ns);
+        if let Some(at_ns) = at_ns.filter(|at_ns| *at_ns < self.plan.duration_ns) {
+            self.add(at_ns, Due::Write(number));
+        }
+    }
+
+    /// What begins so long after a fault began or ended.
+    fn anchored(&mut self, id: &str, end: bool, now_ns: u64) {
+        let by = |when: &When| match when {
+            When::After { fault, end: at_end, by_ns } if fault == id && *at_end == end => Some(*by_ns),
+            _ => None,
+        };
+        let faults = self.plan.faults.iter().enumerate().map(|(number, fault)| (Due::Begin(number), &fault.when));
+        let acts = self.plan.actions.iter().enumerate().map(|(number, action)| (Due::Act(number), &action.when));
+        let due: Vec<(u64, Due)> = faults.chain(acts).filter_map(|(due, when)| Some((by(when)?, due))).collect();
+        for (by_ns, due) in due {
+            self.add(now_ns.saturating_add(by_ns), due);
+        }
+    }
+
+    /// Does what is due until then, and hears what is said meanwhile.
+    fn run_until(&mut self, until_ns: u64) -> Result<(), RealError> {
+        loop {
+            let now_ns = self.now_ns();
+            let next = self.agenda.first_key_value().map(|(key, _)| *key);
+            if let Some(key) = next.filter(|(at_ns, _)| *at_ns <= now_ns.min(until_ns)) {
+                if let Some(due) = self.agenda.remove(&key) {
+                    self.run_due(due)?;
+                }
+                continue;
+            }
+            if now_ns >= until_ns {
+                return Ok(());
+            }
+            let wake_ns = next.map_or(until_ns, |(at_ns, _)| at_ns.min(until_ns));
+            self.listen(Duration::from_nanos(wake_ns - now_ns))?;
+        }
+    }
+
+    fn run_due(&mut self, due: Due) -> Result<(), RealError> {
+        match due {
+            Due::Open(number) => {
+                let device = self.plan.devices[number].id.clone();
+                self.open(&device)
+            }
+            Due::Write(number) => {
+                let load = self.plan.loads[number].clone();
+                let bytes = self.writers[number].bytes();
+                if !self.rig.holding.paused(&self.plan, &load.from)
+                    && let Some(seat) = self.seats.get_mut(&load.from)
+                {
+                    seat.order(&Order::Send { to: load.to, bytes });
+                }
+                self.write_next(number);
+                Ok(())
+            }
+            Due::Act(number) => {
+                let action = self.plan.actions[number].clone();
+                if let Some(seat) = self.seats.get_mut(&action.device) {
+                    seat.order(&Order::Act(action.what));
+                }
+                Ok(())
+            }
+            Due::Begin(number) => self.begin(number),
+            Due::End(number) => self.end(number),
+            Due::Sample => self.sample(),
+        }
+    }
+
+    /// Opens a device's app.
+    fn open(&mut self, device: &str) -> Result<(), RealError> {
+        let Some(planned) = self.plan.devices.iter().find(|one| one.id == device) else { return Ok(()) };
+        let mut dispatch: Vec<_> = nodes(&self.plan).into_iter().filter(|node| node.edge == 1).collect();
+        dispatch.sort_by_key(|node| node.name != planned.dispatch);
+        let of = |node: &super::topology::NodePlan| {
+            (format!("{}:{DISPATCH_PORT}", node.address), format!("{}.tern.internal", node.name))
+        };
+        let setup = Setup {
+            device: planned.id.clone(),
+            user: planned.user.clone(),
+            zero_ns: self.zero_ns,
+            dispatch: dispatch.iter().map(of).collect(),
+            roots: self.deployment.roots(),
+            token: self.tokens.get(&planned.user).cloned().unwrap_or_default(),
+            store: self.lab.directory().join("devices").join(device),
+            names: self.names.iter().map(|(id, label)| (id.clone(), label.clone())).collect(),
+        };
+        let log = OpenOptions::new().create(true).append(true).open(self.logs.join(format!("{device}.log")));
+        let log = log.map_err(RealError::io("opening a device's log"))?;
+        let Some(seat) = self.seats.get_mut(device) else { return Ok(()) };
+        seat.open(&self.lab, &setup, log, &self.sender)
+    }
+
+    /// The system's names of direct conversations follow from the deployment's salt.
+    fn name_direct_conversations(&mut self) -> Result<(), RealError> {
+        let salt = self.deployment.direct_salt()?;
+        for load in &self.plan.loads {
+            let user = self.plan.devices.iter().find(|one| one.id == load.from).map(|one| one.user.as_str());
+            if let (Target::User(peer), Some(user)) = (&load.to, user)
+                && let (Ok(a), Ok(b)) = (UserId::new(user), UserId::new(peer))
+            {
+                self.names.insert(ConvId::direct(&salt, &a, &b).to_string(), direct_label(user, peer));
+            }
+        }
+        Ok(())
+    }
+
+    /// Groups are made by their creators before anything is written.
+    fn make_groups(&mut self) -> Result<(), RealError> {
+        for group in self.plan.groups.clone() {
+            let order = Order::Group { label: group.id.clone(), members: group.members };
+            let made = self.seats.get_mut(&group.creator).is_some_and(|seat| seat.order(&order));
+            if !made {
+                let text = format!("group {}: its creator's app is not open yet", group.id);
+                self.book.tell(0, Event::Broken { who: group.creator, text });
+            }
+        }
+        let deadline_ns = monotonic_ns() + nanos(GROUPS_WITHIN);
+        let missing =
+            |run: &Self| run.plan.groups.iter().any(|group| !run.names.values().any(|label| *label == group.id));
+        while missing(self) && monotonic_ns() < deadline_ns {
+            self.listen(LOOK_EVERY)?;
+        }
+        Ok(())
+    }
+
+    /// A fault begins.
+    fn begin(&mut self, number: usize) -> Result<(), RealError> {
+        let Some(fault) = self.plan.faults.get(number).cloned() else { return Ok(()) };
+        if !self.rig.strike(&self.lab, &self.plan, number)? {
+            return Ok(());
+        }
+        let now_ns = self.now_ns();
+        let (id, kind, target) = (fault.id.clone(), fault.kind.clone(), fault.target.clone());
+        self.book.tell(now_ns, Event::Fault { fault: id, phase: FaultPhase::Begin, kind, target, hits: 0 });
+        self.concern(&fault.effect, true);
+        self.strike_process(&fault.effect, true)?;
+        if let Some(lasts_ns) = fault.lasts_ns {
+            self.add(now_ns.saturating_add(lasts_ns), Due::End(number));
+        }
+        self.anchored(&fault.id, false, now_ns);
+        Ok(())
+    }
+
+    /// A fault ends: what is down is started.
+    fn end(&mut self, number: usize) -> Result<(), RealError> {
+        let Some(fault) = self.plan.faults.get(number).cloned() else { return Ok(()) };
+        let Some(hits) = self.rig.lift(&self.lab, &self.plan, number)? else { return Ok(()) };
+        let now_ns = self.now_ns();
+        let (id, kind, target) = (fault.id.clone(), fault.kind.clone(), fault.target.clone());
+        self.concern(&fault.effect, false);
+        self.strike_process(&fault.effect, false)?;
+        self.book.tell(now_ns, Event::Fault { fault: id, phase: FaultPhase::End, kind, target, hits });
+        self.anchored(&fault.id, true, now_ns);
+        Ok(())
+    }
+
+    /// What makes a connection stale without closing it.
+    fn concern(&mut self, effect: &Effect, begins: bool) {
+        let now_ns = self.now_ns();
+        match effect {
+            Effect::LinkOutage { device, .. }
+            | Effect::Block { device, .. }
+            | Effect::HandOver { device, .. }
+            | Effect::NewAddress { device, .. }
+            | Effect::NatRebind { device, .. } => self.book.dark(now_ns, device, begins),
+            _ => {}
+        }
+    }
+
+    /// What a fault does to processes as it begins, or ends.
+    fn strike_process(&mut self, effect: &Effect, begins: bool) -> Result<(), RealError> {
+        match effect {
+            Effect::AppKill { device } => {
+                let Some(seat) = self.seats.get_mut(device) else { return Ok(()) };
+                if begins {
+                    let open = seat.is_open();
+                    seat.kill()?;
+                    self.ended(device, "killed", open);
+                } else if !self.rig.holding.down(&self.plan, device) {
+                    self.open(device)?;
+                }
+                Ok(())
+            }
+            Effect::Suspend { device } => {
+                let paused = self.rig.holding.paused(&self.plan, device);
+                if let Some(seat) = self.seats.get_mut(device) {
+                    seat.pause(paused)?;
+                }
+                self.paused(device, paused);
+                Ok(())
+            }
+            Effect::Region { region: node, how } | Effect::Edge { edge: node, how } => {
+                self.strike_node(node, *how, begins)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn strike_node(&mut self, node: &str, how: Down, begins: bool) -> Result<(), RealError> {
+        match (how, begins) {
+            (Down::Pause, _) => {
+                let paused = self.rig.holding.paused(&self.plan, node);
+                self.deployment.pause(node, paused)?;
+                self.paused(node, paused);
+            }
+            // That it has ended is heard, and told then.
+            (Down::Drain, true) => self.deployment.terminate(node)?,
+            (_, true) => {
+                self.deployment.kill(node)?;
+                let power = matches!(how, Down::Power | Down::Destroy);
+                let served = self.serving.remove(node);
+                self.ended(node, if power { "power" } else { "killed" }, served);
+                if how == Down::Destroy {
+                    self.deployment.destroy(node)?;
+                }
+            }
+            (_, false) if !self.rig.holding.down(&self.plan, node) => {
+                // A drain that was cut short is a kill.
+                self.deployment.kill(node)?;
+                self.deployment.start(&self.lab, node)?;
+            }
+            (_, false) => {}
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, who: &str, how: &str, ran: bool) {
+        if ran {
+            *self.rig.ended.entry(who.to_owned()).or_default() += 1;
+        }
+        let now_ns = self.now_ns();
+        self.book.tell(now_ns, Event::Stop { who: who.to_owned(), how: how.to_owned() });
+    }
+
+    fn paused(&mut self, who: &str, paused: bool) {
+        let (now_ns, who) = (self.now_ns(), who.to_owned());
+        let event = if paused { Event::Stop { who, how: "suspended".into() } } else { Event::Start { who } };
+        self.book.tell(now_ns, event);
+    }
+
+    /// The load is over: what the plan wants healed is healed, and no further fault begins.
+    fn heal(&mut self) -> Result<(), RealError> {
+        self.agenda.retain(|_, due| !matches!(due, Due::Begin(_)));
+        for number in self.rig.holding.0.clone() {
+            let core = matches!(
+                self.plan.faults[number].effect,
+                Effect::PathCut { .. } | Effect::PathChange { .. } | Effect::Region { .. } | Effect::Edge { .. }
+            );
+            match self.plan.liveness.heal {
+                Heal::Nothing => {}
+                Heal::Core if !core => {}
+                Heal::All | Heal::Core => self.end(number)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears what is said for so long.
+    fn listen_for(&mut self, time: Duration) -> Result<(), RealError> {
+        let until_ns = monotonic_ns() + nanos(time);
+        while let Some(left_ns) = until_ns.checked_sub(monotonic_ns()).filter(|left_ns| *left_ns > 0) {
+            self.listen(Duration::from_nanos(left_ns))?;
+        }
+        Ok(())
+    }
+
+    fn wait_until_serving(&mut self, names: &BTreeSet<String>) -> Result<(), RealError> {
+        let deadline_ns = monotonic_ns() + nanos(READY_WITHIN);
+        while let Some(name) = names.iter().find(|name| !self.serving.contains(*name)).cloned() {
+            if monotonic_ns() >= deadline_ns {
+                return Err(self.deployment.not_ready(&name));
+            }
+            self.listen(LOOK_EVERY)?;
+        }
+        Ok(())
+    }
+
+    /// Hears one thing, or nothing for so long.
+    fn listen(&mut self, time: Duration) -> Result<(), RealError> {
+        match self.heard.recv_timeout(time) {
+            Ok(heard) => self.hear(heard),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            // It can't be: one sender is this run's own.
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+
+    fn hear(&mut self, Heard { who, start, said }: Heard) -> Result<(), RealError> {
+        let now_ns = self.now_ns();
+        let of_device = self.seats.contains_key(&who);
+        match said {
+            Said::Serves if self.deployment.is_present(&who, start) => {
+                self.serving.insert(who.clone());
+                let at_ns = if self.agenda.is_empty() { 0 } else { now_ns };
+                self.book.tell(at_ns, Event::Start { who });
+            }
+            Said::Ended if of_device && self.seats.get(&who).is_some_and(|seat| seat.is_present(start)) => {
+                if let Some(seat) = self.seats.get_mut(&who) {
+                    seat.kill()?;
+                }
+                self.book.tell(now_ns, Event::Stop { who: who.clone(), how: "stopped".into() });
+                self.book.tell(now_ns, Event::Broken { who, text: "its process ended by itself; see its log".into() });
+            }
+            Said::Ended if !of_device && self.deployment.is_present(&who, start) => {
+                self.deployment.kill(&who)?;
+                if self.agenda.is_empty() {
+                    return Err(self.deployment.not_ready(&who));
+                }
+                self.serving.remove(&who);
+                if self.rig.holding.down(&self.plan, &who) {
+                    self.ended(&who, "drained", true);
+                } else {
+                    self.ended(&who, "stopped", true);
+                    self.book
+                        .tell(now_ns, Event::Broken { who, text: "its process ended by itself; see its log".into() });
+                }
+            }
+            Said::Nonsense(text) => self.book.tell(now_ns, Event::Broken { who, text }),
+            // What a killed app had said before is true all the same.
+            Said::Report(report) => self.take(&who, start, *report),
+            Said::Serves | Said::Ended => {}
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, who: &str, start: u64, report: Report) {
+        match report {
+            Report::Happened(Line { at_ns, event }) => self.book.tell(at_ns, event),
+            Report::Reoffered(count) => {
+                let now_ns = self.now_ns();
+                self.book.reoffered(now_ns, count);
+            }
+            Report::Named { conversation, label } => {
+                self.names.insert(conversation.clone(), label.clone());
+                let order = Order::Learn { conversation, label };
+                for (_, seat) in self.seats.iter_mut().filter(|(device, _)| *device != who) {
+                    seat.order(&order);
+                }
+            }
+            Report::Look(standing) => {
+                if let Some(seat) = self.seats.get_mut(who).filter(|seat| seat.is_present(start)) {
+                    seat.standing = Some(standing);
+                }
+            }
+        }
+    }
+
+    /// Asks all apps that are open and awake how things stand, and waits for their answers.
+    fn look(&mut self) -> Result<(), RealError> {
+        let all = members(&self.plan);
+        for device in &self.plan.devices {
+            let awake = !self.rig.holding.paused(&self.plan, &device.id);
+            let Some(seat) = self.seats.get_mut(&device.id).filter(|seat| awake && seat.is_open()) else { continue };
+            let of = all.iter().filter(|(_, members)| members.contains(&device.user)).map(|(label, _)| label.clone());
+            seat.standing = None;
+            seat.order(&Order::Look(of.collect()));
+        }
+        let deadline_ns = monotonic_ns() + nanos(LOOK_EVERY);
+        while monotonic_ns() < deadline_ns && self.awake().any(|(_, seat)| seat.standing.is_none()) {
+            self.listen(Duration::from_nanos(deadline_ns.saturating_sub(monotonic_ns())))?;
+        }
+        Ok(())
+    }
+
+    /// Apps that are open and not suspended.
+    fn awake(&self) -> impl Iterator<Item = (&String, &Seat)> {
+        self.seats.iter().filter(|(device, seat)| seat.is_open() && !self.rig.holding.paused(&self.plan, device))
+    }
+
+    /// What still waits, by the last look.
+    fn waiting(&self) -> Vec<String> {
+        let mut waiting: Vec<String> = Vec::new();
+        let mut lengths: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+        for node in nodes(&self.plan).iter().filter(|node| !self.serving.contains(&node.name)) {
+            if !self.rig.holding.down(&self.plan, &node.name) {
+                waiting.push(format!("{} does not serve yet", node.name));
+            }
+        }
+        for (device, seat) in self.awake() {
+            match &seat.standing {
+                None => waiting.push(format!("{device} does not answer")),
+                Some(standing) if !standing.calm => waiting.push(standing.words.clone()),
+                Some(standing) => {
+                    for (label, shown) in &standing.shown {
+                        match shown {
+                            Ok(shown) => drop(lengths.entry(label).or_default().insert(device, shown.messages.len())),
+                            Err(text) => waiting.push(format!("{device} can't show {label}: {text}")),
+                        }
+                    }
+                }
+            }
+        }
+        for (label, of) in lengths {
+            let distinct: BTreeSet<usize> = of.values().copied().collect();
+            if distinct.len() > 1 {
+                waiting.push(format!("devices differ in how much they show of {label}: {of:?}"));
+            }
+        }
+        waiting
+    }
+
+    /// Waits until nothing is on its way any more. Whether that came to be, and what was waiting if not.
+    fn calm_down(&mut self) -> Result<(bool, Vec<String>), RealError> {
+        let until_ns = self.now_ns().saturating_add(self.plan.liveness.within_ns);
+        let mut calm_since: Option<u64> = None;
+        loop {
+            let now_ns = self.now_ns();
+            self.look()?;
+            let waiting = self.waiting();
+            if waiting.is_empty() {
+                let since_ns = *calm_since.get_or_insert(now_ns);
+                if now_ns.saturating_sub(since_ns) >= nanos(CALM_FOR) {
+                    return Ok((true, Vec::new()));
+                }
+            } else {
+                calm_since = None;
+                if now_ns >= until_ns {
+                    return Ok((false, waiting));
+                }
+            }
+            self.run_until(now_ns.saturating_add(nanos(LOOK_EVERY)))?;
+        }
+    }
+
+    /// One look at each access link.
+    fn sample(&mut self) -> Result<(), RealError> {
+        let now_ns = self.now_ns();
+        let interfaces =
+            self.plan.devices.iter().take(LINKS_SAMPLED).flat_map(|device| {
+                device.interfaces.iter().map(|interface| (device.id.clone(), interface.name.clone()))
+            });
+        for (device, name) in interfaces.collect::<Vec<_>>() {
+            let link = format!("{device}.{name}");
+            let counts = self.lab.with(move |fabric, _| fabric.access_counts(&device, &name))??;
+            let (up_bytes, down_bytes) = counts.queued_bytes;
+            for (up, counts, queue_bytes) in [(true, counts.up, up_bytes), (false, counts.down, down_bytes)] {
+                let so_far = so_far(&link, up, now_ns, &counts, queue_bytes);
+                let before = self.samples.insert((link.clone(), up), so_far.clone()).unwrap_or_default();
+                let sample = since(&before, so_far);
+                if sample.sent > 0 || sample.delivered > 0 || sample.queue_bytes > 0 || before.queue_bytes > 0 {
+                    self.book.tell(now_ns, Event::Link(Box::new(sample)));
+                }
+            }
+        }
+        if !self.over {
+            self.add(now_ns + nanos(SAMPLE_EVERY), Due::Sample);
+        }
+        Ok(())
+    }
+
+    /// Tells what everybody shows, and how well the machine kept up; and ends the history.
+    fn finish(mut self, quiet: bool, waiting: Vec<String>) -> Result<Vec<Line>, RealError> {
+        for number in self.rig.holding.0.clone() {
+            let fault = self.plan.faults[number].clone();
+            if let Some(hits) = self.rig.lift(&self.lab, &self.plan, number)? {
+                let (now_ns, phase) = (self.now_ns(), FaultPhase::End);
+                let (fault, kind, target) = (fault.id, fault.kind, fault.target);
+                self.book.tell(now_ns, Event::Fault { fault, phase, kind, target, hits });
+            }
+        }
+        self.sample()?;
+        let now_ns = self.now_ns();
+        for device in &self.plan.devices {
+            let id = device.id.clone();
+            let traffic = self.lab.with(move |fabric, _| fabric.traffic(&id))??;
+            self.book.tell(
+                now_ns,
+                Event::Traffic {
+                    device: device.id.clone(),
+                    up_bytes: traffic.up_bytes,
+                    down_bytes: traffic.down_bytes,
+                    up_packets: traffic.up_packets,
+                    down_packets: traffic.down_packets,
+                    wakeups: traffic.wakeups,
+                    over_ns: now_ns,
+                },
+            );
+        }
+        for (device, seat) in &self.seats {
+            for (conversation, shown) in seat.standing.iter().flat_map(|standing| &standing.shown) {
+                let (device, conversation) = (device.clone(), conversation.clone());
+                let event = match shown {
+                    Ok(shown) => Event::Timeline {
+                        device,
+                        conversation,
+                        messages: shown.messages.clone(),
+                        unread: Some(shown.unread),
+                    },
+                    Err(text) => Event::Broken { who: device, text: format!("{conversation}: {text}") },
+                };
+                self.book.tell(now_ns, event);
+            }
+        }
+        let dropped = self.lab.dropped_before_read()?;
+        let (errors, first) = self.lab.kernel_errors()?;
+        for text in [
+            (dropped > 0).then(|| format!("{dropped} packets were dropped before the links saw them")),
+            (errors > 0).then(|| format!("{errors} errors; the first: {}", first.unwrap_or_default())),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            self.book.tell(now_ns, Event::Broken { who: "the lab".into(), text });
+        }
+        let late = self.lab.lateness()?;
+        let (p50_ns, p99_ns, max_ns, delay_ns) = (late.p50_ns, late.p99_ns, late.max_ns, late.delay_ns);
+        self.book.tell(now_ns, Event::Lateness { packets: late.packets, p50_ns, p99_ns, max_ns, delay_ns });
+        let packets = self.lab.with(|fabric, _| fabric.packets())?;
+        Ok(self.book.finish(now_ns, Event::End { quiet, waiting, shape: None, packets }))
+    }
+}
+
+fn so_far(link: &str, up: bool, now_ns: u64, counts: &Counts, queue_bytes: u64) -> LinkSample {
+    LinkSample {
+        link: link.to_owned(),
+        way: if up { "up" } else { "down" }.to_owned(),
+        over_ns: now_ns,
+        sent: counts.sent,
+        sent_bytes: counts.sent_bytes,
+        delivered: counts.delivered,
+        delivered_bytes: counts.delivered_bytes,
+        dropped: counts.dropped.iter().map(|(why, count)| (cause(*why), *count)).collect(),
+        queue_bytes,
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
