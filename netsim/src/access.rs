@@ -6,29 +6,23 @@
 //! in use for every packet anew, as the kernel does, so that a connection sees a hand-over as a new path. What is in
 //! an access link's queue when its interface goes out of use still leaves: it has been given to the radio.
 //!
-//! The way of a packet is told in [`crate::path`]. Here is what a test or a fault may do to a device, by names: a name
-//! that does not exist is an error that tells the nearest one that does.
+//! The way of a packet is told in [`crate::path`]; what a test or a fault may do to a device, in [`crate::devices`].
 //!
 //! The randomness of an access link is keyed by `<device>.<interface>`, so a device more changes no other's.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use bytes::Bytes;
-use tern_netsim_link::{
-    Counts, HandOver, Interface, InterfaceError, Interfaces, LinkSpec, Nat, NatSpec, Outage, Spec, SpecError, Way,
-    nearest,
-};
+use tern_netsim_link::{Counts, InterfaceError, Interfaces, LinkSpec, Nat, NatSpec, SpecError, Way};
 use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
 use crate::limits::{NAT_TCP_IDLE, NAT_TCP_UNANSWERED};
-use crate::node::{HostId, SimNode};
 use crate::packets::Protocol;
-use crate::path::{Owner, ip_v4};
-use crate::pipes::{PipeId, Place};
+use crate::path::ip_v4;
+use crate::pipes::PipeId;
 use crate::portal::{Portal, Says};
 use crate::segment::Head;
-use crate::world::{State, World, nanos};
+use crate::world::nanos;
 
 /// An interface of a device, and what is behind it.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,23 +165,23 @@ pub enum AccessError {
 
 /// What is behind one interface.
 #[derive(Debug)]
-struct Line {
+pub(crate) struct Line {
     /// The access link, its way up.
-    link: PipeId,
-    nat: Option<Nats>,
-    block: Option<Block>,
-    portal: Portal,
+    pub(crate) link: PipeId,
+    pub(crate) nat: Option<Nats>,
+    pub(crate) block: Option<Block>,
+    pub(crate) portal: Portal,
 }
 
 /// A NAT keeps datagrams and streams apart, and streams longer.
 #[derive(Debug)]
-struct Nats {
-    udp: Nat,
-    tcp: Nat,
+pub(crate) struct Nats {
+    pub(crate) udp: Nat,
+    pub(crate) tcp: Nat,
 }
 
 impl Nats {
-    fn new(spec: NatSpec, outside: Ipv4Addr) -> Self {
+    pub(crate) fn new(spec: NatSpec, outside: Ipv4Addr) -> Self {
         let tcp =
             NatSpec { udp_ns: nanos(NAT_TCP_IDLE), udp_unanswered_ns: Some(nanos(NAT_TCP_UNANSWERED)), ..spec.clone() };
         Self { udp: Nat::new(spec, IpAddr::V4(outside)), tcp: Nat::new(tcp, IpAddr::V4(outside)) }
@@ -197,9 +191,9 @@ impl Nats {
 /// The interfaces of a host that has some.
 #[derive(Debug)]
 pub(crate) struct Access {
-    interfaces: Interfaces,
+    pub(crate) interfaces: Interfaces,
     /// In the order of the interfaces.
-    lines: Vec<Line>,
+    pub(crate) lines: Vec<Line>,
 }
 
 impl Access {
@@ -247,260 +241,5 @@ impl Access {
     /// The access link of a line.
     pub(crate) fn pipe(&self, line: usize, way: Way) -> PipeId {
         self.lines[line].link.way(way)
-    }
-}
-
-impl State {
-    fn host_named(&self, name: &str) -> Result<HostId, AccessError> {
-        self.by_name.get(name).copied().ok_or_else(|| AccessError::Host {
-            name: name.to_owned(),
-            nearest: nearest(name, self.by_name.keys().map(String::as_str)).unwrap_or_default().to_owned(),
-        })
-    }
-
-    /// A device, and one of its interfaces: the named one, or the one that is in use.
-    fn line_named(&mut self, device: &str, interface: Option<&str>) -> Result<(HostId, usize), AccessError> {
-        let host = self.host_named(device)?;
-        let Some(access) = &self.hosts[host.0].access else {
-            return Err(AccessError::NotADevice(device.to_owned()));
-        };
-        let line = match interface {
-            None => access.interfaces.chosen().ok_or_else(|| AccessError::AllOff(device.to_owned()))?,
-            Some(name) => access.interfaces.index(name).ok_or_else(|| unknown(device, name, &access.interfaces))?,
-        };
-        Ok((host, line))
-    }
-
-    /// One that was found by [`State::line_named`].
-    fn access(&mut self, host: HostId, device: &str) -> Result<&mut Access, AccessError> {
-        self.hosts[host.0].access.as_mut().ok_or_else(|| AccessError::NotADevice(device.to_owned()))
-    }
-
-    fn link_named(&mut self, device: &str, interface: &str, way: Way) -> Result<PipeId, AccessError> {
-        let (host, line) = self.line_named(device, Some(interface))?;
-        Ok(self.access(host, device)?.pipe(line, way))
-    }
-
-    /// What one direction of a link has done, and what waits in it.
-    pub(crate) fn counts_of(&mut self, pipe: PipeId) -> AccessCounts {
-        let direction = self.pipes.direction(pipe);
-        let (queued_packets, queued_bytes) = direction.queued();
-        AccessCounts { counts: direction.counts().clone(), queued_packets, queued_bytes }
-    }
-
-    fn add_access(&mut self, seed: u64, host: HostId, device: &str, specs: Vec<AccessSpec>) -> Result<(), AccessError> {
-        let interface = |spec: &AccessSpec| Interface {
-            name: spec.name.clone(),
-            address: IpAddr::V4(spec.address),
-            link: format!("{device}.{}", spec.name),
-        };
-        let interfaces = Interfaces::new(specs.iter().map(interface).collect())
-            .map_err(|source| AccessError::Interfaces { device: device.to_owned(), source })?;
-        let mut outside = Vec::new();
-        for spec in &specs {
-            let link = || format!("{device}.{}", spec.name);
-            spec.link.check().map_err(|source| AccessError::Spec { link: link(), source })?;
-            let address = spec.nat.as_ref().map_or(spec.address, |(_, outside)| *outside);
-            if self.by_ip.contains_key(&address) || outside.contains(&address) {
-                return Err(AccessError::Taken(address));
-            }
-            outside.push(address);
-        }
-        let mut lines = Vec::new();
-        for (line, spec) in specs.into_iter().enumerate() {
-            let name = format!("{device}.{}", spec.name);
-            let places = [Place::Up(host, line), Place::Down(host)];
-            let link = self.pipes.add(seed, &name, spec.link, places);
-            let link = link.map_err(|source| AccessError::Spec { link: name, source })?;
-            let nat = spec.nat.map(|(spec, outside)| Nats::new(spec, outside));
-            self.by_ip.insert(outside[line], Owner { host, line: Some(line) });
-            lines.push(Line { link, nat, block: None, portal: Portal::default() });
-        }
-        self.hosts[host.0].access = Some(Access { interfaces, lines });
-        Ok(())
-    }
-}
-
-fn unknown(device: &str, name: &str, interfaces: &Interfaces) -> AccessError {
-    let known: Vec<&str> = interfaces.all().iter().map(|one| one.name.as_str()).collect();
-    AccessError::Interface {
-        device: device.to_owned(),
-        name: name.to_owned(),
-        nearest: nearest(name, known.iter().copied()).unwrap_or_default().to_owned(),
-        known: known.join(", "),
-    }
-}
-
-impl World {
-    /// Adds a device, switched on; the first of its interfaces is in use. Fails, and adds nothing, where its name or
-    /// an address that others see (the NAT's, behind one) is taken, a link can't be run, or two of its interfaces
-    /// have the same name or address. Nobody can look up its name.
-    pub fn add_device(&self, name: &str, group: &str, interfaces: Vec<AccessSpec>) -> io::Result<SimNode> {
-        let host = self.shared.with(|state, _| {
-            let first = interfaces.first().map_or(Ipv4Addr::UNSPECIFIED, |spec| spec.address);
-            if state.by_name.contains_key(name) || state.names.contains_key(name) {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} is taken")));
-            }
-            let host = state.new_host(&self.shared, name, group, first);
-            if let Err(error) = state.add_access(self.shared.seed, host, name, interfaces) {
-                state.hosts.pop();
-                state.by_name.remove(name);
-                let kind = match error {
-                    AccessError::Taken(_) => io::ErrorKind::AlreadyExists,
-                    _ => io::ErrorKind::InvalidInput,
-                };
-                return Err(io::Error::new(kind, error));
-            }
-            Ok(host)
-        })?;
-        Ok(SimNode::new(self.clone(), host))
-    }
-
-    /// The names of a device's interfaces.
-    pub fn interfaces(&self, device: &str) -> Result<Vec<String>, AccessError> {
-        self.shared.with(|state, _| {
-            let host = state.host_named(device)?;
-            Ok(state.access(host, device)?.interfaces.all().iter().map(|one| one.name.clone()).collect())
-        })
-    }
-
-    /// The interface on which a device sends now. `None`: during a gap, or if all are off.
-    pub fn interface_in_use(&self, device: &str) -> Result<Option<String>, AccessError> {
-        self.shared.with(|state, _| {
-            let (host, now_ns) = (state.host_named(device)?, state.now_ns);
-            Ok(state.access(host, device)?.interfaces.sending(now_ns).map(|one| one.name.clone()))
-        })
-    }
-
-    /// What one direction of an access link is like now.
-    pub fn access_spec(&self, device: &str, interface: &str, way: Way) -> Result<Spec, AccessError> {
-        self.shared.with(|state, _| {
-            let pipe = state.link_named(device, interface, way)?;
-            Ok(state.pipes.direction(pipe).spec().clone())
-        })
-    }
-
-    /// Changes one direction of an access link; what waits goes on waiting.
-    pub fn set_access_spec(&self, device: &str, interface: &str, way: Way, spec: Spec) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let (pipe, now_ns) = (state.link_named(device, interface, way)?, state.now_ns);
-            let set = state.pipes.direction(pipe).set_spec(now_ns, spec);
-            set.map_err(|source| AccessError::Spec { link: format!("{device}.{interface}"), source })?;
-            state.arm(pipe);
-            Ok(())
-        })
-    }
-
-    /// Begins or ends an outage of one direction of an access link, beside those of its spec.
-    pub fn set_access_outage(
-        &self,
-        device: &str,
-        interface: &str,
-        way: Way,
-        outage: Option<Outage>,
-    ) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let (pipe, now_ns) = (state.link_named(device, interface, way)?, state.now_ns);
-            state.pipes.direction(pipe).set_outage(now_ns, outage);
-            state.arm(pipe);
-            Ok(())
-        })
-    }
-
-    /// Hands over to another interface; `None`: to the present one again, as from cell to cell.
-    pub fn hand_over(&self, device: &str, to: Option<&str>, how: HandOver) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let (host, line) = state.line_named(device, to)?;
-            let now_ns = state.now_ns;
-            let interfaces = &mut state.access(host, device)?.interfaces;
-            let name = interfaces.all()[line].name.clone();
-            let handed = interfaces.hand_over(now_ns, &name, how);
-            handed.map_err(|source| AccessError::Interfaces { device: device.to_owned(), source })
-        })
-    }
-
-    /// Switches all interfaces off (flight mode) until the next hand-over, which has to name one.
-    pub fn switch_off(&self, device: &str) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let host = state.host_named(device)?;
-            state.access(host, device)?.interfaces.off();
-            Ok(())
-        })
-    }
-
-    /// Gives an interface (`None`: the one in use) another address. Behind a NAT it is the NAT's outside address that
-    /// changes, and all its mappings are forgotten.
-    pub fn new_address(&self, device: &str, interface: Option<&str>, address: Ipv4Addr) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let (host, line) = state.line_named(device, interface)?;
-            let owner = Owner { host, line: Some(line) };
-            if state.by_ip.get(&address).is_some_and(|other| *other != owner) {
-                return Err(AccessError::Taken(address));
-            }
-            let access = state.access(host, device)?;
-            let before = if let Some(nat) = &mut access.lines[line].nat {
-                let before = nat.udp.outside();
-                nat.udp.readdress(IpAddr::V4(address));
-                nat.tcp.readdress(IpAddr::V4(address));
-                before
-            } else {
-                let Interface { name, address: before, .. } = access.interfaces.all()[line].clone();
-                let set = access.interfaces.readdress(&name, IpAddr::V4(address));
-                set.map_err(|_| AccessError::Taken(address))?;
-                before
-            };
-            ip_v4(before).and_then(|before| state.by_ip.remove(&before));
-            state.by_ip.insert(address, owner);
-            Ok(())
-        })
-    }
-
-    /// Lets the NAT of an interface (`None`: the one in use) forget its mappings, and give other ports afterwards.
-    pub fn rebind_nat(&self, device: &str, interface: Option<&str>) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let (host, line) = state.line_named(device, interface)?;
-            let access = state.access(host, device)?;
-            match &mut access.lines[line].nat {
-                Some(nat) => {
-                    nat.udp.rebind();
-                    nat.tcp.rebind();
-                    Ok(())
-                }
-                None => {
-                    let interface = access.interfaces.all()[line].name.clone();
-                    Err(AccessError::NoNat { device: device.to_owned(), interface })
-                }
-            }
-        })
-    }
-
-    /// Lets the access network of an interface (`None`: of every one of the device) block something, or nothing.
-    pub fn set_block(&self, device: &str, interface: Option<&str>, block: Option<Block>) -> Result<(), AccessError> {
-        self.shared.with(|state, _| {
-            let named = interface.map(|interface| state.line_named(device, Some(interface))).transpose()?;
-            let host = state.host_named(device)?;
-            for (index, line) in state.access(host, device)?.lines.iter_mut().enumerate() {
-                if named.is_none_or(|(_, named)| named == index) {
-                    line.block = block;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// What one direction of an access link has done so far, and what waits in it.
-    pub fn access_counts(&self, device: &str, interface: &str, way: Way) -> Result<AccessCounts, AccessError> {
-        self.shared.with(|state, _| {
-            let pipe = state.link_named(device, interface, way)?;
-            Ok(state.counts_of(pipe))
-        })
-    }
-
-    /// What came and went at a host so far.
-    pub fn host_counts(&self, name: &str) -> Result<HostCounts, AccessError> {
-        self.shared.with(|state, _| {
-            let host = state.host_named(name)?;
-            Ok(state.host(host).counts)
-        })
     }
 }

@@ -7,12 +7,13 @@
 //! life takes about a second.
 //!
 //! Reading order: [`run`] (a runtime without I/O, on a thread of its own), [`world`] (hosts, the heap of
-//! events and the one task that drives it), `path` (the way of a packet), [`links`] and [`pipes`] (who reaches whom, and how
-//! late or how badly), [`access`] (devices: interfaces, NATs, hand-over), [`packets`] (what was sent, and its shape), [`udp`] and [`stream`] (datagrams; reliable byte streams), [`net`] (both as a `Net`),
-//! [`node`] (tasks, clocks, kill and restart), [`pki`] and [`token`] (certificates and tokens that are the
-//! same in every run), [`random`] (the process's randomness, seeded), [`cluster`] (regions, wired). The
-//! model of a link with rate, queue and faults is a crate of its own, `tern_netsim_link`: pure, with a reading order
-//! of its own.
+//! events and the one task that drives it), `path` (the way of a packet), [`links`] and [`pipes`] (who reaches whom,
+//! and how late or how badly), [`access`] (devices: interfaces, NATs, hand-over; `portal`), [`packets`] (what was sent,
+//! its shape, and what became of it), [`udp`] (datagrams), [`stream`] (TCP as applications see it; below it `tcp`,
+//! `connection`, `congestion`, `segment`), [`net`] (both as a `Net`), [`node`] (tasks, clocks, kill and restart),
+//! [`pki`] and [`token`] (certificates and tokens that are the same in every run), [`random`] (the process's
+//! randomness, seeded), [`cluster`] (regions, wired), [`stage`] (a scenario, played). The model of a link with rate,
+//! queue and faults is a crate of its own, `tern_netsim_link`: pure, with a reading order of its own.
 //!
 //! A run is repeatable: the same seed gives the same packets at the same moments, in every process. The
 //! *shape* of a run is a hash over (time, from, to, protocol, length) of every packet; bytes are not part of
@@ -29,13 +30,12 @@
 //! Time moves in whole milliseconds, because tokio's timers do; links count in nanoseconds, and packets that
 //! fall into the same millisecond are delivered in the order of their nanoseconds.
 //!
-//! Tests, from the inside out: `network` (this crate alone), `regions` and `storms` (cores with scripted
-//! edges), `phones` (client machines over pipes), `first_light`, `clients` and `groups` (the SDK over everything).
+//! Tests, from the inside out: `network`, `weak_links`, `access`, `tcp` and `ledger` (this crate alone), `regions` and
+//! `storms` (cores with scripted edges), `phones` (client machines over pipes), `first_light`, `fallback`, `clients`
+//! and `groups` (the SDK over everything); `speed` measures.
 //! `TERN_STORMS=1000` runs as many seeds of a storm, `TERN_STORM_FIRST=198` begins there; a test whose name
 //! ends in `_of_a_child` runs one seed by `TERN_NETSIM_SEED=198`, with logs by `TERN_NETSIM_LOG=debug` and all
 //! packets in the file `TERN_NETSIM_PACKETS`.
-//!
-//! Not here yet: pause and resume, scenario files.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -43,6 +43,7 @@ pub mod access;
 pub mod cluster;
 pub(crate) mod congestion;
 pub(crate) mod connection;
+pub(crate) mod devices;
 pub mod limits;
 pub mod links;
 pub mod net;
