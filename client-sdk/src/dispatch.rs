@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::Request;
 use serde::{Deserialize, Serialize};
 use tern_core::client::Candidate;
-use tern_core::client::limits::{DISPATCH_TIMEOUT, QUIC_TIMEOUT, TCP_TIMEOUT};
+use tern_core::client::limits::{QUIC_TIMEOUT, TCP_TIMEOUT};
 use tern_net::env::Net;
 use tern_net::http::HttpClient;
 
@@ -67,11 +67,12 @@ pub(crate) async fn ask(
     server: &DispatchServer,
     exclude: &[String],
     edge_name: Option<&str>,
+    timeout: Duration,
 ) -> Result<(Vec<Candidate>, Duration, Bytes), DispatchError> {
     let to = resolve(net, &server.address).await.map_err(|e| DispatchError::Resolve(server.address.clone(), e))?;
     let body = serde_json::to_vec(&Ask { exclude })?;
     let request = Request::post("/v1/dispatch").header("content-type", "application/json").body(Full::from(body))?;
-    let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, DISPATCH_TIMEOUT).await?;
+    let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, timeout).await?;
     if !answer.status().is_success() {
         return Err(DispatchError::Status(answer.status().as_u16()));
     }

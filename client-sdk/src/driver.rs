@@ -62,9 +62,9 @@ fn start(shared: &Arc<Shared>, tls: Option<&Tls>, job: Job) {
                 task.ended(job.conn, &job.out, &failure);
             });
         }
-        Job::Dispatch { target, exclude } => {
+        Job::Dispatch { target, exclude, timeout } => {
             let tls = tls.cloned();
-            shared.env.tasks.spawn(async move { ask_dispatch(&task, tls, target, &exclude).await });
+            shared.env.tasks.spawn(async move { ask_dispatch(&task, tls, target, &exclude, timeout).await });
         }
         Job::Token { refused } => shared.env.tasks.spawn(async move {
             let late = || TokenError(format!("the token provider did not answer within {TOKEN_TIMEOUT:?}"));
@@ -79,12 +79,12 @@ fn start(shared: &Arc<Shared>, tls: Option<&Tls>, job: Job) {
     }
 }
 
-async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, target: usize, exclude: &[String]) {
+async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, target: usize, exclude: &[String], timeout: Duration) {
     let answer = match (shared.config.dispatch.get(target), tls) {
         (Some(server), Some(tls)) => {
             let http = HttpClient::new(shared.env.clone(), Some(tls.http));
             let edge_name = shared.config.edge_name.as_deref();
-            dispatch::ask(shared.env.net.as_ref(), &http, server, exclude, edge_name).await
+            dispatch::ask(shared.env.net.as_ref(), &http, server, exclude, edge_name, timeout).await
         }
         _ => Ok((Vec::new(), Duration::ZERO, bytes::Bytes::new())),
     };

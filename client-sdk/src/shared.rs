@@ -63,7 +63,7 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) enum Job {
     Connect(Box<ConnectJob>),
-    Dispatch { target: usize, exclude: Vec<String> },
+    Dispatch { target: usize, exclude: Vec<String>, timeout: Duration },
     Token { refused: bool },
 }
 
@@ -242,7 +242,9 @@ impl Shared {
                     queue.push(out);
                 }
             }
-            Effect::Dispatch { target, exclude } => inner.jobs.push_back(Job::Dispatch { target, exclude }),
+            Effect::Dispatch { target, exclude, timeout } => {
+                inner.jobs.push_back(Job::Dispatch { target, exclude, timeout });
+            }
             Effect::Token { refused } => inner.jobs.push_back(Job::Token { refused }),
             Effect::Event(event) => self.tell(event.into()),
         }

@@ -97,6 +97,8 @@ pub enum EngineOut {
         target: usize,
         /// Edges that failed.
         exclude: Vec<String>,
+        /// After so long without an answer it is given up.
+        timeout: Duration,
     },
     /// Get a token; `Engine::token_ready` when it is there.
     Token,

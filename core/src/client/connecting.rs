@@ -187,7 +187,9 @@ impl Machine {
                     self.end_session(conn);
                     self.effects.push(Effect::Close { conn, code: Code::Closed });
                 }
-                EngineOut::Dispatch { target, exclude } => self.effects.push(Effect::Dispatch { target, exclude }),
+                EngineOut::Dispatch { target, exclude, timeout } => {
+                    self.effects.push(Effect::Dispatch { target, exclude, timeout });
+                }
                 EngineOut::Token if self.token.is_some() && !self.token_refused => self.engine.token_ready(now),
                 EngineOut::Token => self.ask_token(self.token_refused),
             }

@@ -72,6 +72,8 @@ pub enum Effect {
         target: usize,
         /// Edges that failed.
         exclude: Vec<String>,
+        /// After so long without an answer it is given up.
+        timeout: Duration,
     },
     /// Get a token; `Machine::token` answers.
     Token {

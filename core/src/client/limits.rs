@@ -56,7 +56,7 @@ pub const REV_UNKNOWN_MAX: Duration = Duration::from_secs(5);
 pub const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 /// Likewise over TCP+TLS, which takes two round trips more.
 pub const TCP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time-outs double with each failed round, this often at most: 2G needs eight seconds.
+/// Time-outs double with each failed round, this often at most: 2G needs eight seconds, and twice that for dispatch.
 pub const TIMEOUT_DOUBLINGS: u32 = 3;
 /// TCP+TLS starts this long after QUIC on the first candidate of a round.
 pub const TCP_AFTER: Duration = Duration::from_millis(400);
@@ -74,7 +74,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const SETTLED: Duration = Duration::from_secs(5);
 /// An edge or region that failed goes to the end of the list for this long.
 pub const DEMOTED_FOR: Duration = Duration::from_secs(60);
-/// A dispatch request without an answer for this long lets the next address be asked.
+/// A dispatch request without an answer for this long lets the next address be asked. Doubles each time that all have
+/// failed, as time-outs of attempts do.
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A start without a valid list waits this long for dispatch before it tries what it has.
 pub const DISPATCH_FIRST: Duration = Duration::from_secs(1);

@@ -8,8 +8,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tern_netsim_report::{batch_page, run_page};
 use tern_netsim_scenario::Scenario;
-use tern_netsim_verdict::{Event, Finding, Judgement, Line, Verdict, judge, read};
+use tern_netsim_verdict::batch::{BatchRun, summary, totals, worst};
+use tern_netsim_verdict::junit::junit;
+use tern_netsim_verdict::{Event, Finding, Judgement, Line, Run, Verdict, judge, read};
 
 use super::progress::Progress;
 use super::{Failure, Outcome, RunArgs, files};
@@ -84,29 +87,75 @@ pub fn run(args: &RunArgs) -> Outcome {
     let jobs = jobs(args, &scenarios)?;
     fs::create_dir_all(&args.out).map_err(|error| Failure::io("can't make", &args.out, &error))?;
     let manner = Manner { directory: args.out.clone(), twice: args.twice, watchdog: args.watchdog };
-    let until = args.for_time;
+    let of = args.for_time.is_none().then(|| jobs.len().try_into().unwrap_or(u64::MAX));
+    let single = of == Some(1);
     let mut progress = Progress::new();
-    let (mut done, mut bad) = (0, 0);
-    let mut all = Vec::new();
-    let of = until.is_none().then(|| jobs.len().try_into().unwrap_or(u64::MAX));
-    let count = parallel(args.jobs);
-    run_all(&jobs, until, count, &manner, |ran| {
-        done += 1;
+    let (mut all, mut bad) = (Vec::new(), 0);
+    let mut written = Ok(());
+    let time = args.for_time.map_or(Time::Once, Time::OverAndOver);
+    run_all(&jobs, time, parallel(args.jobs), &manner, |ran| {
         let passed = ran.judgement.verdict == Verdict::Pass;
         bad += u64::from(!passed);
-        progress.clear();
-        say(&ran, args.keep || of == Some(1));
-        progress.at(done, of, bad);
-        if passed && !args.keep && of != Some(1) {
+        let mut short = ran.short();
+        if passed && !args.keep && !single {
             // Nobody asks for the history of a run that passed; its plan and seed make it again.
             forget(&manner, &ran.job);
+        } else if let Err(failure) = ran.write_page(&manner) {
+            written = Err(failure);
+        } else {
+            short.page = Some(format!("{}/report.html", ran.job.slug()));
         }
-        all.push(Ran { lines: Vec::new(), ..ran });
+        progress.clear();
+        say(&ran, &short, single || args.keep);
+        all.push(short);
+        progress.at(all.len().try_into().unwrap_or(u64::MAX), of, bad);
     })?;
+    written?;
     progress.clear();
-    all.sort_by(|a, b| (&a.job.file, a.job.seed, &a.job.point).cmp(&(&b.job.file, b.job.seed, &b.job.point)));
-    summary(&all);
-    Ok(bad == 0)
+    all.sort_by(|a, b| (&a.scenario, a.seed, &a.point).cmp(&(&b.scenario, b.seed, &b.point)));
+    conclude(&all, &args.out, args.junit.as_deref())
+}
+
+/// Writes what is told of a batch, and says how it went.
+pub fn conclude(all: &[BatchRun], out: &Path, junit_file: Option<&Path>) -> Outcome {
+    let write =
+        |path: &Path, text: String| fs::write(path, text).map_err(|error| Failure::io("can't write", path, &error));
+    if let Some(path) = junit_file {
+        write(path, junit(all))?;
+    }
+    if all.len() > 1 {
+        let page = out.join("report.html");
+        write(&page, batch_page(all))?;
+        println!("{}", page.display());
+    }
+    println!("{}", totals(all).trim_end());
+    Ok(!all.is_empty() && worst(all) == Verdict::Pass)
+}
+
+impl Ran {
+    /// It in short, for batches.
+    pub fn short(&self) -> BatchRun {
+        let head = match self.lines.first() {
+            Some(Line { event: Event::Run(run), .. }) => (**run).clone(),
+            _ => Run {
+                scenario: self.job.scenario.clone(),
+                seed: self.job.seed,
+                point: self.job.point.clone(),
+                driver: "sim".into(),
+                replay: self.job.replay(),
+                mutant: self.job.mutant.clone(),
+                ..Run::default()
+            },
+        };
+        BatchRun::of(&head, &self.judgement)
+    }
+
+    /// Writes its report beside its history.
+    pub fn write_page(&self, manner: &Manner) -> Result<(), Failure> {
+        let path = directory(manner, &self.job).join("report.html");
+        let page = run_page(&self.lines, &self.judgement);
+        fs::write(&path, page).map_err(|error| Failure::io("can't write", &path, &error))
+    }
 }
 
 /// How many runs at a time.
@@ -151,10 +200,21 @@ fn jobs(args: &RunArgs, scenarios: &[(PathBuf, Scenario)]) -> Result<Vec<Job>, F
     Ok(jobs)
 }
 
-/// Runs jobs, `count` at a time; with `until`, over and over with later seeds until that time is up.
+/// How long a batch goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// Until each job was run.
+    Once,
+    /// Until each job was run, or this time is up.
+    Within(Duration),
+    /// Over and over, with later seeds each time, until this time is up.
+    OverAndOver(Duration),
+}
+
+/// Runs jobs, `count` at a time. One that has begun is always run to its end.
 pub fn run_all(
     jobs: &[Job],
-    until: Option<Duration>,
+    time: Time,
     count: usize,
     manner: &Manner,
     mut done: impl FnMut(Ran),
@@ -167,13 +227,13 @@ pub fn run_all(
             let (queue, tell) = (&queue, tell.clone());
             scope.spawn(move || {
                 loop {
-                    if until.is_some_and(|until| began.elapsed() >= until) {
+                    if matches!(time, Time::Within(time) | Time::OverAndOver(time) if began.elapsed() >= time) {
                         return;
                     }
                     let job = {
                         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
                         let Some(job) = queue.pop_front() else { return };
-                        if until.is_some() {
+                        if matches!(time, Time::OverAndOver(_)) {
                             // The same scenario and point again, with the seed after the last one of this batch.
                             let seeds = jobs.iter().filter(|other| other.file == job.file && other.point == job.point);
                             let step = u64::try_from(seeds.count()).unwrap_or(1).max(1);
@@ -342,7 +402,7 @@ fn wait(child: &mut Child, watchdog: Duration) -> Option<ExitStatus> {
 }
 
 #[allow(clippy::disallowed_methods, reason = "how long a run takes is a matter of real time")]
-fn now() -> Instant {
+pub fn now() -> Instant {
     Instant::now()
 }
 
@@ -352,35 +412,17 @@ fn lasted(lines: &[Line]) -> Duration {
 }
 
 /// One run, on the terminal.
-fn say(ran: &Ran, whole: bool) {
+pub fn say(ran: &Ran, short: &BatchRun, whole: bool) {
     let Ran { job, judgement, lines, took } = ran;
-    let point: String = job.point.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-    let virtual_s = lasted(lines).as_secs();
-    println!(
-        "{:7} {} seed {}{point}  {virtual_s} s in {:.1} s",
-        judgement.verdict.name(),
-        job.scenario,
-        job.seed,
-        took.as_secs_f64()
-    );
     if judgement.verdict == Verdict::Pass && !whole {
+        let point: String = job.point.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let (virtual_s, took) = (lasted(lines).as_secs(), took.as_secs_f64());
+        println!("PASS {} seed {}{point}: {virtual_s} s in {took:.1} s", job.scenario, job.seed);
         return;
     }
-    println!("        {}", judgement.figures.line());
-    for finding in &judgement.findings {
-        println!("        {} {}: {}", finding.verdict.name(), finding.check, finding.text);
-    }
+    print!("{}", summary(short));
     if let Some(Line { event: Event::End { shape: Some(shape), packets, .. }, .. }) = lines.last() {
-        println!("        shape {shape}, {packets} packets");
+        let (virtual_s, took) = (lasted(lines).as_secs(), took.as_secs_f64());
+        println!("  {packets} packets of shape {shape}; {virtual_s} s in {took:.1} s");
     }
-    println!("        {}", job.replay());
-}
-
-fn summary(all: &[Ran]) {
-    let mut counts: BTreeMap<Verdict, usize> = BTreeMap::new();
-    for ran in all {
-        *counts.entry(ran.judgement.verdict).or_default() += 1;
-    }
-    let counts: Vec<String> = counts.iter().map(|(verdict, count)| format!("{count} {}", verdict.name())).collect();
-    println!("{} runs: {}", all.len(), counts.join(", "));
 }

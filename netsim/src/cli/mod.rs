@@ -4,6 +4,7 @@
 //! 3, something outside is missing (a directory that can't be written, a permission).
 
 mod batch;
+mod explore;
 mod files;
 mod one;
 mod progress;
@@ -48,6 +49,10 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
     },
+    /// Makes up topologies, loads and faults, one seed after the other, and cuts down what fails.
+    Explore(ExploreArgs),
+    /// Cuts a failing run down to the least scenario that fails in the same way.
+    Shrink(ShrinkArgs),
     /// Lists the links that have a name.
     Profiles,
     /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
@@ -130,6 +135,60 @@ struct ShellArgs {
     command: Vec<String>,
 }
 
+/// Of `explore`.
+#[derive(Args, Debug)]
+struct ExploreArgs {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// So long: 90s, 10m, 2h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time, default_value = "1m")]
+    for_time: Duration,
+    /// Runs at a time; as many as there are processors, if not said.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Switches a seeded bug on; only where netsim was built with the feature `mutants`.
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+    /// Where scenarios, histories and reports go.
+    #[arg(long, value_name = "DIR", default_value = "netsim-runs")]
+    out: PathBuf,
+    /// Runs that may be spent on cutting one failure down; 0 leaves failures as they are.
+    #[arg(long, default_value_t = 200)]
+    budget: usize,
+    /// Writes results for a CI system there, as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// A run that takes longer is ended, and is INVALID.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
+    watchdog: Duration,
+}
+
+/// Of `shrink`.
+#[derive(Args, Debug)]
+struct ShrinkArgs {
+    /// The scenario.
+    file: PathBuf,
+    /// The seed that fails.
+    #[arg(long)]
+    seed: u64,
+    /// The point of the matrix, if there are several: name=value.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    point: Vec<(String, String)>,
+    /// Where the scenario goes.
+    #[arg(long, value_name = "FILE", default_value = "minimal.toml")]
+    out: PathBuf,
+    /// Runs that may be spent on it.
+    #[arg(long, default_value_t = 300)]
+    budget: usize,
+    /// Switches a seeded bug on; only where netsim was built with the feature `mutants`.
+    #[arg(long, value_name = "NAME")]
+    mutant: Option<String>,
+    /// A run that takes longer is ended, and is INVALID.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
+    watchdog: Duration,
+}
+
 /// Of `one`.
 #[derive(Args, Debug)]
 struct OneArgs {
@@ -191,6 +250,8 @@ pub fn main() -> ExitCode {
         Command::Check { paths } => files::check(&paths),
         Command::Replay { run } => replay::replay(&run),
         Command::Judge { history, html } => replay::judge_again(&history, html.as_deref()),
+        Command::Explore(args) => explore::explore(&args),
+        Command::Shrink(args) => explore::shrink(&args),
         Command::Profiles => {
             files::profiles();
             Ok(true)

@@ -46,9 +46,21 @@ pub fn version() -> String {
 }
 
 /// Switches a seeded bug on.
+#[cfg(feature = "mutants")]
 fn select(mutant: Option<&str>) -> Result<(), Failure> {
-    match mutant {
-        None => Ok(()),
-        Some(name) => Err(Failure::Usage(format!("no bug {name}: this netsim was built without any"))),
-    }
+    use tern_core::mutants::{Mutant, select};
+    let Some(name) = mutant else { return Ok(()) };
+    let Some(mutant) = Mutant::parse(name) else {
+        let known: Vec<&str> = Mutant::all().iter().map(|mutant| mutant.name()).collect();
+        return Err(Failure::Usage(format!("no bug {name}; there are {}", known.join(", "))));
+    };
+    select(Some(mutant));
+    Ok(())
+}
+
+/// Switches a seeded bug on, where there are any.
+#[cfg(not(feature = "mutants"))]
+fn select(mutant: Option<&str>) -> Result<(), Failure> {
+    let Some(name) = mutant else { return Ok(()) };
+    Err(Failure::Usage(format!("no bug {name}: build netsim with --features mutants for those")))
 }

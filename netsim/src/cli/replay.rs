@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tern_netsim_report::run_page;
+use tern_netsim_verdict::batch::{BatchRun, summary};
 use tern_netsim_verdict::{Event, Line, Verdict, judge};
 
 use super::batch::{self, Job, Manner};
@@ -47,12 +49,15 @@ pub fn replay(run: &Path) -> Outcome {
 }
 
 /// `netsim judge`.
-pub fn judge_again(history: &Path, _html: Option<&Path>) -> Outcome {
+pub fn judge_again(history: &Path, html: Option<&Path>) -> Outcome {
     let lines = batch::load(history).map_err(Failure::Usage)?;
     let judgement = judge(&lines);
-    println!("{} {}", judgement.verdict.name(), judgement.figures.line());
-    for finding in &judgement.findings {
-        println!("  {} {}: {}", finding.verdict.name(), finding.check, finding.text);
+    let Some(Line { event: Event::Run(head), .. }) = lines.first() else {
+        return Err(Failure::Usage(format!("{} does not begin with a run", history.display())));
+    };
+    print!("{}", summary(&BatchRun::of(head, &judgement)));
+    if let Some(path) = html {
+        std::fs::write(path, run_page(&lines, &judgement)).map_err(|error| Failure::io("can't write", path, &error))?;
     }
     Ok(judgement.verdict == Verdict::Pass)
 }

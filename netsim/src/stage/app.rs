@@ -43,23 +43,24 @@ impl Memory {
 
 /// All conversations of a run, by what the system calls them.
 #[derive(Debug, Default)]
-pub struct Names(Mutex<BTreeMap<ConvId, String>>);
+pub struct Names(Mutex<(BTreeMap<ConvId, String>, BTreeMap<String, ConvId>)>);
 
 impl Names {
     /// The system calls this conversation so.
     pub fn learn(&self, id: ConvId, label: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, label.to_owned());
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.0.insert(id, label.to_owned());
+        names.1.insert(label.to_owned(), id);
     }
 
     /// What the scenario calls a conversation.
     pub fn label(&self, id: ConvId) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.get(&id).cloned()
     }
 
     /// What the system calls a conversation of the scenario.
     pub fn id(&self, label: &str) -> Option<ConvId> {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.iter().find(|(_, known)| *known == label).map(|(id, _)| *id)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get(label).copied()
     }
 }
 

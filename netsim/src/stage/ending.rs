@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tern_core::buckets::LEFT;
 use tern_core::ids::{ConvId, UserId};
 use tern_core::store::{Range, RowRecord, Store};
 use tern_netsim_link::Cause;
@@ -66,19 +67,15 @@ impl Stage {
         if !waiting.is_empty() {
             return Ok(waiting);
         }
-        for (label, members) in self.members() {
+        for (label, devices) in &self.audience {
             let mut lists = BTreeMap::new();
-            for (device, seat) in &self.devices {
-                let Some(app) = seat.app.as_ref() else { continue };
-                let user = self.user_of(device);
-                if members.contains(&user) {
-                    match app.timeline(&label) {
-                        Ok((messages, _)) => lists.insert(device.clone(), messages.len()),
-                        Err(error) => {
-                            waiting.push(format!("{device} can't show {label}: {error}"));
-                            None
-                        }
-                    };
+            for device in devices {
+                let Some(app) = self.devices.get(device).and_then(|seat| seat.app.as_ref()) else { continue };
+                match app.timeline(label) {
+                    Ok((messages, _)) => {
+                        lists.insert(device.clone(), messages.len());
+                    }
+                    Err(error) => waiting.push(format!("{device} can't show {label}: {error}")),
                 }
             }
             let lengths: BTreeSet<usize> = lists.values().copied().collect();
@@ -136,10 +133,10 @@ impl Stage {
                 over_ns,
             });
         }
-        for (label, members) in self.members() {
-            for (device, seat) in self.devices.iter().filter(|(device, _)| members.contains(&self.user_of(device))) {
-                let Some(app) = &seat.app else { continue };
-                let event = match app.timeline(&label) {
+        for (label, devices) in &self.audience {
+            for device in devices {
+                let Some(app) = self.devices.get(device).and_then(|seat| seat.app.as_ref()) else { continue };
+                let event = match app.timeline(label) {
                     Ok((messages, unread)) => Event::Timeline {
                         device: device.clone(),
                         conversation: label.clone(),
@@ -169,19 +166,10 @@ impl Stage {
         Ok(self.scribe.finish(end))
     }
 
-    fn user_of(&self, device: &str) -> String {
-        let planned = self.plan.devices.iter().find(|one| one.id == device);
-        planned.map(|one| one.user.clone()).unwrap_or_default()
-    }
-
-    fn members(&self) -> BTreeMap<String, Vec<String>> {
-        members(&self.plan)
-    }
-
     /// All conversations, as the system calls them.
     fn known(&self) -> Vec<(String, ConvId)> {
-        let labels = self.members().into_keys();
-        labels.filter_map(|label| self.names.id(&label).map(|id| (label, id))).collect()
+        let labels = self.audience.keys();
+        labels.filter_map(|label| self.names.id(label).map(|id| (label.clone(), id))).collect()
     }
 
     /// Regions whose core runs.
@@ -249,9 +237,24 @@ pub(crate) fn members(plan: &Plan) -> BTreeMap<String, Vec<String>> {
     all
 }
 
+/// The same, with the devices of those users.
+pub(super) fn audience(plan: &Plan) -> BTreeMap<String, Vec<String>> {
+    let mut devices: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for device in &plan.devices {
+        devices.entry(&device.user).or_default().push(device.id.clone());
+    }
+    let of =
+        |users: Vec<String>| users.iter().filter_map(|user| devices.get(user.as_str())).flatten().cloned().collect();
+    members(plan).into_iter().map(|(label, users)| (label, of(users))).collect()
+}
+
 /// All of a row that regions have in common: not the revision, nor what was counted, which depends on the order in which
-/// copies came.
+/// copies came. Of a group that was left only the membership counts (R8): how much of the log below the cut a region has
+/// told of is no news for who has left.
 fn row_text(row: &RowRecord) -> String {
+    if row.state == LEFT {
+        return format!("left generation {}", row.generation);
+    }
     let RowRecord { heads: held, read, peer_read, from, state, generation, peer, last_hlc, rev: _, counted: _ } = row;
     format!(
         "heads {} read {} peer_read {} from {} state {state} generation {generation} peer {} last_hlc {last_hlc}",

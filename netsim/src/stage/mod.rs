@@ -114,7 +114,8 @@ pub fn play(plan: Plan, heading: Heading) -> Result<Vec<Line>, PlayError> {
 /// The first line of a history.
 pub fn headline(plan: &Plan, heading: &Heading, driver: &str) -> Run {
     let mut conversations: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let user_of = |device: &str| plan.devices.iter().find(|one| one.id == device).map(|one| one.user.clone());
+    let users: BTreeMap<&str, &str> = plan.devices.iter().map(|one| (one.id.as_str(), one.user.as_str())).collect();
+    let user_of = |device: &str| users.get(device).map(|user| (*user).to_owned());
     for load in &plan.loads {
         if let (Target::User(peer), Some(user)) = (&load.to, user_of(&load.from)) {
             conversations
@@ -215,6 +216,8 @@ struct Stage {
     struck: Arc<Struck>,
     names: Arc<Names>,
     devices: BTreeMap<String, Seat>,
+    /// Who shows each conversation at the end.
+    audience: BTreeMap<String, Vec<String>>,
     writers: Vec<Writer>,
     agenda: BTreeMap<(u64, u64), Due>,
     numbers: u64,
@@ -310,6 +313,7 @@ impl Stage {
         let _first = begun.set(world.elapsed());
         let writers = plan.loads.iter().map(|load| Writer::new(plan.seed, load)).collect();
         Ok(Self {
+            audience: ending::audience(&plan),
             plan,
             world,
             cluster,

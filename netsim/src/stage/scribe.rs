@@ -235,6 +235,7 @@ impl Book {
             Event::Stop { who, .. } => {
                 if let Some(seat) = self.devices.get_mut(who) {
                     seat.live = false;
+                    self.acks_lost(who);
                 }
                 Vec::new()
             }

@@ -1,9 +1,10 @@
-//! When to ask dispatch, and whom: one address after the other, with a pause when all have failed.
+//! When to ask dispatch, and whom: one address after the other, with a pause when all have failed, and with more
+//! patience each time: on a slow network a TLS handshake alone takes seconds.
 
 use std::time::Duration;
 
 use super::{Candidate, Engine, EngineOut};
-use crate::client::limits::{CANDIDATES, DISPATCH_TIMEOUT, EXCLUDES};
+use crate::client::limits::{CANDIDATES, DISPATCH_TIMEOUT, EXCLUDES, TIMEOUT_DOUBLINGS};
 
 #[derive(Debug, Default)]
 pub(super) struct Dispatching {
@@ -62,9 +63,12 @@ impl Engine {
         }
         let target = self.dispatching.next % self.targets;
         self.dispatching.next = (target + 1) % self.targets;
-        self.dispatching.running = Some((target, now + DISPATCH_TIMEOUT));
+        let timeout = DISPATCH_TIMEOUT * (1 << self.dispatching.failures.min(TIMEOUT_DOUBLINGS));
+        // Whoever asks gives up after this time and says so. Without a word the next one is asked a little later: if both
+        // happened at once, the second failure would be taken for one of the next request.
+        self.dispatching.running = Some((target, now + timeout + timeout / 4));
         let exclude =
             self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
-        self.out.push_back(EngineOut::Dispatch { target, exclude });
+        self.out.push_back(EngineOut::Dispatch { target, exclude, timeout });
     }
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Round, Slot, Transport};
-use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, DISPATCH_TIMEOUT, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS,
-};
+use crate::client::limits::{ATTEMPTS, CANDIDATES, DISPATCH_FIRST, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS};
 
 impl Engine {
     pub(super) fn candidates(&mut self, now: Duration) -> VecDeque<Candidate> {
@@ -57,10 +55,9 @@ impl Engine {
         let queue = self.candidates(now);
         if queue.is_empty() {
             self.ask_dispatch(now);
-            if self.dispatching.running.is_some() {
-                self.hold_until = Some(now + DISPATCH_TIMEOUT);
-            } else {
-                self.pause(now, Duration::ZERO);
+            match self.dispatching.running {
+                Some((_, deadline)) => self.hold_until = Some(deadline),
+                None => self.pause(now, Duration::ZERO),
             }
             return;
         }

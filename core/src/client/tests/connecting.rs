@@ -265,6 +265,29 @@ fn dispatch_is_asked_first_and_its_list_is_kept_with_what_failed_excluded() {
 }
 
 #[test]
+fn dispatch_is_given_more_time_on_a_network_where_it_never_answers_in_time() {
+    // On 2G a request takes four round trips of 1.3 s and more; with two seconds each time it would never be heard.
+    let mut d = Device::new(Setup { fallback: Vec::new(), dispatch_targets: 2, ..setup("alice") });
+    d.act(Machine::connect);
+    d.act(|m, now| m.token(now, Some("t".into())));
+    while d.patience.len() < 12 {
+        // It fails when its time is up, as the driver sees to.
+        let asked = d.patience.len();
+        d.pass(d.patience[asked - 1]);
+        d.act(Machine::dispatch_failed);
+        for _ in 0..200 {
+            if d.patience.len() > asked {
+                break;
+            }
+            d.pass(ms(200));
+        }
+        assert_eq!(d.patience.len(), asked + 1, "one request at a time, and always another one");
+    }
+    let seconds: Vec<u64> = d.patience.iter().map(Duration::as_secs).collect();
+    assert_eq!(seconds, [2, 2, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16]);
+}
+
+#[test]
 fn an_empty_list_and_a_dispatch_that_never_answers_do_not_stop_a_client_with_fallbacks() {
     let mut d = Device::new(Setup { dispatch_targets: 1, ..setup("alice") });
     d.act(Machine::connect);

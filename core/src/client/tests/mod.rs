@@ -59,6 +59,8 @@ pub(super) struct Device {
     pub(super) closed: Vec<ConnNo>,
     pub(super) written: Vec<(ConnNo, Outbound)>,
     pub(super) dispatches: Vec<(usize, Vec<String>)>,
+    /// How long each dispatch request may take.
+    pub(super) patience: Vec<Duration>,
     pub(super) tokens: Vec<bool>,
     pub(super) events: Vec<Event>,
     pub(super) changes: Vec<Change>,
@@ -90,6 +92,7 @@ impl Device {
             closed: Vec::new(),
             written: Vec::new(),
             dispatches: Vec::new(),
+            patience: Vec::new(),
             tokens: Vec::new(),
             events: Vec::new(),
             changes: Vec::new(),
@@ -114,7 +117,10 @@ impl Device {
                 }
                 Effect::Close { conn, .. } => self.closed.push(conn),
                 Effect::Write { conn, out } => self.written.push((conn, out)),
-                Effect::Dispatch { target, exclude } => self.dispatches.push((target, exclude)),
+                Effect::Dispatch { target, exclude, timeout } => {
+                    self.dispatches.push((target, exclude));
+                    self.patience.push(timeout);
+                }
                 Effect::Token { refused } => self.tokens.push(refused),
                 Effect::Event(event) => self.events.push(event),
             }
