@@ -1,6 +1,6 @@
 //! From a history to a verdict.
 //!
-//! Checks are run only as far as the history carries them. If its form is wrong (see [`crate::facts`]), nothing is
+//! Checks are run only as far as the history carries them. If its form is wrong (see `facts`), nothing is
 //! checked but what the system itself calls broken. If it was cut off, nothing is said of the end that it does not
 //! have, but what was seen until then was seen. So nothing that is said to FAIL is a consequence of a bad history, and
 //! FAIL may outrank INVALID.
