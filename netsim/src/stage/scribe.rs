@@ -253,17 +253,22 @@ impl Book {
     ) -> Vec<usize> {
         let seat = self.devices.entry(device.to_owned()).or_default();
         let before = std::mem::replace(&mut seat.live, state == "live");
-        if !seat.live {
-            if before && state != "recovering" {
-                if seat.dark > 0 {
-                    self.counted("stale_connection");
-                }
-                self.acks_lost(device);
-            }
-            return if state == "recovering" { self.happens(device, Moment::Recovering) } else { Vec::new() };
-        }
-        if before {
+        let of = |then: &Option<String>, now: Option<&str>| then.as_deref() == now;
+        let same = of(&seat.edge, edge) && of(&seat.region, region) && seat.was_tcp == (transport == Some("tcp"));
+        let (live, stale) = (seat.live, seat.dark > 0);
+        if before && live && same {
             return Vec::new();
+        }
+        // A connection may be replaced by one elsewhere in one step; one that asks for more is still the same.
+        if before && !(state == "recovering" && same) {
+            if stale {
+                self.counted("stale_connection");
+            }
+            self.acks_lost(device);
+        }
+        let seat = self.devices.entry(device.to_owned()).or_default();
+        if !live {
+            return if state == "recovering" { self.happens(device, Moment::Recovering) } else { Vec::new() };
         }
         let tcp = transport == Some("tcp");
         let was = |then: &Option<String>, now: Option<&str>| then.is_some() && then.as_deref() != now;
