@@ -385,6 +385,7 @@ fn child(job: &Job, history: &Path, plan: Option<&Path>, watchdog: Duration) -> 
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this thread has nothing to do but to wait for a process")]
 fn wait(child: &mut Child, watchdog: Duration) -> Option<ExitStatus> {
     let began = now();
     loop {
@@ -401,7 +402,7 @@ fn wait(child: &mut Child, watchdog: Duration) -> Option<ExitStatus> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "how long a run takes is a matter of real time")]
+#[expect(clippy::disallowed_methods, reason = "how long a run takes is a matter of real time")]
 pub fn now() -> Instant {
     Instant::now()
 }

@@ -41,7 +41,7 @@ impl Progress {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "how long a batch takes is a matter of real time")]
+#[expect(clippy::disallowed_methods, reason = "how long a batch takes is a matter of real time")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -756,7 +756,7 @@ fn react(plan: &Arc<Plan>, scribe: &Arc<Scribe>, rig: &Arc<Rig>, struck: &Arc<St
             match rig.strike(number) {
                 Ok(()) => at_once = true,
                 Err(error) => {
-                    scribe.tell(Event::Broken { who: plan.faults[number].id.clone(), text: error.to_string() })
+                    scribe.tell(Event::Broken { who: plan.faults[number].id.clone(), text: error.to_string() });
                 }
             }
         }

@@ -350,10 +350,10 @@ impl Rig {
         });
         self.node(name)?.set_paused(paused);
         let who = name.to_owned();
-        match paused {
-            true => self.scribe.tell(Event::Stop { who, how: "suspended".into() }),
-            false => self.scribe.tell(Event::Start { who }),
-        }
+        self.scribe.tell(match paused {
+            true => Event::Stop { who, how: "suspended".into() },
+            false => Event::Start { who },
+        });
         Ok(())
     }
 
