@@ -282,7 +282,8 @@ impl Rig {
 
     fn set_blocks(&self, device: &str, interface: Option<&String>) -> Result<(), RigError> {
         for name in self.interfaces(device, interface) {
-            let blocks = self.effects().into_iter().filter_map(|effect| match effect {
+            // The last of those that hold counts.
+            let block = self.effects().into_iter().rev().find_map(|effect| match effect {
                 Effect::Block { device: of, interface, what }
                     if of == device && interface.as_ref().is_none_or(|only| *only == name) =>
                 {
@@ -290,7 +291,7 @@ impl Rig {
                 }
                 _ => None,
             });
-            let block = blocks.last().map(|what| match what {
+            let block = block.map(|what| match what {
                 Blocked::Udp => Block::Udp,
                 Blocked::Tcp => Block::Tcp,
                 Blocked::Captive => Block::Captive,
