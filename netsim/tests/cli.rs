@@ -146,7 +146,7 @@ fn a_run_that_does_not_end_is_ended_and_invalid() {
 fn a_failure_is_cut_down_to_a_scenario_that_fails_in_the_same_way() {
     let room = Room::new();
     let more = "[[load]]\nid = \"bob-writes\"\nfrom = \"bob-phone\"\nto = \"alice\"\nrate = \"1/s\"\n\
-                [[fault]]\nkind = \"loss\"\nat = \"4s\"\nfor = \"5s\"\ntarget = \"alice-phone.cell\"\nshare = \"50%\"\n\
+                [[fault]]\nkind = \"degrade\"\nat = \"4s\"\nfor = \"5s\"\ntarget = \"alice-phone.cell\"\nloss = \"50%\"\n\
                 [expect]\ndeliver_p99 = \"1ms\"\n";
     let file = room.write("late.toml", more);
     let said = room.netsim(&["shrink", file.to_str().unwrap(), "--seed", "3", "--budget", "40", "--out", "least.toml"]);

@@ -107,6 +107,9 @@ pub fn run(args: &RunArgs) -> Outcome {
         }
         progress.clear();
         say(&ran, &short, single || args.keep);
+        if let Some(page) = &short.page {
+            println!("        {}", args.out.join(page).display());
+        }
         all.push(short);
         progress.at(all.len().try_into().unwrap_or(u64::MAX), of, bad);
     })?;
@@ -424,6 +427,9 @@ pub fn say(ran: &Ran, short: &BatchRun, whole: bool) {
     print!("{}", summary(short));
     if let Some(Line { event: Event::End { shape: Some(shape), packets, .. }, .. }) = lines.last() {
         let (virtual_s, took) = (lasted(lines).as_secs(), took.as_secs_f64());
-        println!("  {packets} packets of shape {shape}; {virtual_s} s in {took:.1} s");
+        println!("        {packets} packets of shape {shape}; {virtual_s} s in {took:.1} s");
+    }
+    if judgement.verdict == Verdict::Pass {
+        println!("        replay: {}", job.replay());
     }
 }
