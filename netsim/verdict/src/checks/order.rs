@@ -5,7 +5,7 @@
 //! message takes its place above it when the region comes back. Nothing else is possible without refusing to write
 //! while a region is away. And a device that comes back from an outage is pushed what is new while it still fetches
 //! what it missed: a backlog must not delay a new message. Both are counted as late, and not failed. Where both were
-//! first decided on in one region, or it is not known where, and the device was live all the time from the sending of
+//! first decided on in one region, or it is not known where, and the device kept its connection from the sending of
 //! the earlier one, the later one must not appear first.
 //!
 //! A message that failed and was sent again by its user stands where it was sent again; and one that may have failed does

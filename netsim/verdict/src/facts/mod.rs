@@ -161,12 +161,13 @@ impl<'a> Facts<'a> {
         all.partition_point(|c| c.line < line).checked_sub(1).and_then(|i| all.get(i))
     }
 
-    /// Whether a device was live all the time, as far as it is known; of one whose connection was never told nothing is.
+    /// Whether a device was live by one and the same connection all the time, as far as it is known; of one whose
+    /// connection was never told nothing is. A connection that is replaced in one step is another one.
     pub(crate) fn live_throughout(&self, device: &str, from_ns: u64, until_ns: u64) -> bool {
         let Some(all) = self.connections.get(device) else { return true };
         let first = all.partition_point(|c| c.at_ns < from_ns).saturating_sub(1);
         let mut within = all.iter().skip(first).take_while(|c| c.at_ns <= until_ns);
-        within.all(|c| c.state == "live")
+        within.next().is_none_or(|c| c.state == "live") && within.next().is_none()
     }
 
     /// Whether a user became a member of a conversation in a time that begins just after its first moment.
