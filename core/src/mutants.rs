@@ -9,7 +9,7 @@
 //! one is the product itself. A place reads [`mutant!`](crate::mutant), [`mutated!`](crate::mutated) or `on(..)`; without the feature the macros expand
 //! to what stood there before, and [`on`] is a constant.
 //!
-//! Who selects: the runner of a scenario calls [`select`] before anything starts. Where nobody does, the variable
+//! Who selects: the runner of a scenario calls `select` before anything starts. Where nobody does, the variable
 //! `TERN_MUTANT` counts, so that any test can be seen to bite: `TERN_MUTANT=stable-too-early cargo test --features
 //! mutants`. It is one for the whole process, since a bug belongs to a program and not to one of its parts.
 //!

@@ -6,7 +6,7 @@
 //! in use for every packet anew, as the kernel does, so that a connection sees a hand-over as a new path. What is in
 //! an access link's queue when its interface goes out of use still leaves: it has been given to the radio.
 //!
-//! The way of a packet is told in [`crate::path`]; what a test or a fault may do to a device, in [`crate::devices`].
+//! The way of a packet is told in `path`; what a test or a fault may do to a device, in `devices`.
 //!
 //! The randomness of an access link is keyed by `<device>.<interface>`, so a device more changes no other's.
 

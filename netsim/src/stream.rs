@@ -1,4 +1,4 @@
-//! Streams as an application sees them: TCP of the simulated hosts ([`crate::tcp`]) as a byte stream of tokio's.
+//! Streams as an application sees them: TCP of the simulated hosts (`tcp`) as a byte stream of tokio's.
 //!
 //! Opened after a round trip, refused where nobody listens, reset by a killed process, stalled by a link that loses
 //! packets, slowed by a reader that does not read. Dropping a stream ends it: with all that was written, unless

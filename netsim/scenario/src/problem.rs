@@ -1,7 +1,7 @@
 //! What is wrong with a scenario: all of it at once, each with its place and what to write instead.
 //!
 //! A scenario is written by hand, by people who want to see a run. Whoever reports the first mistake only lets them
-//! come back ten times. So readers note what they find in a [`Bag`] and go on with something harmless; what was noted
+//! come back ten times. So readers note what they find in a `Bag` and go on with something harmless; what was noted
 //! decides in the end. Places are kept as offsets, and become lines and columns only when somebody is told.
 
 use std::cell::RefCell;

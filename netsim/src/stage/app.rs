@@ -1,6 +1,6 @@
 //! The app of a device: what a user does with the client SDK, and what he sees.
 //!
-//! It knows nothing of simulations: an [`Env`] and a store come from outside, and what happens goes to the
+//! It knows nothing of simulations: an `Env` and a store come from outside, and what happens goes to the
 //! [`Scribe`]. What it must remember over a killed process (which message is which) lies in its [`Memory`], as the
 //! user's own mind would keep it.
 
