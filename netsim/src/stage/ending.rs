@@ -68,19 +68,21 @@ impl Stage {
             return Ok(waiting);
         }
         for (label, devices) in &self.audience {
-            let mut lists = BTreeMap::new();
-            for device in devices {
+            let mut circles: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+            for (device, circle) in devices {
                 let Some(app) = self.devices.get(device).and_then(|seat| seat.app.as_ref()) else { continue };
                 match app.timeline(label) {
                     Ok((messages, _)) => {
-                        lists.insert(device.clone(), messages.len());
+                        circles.entry(circle).or_default().insert(device, messages.len());
                     }
                     Err(error) => waiting.push(format!("{device} can't show {label}: {error}")),
                 }
             }
-            let lengths: BTreeSet<usize> = lists.values().copied().collect();
-            if lengths.len() > 1 {
-                waiting.push(format!("devices differ in how much they show of {label}: {lists:?}"));
+            for lists in circles.values() {
+                let lengths: BTreeSet<usize> = lists.values().copied().collect();
+                if lengths.len() > 1 {
+                    waiting.push(format!("devices differ in how much they show of {label}: {lists:?}"));
+                }
             }
         }
         if !waiting.is_empty() {
@@ -134,7 +136,7 @@ impl Stage {
             });
         }
         for (label, devices) in &self.audience {
-            for device in devices {
+            for device in devices.keys() {
                 let Some(app) = self.devices.get(device).and_then(|seat| seat.app.as_ref()) else { continue };
                 let event = match app.timeline(label) {
                     Ok((messages, unread)) => Event::Timeline {
@@ -237,15 +239,35 @@ pub(crate) fn members(plan: &Plan) -> BTreeMap<String, Vec<String>> {
     all
 }
 
-/// The same, with the devices of those users.
-pub(super) fn audience(plan: &Plan) -> BTreeMap<String, Vec<String>> {
-    let mut devices: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+/// By conversation, the devices of those who are members at the end, each with whom it must agree in how much it shows:
+/// who came later, or came back, is not shown what was written without him, so only his own devices are like him.
+pub(super) type Audience = BTreeMap<String, BTreeMap<String, String>>;
+
+/// See [`Audience`].
+pub(super) fn audience(plan: &Plan) -> Audience {
+    let mut devices: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for device in &plan.devices {
-        devices.entry(&device.user).or_default().push(device.id.clone());
+        devices.entry(&device.user).or_default().push(&device.id);
     }
-    let of =
-        |users: Vec<String>| users.iter().filter_map(|user| devices.get(user.as_str())).flatten().cloned().collect();
-    members(plan).into_iter().map(|(label, users)| (label, of(users))).collect()
+    let moved: BTreeSet<(&str, &str)> = plan
+        .actions
+        .iter()
+        .filter_map(|action| match &action.what {
+            Action::Add { group, user } | Action::Remove { group, user } => Some((group.as_str(), user.as_str())),
+            _ => None,
+        })
+        .collect();
+    let mut all = Audience::new();
+    for (label, users) in members(plan) {
+        let of = all.entry(label.clone()).or_default();
+        for user in users {
+            let circle = if moved.contains(&(label.as_str(), user.as_str())) { user.as_str() } else { "" };
+            for device in devices.get(user.as_str()).into_iter().flatten() {
+                of.insert((*device).to_owned(), circle.to_owned());
+            }
+        }
+    }
+    all
 }
 
 /// All of a row that regions have in common: not the revision, nor what was counted, which depends on the order in which

@@ -217,7 +217,7 @@ struct Stage {
     names: Arc<Names>,
     devices: BTreeMap<String, Seat>,
     /// Who shows each conversation at the end.
-    audience: BTreeMap<String, Vec<String>>,
+    audience: ending::Audience,
     writers: Vec<Writer>,
     agenda: BTreeMap<(u64, u64), Due>,
     numbers: u64,
