@@ -5,10 +5,12 @@
 //!
 //! Rule: both sides hash each row as it was last told by a server, sum the hashes per bucket (wrapping, so
 //! order does not matter), and only rows of buckets that differ are told. What differs between regions for no
-//! good reason is not hashed: revisions, hints of unread, what the device has pulled. A `left` row counts by its
-//! generation only: how much of the log lies below the cut here is no news for who has left.
+//! good reason is not hashed: revisions, hints of unread, what the device has pulled. A row that was left counts like
+//! any other: its heads end at the cut of the removal, in every region, once all that is below has come.
 //!
-//! Why simpler ways fail: a cursor of another region says nothing here; vectors of all rows are the full list.
+//! Why simpler ways fail: a cursor of another region says nothing here; vectors of all rows are the full list. A row
+//! that was left and counts by its generation alone hides what was written before the removal, or read, where the
+//! region that told of the removal lacked that.
 
 use ring::digest::{Context, SHA256};
 
@@ -60,14 +62,12 @@ pub fn row_hash(row: RowView<'_>) -> u64 {
     hash.update(&row.conversation.0);
     hash.update(&row.state.to_be_bytes());
     hash.update(&row.generation.to_be_bytes());
-    if row.state != LEFT {
-        for heads in [row.heads, row.read, row.peer_read, row.from] {
-            hash.update(&(heads.len() as u64).to_be_bytes());
-            for (origin, seq) in heads {
-                hash.update(&[origin.region]);
-                hash.update(&origin.era.to_be_bytes());
-                hash.update(&seq.to_be_bytes());
-            }
+    for heads in [row.heads, row.read, row.peer_read, row.from] {
+        hash.update(&(heads.len() as u64).to_be_bytes());
+        for (origin, seq) in heads {
+            hash.update(&[origin.region]);
+            hash.update(&origin.era.to_be_bytes());
+            hash.update(&seq.to_be_bytes());
         }
     }
     let mut first = [0; 8];
@@ -107,12 +107,12 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_was_left_counts_by_its_generation_only() {
+    fn a_row_that_was_left_counts_like_any_other() {
         let (here, there, none) = (heads(&[(1, 5)]), heads(&[(1, 3)]), Heads::new());
         let left = |heads| RowView { state: LEFT, ..view(9, heads, &none) };
-        assert_eq!(row_hash(left(&here)), row_hash(left(&there)));
-        let again = RowView { generation: 2, ..left(&there) };
-        assert_ne!(row_hash(left(&here)), row_hash(again));
+        assert_ne!(row_hash(left(&here)), row_hash(left(&there)));
+        assert_ne!(row_hash(left(&here)), row_hash(RowView { read: &there, ..left(&here) }));
+        assert_ne!(row_hash(left(&here)), row_hash(view(9, &here, &none)));
     }
 
     proptest! {

@@ -340,3 +340,82 @@ fn a_change_that_is_sequenced_again_in_another_region_is_no_later_change() {
         assert!(!state.fold.group().unwrap().is_admin(&user("carol")), "region {region}");
     }
 }
+
+/// The group's row as a page tells it.
+fn row_in(rows: &v1::Rows) -> Option<crate::store::RowRecord> {
+    let table = crate::wire::compact::TableReader::new(rows.origins.clone(), &rows.senders).unwrap();
+    let row = rows.rows.iter().find(|r| r.conversation == group().0[..])?;
+    let heads = |told| table.heads(told).unwrap();
+    Some(crate::store::RowRecord {
+        heads: heads(&row.heads),
+        read: heads(&row.read),
+        from: heads(&row.from),
+        state: row.state,
+        generation: row.generation,
+        ..Default::default()
+    })
+}
+
+impl World {
+    /// Carol's row of the group, as a device without any is told it at a region that it comes to.
+    fn row_at_first(&mut self, region: Region, conn: u64) -> crate::store::RowRecord {
+        let c = self.hello(region, conn, "carol", &format!("i{conn}"), v1::Hello::default());
+        row_in(self.told(c).welcome().rows.as_ref().unwrap()).expect("a row of the group")
+    }
+
+    /// What a device that was told this row of the group elsewhere is told when it compares.
+    fn compared(
+        &mut self,
+        region: Region,
+        conn: u64,
+        row: &crate::store::RowRecord,
+    ) -> Option<crate::store::RowRecord> {
+        let hello = v1::Hello { compare: true, ..v1::Hello::default() };
+        let c = self.hello(region, conn, "carol", &format!("i{conn}"), hello);
+        let view = crate::buckets::RowView {
+            conversation: group(),
+            heads: &row.heads,
+            read: &row.read,
+            peer_read: &row.peer_read,
+            from: &row.from,
+            state: row.state,
+            generation: row.generation,
+        };
+        let sums = crate::buckets::sums([view].into_iter(), crate::buckets::FEW);
+        let hashes = v1::RowHashes { buckets: sums, total: 64, first_bucket: 0, at: None };
+        self.frame(c, 5, v1::frame::Body::RowHashes(hashes));
+        self.told(c).rows().last().and_then(row_in)
+    }
+}
+
+#[test]
+fn a_device_of_a_removed_member_hears_in_the_next_region_what_the_first_one_lacked() {
+    let mut w = World::new();
+    let (alice, bob) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "bob", "pc"));
+    let eu = w.take(alice, create(&FOUNDERS)).place.origin;
+    w.unlink(US, AP);
+    let us = w.take(bob, text(1)).place.origin;
+    w.take(alice, remove(2, &[("carol", 1, 0)]));
+    let first = w.row_at_first(AP, 3);
+    assert_eq!((first.state, &first.heads), (crate::buckets::LEFT, &[(eu, 2)].into()), "the removal came first");
+    let told = w.compared(EU, 4, &first).expect("what was written before the removal is for her");
+    assert_eq!(told.heads, [(eu, 2), (us, 1)].into());
+    assert_eq!(w.compared(US, 5, &told).map(|row| row.heads), None, "nothing differs any more");
+}
+
+#[test]
+fn a_device_of_a_removed_member_hears_in_the_next_region_what_she_has_read() {
+    let mut w = World::new();
+    let (alice, carol) = (w.connect(EU, 1, "alice", "phone"), w.connect(US, 2, "carol", "pc"));
+    let eu = w.take(alice, create(&FOUNDERS)).place.origin;
+    w.take(alice, remove(2, &[("carol", 1, 0)]));
+    w.unlink(EU, AP);
+    w.unlink(US, AP);
+    let read = vec![v1::OriginHead { origin: Some(eu.into()), seq: 2 }];
+    w.frame(carol, 9, v1::frame::Body::Mark(v1::Mark { conversation: Bytes::copy_from_slice(&group().0), read }));
+    w.pass(Duration::from_secs(2));
+    let first = w.row_at_first(AP, 3);
+    assert_eq!((first.state, first.read.len()), (crate::buckets::LEFT, 0));
+    let told = w.compared(EU, 4, &first).expect("the mark is news");
+    assert_eq!(told.read, [(eu, 2)].into());
+}
