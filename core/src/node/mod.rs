@@ -31,6 +31,7 @@ pub mod seal;
 mod sessions;
 pub mod signals;
 mod stable;
+mod sums;
 #[cfg(test)]
 mod tests;
 pub mod user;

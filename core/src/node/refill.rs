@@ -21,7 +21,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use ring::digest::{Context, SHA256, digest};
 
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region};
@@ -31,7 +30,7 @@ use crate::wire::node::heads_to_wire;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
 
 use super::link::OFFERS_IN_FLIGHT;
-use super::{Node, Notice, Now, Ticket, Want};
+use super::{Node, Notice, Now, Ticket, Want, sums};
 
 /// Sums that are compared: with 10,000 conversations of which 1 % differ, about 240 are offered, and the sums are
 /// 32 KiB.
@@ -47,29 +46,14 @@ pub const MARK_KEY: &str = "refill/";
 /// Meta key: this store was restored and has not been compared with a peer since.
 pub const RESTORED_KEY: &str = "restored";
 
-/// In which slot a conversation lies: the first 12 bits of SHA-256 over "conversation" and its id. Clients choose
-/// ids of groups, so their own bits may be uneven.
+/// In which slot a conversation lies: the first 12 bits of SHA-256 over "conversation" and its id.
 pub fn slot(conversation: ConvId) -> usize {
-    let mut hash = Context::new(&SHA256);
-    hash.update(b"conversation");
-    hash.update(&conversation.0);
-    let hash = hash.finish();
-    usize::from(hash.as_ref()[0]) << 4 | usize::from(hash.as_ref()[1] >> 4)
+    sums::slot(&[b"conversation", &conversation.0], SLOTS.ilog2())
 }
 
-/// The hash of a conversation with its heads: the first 8 bytes of SHA-256, big-endian. Empty logs do not count.
+/// The hash of a conversation with its heads: see [`sums::hash`].
 pub fn heads_hash(conversation: ConvId, heads: &Heads) -> u64 {
-    let mut bytes = Vec::with_capacity(32 + heads.len() * 17);
-    bytes.put_slice(b"tern heads 1");
-    bytes.put_slice(&conversation.0);
-    for (origin, seq) in heads.iter().filter(|(_, seq)| **seq > 0) {
-        bytes.put_u8(origin.region);
-        bytes.put_u64(origin.era);
-        bytes.put_u64(*seq);
-    }
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest(&SHA256, &bytes).as_ref()[..8]);
-    u64::from_be_bytes(first)
+    sums::hash(&[b"tern heads 1", &conversation.0], heads)
 }
 
 /// What a region remembers of another.

@@ -17,15 +17,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::BufMut;
-use ring::digest::{SHA256, digest};
-
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Region, UserId};
 use crate::store::UserMarks;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
 
-use super::{Node, Now, Ticket, Want};
+use super::{Node, Now, Ticket, Want, sums};
 
 /// Sums that are compared, 4 KiB: with 100,000 users 200 share one, and as many are told for each that lost a mark.
 pub const MARK_SLOTS: usize = 512;
@@ -36,26 +33,13 @@ const USERS_IN_FLIGHT: usize = 16;
 
 /// In which slot a user's marks lie: the first 9 bits of SHA-256 over "marks of" and his id.
 fn slot(user: &UserId) -> usize {
-    let hash = digest(&SHA256, &[b"marks of", user.as_str().as_bytes()].concat());
-    usize::from(hash.as_ref()[0]) << 1 | usize::from(hash.as_ref()[1] >> 7)
+    sums::slot(&[b"marks of", user.as_str().as_bytes()], MARK_SLOTS.ilog2())
 }
 
-/// The hash of one mark: the first 8 bytes of SHA-256, big-endian.
+/// The hash of one mark: see [`sums::hash`].
 fn mark_hash(user: &UserId, conversation: ConvId, read: &Heads) -> u64 {
     let name = user.as_str().as_bytes();
-    let mut bytes = Vec::with_capacity(48 + name.len() + read.len() * 17);
-    bytes.put_slice(b"tern mark 1");
-    bytes.put_u64(name.len() as u64);
-    bytes.put_slice(name);
-    bytes.put_slice(&conversation.0);
-    for (origin, seq) in read.iter().filter(|(_, seq)| **seq > 0) {
-        bytes.put_u8(origin.region);
-        bytes.put_u64(origin.era);
-        bytes.put_u64(*seq);
-    }
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest(&SHA256, &bytes).as_ref()[..8]);
-    u64::from_be_bytes(first)
+    sums::hash(&[b"tern mark 1", &(name.len() as u64).to_be_bytes(), name, &conversation.0], read)
 }
 
 fn add(sums: &mut [u64], page: &[UserMarks]) {
