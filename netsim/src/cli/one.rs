@@ -45,16 +45,14 @@ pub fn version() -> String {
     format!("netsim {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// Switches a seeded bug on.
+/// Switches a seeded bug on; without one it switches off what the environment may ask for.
 #[cfg(feature = "mutants")]
 fn select(mutant: Option<&str>) -> Result<(), Failure> {
-    use tern_core::mutants::{Mutant, select};
-    let Some(name) = mutant else { return Ok(()) };
-    let Some(mutant) = Mutant::parse(name) else {
-        let known: Vec<&str> = Mutant::all().iter().map(|mutant| mutant.name()).collect();
-        return Err(Failure::Usage(format!("no bug {name}; there are {}", known.join(", "))));
-    };
-    select(Some(mutant));
+    use tern_core::mutants::{self, Mutant};
+    let known = || Mutant::all().map(Mutant::name).collect::<Vec<_>>().join(", ");
+    let unknown = |name: &str| Failure::Usage(format!("no bug {name}; there are {}", known()));
+    let found = mutant.map(|name| Mutant::parse(name).ok_or_else(|| unknown(name))).transpose()?;
+    mutants::select(found);
     Ok(())
 }
 
