@@ -4,7 +4,7 @@
 //! command ends, reach every region as any message does, and end connections there the moment they arrive. The
 //! command asks the region over its admin listener; [`Desk`] hands that to the core as one more connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -65,6 +65,9 @@ pub enum Action {
         /// What the device is told
         #[arg(long, default_value = "removed by an operator", value_name = "TEXT")]
         reason: String,
+        /// Also one that this region does not know
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -73,10 +76,10 @@ pub fn run(global: &Global, args: &UserArgs) -> Result<(), Failure> {
     let settings = crate::settings(global, &[])?;
     let query = match &args.action {
         Action::Revoke { user } => format!("revoke?user={}", encode(user.as_str())),
-        Action::Kick { user, install, reason } => {
+        Action::Kick { user, install, reason, force } => {
             let install = InstallId::new(install).map_err(|e| Failure::Start(anyhow!("--install: {e}")))?;
             format!(
-                "kick?user={}&install={}&reason={}",
+                "kick?user={}&install={}&reason={}&force={force}",
                 encode(user.as_str()),
                 encode(install.as_str()),
                 encode(reason)
@@ -125,13 +128,13 @@ impl Desk {
         }
     }
 
-    /// Sets a cell of a user's own log. Returns once that is durable.
-    async fn set(&self, user: &UserId, cell: v1::Cell) -> Result<()> {
+    /// Sets a cell of a user's own log, if it is of a device that is known or of none. Returns once that is durable.
+    async fn set(&self, user: &UserId, cell: v1::Cell, device: Option<&InstallId>) -> Result<()> {
         let (core, env) = self.core.get().context("there is no core here, or not yet")?;
         let conn = self.conns.fetch_add(1, Ordering::Relaxed) + 1;
         let (tell, told) = mpsc::channel(ANSWERS);
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(conn, tell);
-        let set = timeout(ANSWER_WITHIN, exchange(&**core, env, conn, user, cell, told)).await;
+        let set = timeout(ANSWER_WITHIN, exchange(&**core, env, conn, user, cell, device, told)).await;
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&conn);
         core.submit(vec![Up::Close { conn }]);
         set.map_err(|_| anyhow!("the core did not answer in time; whether it was done is not known: ask again"))?
@@ -144,6 +147,7 @@ async fn exchange(
     conn: ConnId,
     user: &UserId,
     cell: v1::Cell,
+    device: Option<&InstallId>,
     mut told: mpsc::Receiver<DownBody>,
 ) -> Result<()> {
     // A new install each time: what one wrote is never taken for a copy of what another did.
@@ -162,38 +166,76 @@ async fn exchange(
         token_expires_ms: u64::MAX,
         token_issued_ms: u64::MAX,
     }]);
+    let Some(Body::Welcome(welcome)) = answer_to(&mut told, 1).await? else { bail!("the core does not welcome") };
+    let own_log = ConvId::own(&welcome.direct_salt, user);
+    if let Some(device) = device {
+        let known = devices(core, conn, own_log, &mut told).await?;
+        if !known.contains(device.as_str()) {
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            bail!(
+                "no device {device} of {user} is known in this region, so nothing was done. Known are: [{known}]. With \
+                 --force it is kept out all the same"
+            );
+        }
+    }
+    let send = SendRequest {
+        conversation: own_log,
+        peer: Some(user.clone()),
+        n: 1,
+        floor: 1,
+        seen_hlc: 0,
+        kind: CELL,
+        body: cell.encode_to_vec().into(),
+        wall_ms: env.clock.wall_ms(),
+        offer: None,
+        membership: None,
+        named: None,
+    };
+    core.submit(vec![Up::Send { conn, req: 2, send }]);
+    match answer_to(&mut told, 2).await? {
+        Some(Body::Error(error)) => bail!("refused: {}", error.message),
+        _ => Ok(()),
+    }
+}
+
+/// What the core answers to one request; an ack says no more than that.
+async fn answer_to(told: &mut mpsc::Receiver<DownBody>, req: u32) -> Result<Option<Body>> {
     while let Some(body) = told.recv().await {
         match body {
-            DownBody::Frame(frame) => match frame.body {
-                Some(Body::Welcome(welcome)) => {
-                    let send = SendRequest {
-                        conversation: ConvId::own(&welcome.direct_salt, user),
-                        peer: Some(user.clone()),
-                        n: 1,
-                        floor: 1,
-                        seen_hlc: 0,
-                        kind: CELL,
-                        body: cell.encode_to_vec().into(),
-                        wall_ms: env.clock.wall_ms(),
-                        offer: None,
-                        membership: None,
-                        named: None,
-                    };
-                    core.submit(vec![Up::Send { conn, req: 2, send }]);
-                }
-                Some(Body::Error(error)) => bail!("refused: {}", error.message),
-                _ => {}
-            },
-            DownBody::Ack { .. } => return Ok(()),
+            DownBody::Frame(frame) if frame.req == req => return Ok(frame.body),
+            DownBody::Ack { req: of, .. } if of == req => return Ok(None),
             DownBody::Last(refusal) => bail!("refused: {refusal}"),
-            DownBody::Push(_) | DownBody::Page { .. } => {}
+            DownBody::Frame(_) | DownBody::Ack { .. } | DownBody::Push(_) | DownBody::Page { .. } => {}
         }
     }
     bail!("the core went away; whether it was done is not known")
 }
 
-/// Answers `POST /users/revoke?user=NAME` and `POST /users/kick?user=NAME&install=ID&reason=TEXT`, to callers on
-/// the machine itself and to no browser's page.
+/// The devices of a user that have said their name in his own log, or are connected.
+async fn devices(
+    core: &dyn CorePort,
+    conn: ConnId,
+    own_log: ConvId,
+    told: &mut mpsc::Receiver<DownBody>,
+) -> Result<BTreeSet<String>> {
+    let ask = |req, body| core.submit(vec![Up::Frame { conn, frame: v1::Frame::new(req, body) }]);
+    let mut known = BTreeSet::new();
+    ask(3, Body::PullCells(v1::PullCells { conversation: Bytes::copy_from_slice(&own_log.0) }));
+    // An error says that there is no such log yet.
+    if let Some(Body::Cells(cells)) = answer_to(told, 3).await? {
+        known.extend(cells.cells.iter().filter_map(|cell| cell.key.strip_prefix("device/")).map(str::to_owned));
+    }
+    ask(4, Body::PullDevices(v1::PullDevices {}));
+    if let Some(Body::Devices(connected)) = answer_to(told, 4).await? {
+        known.extend(connected.devices.into_iter().map(|device| device.install));
+    }
+    // The operator's own connections are none of the user's devices.
+    known.retain(|install| !install.starts_with("operator-"));
+    Ok(known)
+}
+
+/// Answers `POST /users/revoke?user=NAME` and `POST /users/kick?user=NAME&install=ID&reason=TEXT&force=true`, to callers
+/// on the machine itself and to no browser's page.
 pub async fn answer(
     method: &Method,
     uri: &Uri,
@@ -217,11 +259,11 @@ pub async fn answer(
         Some(Err(error)) => return say(StatusCode::BAD_REQUEST, &format!("user: {error}")),
         None => return say(StatusCode::BAD_REQUEST, "user=NAME is missing"),
     };
-    let (cell, done) = match uri.path() {
+    let (cell, device, done) = match uri.path() {
         "/users/revoke" => {
             let cell = v1::RevokeCell { before_ms: env.clock.wall_ms() + 1 };
             let cell = v1::Cell { key: REVOKE_KEY.to_owned(), value: cell.encode_to_vec().into() };
-            (cell, format!("tokens of {user} that were issued until now are revoked"))
+            (cell, None, format!("tokens of {user} that were issued until now are revoked"))
         }
         "/users/kick" => {
             let install = match parameter(query, "install").as_deref().map(InstallId::new) {
@@ -236,11 +278,13 @@ pub async fn answer(
             }
             let cell = v1::KickCell { reason };
             let done = format!("device {install} of {user} is removed");
-            (v1::Cell { key: kick_key(&install), value: cell.encode_to_vec().into() }, done)
+            let cell = v1::Cell { key: kick_key(&install), value: cell.encode_to_vec().into() };
+            let forced = parameter(query, "force").as_deref() == Some("true");
+            (cell, Some(install).filter(|_| !forced), done)
         }
         _ => return say(StatusCode::NOT_FOUND, "here are /users/revoke and /users/kick"),
     };
-    match desk.set(&user, cell).await {
+    match desk.set(&user, cell, device.as_ref()).await {
         Ok(()) => {
             tracing::info!(%user, path = uri.path(), "done for an operator");
             say(StatusCode::OK, &done)
@@ -291,7 +335,23 @@ mod tests {
                         let ack = Ack { place, first, receipt: [0; 16], cut, also, receipt_refused: false };
                         DownBody::Ack { req, ack }
                     }
-                    Up::Frame { .. } | Up::Close { .. } => continue,
+                    Up::Frame { frame, .. } => {
+                        let body = match frame.body {
+                            Some(Body::PullCells(_)) => {
+                                let cell = |key: &str| v1::FoldedCell { key: key.to_owned(), ..Default::default() };
+                                let cells = vec![cell("device/pc"), cell("mute/0")];
+                                Body::Cells(v1::Cells { cells, ..Default::default() })
+                            }
+                            Some(Body::PullDevices(_)) => {
+                                let of =
+                                    |install: &str| v1::Device { install: install.to_owned(), ..Default::default() };
+                                Body::Devices(v1::Devices { devices: vec![of("nameless"), of("operator-1")] })
+                            }
+                            other => panic!("{other:?}"),
+                        };
+                        DownBody::Frame(Box::new(v1::Frame::new(frame.req, body)))
+                    }
+                    Up::Close { .. } => continue,
                 };
                 desk.deliver(vec![Down { conn, body }]);
             }
@@ -335,6 +395,19 @@ mod tests {
             .collect();
         assert_eq!(cells, [("al ice", "revoke".to_owned()), ("bob", "kick/pc".to_owned())]);
         assert!(desk.open.lock().unwrap().is_empty(), "nothing is left of the questions");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_not_known_is_removed_only_if_forced() {
+        let (desk, core) = desk(false);
+        for stranger in ["typo", "operator-1"] {
+            let (status, said) = post(&desk, &format!("/users/kick?user=bob&install={stranger}")).await;
+            assert!(status == 422 && said.contains(stranger) && said.contains("[nameless, pc]"), "{said}");
+        }
+        assert!(core.sent.lock().unwrap().is_empty(), "nothing was done");
+        assert_eq!(post(&desk, "/users/kick?user=bob&install=nameless").await.0, 200);
+        assert_eq!(post(&desk, "/users/kick?user=bob&install=typo&force=true").await.0, 200);
+        assert_eq!(core.sent.lock().unwrap().len(), 2);
     }
 
     #[tokio::test]
