@@ -262,7 +262,7 @@ fn regions_with_the_old_and_the_new_receipt_key_go_on_linking_through_a_rotation
                     devices.push(Device::open(&cluster, region, user).await);
                 }
                 sent += 1;
-                let [alice, carol, bob] = &devices[..] else { unreachable!() };
+                let [alice, carol, bob] = &devices[..] else { panic!("one device per region was opened") };
                 alice.send("bob", "alice", sent, sent.into());
                 carol.send("bob", "carol", sent, sent.into());
                 bob.wait("both messages", |told| told.pushed.len() >= 2).await;

@@ -178,7 +178,7 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
     let config = &shared.config;
     if deployment != config.deployment && !config.deployment_also.iter().any(|also| deployment == also) {
         return Err(refuse(
-            "another deployment: its name, receipt key or direct salt differ; all regions share them".to_owned(),
+            "another deployment: its name or its receipt key differs; all regions share both".to_owned(),
         ));
     }
     let region = u8::try_from(region).unwrap_or(0);
