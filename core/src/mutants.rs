@@ -113,6 +113,8 @@ mutants! {
         "A refusal is final though another region may have taken the message.";
     CellUpdateDropped, "cell-update-dropped", "R11",
         "A second value of a cell is dropped.";
+    MarkUpdateDropped, "mark-update-dropped", "R11",
+        "A read mark that another region tells is acked and dropped.";
     MarkAckedFromMemory, "mark-acked-from-memory", "R11",
         "A read mark is acked before it is durable.";
     BlockNotChecked, "block-not-checked", "R11",

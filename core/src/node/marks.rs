@@ -17,6 +17,7 @@ use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region, Rev, UserId};
 use crate::limits::PULL_ENTRIES;
 use crate::mutant;
+use crate::mutants::{Mutant, on};
 use crate::store::{Put, Target, Todo};
 use crate::wire::compact::origin_heads_from_wire;
 use crate::wire::node::{heads_from_wire, heads_to_wire};
@@ -247,7 +248,7 @@ impl Node {
         from: Option<(Region, Rev)>,
         marks: Vec<(ConvId, Heads)>,
     ) {
-        for (id, read) in marks {
+        for (id, read) in marks.into_iter().filter(|_| from.is_none() || !on(Mutant::MarkUpdateDropped)) {
             if from.is_none() {
                 self.peer_marked(now, user, id, &read);
             } else if let Some(merged) =

@@ -333,6 +333,15 @@ mod tests {
     }
 
     #[test]
+    fn a_lower_mark_that_comes_late_takes_nothing_back() {
+        let (mut user, c, eras) = (User::new(1, Vec::new()), ConvId([1; 16]), EraTable::default());
+        user.merge(c, &change(&[(EU, 5)])).unwrap();
+        user.mark(c, &[(EU, 4)].into(), false, &eras).unwrap();
+        assert_eq!(user.mark(c, &[(EU, 2)].into(), false, &eras), None);
+        assert_eq!(user.row(c).unwrap().read, [(EU, 4)].into());
+    }
+
+    #[test]
     fn a_rev_that_was_issued_and_lost_in_a_crash_is_not_reissued() {
         let (a, b) = (ConvId([1; 16]), ConvId([2; 16]));
         let mut user = User::new(1, Vec::new());
