@@ -422,6 +422,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Puts another disk into the host of a region that does not run, as it is: nothing on it tells that it is an older
+    /// one.
+    pub fn set_disk(&mut self, name: &str, disk: MemoryStore) -> Result<(), ClusterError> {
+        self.seat_mut(name)?.store = disk;
+        Ok(())
+    }
+
     /// A copy of what a region's disk holds now: a backup.
     pub fn backup(&self, name: &str) -> Result<MemoryStore, ClusterError> {
         Ok(self.seat(name)?.store.backup())

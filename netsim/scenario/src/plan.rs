@@ -458,6 +458,8 @@ pub enum Down {
     Power,
     /// No power, and when it comes back its disk is empty.
     Destroy,
+    /// It goes on, and when the fault ends it dies and starts again on its disk as that was at the beginning.
+    Rewind,
     /// It stands still, and then goes on as if nothing were.
     Pause,
     /// It is stopped as an operator does: an edge sends its clients elsewhere.

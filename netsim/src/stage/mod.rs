@@ -36,7 +36,7 @@ use tern_netsim_scenario::Plan;
 use tern_netsim_scenario::plan::{Down, Effect, Heal, Target, Trigger, When};
 use tern_netsim_verdict::history::FORMAT;
 use tern_netsim_verdict::{Cast, Event, Line, LinkSample, Run};
-use tern_replication::store::memory::Latency;
+use tern_replication::store::memory::{Latency, MemoryStore as RegionDisk};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -223,6 +223,8 @@ struct Stage {
     numbers: u64,
     samples: BTreeMap<(String, String, bool), (u64, LinkSample)>,
     began: Instant,
+    /// Copies of disks to which regions are set back, by the number of the fault.
+    disks: BTreeMap<usize, RegionDisk>,
     over: bool,
 }
 
@@ -327,6 +329,7 @@ impl Stage {
             numbers: 0,
             samples: BTreeMap::new(),
             began: Instant::now(),
+            disks: BTreeMap::new(),
             over: false,
         })
     }
@@ -509,6 +512,10 @@ impl Stage {
             }
             Effect::Region { region, how } => match how {
                 Down::Pause => {}
+                Down::Rewind => {
+                    let disk = self.cluster.backup(region)?;
+                    self.disks.insert(number, disk);
+                }
                 Down::Drain => {
                     self.cluster.begin_stop(region, DRAIN_WINDOW)?;
                     self.add(self.now_ns() + nanos(DRAIN_WINDOW * 2), Due::Drained(number));
@@ -618,6 +625,21 @@ impl Stage {
             {
                 self.open(device)?;
             }
+            Effect::Region { region, how: Down::Rewind } => {
+                let up = !self.is_region_down(region);
+                if up {
+                    self.scribe.region_down(region);
+                    self.scribe.tell(Event::Stop { who: region.clone(), how: "killed".into() });
+                }
+                self.cluster.kill(region).await?;
+                if let Some(disk) = self.disks.remove(&number) {
+                    self.cluster.set_disk(region, disk)?;
+                }
+                if up {
+                    self.cluster.restart(region).await?;
+                    self.scribe.tell(Event::Start { who: region.clone() });
+                }
+            }
             Effect::Region { region, how } if *how != Down::Pause && !self.is_region_down(region) => {
                 // A drain that was cut short is a kill.
                 self.cluster.kill(region).await?;
@@ -642,9 +664,8 @@ impl Stage {
     }
 
     fn is_region_down(&self, region: &str) -> bool {
-        self.is_down(
-            |effect| matches!(effect, Effect::Region { region: of, how } if of == region && *how != Down::Pause),
-        )
+        let down = |how: &Down| !matches!(how, Down::Pause | Down::Rewind);
+        self.is_down(|effect| matches!(effect, Effect::Region { region: of, how } if of == region && down(how)))
     }
 
     fn is_edge_down(&self, edge: &str) -> bool {

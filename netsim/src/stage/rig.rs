@@ -166,7 +166,7 @@ impl Rig {
                 match how {
                     Down::Kill { .. } => host.strike_down(HostState::Killed),
                     Down::Power | Down::Destroy => host.strike_down(HostState::Off),
-                    Down::Pause | Down::Drain => {}
+                    Down::Pause | Down::Drain | Down::Rewind => {}
                 }
                 Ok(())
             }
@@ -413,6 +413,8 @@ impl Rig {
                     Down::Pause => counts.waited,
                     // It goes on sending: to those whom it sends away.
                     Down::Drain => counts.sent_packets + counts.missed,
+                    // What will be lost.
+                    Down::Rewind => self.state().decided.get(node).copied().unwrap_or(0),
                     _ => counts.missed + self.node(node)?.ended_tasks(),
                 }
             }

@@ -61,7 +61,7 @@ const fn at_once(name: &'static str, on: On, about: &'static str) -> Kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 20] = [
+pub const KINDS: [Kind; 21] = [
     kind("outage", On::Link, true, "An access link is dark: packets are lost, or wait until it ends."),
     kind("degrade", On::LinkOrPath, true, "A link or path is another one: slower, lossier, with another MTU."),
     kind("cut", On::Path, true, "A path between regions or places loses everything."),
@@ -74,6 +74,12 @@ pub const KINDS: [Kind; 20] = [
     kind("region-kill", On::Region, true, "A region's process is killed; at the end it starts again on its disk."),
     kind("region-power", On::Region, true, "A region has no power: nobody is told, and what was not synced is lost."),
     kind("region-destroy", On::Region, true, "A region has no power, and comes back with an empty disk."),
+    kind(
+        "region-rewind",
+        On::Region,
+        true,
+        "At the end a region dies, and starts on its disk as it was at the beginning.",
+    ),
     kind("region-pause", On::Region, true, "A region stands still, then goes on as if nothing were."),
     kind("region-drain", On::Region, true, "A region is stopped as an operator does."),
     kind("edge-kill", On::Edge, true, "An edge's process is killed."),
@@ -210,6 +216,7 @@ impl<'p> Stage<'p> {
             Some("kill") => Down::Kill { lose_unsynced: true },
             Some("power") => Down::Power,
             Some("destroy") => Down::Destroy,
+            Some("rewind") => Down::Rewind,
             Some("pause") => Down::Pause,
             _ => Down::Drain,
         };
