@@ -427,12 +427,13 @@ impl Machine {
         [self.engine.next_deadline(), session, sends, pulls].into_iter().chain(other).flatten().min()
     }
 
+    /// What changed of conversations and vectors goes with the next step that stores something, and no cursor.
     #[cfg(feature = "mutants")]
-    fn moves_cursor(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Cursor(_)))
+    fn heads_wait(&self) -> bool {
+        self.ops.is_empty() || self.ops.iter().any(|op| matches!(op, Op::Cursor(_)))
     }
 
-    /// What changed of conversations and vectors goes with the next step.
+    #[cfg(feature = "mutants")]
     #[cfg(feature = "mutants")]
     fn step_without_heads(&mut self) -> Step {
         Step { ops: std::mem::take(&mut self.ops), effects: std::mem::take(&mut self.effects) }
@@ -440,7 +441,7 @@ impl Machine {
 
     /// What has come up since the last call; empty when nothing has.
     pub fn take_step(&mut self) -> Step {
-        mutant!(CursorBeforeHeads => if self.moves_cursor() { return self.step_without_heads(); });
+        mutant!(CursorBeforeHeads => if self.heads_wait() { return self.step_without_heads(); });
         for id in std::mem::take(&mut self.dirty_convs) {
             if let Some(conv) = self.convs.get(&id) {
                 self.ops.push(Op::Conversation(conv.record.clone()));

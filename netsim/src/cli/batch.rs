@@ -52,7 +52,8 @@ impl Job {
     /// A name for files.
     pub fn slug(&self) -> String {
         let point: String = self.point.iter().map(|(name, value)| format!("-{name}-{value}")).collect();
-        let slug = format!("{}-{}{point}", self.scenario, self.seed);
+        let mutant: String = self.mutant.iter().map(|name| format!("-{name}")).collect();
+        let slug = format!("{}-{}{point}{mutant}", self.scenario, self.seed);
         slug.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
     }
 }

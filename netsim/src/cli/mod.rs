@@ -6,6 +6,8 @@
 mod batch;
 mod explore;
 mod files;
+#[cfg(feature = "mutants")]
+mod gate;
 mod one;
 mod progress;
 mod real;
@@ -53,6 +55,9 @@ enum Command {
     Explore(ExploreArgs),
     /// Cuts a failing run down to the least scenario that fails in the same way.
     Shrink(ShrinkArgs),
+    /// Switches each seeded bug on in turn, and sees that the scenario that is to catch it does; only where netsim was
+    /// built with the feature `mutants`.
+    Gate(GateArgs),
     /// Lists the links that have a name.
     Profiles,
     /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
@@ -189,6 +194,27 @@ struct ShrinkArgs {
     watchdog: Duration,
 }
 
+/// Of `gate`.
+#[derive(Args, Debug)]
+#[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "only the gate reads it"))]
+struct GateArgs {
+    /// Which bugs there are, and what catches them.
+    #[arg(default_value = "netsim/gate.toml")]
+    file: PathBuf,
+    /// Only this bug; may be given again.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Runs at a time; as many as there are processors, if not said.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Where the histories go of runs that were not as expected.
+    #[arg(long, value_name = "DIR", default_value = "netsim-runs/gate")]
+    out: PathBuf,
+    /// A run that takes longer is ended, and catches nothing.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "3m")]
+    watchdog: Duration,
+}
+
 /// Of `one`.
 #[derive(Args, Debug)]
 struct OneArgs {
@@ -255,6 +281,14 @@ pub fn main() -> ExitCode {
         Command::Profiles => {
             files::profiles();
             Ok(true)
+        }
+        #[cfg(feature = "mutants")]
+        Command::Gate(args) => gate::gate(&args),
+        #[cfg(not(feature = "mutants"))]
+        Command::Gate(args) => {
+            let what =
+                format!("{} needs a netsim with seeded bugs: build it with --features mutants", args.file.display());
+            Err(Failure::Usage(what))
         }
         Command::One(args) => one::one(args),
     };
