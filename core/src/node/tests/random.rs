@@ -256,6 +256,13 @@ fn random_histories_of_marks_end_in_the_same_marks_on_all_devices_and_in_all_reg
 }
 
 #[test]
+fn histories_that_once_ended_in_different_marks_end_in_the_same() {
+    for seed in [21, 464] {
+        run(seed, 800, Mix { people: true, calm: true, eras: false }).unwrap_or_else(|what| panic!("{seed}: {what}"));
+    }
+}
+
+#[test]
 fn a_quiet_history_shows_all_to_all() {
     let mut run = Run::new(7, Mix::default());
     for i in [0, 2, 1, 0, 2] {
