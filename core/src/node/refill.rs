@@ -51,7 +51,7 @@ pub fn slot(conversation: ConvId) -> usize {
     sums::slot(&[b"conversation", &conversation.0], SLOTS.ilog2())
 }
 
-/// The hash of a conversation with its heads: see [`sums::hash`].
+/// The hash of a conversation with its heads: see `sums::hash`.
 pub fn heads_hash(conversation: ConvId, heads: &Heads) -> u64 {
     sums::hash(&[b"tern heads 1", &conversation.0], heads)
 }
