@@ -153,9 +153,15 @@ fn two_of_one_sender_appear_in_the_wrong_order(
                 let sender = message.split('/').next().unwrap_or_default().to_owned();
                 let key = (device.clone(), conversation.clone(), region.get(message).cloned(), sender);
                 let before = last.insert(key, (at, invoked.get(message).copied()));
+                // Both had been sent when the first appeared, and they did not appear at the same moment.
+                let apart = |before: usize| {
+                    lines[before].at_ns < line.at_ns && invoked.get(message).is_some_and(|sent| *sent < before)
+                };
                 let steady =
                     |sent: Option<usize>| sent.is_some_and(|sent| told.get(device).is_none_or(|at| *at < sent));
-                pairs.extend(before.filter(|(_, sent)| steady(*sent)).map(|(before, _)| (before, at)));
+                pairs.extend(
+                    before.filter(|(before, sent)| steady(*sent) && apart(*before)).map(|(before, _)| (before, at)),
+                );
             }
             Event::Connection { device, .. } => {
                 told.insert(device.clone(), at);
@@ -171,10 +177,7 @@ fn two_of_one_sender_appear_in_the_wrong_order(
     }
     let (a, b) = pairs[random.index(pairs.len())];
     let (first, second) = (lines[a].event.clone(), lines[b].event.clone());
-    // Later than the later one, so that neither appears before it was sent.
-    lines[b].event = first;
-    lines.insert(b, Line { at_ns: lines[b].at_ns, event: second });
-    lines.remove(a);
+    (lines[a].event, lines[b].event) = (second, first);
     Some(&["order"])
 }
 

@@ -6,7 +6,8 @@
 //! while a region is away. And a device that comes back from an outage is pushed what is new while it still fetches
 //! what it missed: a backlog must not delay a new message. Both are counted as late, and not failed. Where both were
 //! first decided on in one region, or it is not known where, and the device kept its connection from the sending of
-//! the earlier one, the later one must not appear first.
+//! the earlier one, the later one must not appear first. What appears at the same moment has no order of its own: a
+//! device that fetched a few at once tells of them in any order, and shows them in theirs.
 //!
 //! A message that failed and was sent again by its user stands where it was sent again; and one that may have failed does
 //! not hold back what is sent after it. Both are left out.
@@ -27,12 +28,15 @@ pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> Disorder {
     let mut disorder = Disorder::default();
     let known = |id: &str| facts.messages.get(id).filter(|m| m.failed.is_none() && !m.unsure);
     // By (device that shows, device that sent, conversation): the last in order of invocation that has appeared.
-    let mut appeared: BTreeMap<(&str, &str, &str), &Message<'_>> = BTreeMap::new();
+    let mut appeared: BTreeMap<(&str, &str, &str), (&Message<'_>, u64)> = BTreeMap::new();
     for shown in facts.shown.iter().filter(|s| s.new) {
         let Some(message) = known(shown.message) else { continue };
-        let newest = appeared.entry((shown.device, message.device, message.conversation)).or_insert(message);
+        let key = (shown.device, message.device, message.conversation);
+        let (newest, since_ns) = appeared.entry(key).or_insert((message, shown.at_ns));
         if newest.nth <= message.nth {
-            *newest = message;
+            (*newest, *since_ns) = (message, shown.at_ns);
+        } else if *since_ns == shown.at_ns {
+            // One change of what is on the screen.
         } else if elsewhere(newest, message) || !facts.live_throughout(shown.device, message.invoked_ns, shown.at_ns) {
             disorder.late += 1;
         } else {
