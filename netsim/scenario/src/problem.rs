@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use tern_netsim_link::profile;
+
 use crate::limits::SLIP_LETTERS;
 
 /// One thing that is wrong.
@@ -110,7 +112,7 @@ impl Bag {
 /// The known name that is most like this one, if one is alike.
 pub(crate) fn nearest<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let within = SLIP_LETTERS + name.chars().count() / 3;
-    let (away, found) = known.into_iter().map(|known| (distance(name, known), known)).min()?;
+    let (away, found) = known.into_iter().map(|known| (profile::distance(name, known), known)).min()?;
     (away <= within).then_some(found)
 }
 
@@ -128,25 +130,6 @@ pub(crate) fn instead<'n>(name: &str, known: impl IntoIterator<Item = &'n str> +
         1..=24 => format!("there are: {shown}"),
         more => format!("there are: {shown}, and {} more", more - 24),
     }
-}
-
-/// How many letters must be changed, added, left out, or swapped with their neighbour.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.to_lowercase().chars().collect(), b.to_lowercase().chars().collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let same = usize::from(a[i - 1] != b[j - 1]);
-            let mut least = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + same);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
