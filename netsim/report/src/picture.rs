@@ -105,7 +105,7 @@ impl<'a> Picture<'a> {
                 let life = self.lives.entry(message).or_default();
                 (life.device, life.conversation, life.invoked_ns) = (device, conversation, at_ns);
             }
-            Event::Commit { region, message } => {
+            Event::Commit { region, message, .. } => {
                 if let Some(life) = self.lives.get_mut(message.as_str()) {
                     life.commits.push((at_ns, region));
                 }

@@ -202,7 +202,7 @@ impl Listener for Ears {
             rig.decided(region);
         }
         if entry.kind == 0 {
-            self.scribe.committed(region, &name_in(&entry.body));
+            self.scribe.committed(region, entry.place.origin.era, &name_in(&entry.body));
         }
     }
 }

@@ -94,7 +94,7 @@ impl Scribe {
     }
 
     /// A region's store decided on a message.
-    pub fn committed(&self, region: &str, message: &str) {
+    pub fn committed(&self, region: &str, era: u64, message: &str) {
         let known = self.with(|book, _| {
             let known = book.messages.get_mut(message)?;
             known.regions.insert(region.to_owned());
@@ -104,7 +104,11 @@ impl Scribe {
         if known.is_none() {
             return;
         }
-        self.tell(Event::Commit { region: region.to_owned(), message: message.to_owned() });
+        self.tell(Event::Commit {
+            region: region.to_owned(),
+            era: Some(format!("{era:016x}")),
+            message: message.to_owned(),
+        });
     }
 
     /// A device re-offered messages.

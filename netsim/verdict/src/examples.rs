@@ -141,10 +141,15 @@ impl Example {
         self.event(Event::Refused { device, message, reason: "disk full".into() })
     }
 
-    pub(crate) fn ack(self, message: &str, region: &str) -> Self {
+    /// With the era of the region's log.
+    pub(crate) fn ack_in(self, message: &str, region: &str, era: Option<&str>) -> Self {
         let device = message.split('/').next().unwrap().to_owned();
-        let (region, message) = (region.to_owned(), message.to_owned());
-        self.event(Event::Commit { region, message: message.clone() }).event(Event::Acked { device, message })
+        let (region, era, message) = (region.to_owned(), era.map(str::to_owned), message.to_owned());
+        self.event(Event::Commit { region, era, message: message.clone() }).event(Event::Acked { device, message })
+    }
+
+    pub(crate) fn ack(self, message: &str, region: &str) -> Self {
+        self.ack_in(message, region, None)
     }
 
     pub(crate) fn failed(self, message: &str, maybe: bool) -> Self {

@@ -116,6 +116,9 @@ pub enum Event {
     Commit {
         /// Which region.
         region: String,
+        /// Which of its logs, as 16 hex digits: a region that lost what nobody else held begins a new one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        era: Option<String>,
         /// Which message.
         message: String,
     },

@@ -110,7 +110,7 @@ mod tests {
         let of = |event: Event| invalid(&Example::good().event(event).ends_well().lines());
         assert_eq!(of(shown("dave", "team")), "no device of the cast is named dave");
         assert_eq!(of(shown("bob-phone", "club")), "no conversation of the cast is named club");
-        let region = Event::Commit { region: "mars".into(), message: "alice-phone/1".into() };
+        let region = Event::Commit { region: "mars".into(), era: None, message: "alice-phone/1".into() };
         assert_eq!(of(region), "no region of the cast is named mars");
         let stopped = Event::Stop { who: "eu-e9".into(), how: "killed".into() };
         assert_eq!(of(stopped), "no device, edge or region of the cast is named eu-e9");

@@ -146,7 +146,7 @@ fn two_of_one_sender_appear_in_the_wrong_order(
     let mut pairs = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         match &line.event {
-            Event::Commit { region: r, message } => {
+            Event::Commit { region: r, message, .. } => {
                 region.entry(message.clone()).or_insert(r.clone());
             }
             Event::Shown { device, conversation, message, .. } => {

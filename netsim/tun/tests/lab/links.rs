@@ -1,12 +1,14 @@
 //! Delays and losses of real datagrams are the model's.
 
 use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tern_netsim_link::{Chance, Direction, Fate, Loss, Spec, Way};
 use tern_netsim_tun::replay;
 
-use crate::support::{PORT, SERVER, ask, echo_until_silent, lab, now, pause, plan, symmetric};
+use crate::support::{PORT, SERVER, ask, echo_until_silent, lab, now, plan, symmetric, until};
 
 #[test]
 fn an_answer_takes_the_delays_of_both_ways_and_never_less() {
@@ -55,36 +57,17 @@ fn the_median_over_25_ms_is_that_of_the_model() {
     assert!(took[0] >= model);
 }
 
+/// A batch waits until all of the one before it that the model delivers has come: no buffer of a kernel overflows, however
+/// long the machine lets the receiver wait.
 #[test]
 fn each_lost_and_doubled_packet_is_the_one_that_the_model_names() {
     const PACKETS: u64 = 3000;
+    const BATCH: u64 = 50;
     let spec =
         Spec { loss: Loss::bursts(Chance::percent(10), 4), duplicate: Chance::percent(3), ..Spec::with_delay_ms(5) };
     let plan = plan(symmetric(spec.clone()), symmetric(Spec::default()), 1);
     let name = "each_lost_and_doubled_packet_is_the_one_that_the_model_names";
     let Some(lab) = lab(name, &plan) else { return };
-    let server = lab.within("server", || {
-        let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let (mut buffer, mut seen) = ([0; 64], Vec::new());
-        while socket.recv(&mut buffer).is_ok() {
-            seen.push(u64::from_be_bytes(buffer[..8].try_into().unwrap()));
-        }
-        seen
-    });
-    lab.within("phone", || {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        for number in 0..PACKETS {
-            socket.send_to(&number.to_be_bytes(), (SERVER, PORT)).unwrap();
-            if number % 50 == 0 {
-                pause(Duration::from_millis(1));
-            }
-        }
-    })
-    .unwrap()
-    .join()
-    .unwrap();
-    let mut seen = server.unwrap().join().unwrap();
     // The model alone, without a kernel.
     let mut direction = Direction::new(11, "phone.wifi", Way::Up, spec).unwrap();
     for number in 0..PACKETS {
@@ -96,8 +79,35 @@ fn each_lost_and_doubled_packet_is_the_one_that_the_model_names() {
             expected.push(output.payload);
         }
     }
-    seen.sort_unstable();
     expected.sort_unstable();
+    let come = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&come);
+    let server = lab.within("server", move || {
+        let socket = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let (mut buffer, mut seen) = ([0; 64], Vec::new());
+        while socket.recv(&mut buffer).is_ok() {
+            seen.push(u64::from_be_bytes(buffer[..8].try_into().unwrap()));
+            counted.store(seen.len(), Ordering::Release);
+        }
+        seen
+    });
+    let named = expected.clone();
+    lab.within("phone", move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for first in (0..PACKETS).step_by(BATCH.try_into().unwrap()) {
+            let before = named.partition_point(|number| *number < first);
+            until("all of the batch before", || come.load(Ordering::Acquire) >= before);
+            for number in first..first + BATCH {
+                socket.send_to(&number.to_be_bytes(), (SERVER, PORT)).unwrap();
+            }
+        }
+    })
+    .unwrap()
+    .join()
+    .unwrap();
+    let mut seen = server.unwrap().join().unwrap();
+    seen.sort_unstable();
     assert!(expected.len() < 2900 && seen == expected, "{} came, the model says {}", seen.len(), expected.len());
     let decisions = lab.with(|fabric, _| fabric.decisions().clone()).unwrap();
     assert!(replay(&decisions).unwrap() >= PACKETS);

@@ -100,7 +100,7 @@ fn unacked<'a>(facts: &Facts<'a>, message: &Message<'a>, losses: &mut Losses<'a>
 
 fn may_be_lost(facts: &Facts<'_>, message: &Message<'_>) -> bool {
     let may = |region: &&str| facts.run.expect.may_lose.iter().any(|r| r == region);
-    let mut regions = message.commits.clone();
+    let mut regions: Vec<&str> = message.commits.iter().map(|origin| origin.region).collect();
     if regions.is_empty() {
         regions.extend(message.acked.and_then(|(_, region)| region));
     }

@@ -3,9 +3,10 @@
 //! In every timeline, without exception. As it appears, with two. If a message was decided on in another region than
 //! its successor, and that region went silent before anybody had a copy, then the successor is there first, and the
 //! message takes its place above it when the region comes back. Nothing else is possible without refusing to write
-//! while a region is away. And a device that comes back from an outage is pushed what is new while it still fetches
+//! while a region is away. The same holds if the region itself came back in a new era: what it writes from then on does
+//! not wait until others have fetched what it wrote before. And a device that comes back from an outage is pushed what is new while it still fetches
 //! what it missed: a backlog must not delay a new message. Both are counted as late, and not failed. Where both were
-//! first decided on in one region, or it is not known where, and the device kept its connection from the sending of
+//! first decided on in one era of one region, or it is not known where, and the device kept its connection from the sending of
 //! the earlier one, the later one must not appear first. What appears at the same moment has no order of its own: a
 //! device that fetched a few at once tells of them in any order, and shows them in theirs.
 //!
@@ -71,9 +72,9 @@ pub(crate) fn check(facts: &Facts<'_>, findings: &mut Findings) -> Disorder {
     disorder
 }
 
-/// Whether two messages were first decided on in different regions.
+/// Whether two messages were first decided on in different regions, or different eras of one.
 fn elsewhere(a: &Message<'_>, b: &Message<'_>) -> bool {
-    matches!((a.first_region(), b.first_region()), (Some(a), Some(b)) if a != b)
+    matches!((a.first_origin(), b.first_origin()), (Some(a), Some(b)) if a.differs_from(&b))
 }
 
 #[cfg(test)]
@@ -133,5 +134,20 @@ mod tests {
         let both = both.shown_by("bob-tablet", &["alice-phone/2", "alice-phone/3"]);
         let judged = both.ends_well().judge();
         assert_eq!((judged.verdict, judged.figures.late, judged.figures.out_of_order), (Verdict::Pass, 1, 0));
+    }
+
+    #[test]
+    fn what_a_region_writes_after_it_was_killed_may_be_there_before_what_it_wrote_last() {
+        let judged = |eras: [Option<&str>; 2]| {
+            let first = Example::good().invoke("alice-phone", "alice+bob").ack_in("alice-phone/2", "eu", eras[0]);
+            let both = first.invoke("alice-phone", "alice+bob").ack_in("alice-phone/3", "eu", eras[1]);
+            let both = both.shown_by("bob-phone", &["alice-phone/3", "alice-phone/2"]);
+            let both = both.shown_by("alice-tablet", &["alice-phone/2", "alice-phone/3"]);
+            let judged = both.shown_by("bob-tablet", &["alice-phone/2", "alice-phone/3"]).ends_well().judge();
+            (judged.verdict, judged.figures.late, judged.figures.out_of_order)
+        };
+        assert_eq!(judged([Some("0a"), Some("0b")]), (Verdict::Pass, 1, 0));
+        assert_eq!(judged([Some("0a"), Some("0a")]), (Verdict::Fail, 0, 1));
+        assert_eq!(judged([Some("0a"), None]), (Verdict::Fail, 0, 1));
     }
 }

@@ -27,15 +27,30 @@ pub(crate) struct Message<'a> {
     pub(crate) failed: Option<(u64, &'a str, bool)>,
     /// Its device did not know for a time whether it failed; meanwhile it held back nothing that was sent later.
     pub(crate) unsure: bool,
-    /// Regions in the order in which they decided on it.
-    pub(crate) commits: Vec<&'a str>,
+    /// Logs in the order in which it was decided on in them.
+    pub(crate) commits: Vec<Origin<'a>>,
 }
 
 impl<'a> Message<'a> {
     /// Where it was first decided on, as far as the history knows: virtual time tells commits, the real-time driver
     /// only acks.
-    pub(crate) fn first_region(&self) -> Option<&'a str> {
-        self.commits.first().copied().or(self.acked.and_then(|(_, region)| region))
+    pub(crate) fn first_origin(&self) -> Option<Origin<'a>> {
+        let acked = || self.acked.and_then(|(_, region)| Some(Origin { region: region?, era: None }));
+        self.commits.first().copied().or_else(acked)
+    }
+}
+
+/// A log: a region, in an era if that is known. Entries of two logs have no order on their way to a third region.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) region: &'a str,
+    pub(crate) era: Option<&'a str>,
+}
+
+impl Origin<'_> {
+    /// Whether these are known to be two.
+    pub(crate) fn differs_from(&self, other: &Self) -> bool {
+        self.region != other.region || matches!((self.era, other.era), (Some(a), Some(b)) if a != b)
     }
 }
 

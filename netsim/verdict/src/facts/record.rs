@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Connected, End, Facts, Late, Message, Shown, Span, Timeline, Told, Traffic};
+use super::{Connected, End, Facts, Late, Message, Origin, Shown, Span, Timeline, Told, Traffic};
 use crate::findings::{Findings, names};
 use crate::history::{Event, FORMAT, FaultPhase, Line, Run};
 use crate::verdict::Verdict;
@@ -141,11 +141,11 @@ impl<'a> Facts<'a> {
                     }
                 }
             }
-            Event::Commit { region, message } => {
+            Event::Commit { region, era, message } => {
                 self.region(at_ns, region, form);
                 // Of something that nobody sent: a phantom, once it is seen.
                 if let Some(message) = self.messages.get_mut(message.as_str()) {
-                    message.commits.push(region);
+                    message.commits.push(Origin { region, era: era.as_deref() });
                 }
             }
             Event::Shown { device, conversation, message, new } => {

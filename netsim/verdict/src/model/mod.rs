@@ -286,7 +286,8 @@ impl Making {
                 bytes: message.bytes,
             };
             self.push(message.invoked_ns, invoke);
-            self.push(message.commit_ns, Event::Commit { region: message.region.clone(), message: id.clone() });
+            let commit = Event::Commit { region: message.region.clone(), era: None, message: id.clone() };
+            self.push(message.commit_ns, commit);
             self.push(message.acked_ns, Event::Acked { device: device.clone(), message: id.clone() });
             let other = self.cast.regions.iter().find(|r| **r != message.region).unwrap_or(&message.region).clone();
             let there_ns = self.weather.cross(&message.region, &other, message.commit_ns);
