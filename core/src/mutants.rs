@@ -88,7 +88,7 @@ mutants! {
     PushWithoutPrevious, "push-without-previous", "R7",
         "A push moves the cursor whatever revision it starts at.";
     PongFromEdgeCache, "pong-from-edge-cache", "R7",
-        "An edge without its core answers a Ping by itself, as if nothing were new.";
+        "An edge without its core answers a Ping by itself, as if nothing were new, and keeps its clients.";
     PreviewMovesCursor, "preview-moves-cursor", "R7",
         "A preview of some rows moves the cursor over all of them.";
     BucketsNotCompared, "buckets-not-compared", "R8",

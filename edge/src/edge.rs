@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, CorePort, Down, DownBody, EdgePort, Up};
+use tern_core::mutants::{Mutant, on};
 use tern_core::pacing::Rate;
 use tern_core::pressure::Level;
 use tern_core::wire::v1::frame::Body;
@@ -510,7 +511,8 @@ impl Edge {
         }
         let since = *lock(&self.lost);
         let late = since.is_some_and(|since| self.env.clock.now() >= since + self.config.limits.core_lost);
-        if late && self.doomed() < self.core_generation.load(Ordering::Acquire) {
+        let keeps = on(Mutant::PongFromEdgeCache);
+        if late && !keeps && self.doomed() < self.core_generation.load(Ordering::Acquire) {
             self.doom();
         }
     }

@@ -219,6 +219,17 @@ pub enum Action {
     ReadAll,
     /// Mutes a conversation for ever.
     Mute(Target),
+    /// Mutes it no longer.
+    Unmute(Target),
+    /// Erases for everyone the newest own message of a conversation that a server has acknowledged, if there is one.
+    Erase(Target),
+    /// Gives a group a title.
+    Title {
+        /// Which.
+        group: String,
+        /// Its title from now on.
+        title: String,
+    },
     /// Adds a user to a group.
     Add {
         /// Which.

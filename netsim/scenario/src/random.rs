@@ -201,10 +201,12 @@ impl Story {
             let at_s = self.picks.within(6, duration_s - 1);
             let other = self.picks.of(devices).user;
             let id = &device.id;
-            let what = match self.picks.within(0, 2) {
+            let what = match self.picks.within(0, 4) {
                 0 => "do = \"read-all\"".to_owned(),
                 1 if other != device.user => format!("do = \"read\"\nconversation = \"{other}\""),
                 2 if other != device.user => format!("do = \"mute\"\nconversation = \"{other}\""),
+                3 if other != device.user => format!("do = \"unmute\"\nconversation = \"{other}\""),
+                4 if other != device.user => format!("do = \"erase\"\nconversation = \"{other}\""),
                 _ => match groups.iter().find(|(_, members)| members.contains(&device.user)) {
                     Some((group, _)) => format!("do = \"read\"\nconversation = \"{group}\""),
                     None => "do = \"read-all\"".to_owned(),

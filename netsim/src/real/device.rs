@@ -143,8 +143,12 @@ fn obey(app: &App, names: &Names, scribe: &Scribe, order: Order) {
             }
         }),
         Order::Look(labels) => {
-            let shown = labels.into_iter().map(|label| {
-                let shown = app.timeline(&label).map(|(messages, unread)| Shown { messages, unread });
+            let shown = labels.into_iter().map(|(label, asked)| {
+                let settings = asked.into_iter().map(|what| Ok((what.clone(), app.setting(&label, &what)?)));
+                let shown = settings.collect::<Result<_, String>>().and_then(|settings| {
+                    let (messages, unread) = app.timeline(&label)?;
+                    Ok(Shown { messages, unread, settings })
+                });
                 (label, shown)
             });
             let standing = Standing { calm: app.is_calm(), words: app.standing(), shown: shown.collect() };

@@ -58,8 +58,8 @@ pub enum Order {
         /// Users, the own included.
         members: Vec<String>,
     },
-    /// Say how things stand, and what is shown of these conversations.
-    Look(Vec<String>),
+    /// Say how things stand, what is shown of these conversations, and what of each can have been set.
+    Look(BTreeMap<String, Vec<String>>),
 }
 
 /// A line of a device.
@@ -99,6 +99,8 @@ pub struct Shown {
     pub messages: Vec<String>,
     /// How many, and whether that is exact.
     pub unread: (u64, bool),
+    /// What was asked for of what can be set, with its values.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// 32 hexadecimal digits as a conversation's id.

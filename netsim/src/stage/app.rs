@@ -12,10 +12,34 @@ use tern_client::{
     MessageState, Placed, UserId,
 };
 use tern_core::ids::ConvId;
+use tern_netsim_scenario::Plan;
 use tern_netsim_scenario::plan::{Action, Target};
 use tern_netsim_verdict::Event;
 
 use super::scribe::Scribe;
+
+/// What can be set, as histories call it, and its values where they are two.
+pub const TITLE: &str = "title";
+const MUTED: &str = "muted";
+const YES: &str = "yes";
+const NO: &str = "no";
+
+/// What a scenario's users set: conversation and what.
+pub fn settings(plan: &Plan) -> BTreeSet<(String, &'static str)> {
+    let user = |device: &str| {
+        let of = plan.devices.iter().find(|one| one.id == device);
+        of.map(|one| one.user.clone()).unwrap_or_default()
+    };
+    let all = plan.actions.iter().filter_map(|action| match &action.what {
+        Action::Mute(target) | Action::Unmute(target) => Some(match target {
+            Target::User(peer) => (direct_label(&user(&action.device), peer), MUTED),
+            Target::Group(group) => (group.clone(), MUTED),
+        }),
+        Action::Title { group, .. } => Some((group.clone(), TITLE)),
+        _ => None,
+    });
+    all.collect()
+}
 
 /// What a user remembers, whatever becomes of his app.
 #[derive(Debug, Default)]
@@ -163,7 +187,13 @@ impl App {
                 }
                 Ok(())
             }
-            Action::Mute(target) => self.conversation(target)?.mute(FOR_EVER).map(|_| ()).map_err(text),
+            Action::Mute(target) => self.mute(target, true),
+            Action::Unmute(target) => self.mute(target, false),
+            Action::Title { group, title } => {
+                self.set(group.clone(), TITLE, title);
+                self.group(group)?.set_title(title).map(|_| ()).map_err(text)
+            }
+            Action::Erase(target) => self.erase(target),
             Action::Add { group, user } => {
                 let users = [UserId::new(user).map_err(text)?];
                 self.group(group)?.add(&users, false).map_err(text)?;
@@ -177,6 +207,40 @@ impl App {
                 self.learn_members(group)
             }
         }
+    }
+
+    fn mute(&self, target: &Target, muted: bool) -> Result<(), String> {
+        self.set(self.label(target), MUTED, if muted { YES } else { NO });
+        self.conversation(target)?.mute(if muted { FOR_EVER } else { 0 }).map(|_| ()).map_err(text)
+    }
+
+    /// Told before it is stored: from then on others may know of it.
+    fn set(&self, conversation: String, what: &str, value: &str) {
+        let (what, value) = (what.to_owned(), value.to_owned());
+        self.scribe.tell(Event::Set { device: self.device.clone(), conversation, what, value });
+    }
+
+    /// Erases the newest own message that a server has acknowledged. Does nothing if there is none.
+    fn erase(&self, target: &Target) -> Result<(), String> {
+        let conversation = self.conversation(target)?;
+        let shown = conversation.timeline(usize::MAX).map_err(text)?.messages;
+        let acked = |message: &Message| matches!(message.state, MessageState::Sent | MessageState::Stable);
+        let sent = self.memory.lock().unwrap_or_else(PoisonError::into_inner).sent.clone();
+        let newest = shown.iter().rev().filter(|message| !message.erased && acked(message));
+        let Some((id, message)) = newest.map(|message| message.id).find_map(|id| Some((id, sent.get(&id)?))) else {
+            return Ok(());
+        };
+        self.scribe.tell(Event::Erased { device: self.device.clone(), message: message.clone() });
+        conversation.erase(id).map(|_| ()).map_err(text)
+    }
+
+    /// What it says of something that was set; see [`Event::Set`].
+    pub fn setting(&self, label: &str, what: &str) -> Result<String, String> {
+        let conversation = self.group(label)?;
+        if what == TITLE {
+            return Ok(conversation.group().map_err(text)?.map_or_else(String::new, |group| group.title));
+        }
+        Ok(if conversation.is_muted().map_err(text)? { YES } else { NO }.to_owned())
     }
 
     /// What it shows of a conversation, top to bottom, and how much of it is unread.

@@ -1,8 +1,10 @@
 //! The end of a run: whether all is calm, and what regions and devices hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tern_core::buckets::LEFT;
+use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, UserId};
 use tern_core::store::{Range, RowRecord, Store};
 use tern_netsim_link::Cause;
@@ -10,6 +12,7 @@ use tern_netsim_scenario::Plan;
 use tern_netsim_scenario::plan::Action;
 use tern_netsim_verdict::{Event, Line, LinkSample};
 
+use super::app::{TITLE, name_in, settings};
 use super::{PlayError, Stage, nanos};
 use crate::limits::{CALM_FOR, LOOK_EVERY};
 use crate::node::HostState;
@@ -85,8 +88,12 @@ impl Stage {
                 }
             }
         }
+        waiting.extend(self.unsettled());
         if !waiting.is_empty() {
             return Ok(waiting);
+        }
+        for (region, message) in self.kept().await? {
+            waiting.push(format!("{region} holds the content of {message}, which was erased"));
         }
         for (label, id) in self.known() {
             let mut all = BTreeMap::new();
@@ -150,6 +157,16 @@ impl Stage {
                 self.scribe.tell(event);
             }
         }
+        for (conversation, what, device, value) in self.settings() {
+            let what = what.to_owned();
+            self.scribe.tell(match value {
+                Ok(value) => Event::Setting { device, conversation, what, value },
+                Err(text) => Event::Broken { who: device, text: format!("{what} of {conversation}: {text}") },
+            });
+        }
+        for (region, message) in self.kept().await? {
+            self.scribe.tell(Event::Kept { region, message });
+        }
         for region in self.running() {
             for (conversation, id) in self.known() {
                 let Held { heads, digest } = self.held(&region, id).await?;
@@ -166,6 +183,60 @@ impl Stage {
         let shape = self.world.shape();
         let end = Event::End { quiet, waiting, shape: Some(format!("{:016x}", shape.hash)), packets: shape.packets };
         Ok(self.scribe.finish(end))
+    }
+
+    /// What devices say of what users of this scenario set: conversation, what, device, value.
+    fn settings(&self) -> Vec<(String, &'static str, String, Result<String, String>)> {
+        let mut all = Vec::new();
+        for (label, what) in settings(&self.plan) {
+            for device in self.audience.get(&label).into_iter().flat_map(BTreeMap::keys) {
+                let Some(app) = self.devices.get(device).and_then(|seat| seat.app.as_ref()) else { continue };
+                all.push((label.clone(), what, device.clone(), app.setting(&label, what)));
+            }
+        }
+        all
+    }
+
+    /// What devices can't tell of settings, or tell differently: of a title all members, of the rest the devices of one
+    /// user.
+    fn unsettled(&self) -> Vec<String> {
+        let mut waiting = Vec::new();
+        let mut told: BTreeMap<_, BTreeMap<String, String>> = BTreeMap::new();
+        for (label, what, device, value) in self.settings() {
+            let user = self.plan.devices.iter().find(|one| one.id == device).map(|one| &one.user);
+            match value {
+                Ok(value) => {
+                    let whose = user.filter(|_| what != TITLE);
+                    told.entry((label, what, whose)).or_default().insert(device, value);
+                }
+                Err(error) => waiting.push(format!("{device} can't tell {what} of {label}: {error}")),
+            }
+        }
+        for ((label, what, _), by_device) in told {
+            if by_device.values().collect::<BTreeSet<_>>().len() > 1 {
+                waiting.push(format!("devices differ in {what} of {label}: {by_device:?}"));
+            }
+        }
+        waiting
+    }
+
+    /// Erased messages whose content a region still holds.
+    async fn kept(&self) -> Result<BTreeSet<(String, String)>, PlayError> {
+        let (mut kept, erased) = (BTreeSet::new(), self.scribe.erased());
+        if erased.is_empty() {
+            return Ok(kept);
+        }
+        for region in self.running() {
+            for (_, id) in self.known() {
+                for entry in self.entries(&region, id).await? {
+                    let name = name_in(&entry.body);
+                    if entry.kind == 0 && erased.contains(&name) {
+                        kept.insert((region.clone(), name));
+                    }
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// All conversations, as the system calls them.
@@ -187,6 +258,17 @@ impl Stage {
         let store = self.cluster.store(region)?;
         let image = store.conversation(conversation).await.map_err(super::ClusterError::Store)?;
         let mut digest = Digest(0xcbf2_9ce4_8422_2325);
+        for entry in self.entries(region, conversation).await? {
+            digest.mix(format!("{entry:?}").as_bytes());
+        }
+        Ok(Held { heads: heads(&image.heads), digest: format!("{:016x}", digest.0) })
+    }
+
+    /// All entries that a region holds of a conversation, log by log.
+    async fn entries(&self, region: &str, conversation: ConvId) -> Result<Vec<Arc<Entry>>, PlayError> {
+        let store = self.cluster.store(region)?;
+        let image = store.conversation(conversation).await.map_err(super::ClusterError::Store)?;
+        let mut all = Vec::new();
         for (origin, head) in &image.heads {
             let range = Range {
                 conversation,
@@ -197,11 +279,9 @@ impl Stage {
                 max_bytes: usize::MAX,
                 backwards: false,
             };
-            for entry in store.range(range).await.map_err(super::ClusterError::Store)? {
-                digest.mix(format!("{entry:?}").as_bytes());
-            }
+            all.extend(store.range(range).await.map_err(super::ClusterError::Store)?);
         }
-        Ok(Held { heads: heads(&image.heads), digest: format!("{:016x}", digest.0) })
+        Ok(all)
     }
 
     /// (user, conversation, row) of everybody who takes part.

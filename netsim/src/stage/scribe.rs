@@ -59,6 +59,7 @@ struct Book {
     messages: BTreeMap<String, Known>,
     /// Committed, not acked yet.
     open: BTreeSet<String>,
+    erased: BTreeSet<String>,
     devices: BTreeMap<String, Seat>,
     triggers: Vec<(Trigger, u64)>,
     counts: BTreeMap<&'static str, u64>,
@@ -109,6 +110,11 @@ impl Scribe {
             era: Some(format!("{era:016x}")),
             message: message.to_owned(),
         });
+    }
+
+    /// Messages that users erased.
+    pub fn erased(&self) -> BTreeSet<String> {
+        self.with(|book, _| book.erased.clone())
     }
 
     /// A device re-offered messages.
@@ -219,6 +225,11 @@ impl Book {
                 self.passes(message, Moment::Acked)
             }
             Event::Stable { message, .. } => self.passes(message, Moment::Stable),
+            Event::Erased { message, .. } => {
+                self.counted("erased");
+                self.erased.insert(message.clone());
+                Vec::new()
+            }
             Event::Shown { device, message, new, .. } => {
                 if !new {
                     self.counted("moved");

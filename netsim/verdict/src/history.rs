@@ -162,6 +162,43 @@ pub enum Event {
         /// He was added; otherwise removed.
         member: bool,
     },
+    /// A user set something that is one and the same for all who know it. The newest writing counts; which one that is
+    /// of several devices' is the system's to say.
+    Set {
+        /// By which device.
+        device: String,
+        /// Of which conversation.
+        conversation: String,
+        /// `title` (for all members) or `muted` (for his own devices).
+        what: String,
+        /// The new value.
+        value: String,
+    },
+    /// A user erased a message for everyone.
+    Erased {
+        /// By which device.
+        device: String,
+        /// Which message.
+        message: String,
+    },
+    /// What a device says in the end of something that was set in the run.
+    Setting {
+        /// Which device.
+        device: String,
+        /// Of which conversation.
+        conversation: String,
+        /// See [`Event::Set`].
+        what: String,
+        /// Its value there.
+        value: String,
+    },
+    /// A region still stores the content of an erased message in the end.
+    Kept {
+        /// Which region.
+        region: String,
+        /// Which message.
+        message: String,
+    },
     /// A fault begins or ends. One that lasts until the run is over ends just before [`Event::Timeline`]s are told, so
     /// that what it hit is known.
     Fault {

@@ -8,7 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{
-    agreement, convergence, coverage, delivery, duplicates, durability, load, order, phantoms, recovery, trouble,
+    agreement, convergence, coverage, delivery, duplicates, durability, load, order, phantoms, recovery, settings,
+    trouble,
 };
 use crate::concern::BeyondReach;
 use crate::facts::Facts;
@@ -67,6 +68,7 @@ fn check(facts: &Facts<'_>, findings: &mut Findings) -> Figures {
     (figures.lost, figures.lost_allowed) = (losses.lost.len() as u64, losses.allowed.len() as u64);
     figures.unacked = losses.unacked;
     figures.converged_ns = convergence::check(facts, &beyond, &losses.allowed, findings);
+    settings::check(facts, &beyond, findings);
     figures.recoveries = recovery::check(facts, findings);
     load::traffic(facts, findings);
     coverage::check(facts, findings);

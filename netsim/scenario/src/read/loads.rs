@@ -208,7 +208,7 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 }
 
 /// What an action does, by its word.
-pub(crate) const ACTIONS: [&str; 5] = ["read", "read-all", "mute", "add", "remove"];
+pub(crate) const ACTIONS: [&str; 8] = ["read", "read-all", "mute", "unmute", "title", "erase", "add", "remove"];
 
 fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
     let word = f.need_text("do", "\"read\"")?;
@@ -230,6 +230,12 @@ fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
         "read" => cast.target(f, "conversation").map(Action::Read),
         "read-all" => Some(Action::ReadAll),
         "mute" => cast.target(f, "conversation").map(Action::Mute),
+        "unmute" => cast.target(f, "conversation").map(Action::Unmute),
+        "erase" => cast.target(f, "conversation").map(Action::Erase),
+        "title" => {
+            let title = f.need_text("title", "\"Plans\"").map(str::to_owned);
+            group().zip(title).map(|(group, title)| Action::Title { group, title })
+        }
         "add" => group().zip(user()).map(|(group, user)| Action::Add { group, user }),
         "remove" => group().zip(user()).map(|(group, user)| Action::Remove { group, user }),
         _ => {

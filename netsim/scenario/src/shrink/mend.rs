@@ -35,8 +35,11 @@ pub(super) fn mend(plan: &mut Plan, before: &Plan) {
     plan.actions.retain(|action| {
         devices.contains(&action.device)
             && match &action.what {
-                Action::Read(target) | Action::Mute(target) => reachable(target),
+                Action::Read(target) | Action::Mute(target) | Action::Unmute(target) | Action::Erase(target) => {
+                    reachable(target)
+                }
                 Action::ReadAll => true,
+                Action::Title { group, .. } => members.contains_key(group),
                 Action::Add { group, user } | Action::Remove { group, user } => {
                     members.contains_key(group) && users.contains(user)
                 }

@@ -162,6 +162,19 @@ impl Plan {
                     page.text("do", "mute");
                     page.text("conversation", target(conversation));
                 }
+                Action::Unmute(conversation) => {
+                    page.text("do", "unmute");
+                    page.text("conversation", target(conversation));
+                }
+                Action::Erase(conversation) => {
+                    page.text("do", "erase");
+                    page.text("conversation", target(conversation));
+                }
+                Action::Title { group, title } => {
+                    page.text("do", "title");
+                    page.text("group", group);
+                    page.text("title", title);
+                }
                 Action::Add { group, user } | Action::Remove { group, user } => {
                     page.text("do", if matches!(action.what, Action::Add { .. }) { "add" } else { "remove" });
                     page.text("group", group);

@@ -13,16 +13,21 @@ use super::super::seat::Seat;
 use super::super::topology::nodes;
 use super::{Due, Run, nanos};
 use crate::limits::{CALM_FOR, LINKS_SAMPLED, LOOK_EVERY, SAMPLE_EVERY};
+use crate::stage::app::settings;
 use crate::stage::ending::{cause, members, since};
 
 impl Run {
     /// Asks all apps that are open and awake how things stand, and waits for their answers.
     pub(super) fn look(&mut self) -> Result<(), RealError> {
-        let all = members(&self.plan);
+        let (all, set) = (members(&self.plan), settings(&self.plan));
+        let asked = |label: &String| -> Vec<String> {
+            set.iter().filter(|(of, _)| of == label).map(|(_, what)| (*what).to_owned()).collect()
+        };
         for device in &self.plan.devices {
             let awake = !self.rig.holding.paused(&self.plan, &device.id);
             let Some(seat) = self.seats.get_mut(&device.id).filter(|seat| awake && seat.is_open()) else { continue };
-            let of = all.iter().filter(|(_, members)| members.contains(&device.user)).map(|(label, _)| label.clone());
+            let of = all.iter().filter(|(_, members)| members.contains(&device.user));
+            let of = of.map(|(label, _)| (label.clone(), asked(label)));
             seat.standing = None;
             seat.order(&Order::Look(of.collect()));
         }
@@ -160,6 +165,13 @@ impl Run {
                     Err(text) => Event::Broken { who: device, text: format!("{conversation}: {text}") },
                 };
                 self.book.tell(now_ns, event);
+            }
+            for (conversation, shown) in seat.standing.iter().flat_map(|standing| &standing.shown) {
+                for (what, value) in shown.iter().flat_map(|shown| &shown.settings) {
+                    let (device, conversation) = (device.clone(), conversation.clone());
+                    let (what, value) = (what.clone(), value.clone());
+                    self.book.tell(now_ns, Event::Setting { device, conversation, what, value });
+                }
             }
         }
         let dropped = self.lab.dropped_before_read()?;

@@ -2,7 +2,7 @@
 //!
 //! An acked message must be in the timeline of every device of every user who was a member from before it was sent
 //! until the end. Of removed users nothing is asked: what a removal overtakes depends on where it was applied first.
-//! Devices beyond reach (see [`crate::concern`]) are left out.
+//! Devices beyond reach (see [`crate::concern`]) are left out, and messages that their users erased.
 //!
 //! A scenario that destroys a region says so with `may_lose`. Then a message may be missing if all that ever decided on
 //! it are such regions, and its device was not told that it is stable. Without commits in the history (the real-time
@@ -81,7 +81,8 @@ pub(crate) fn check<'a>(facts: &Facts<'a>, beyond: &BeyondReach<'a>, findings: &
 }
 
 fn in_order<'f, 'a>(facts: &'f Facts<'a>) -> Vec<&'f Message<'a>> {
-    let mut all: Vec<_> = facts.messages.values().filter(|m| m.refused_ns.is_none()).collect();
+    let mut all: Vec<_> =
+        facts.messages.values().filter(|m| m.refused_ns.is_none() && !facts.erased.contains_key(m.id)).collect();
     all.sort_by_key(|m| m.nth);
     all
 }

@@ -1,7 +1,7 @@
 //! The checks, each a question to a history.
 //!
 //! Reading order: what must never be seen ([`duplicates`], [`order`], [`phantoms`]), what must be true in the end
-//! ([`durability`], [`agreement`], [`convergence`]), what a scenario limits ([`delivery`], [`recovery`], [`load`]), and
+//! ([`durability`], [`agreement`], [`convergence`], [`settings`]), what a scenario limits ([`delivery`], [`recovery`], [`load`]), and
 //! whether the run shows anything at all ([`trouble`], [`coverage`]).
 
 pub(crate) mod agreement;
@@ -14,4 +14,5 @@ pub(crate) mod load;
 pub(crate) mod order;
 pub(crate) mod phantoms;
 pub(crate) mod recovery;
+pub(crate) mod settings;
 pub(crate) mod trouble;

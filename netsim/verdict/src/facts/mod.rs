@@ -125,6 +125,9 @@ pub(crate) struct Late {
 /// A device, a conversation, and a user of whom the device knows whether he is a member.
 pub(crate) type Knowing<'a> = (&'a str, &'a str, &'a str);
 
+/// Something that can be set: its conversation, what it is, and whose it is; `None`: of all members.
+pub(crate) type Register<'a> = (&'a str, &'a str, Option<&'a str>);
+
 /// By (conversation, what tells it).
 pub(crate) type Told<'a, T> = BTreeMap<&'a str, BTreeMap<&'a str, T>>;
 
@@ -153,6 +156,14 @@ pub(crate) struct Facts<'a> {
     pub(crate) members: Told<'a, Vec<(u64, u64)>>,
     /// By (device, conversation, user): since which line the device knows that he is a member, or is none.
     pub(crate) learned: BTreeMap<Knowing<'a>, Vec<(usize, bool)>>,
+    /// By what was set: by which device, and to what, in order.
+    pub(crate) set: BTreeMap<Register<'a>, Vec<(&'a str, &'a str)>>,
+    /// By what was set and device: what it says in the end.
+    pub(crate) settings: BTreeMap<Register<'a>, BTreeMap<&'a str, &'a str>>,
+    /// Messages that were erased, with the moment.
+    pub(crate) erased: BTreeMap<&'a str, u64>,
+    /// (region, message) of erased ones whose content is still there.
+    pub(crate) kept: Vec<(&'a str, &'a str)>,
     pub(crate) traffic: BTreeMap<&'a str, Traffic>,
     pub(crate) sometimes: BTreeMap<&'a str, u64>,
     pub(crate) lateness: Option<Late>,
@@ -200,6 +211,11 @@ impl<'a> Facts<'a> {
     /// Whether the machine was too slow for the run: what it says of times is worth nothing then.
     pub(crate) fn late(&self) -> bool {
         self.lateness.as_ref().is_some_and(|l| l.p99_ns > l.delay_ns / crate::limits::LATENESS_SHARE)
+    }
+
+    /// What is meant by a thing that a device sets: what is called `title` is one for all members.
+    pub(crate) fn register(&self, device: &str, conversation: &'a str, what: &'a str) -> Register<'a> {
+        (conversation, what, (what != "title").then(|| self.user(device)))
     }
 
     /// What a missed limit of time makes of the run.

@@ -33,6 +33,7 @@ impl<'a> Facts<'a> {
                     | Event::Log { .. }
                     | Event::Row { .. }
                     | Event::Traffic { .. }
+                    | Event::Setting { .. }
                     | Event::End { .. }
             )
         };
@@ -83,6 +84,10 @@ impl<'a> Facts<'a> {
             stopped: BTreeSet::new(),
             members,
             learned: BTreeMap::new(),
+            set: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            erased: BTreeMap::new(),
+            kept: Vec::new(),
             traffic: BTreeMap::new(),
             sometimes: BTreeMap::new(),
             lateness: None,
@@ -171,6 +176,30 @@ impl<'a> Facts<'a> {
                 self.device(at_ns, device, form);
                 self.conversation(at_ns, conversation, form);
                 self.learned.entry((device, conversation, user)).or_default().push((number, *member));
+            }
+            Event::Set { device, conversation, what, value } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                let register = self.register(device, conversation, what);
+                self.set.entry(register).or_default().push((device, value));
+            }
+            Event::Setting { device, conversation, what, value } => {
+                self.device(at_ns, device, form);
+                self.conversation(at_ns, conversation, form);
+                let register = self.register(device, conversation, what);
+                self.settings.entry(register).or_default().insert(device, value);
+            }
+            Event::Erased { device, message } => {
+                self.device(at_ns, device, form);
+                if self.messages.contains_key(message.as_str()) {
+                    self.erased.entry(message).or_insert(at_ns);
+                } else {
+                    form.wrong(at_ns, || format!("{device} erases {message}, which was never invoked"));
+                }
+            }
+            Event::Kept { region, message } => {
+                self.region(at_ns, region, form);
+                self.kept.push((region, message));
             }
             Event::Fault { fault, phase, kind, target, hits } => {
                 self.fault((number, at_ns), fault, *phase, (kind, target, *hits), form);
