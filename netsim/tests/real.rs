@@ -156,6 +156,28 @@ fn a_program_runs_behind_a_link_of_a_scenario_with_its_exit_code() {
 }
 
 #[test]
+fn faults_strike_the_links_of_a_program_if_asked_to_and_end_with_it() {
+    let test = "faults_strike_the_links_of_a_program_if_asked_to_and_end_with_it";
+    if tern(test).is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("dark.toml");
+    let dark = "[[fault]]\nid = \"dark\"\nkind = \"outage\"\ntarget = \"alice-phone\"\nat = \"100ms\"\nfor = \"400ms\"\n\
+                [[fault]]\nid = \"late\"\nkind = \"outage\"\ntarget = \"alice-phone\"\nat = \"11s\"\nfor = \"400s\"\n";
+    fs::write(&file, format!("{SHORT}\n{dark}")).unwrap();
+    let file = file.to_str().unwrap();
+    let shell = |arguments: &[&str]| {
+        let all = [&["shell", file, "--at", "alice-phone"], arguments, &["--", "sleep", "1"]].concat();
+        netsim(&all)
+    };
+    let struck = said(&shell(&["--faults"]));
+    assert!(struck.contains("dark begins") && struck.contains("dark ends") && !struck.contains("late"), "{struck}");
+    let calm = said(&shell(&[]));
+    assert!(!calm.contains("dark begins"), "{calm}");
+}
+
+#[test]
 fn what_only_virtual_time_can_do_is_refused_before_anything_starts() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("clock.toml");

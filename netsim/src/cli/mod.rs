@@ -129,6 +129,9 @@ struct ShellArgs {
     /// Also runs a command of a shell in a host, for as long as the program runs: eu='python3 -m http.server 80'.
     #[arg(long, value_name = "HOST=COMMAND", value_parser = real::parse_serve)]
     serve: Vec<(String, String)>,
+    /// The faults of the scenario strike its links, from the program's start on.
+    #[arg(long)]
+    faults: bool,
     /// The seed; the scenario's first, if not said.
     #[arg(long)]
     seed: Option<u64>,

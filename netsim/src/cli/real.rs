@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use tern_netsim::real::{self, Surroundings, topology};
+use tern_netsim::real::{self, Surroundings, topology, weather};
 use tern_netsim::stage::Heading;
+use tern_netsim_report::run_page;
 use tern_netsim_scenario::{Driver, Scenario};
 use tern_netsim_tun::Lab;
-use tern_netsim_verdict::{BatchRun, Event, Line, Verdict, judge, junit, summary, totals};
+use tern_netsim_verdict::{BatchRun, Event, Line, judge, summary};
 
+use super::batch::conclude;
 use super::{Failure, Outcome, RunArgs, ShellArgs, files, one};
 
 /// `netsim run --driver tun`.
@@ -36,7 +39,6 @@ pub fn run(args: &RunArgs) -> Outcome {
             for point in scenario.points() {
                 if wanted.iter().all(|(name, value)| point.get(name) == Some(value)) {
                     let run = play(args, &file, &scenario, seed, &point)?;
-                    println!("{}", summary(&run));
                     all.push(run);
                 }
             }
@@ -45,11 +47,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     if all.is_empty() {
         return Err(Failure::Usage("none of these scenarios is for this driver at such a point".to_owned()));
     }
-    if let Some(path) = &args.junit {
-        fs::write(path, junit(&all)).map_err(|error| Failure::io("can't write", path, &error))?;
-    }
-    println!("{}", totals(&all));
-    Ok(all.iter().all(|run| run.verdict == Verdict::Pass))
+    conclude(&all, &args.out, args.junit.as_deref())
 }
 
 fn seeds(args: &RunArgs, scenario: &Scenario) -> Vec<u64> {
@@ -86,7 +84,14 @@ fn play(
     let Some(Line { event: Event::Run(head), .. }) = lines.first() else {
         return Err(Failure::Outside("the history does not begin with a run".to_owned()));
     };
-    Ok(BatchRun::of(head, &judge(&lines)))
+    let judgement = judge(&lines);
+    let page = directory.join("report.html");
+    fs::write(&page, run_page(&lines, &judgement)).map_err(|error| Failure::io("can't write", &page, &error))?;
+    let mut run = BatchRun::of(head, &judgement);
+    run.page = directory.file_name().map(|name| format!("{}/report.html", name.display()));
+    print!("{}", summary(&run));
+    println!("        {}", page.display());
+    Ok(run)
 }
 
 /// `netsim shell`: a program behind the links of a scenario, with this terminal.
@@ -112,7 +117,27 @@ pub fn shell(args: &ShellArgs) -> Result<ExitCode, Failure> {
     };
     let mut command = std::process::Command::new(program);
     command.args(arguments);
-    let status = lab.shell(&args.at, command).map_err(|error| outside(&error))?;
+    let (over, until) = std::sync::mpsc::channel();
+    let status = std::thread::scope(|scope| {
+        let struck = args.faults.then(|| {
+            let tell = |at_ns: u64, fault: &str, begins: bool| {
+                eprintln!(
+                    "{:9.3} s  {fault} {}",
+                    Duration::from_nanos(at_ns).as_secs_f64(),
+                    if begins { "begins" } else { "ends" }
+                );
+            };
+            let (lab, plan) = (&lab, &plan);
+            scope.spawn(move || weather::strike(lab, plan, &until, tell))
+        });
+        let status = lab.shell(&args.at, command).map_err(|error| outside(&error));
+        drop(over);
+        match struck.map(std::thread::ScopedJoinHandle::join) {
+            Some(Ok(Err(error))) => Err(outside(&error)),
+            Some(Err(_)) => Err(Failure::Outside("the thread of the faults panicked".to_owned())),
+            Some(Ok(Ok(()))) | None => status,
+        }
+    })?;
     drop(servers);
     // As a shell says it: killed by a signal.
     let code =

@@ -15,7 +15,7 @@
 //!
 //! Reading order: [`play`] below, `run` (what happens when), [`topology`] (hosts), [`deployment`] (regions and edges),
 //! [`protocol`], [`device`] and [`seat`] (devices, from inside and outside), [`holding`] and [`rig`] (faults), [`book`]
-//! (the history).
+//! (the history); [`weather`] for programs that are none of tern's.
 
 pub mod book;
 pub mod deployment;
@@ -27,6 +27,7 @@ pub mod rig;
 mod run;
 pub mod seat;
 pub mod topology;
+pub mod weather;
 
 use std::path::PathBuf;
 
