@@ -5,6 +5,7 @@
 
 mod batch;
 mod explore;
+mod figures;
 mod files;
 #[cfg(feature = "mutants")]
 mod gate;
@@ -58,6 +59,8 @@ enum Command {
     /// Switches each seeded bug on in turn, and sees that the scenario that is to catch it does; only where netsim was
     /// built with the feature `mutants`.
     Gate(GateArgs),
+    /// Measures what is promised of weak networks, and says whether it is reached.
+    Figures(FiguresArgs),
     /// Lists the links that have a name.
     Profiles,
     /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
@@ -115,6 +118,32 @@ struct RunArgs {
     junit: Option<PathBuf>,
     /// A run that takes longer is ended, and is INVALID.
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
+    watchdog: Duration,
+}
+
+/// Of `figures`.
+#[derive(Args, Debug)]
+struct FiguresArgs {
+    /// Which figures there are, and what has to be reached.
+    #[arg(default_value = "netsim/figures.toml")]
+    file: PathBuf,
+    /// Only figures whose name holds this; may be given again.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// At most so many seeds of each.
+    #[arg(long, value_name = "COUNT")]
+    seeds: Option<u64>,
+    /// Runs at a time; as many as there are processors, if not said.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Writes the table there, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Where histories are while they are needed.
+    #[arg(long, value_name = "DIR", default_value = "netsim-runs/figures")]
+    out: PathBuf,
+    /// A run that takes longer is ended, and is bad.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "3m")]
     watchdog: Duration,
 }
 
@@ -281,6 +310,7 @@ pub fn main() -> ExitCode {
         Command::Judge { history, html } => replay::judge_again(&history, html.as_deref()),
         Command::Explore(args) => explore::explore(&args),
         Command::Shrink(args) => explore::shrink(&args),
+        Command::Figures(args) => figures::figures(&args),
         Command::Profiles => {
             files::profiles();
             Ok(true)

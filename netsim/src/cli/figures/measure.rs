@@ -1,0 +1,283 @@
+//! What can be measured in a history.
+//!
+//! Times count from what a scenario does until what a user would notice; where the other end's kernel or the way back
+//! would be measured too, the moment counts at which the region has decided on a message.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tern_netsim_verdict::{Event, FaultPhase, Line};
+
+/// See the module. Faults are named as in the scenario; of one that comes several times, all are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Measure {
+    /// From a fault's end until the first message is committed that its device had sent before and that was not yet.
+    CommittedAfterEnd(String),
+    /// From a fault's beginning until its device is live by a connection that was made since.
+    LiveAfterBegin(String),
+    /// From a fault's end until its device is live by a connection that was made since.
+    LiveAfterEnd(String),
+    /// From a device's start until it is live.
+    LiveAfterStart(String),
+    /// How much longer the first message takes to its commit that a fault's device sends after the fault began than the
+    /// median of those before.
+    ExtraOnNext(String),
+    /// Bytes per hour of a device, in both directions.
+    BytesPerHour(String),
+    /// Wake-ups of a device's radio per hour.
+    WakeupsPerHour(String),
+    /// From a fault's beginning until its device finds out that its connection does not carry any longer.
+    NoticedAfterBegin(String),
+    /// Most devices that became live in any second after a fault's beginning, over the mean from the first to the last.
+    PeakOverMean(String),
+}
+
+/// How values are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Seconds,
+    Plain,
+}
+
+impl Unit {
+    /// For people.
+    pub fn show(self, value: f64) -> String {
+        match self {
+            _ if value.is_nan() => "-".to_owned(),
+            Self::Seconds if value < 1.0 => format!("{:.0} ms", value * 1000.0),
+            Self::Seconds => format!("{value:.2} s"),
+            Self::Plain if value < 100.0 => format!("{value:.1}"),
+            Self::Plain => format!("{value:.0}"),
+        }
+    }
+}
+
+/// When a fault held, and its target's device.
+struct Span {
+    device: String,
+    begin_ns: u64,
+    end_ns: u64,
+}
+
+impl Measure {
+    /// See [`Unit`].
+    pub fn unit(&self) -> Unit {
+        match self {
+            Self::BytesPerHour(_) | Self::WakeupsPerHour(_) | Self::PeakOverMean(_) => Unit::Plain,
+            _ => Unit::Seconds,
+        }
+    }
+
+    /// All values of a run; times in seconds. None: what is measured did not happen.
+    pub fn of(&self, lines: &[Line]) -> Vec<f64> {
+        let each = |fault: &str, f: &dyn Fn(&Span) -> Option<f64>| spans(lines, fault).iter().filter_map(f).collect();
+        match self {
+            Self::CommittedAfterEnd(fault) => each(fault, &|span| committed_after(lines, span)),
+            Self::LiveAfterBegin(fault) => {
+                each(fault, &|span| live_after(lines, &span.device, span.begin_ns).map(|at| since(at, span.begin_ns)))
+            }
+            Self::LiveAfterEnd(fault) => {
+                each(fault, &|span| live_after(lines, &span.device, span.end_ns).map(|at| since(at, span.end_ns)))
+            }
+            Self::LiveAfterStart(device) => {
+                let start = lines.iter().find(|l| matches!(&l.event, Event::Start { who } if who == device));
+                let start_ns = start.map(|line| line.at_ns);
+                let live = |from_ns| live_after(lines, device, from_ns).map(|at| since(at, from_ns));
+                start_ns.and_then(live).into_iter().collect()
+            }
+            Self::ExtraOnNext(fault) => each(fault, &|span| extra(lines, span)),
+            Self::NoticedAfterBegin(fault) => each(fault, &|span| {
+                let gone = |line: &&Line| {
+                    line.at_ns >= span.begin_ns
+                        && matches!(&line.event, Event::Connection { device, state, .. }
+                                    if *device == span.device && state != "live")
+                };
+                lines.iter().find(gone).map(|line| since(line.at_ns, span.begin_ns))
+            }),
+            Self::BytesPerHour(device) => traffic(lines, device).map(|(bytes, _)| bytes).into_iter().collect(),
+            Self::WakeupsPerHour(device) => traffic(lines, device).map(|(_, wakeups)| wakeups).into_iter().collect(),
+            Self::PeakOverMean(fault) => each(fault, &|span| peak_over_mean(lines, span.begin_ns)),
+        }
+    }
+}
+
+/// The fastest ack of a run in which there were some, in seconds.
+pub fn round_trip_s(lines: &[Line]) -> Option<f64> {
+    let mut sent = BTreeMap::new();
+    let mut best: Option<u64> = None;
+    for line in lines {
+        match &line.event {
+            Event::Invoke { message, .. } => drop(sent.insert(message, line.at_ns)),
+            Event::Acked { message, .. } => {
+                let took = sent.get(message).map(|sent_ns| line.at_ns - sent_ns);
+                best = best.into_iter().chain(took).min();
+            }
+            _ => {}
+        }
+    }
+    best.map(|ns| since(ns, 0))
+}
+
+fn since(at_ns: u64, from_ns: u64) -> f64 {
+    at_ns.saturating_sub(from_ns) as f64 / 1e9
+}
+
+/// Each time that a fault held; a repeated one is called `storm-1`, of several targets `storm@phone`.
+fn spans(lines: &[Line], id: &str) -> Vec<Span> {
+    let mut all: Vec<(String, Span)> = Vec::new();
+    for line in lines {
+        let Event::Fault { fault, phase, target, .. } = &line.event else { continue };
+        let rest = fault.strip_prefix(id);
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '@'])) {
+            continue;
+        }
+        match phase {
+            FaultPhase::Begin => {
+                let device = target.split('.').next().unwrap_or(target).to_owned();
+                all.push((fault.clone(), Span { device, begin_ns: line.at_ns, end_ns: u64::MAX }));
+            }
+            FaultPhase::End => {
+                if let Some((_, span)) = all.iter_mut().rev().find(|(name, _)| name == fault) {
+                    span.end_ns = line.at_ns;
+                }
+            }
+        }
+    }
+    all.into_iter().map(|(_, span)| span).collect()
+}
+
+/// Messages of a device: when they were sent and committed.
+fn messages(lines: &[Line], of: &str) -> Vec<(u64, Option<u64>)> {
+    let mut order: Vec<(&str, u64, Option<u64>)> = Vec::new();
+    for line in lines {
+        match &line.event {
+            Event::Invoke { device, message, .. } if device == of => order.push((message, line.at_ns, None)),
+            Event::Commit { message, .. } => {
+                let sent = order.iter_mut().rev().find(|(name, _, _)| name == message);
+                if let Some((_, _, committed)) = sent {
+                    committed.get_or_insert(line.at_ns);
+                }
+            }
+            _ => {}
+        }
+    }
+    order.into_iter().map(|(_, sent, committed)| (sent, committed)).collect()
+}
+
+fn committed_after(lines: &[Line], span: &Span) -> Option<f64> {
+    let waiting = messages(lines, &span.device)
+        .into_iter()
+        .filter(|(sent, committed)| *sent < span.end_ns && committed.is_none_or(|at| at >= span.end_ns));
+    waiting.filter_map(|(_, committed)| committed).min().map(|at| since(at, span.end_ns))
+}
+
+fn live_after(lines: &[Line], of: &str, from_ns: u64) -> Option<u64> {
+    let live = |line: &&Line| {
+        line.at_ns >= from_ns
+            && matches!(&line.event, Event::Connection { device, state, .. } if device == of && state == "live")
+    };
+    lines.iter().find(live).map(|line| line.at_ns)
+}
+
+fn extra(lines: &[Line], span: &Span) -> Option<f64> {
+    let all = messages(lines, &span.device);
+    let took = |(sent, committed): &(u64, Option<u64>)| committed.map(|at| since(at, *sent));
+    let mut before: Vec<f64> =
+        all.iter().filter(|(_, at)| at.is_some_and(|at| at < span.begin_ns)).filter_map(took).collect();
+    before.sort_unstable_by(f64::total_cmp);
+    let usual = before.get(before.len() / 2)?;
+    let next = all.iter().find(|(sent, _)| *sent >= span.begin_ns)?;
+    Some((took(next)? - usual).max(0.0))
+}
+
+/// Bytes and wake-ups per hour.
+fn traffic(lines: &[Line], of: &str) -> Option<(f64, f64)> {
+    lines.iter().find_map(|line| match &line.event {
+        Event::Traffic { device, up_bytes, down_bytes, wakeups, over_ns, .. } if device == of => {
+            let hours = since(*over_ns, 0) / 3600.0;
+            Some(((up_bytes + down_bytes) as f64 / hours, *wakeups as f64 / hours))
+        }
+        _ => None,
+    })
+}
+
+fn peak_over_mean(lines: &[Line], from_ns: u64) -> Option<f64> {
+    const SECOND: u64 = 1_000_000_000;
+    let came: Vec<u64> = lines
+        .iter()
+        .filter(|line| line.at_ns >= from_ns)
+        .filter(|line| matches!(&line.event, Event::Connection { state, .. } if state == "live"))
+        .map(|line| line.at_ns)
+        .collect();
+    let (first, last) = (came.first()?, came.last()?);
+    let mean = came.len() as f64 / since(*last, *first).max(1.0);
+    let most = came.iter().enumerate().map(|(i, at)| came[i..].partition_point(|other| *other < at + SECOND)).max()?;
+    Some(most as f64 / mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn line(at_ms: u64, event: Event) -> Line {
+        Line { at_ns: at_ms * MS, event }
+    }
+
+    fn invoke(at_ms: u64, message: &str) -> Line {
+        let (device, conversation) = ("phone".into(), "a+b".into());
+        line(at_ms, Event::Invoke { device, conversation, message: message.into(), bytes: 1 })
+    }
+
+    fn commit(at_ms: u64, message: &str) -> Line {
+        line(at_ms, Event::Commit { region: "eu".into(), era: None, message: message.into() })
+    }
+
+    fn fault(at_ms: u64, phase: FaultPhase) -> Line {
+        let (fault, kind, target) = ("dark-1".into(), "outage".into(), "phone.cell".into());
+        line(at_ms, Event::Fault { fault, phase, kind, target, hits: 1 })
+    }
+
+    fn connection(at_ms: u64, state: &str) -> Line {
+        let (device, state) = ("phone".into(), state.into());
+        line(at_ms, Event::Connection { device, state, edge: None, region: None, transport: None })
+    }
+
+    #[test]
+    fn times_count_from_what_the_fault_does() {
+        let history = [
+            line(100, Event::Start { who: "phone".into() }),
+            connection(350, "live"),
+            invoke(1000, "phone/1"),
+            commit(1040, "phone/1"),
+            line(1080, Event::Acked { device: "phone".into(), message: "phone/1".into() }),
+            fault(2000, FaultPhase::Begin),
+            invoke(2500, "phone/2"),
+            invoke(2600, "phone/3"),
+            connection(3000, "connecting"),
+            fault(7000, FaultPhase::End),
+            connection(7100, "live"),
+            commit(7400, "phone/2"),
+            commit(7400, "phone/3"),
+        ];
+        let of = |measure: Measure| measure.of(&history);
+        assert_eq!(of(Measure::CommittedAfterEnd("dark".into())), [0.4]);
+        assert_eq!(of(Measure::LiveAfterBegin("dark".into())), [5.1]);
+        assert_eq!(of(Measure::NoticedAfterBegin("dark".into())), [1.0]);
+        assert_eq!(of(Measure::LiveAfterStart("phone".into())), [0.25]);
+        assert_eq!(of(Measure::ExtraOnNext("dark".into())), [4.9 - 0.04]);
+        assert_eq!(of(Measure::CommittedAfterEnd("darkness".into())), [0.0; 0]);
+        assert_eq!(round_trip_s(&history), Some(0.08));
+    }
+
+    #[test]
+    fn a_herd_is_measured_against_its_own_mean() {
+        let mut history = vec![fault(0, FaultPhase::Begin)];
+        history.extend((0..10).map(|i| connection(1000 + i * 1000, "live")));
+        history.extend((0..10).map(|_| connection(20_000, "live")));
+        let peak = Measure::PeakOverMean("dark".into()).of(&history);
+        assert!((peak[0] - 10.0 / (20.0 / 19.0)).abs() < 1e-9, "{peak:?}");
+    }
+}
