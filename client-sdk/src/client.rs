@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tern_core::client::{
-    ConnectionState, DiscardRefused, GroupInfo, Machine, Message, MessageId, SendRefused, UnknownMessage,
+    ConnectionState, DiscardRefused, GroupInfo, Message, MessageId, NetInfo, SendRefused, UnknownMessage,
 };
 use tern_core::ids::{ConvId, InstallId, UserId};
 use tern_core::kinds::is_countable;
@@ -390,9 +390,22 @@ impl Client {
         self.shared().lock().machine.waiting()
     }
 
-    /// The device's network changed: back-offs end, and the connection has to show that it lives.
-    pub fn network_changed(&self) -> Result<(), CallError> {
-        Ok(self.shared().act(Machine::network_changed)?)
+    /// The device's network changed, or with `None` something of it did: back-offs end, the connection in use has to
+    /// show that it lives, and what is known of this network decides what is tried first.
+    ///
+    /// # Errors
+    /// Where the client is closed, or its store failed.
+    pub fn network_changed(&self, info: Option<NetInfo>) -> Result<(), CallError> {
+        Ok(self.shared().act(|machine, now| machine.network_changed(now, info))?)
+    }
+
+    /// Whether the user looks at the application. In the background the heartbeat is learned: it costs as little as the
+    /// network allows. The default is the foreground.
+    ///
+    /// # Errors
+    /// Where the client is closed, or its store failed.
+    pub fn set_foreground(&self, foreground: bool) -> Result<(), CallError> {
+        Ok(self.shared().act(|machine, now| machine.set_foreground(now, foreground))?)
     }
 
     /// Connects now instead of later, and after a [`crate::Event::Kicked`].

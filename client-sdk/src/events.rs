@@ -1,5 +1,7 @@
 //! What the application is told, as it happens.
 
+use std::time::Duration;
+
 use tern_core::client::{Change, ConnectionState, MessageId};
 use tern_core::ids::{ConvId, Origin, Seq, UserId};
 use tern_core::wire::v1::gap::Reason;
@@ -95,6 +97,11 @@ pub enum Event {
         /// Whether he types.
         typing: bool,
     },
+    /// A gateway on the way forgets connections that are silent for so long; the heartbeat was shortened.
+    GatewayForgot {
+        /// How long it was silent.
+        silence: Duration,
+    },
     /// Where the user's devices are connected was told.
     Devices,
     /// An own message was released before it was stable, because more is waiting than is kept.
@@ -168,6 +175,7 @@ impl From<tern_core::client::Event> for Event {
             E::Read { conversation } => Self::Read { conversation },
             E::PeerRead { conversation } => Self::PeerRead { conversation },
             E::Typing { conversation, user, typing } => Self::Typing { conversation, user, typing },
+            E::GatewayForgot { silence } => Self::GatewayForgot { silence },
             E::Devices => Self::Devices,
             E::AtRisk { conversation, id } => Self::AtRisk { conversation, id },
             E::ReOffered { conversation, count } => Self::ReOffered { conversation, count },

@@ -57,8 +57,8 @@ pub use group::{Changed, GroupError};
 pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
     Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, GroupInfo, GroupOptions,
-    GroupRefused, MemberInfo, Message, MessageId, MessageState, Placed, SendRefused, SetRefused, Transport,
-    UnknownMessage,
+    GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, SendRefused, SetRefused,
+    Transport, UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;

@@ -367,6 +367,7 @@ fn build(env: &Env, config: &ClientConfig, setup: &Setup, store: &mut dyn LocalS
     let image = store.load()?;
     let kept = image.dispatch.clone();
     let mut machine = Machine::new(setup.clone(), image);
+    machine.set_wall(env.clock.now(), env.clock.wall_ms());
     if let Some((answer, at_ms)) = kept {
         match dispatch::parse(&answer, config.edge_name.as_deref()) {
             Ok((list, ttl)) => {

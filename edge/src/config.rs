@@ -94,6 +94,9 @@ pub struct EdgeLimits {
     pub failed_handshakes_per_second: u32,
     /// Failed handshakes at once and address block.
     pub failed_handshakes_burst: u32,
+    /// Clients of a lost edge come back to others at this rate: each is told over how long to spread it. 250 a second: a
+    /// third of what one core of a small machine takes.
+    pub return_per_second: u32,
     /// After the core was not heard of for so long, its sessions are sent elsewhere.
     pub core_lost: Duration,
     /// Handshakes under way whose address is proven, from the first packet to an accepted Hello. 2,048: over
@@ -143,6 +146,7 @@ impl Default for EdgeLimits {
             sends_burst: limits::SENDS_BURST,
             failed_handshakes_per_second: limits::FAILED_HANDSHAKES_PER_SECOND,
             failed_handshakes_burst: 2 * limits::FAILED_HANDSHAKES_PER_SECOND,
+            return_per_second: 250,
             core_lost: Duration::from_secs(5),
             handshakes: 2_048,
             unproven_handshakes: 512,

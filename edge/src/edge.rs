@@ -461,6 +461,7 @@ impl Edge {
             transport,
             now,
             wall_ms,
+            connections: self.connections(),
             core_reachable: self.core.get().is_some_and(|core| core.reachable())
                 && !self.is_lost.load(Ordering::Acquire),
             core_generation: self.core_generation.load(Ordering::Acquire),

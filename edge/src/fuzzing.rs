@@ -22,7 +22,7 @@ use crate::tune::Tuning;
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     /// See the fields of the same names of the session's context.
-    pub core_reachable: bool,
+    core_reachable: bool,
     /// Likewise.
     pub draining: bool,
     /// Likewise.
@@ -83,6 +83,7 @@ impl SessionUnderTest {
             transport: "quic",
             now: self.now,
             wall_ms: self.wall_ms,
+            connections: 0,
             core_reachable: self.weather.core_reachable,
             core_generation: 0,
             draining: self.weather.draining,

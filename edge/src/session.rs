@@ -72,6 +72,8 @@ pub(crate) struct Context<'a> {
     pub(crate) transport: &'static str,
     pub(crate) now: Duration,
     pub(crate) wall_ms: u64,
+    /// Open here.
+    pub(crate) connections: usize,
     pub(crate) core_reachable: bool,
     /// Of the core: a session opened in an earlier one is unknown to it.
     pub(crate) core_generation: u64,
@@ -506,6 +508,7 @@ impl Session {
                         complete(welcome, cx);
                     }
                     Some(Body::Pong(pong)) => {
+                        pong.spread_ms = spread_ms(cx);
                         self.open = self.open.saturating_sub(1);
                         if self.told_address != Some(cx.peer) {
                             self.told_address = Some(cx.peer);
@@ -569,12 +572,19 @@ impl Session {
 fn complete(welcome: &mut v1::Welcome, cx: &Context<'_>) {
     welcome.edge.clone_from(&cx.config.name);
     welcome.seen_address = cx.peer.to_string();
+    welcome.spread_ms = spread_ms(cx);
     if let Some(heartbeat) = cx.tuning.load().heartbeat {
         welcome.heartbeat = Some(heartbeat);
     }
     if let Some(limits) = &mut welcome.limits {
         limits.in_flight = limits.in_flight.min(cx.config.limits.in_flight);
     }
+}
+
+/// Over how long all clients of this edge are to come back, should it be gone at once.
+fn spread_ms(cx: &Context<'_>) -> u32 {
+    let ms = cx.connections.saturating_mul(1000) / cx.config.limits.return_per_second.max(1) as usize;
+    u32::try_from(ms).unwrap_or(u32::MAX)
 }
 
 /// Nothing in flight is counted for it, so its rate is limited instead.

@@ -74,6 +74,7 @@ impl Scene {
             transport: "quic",
             now: self.now,
             wall_ms: self.wall_ms,
+            connections: 0,
             core_reachable: self.core,
             core_generation: 0,
             draining: self.draining,

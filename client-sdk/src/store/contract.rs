@@ -136,6 +136,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<u64>().prop_map(Op::Connections),
         1 => any::<bool>().prop_map(|fresh| Op::Install { install: install("i"), fresh }),
         1 => Just(Op::Salt(Bytes::from_static(b"salt"))),
+        1 => any::<[u8; 5]>().prop_map(|bytes| Op::Networks(Bytes::copy_from_slice(&bytes))),
         1 => any::<u64>().prop_map(|wall_ms| Op::Dispatch { answer: Bytes::from_static(b"{}"), wall_ms }),
     ]
 }

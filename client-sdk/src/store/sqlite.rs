@@ -186,6 +186,7 @@ impl LocalStore for SqliteStore {
             conversations: load_conversations(&tx)?,
             outgoing: load_outgoing(&tx)?,
             dispatch,
+            networks: meta(&tx, "networks")?.map(Bytes::from),
         })
     }
 
@@ -372,6 +373,7 @@ fn apply_one(tx: &Transaction<'_>, user: &UserId, op: &Op, changes: &mut Vec<Cha
             )?;
         }
         Op::Connections(count) => set_meta(tx, "connections", &count.to_be_bytes())?,
+        Op::Networks(bytes) => set_meta(tx, "networks", bytes)?,
         Op::Dispatch { answer, wall_ms } => {
             set_meta(tx, "dispatch", answer)?;
             set_meta(tx, "dispatch_ms", &wall_ms.to_be_bytes())?;

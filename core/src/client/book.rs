@@ -46,6 +46,7 @@ pub struct Book {
     void: BTreeSet<MessageId>,
     outgoing: BTreeMap<MessageId, OutgoingRecord>,
     dispatch: Option<(Bytes, u64)>,
+    networks: Option<Bytes>,
 }
 
 impl Book {
@@ -66,6 +67,7 @@ impl Book {
             void: BTreeSet::new(),
             outgoing: BTreeMap::new(),
             dispatch: None,
+            networks: None,
         }
     }
 
@@ -85,6 +87,7 @@ impl Book {
             conversations: self.conversations.clone(),
             outgoing: outgoing.collect(),
             dispatch: self.dispatch.clone(),
+            networks: self.networks.clone(),
         }
     }
 
@@ -221,6 +224,7 @@ impl Book {
                 self.cursors.insert(cursor.store.region, *cursor);
             }
             Op::Connections(count) => self.connections = *count,
+            Op::Networks(bytes) => self.networks = Some(bytes.clone()),
             Op::Dispatch { answer, wall_ms } => self.dispatch = Some((answer.clone(), *wall_ms)),
         }
     }

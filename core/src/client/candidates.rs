@@ -47,6 +47,16 @@ pub struct Candidate {
     pub tcp_timeout: Duration,
 }
 
+impl Candidate {
+    /// From the start of an attempt to its Welcome; `None`: it does not offer this transport.
+    pub fn timeout(&self, transport: Transport) -> Option<Duration> {
+        match transport {
+            Transport::Quic => self.quic.then_some(self.quic_timeout),
+            Transport::Tcp => self.tcp.then_some(self.tcp_timeout),
+        }
+    }
+}
+
 /// Why an attempt or a connection ended, or is to be left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {

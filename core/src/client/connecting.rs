@@ -7,8 +7,10 @@ use rand::Rng;
 use super::candidates::{ConnNo, EngineOut, Failure, Transport};
 use super::data::Op;
 use super::effects::{Effect, Event, Hello};
+use super::heartbeat::Way;
 use super::limits::UNSTABLE_ASK_FIRST;
 use super::machine::Machine;
+use super::networks::NetInfo;
 use super::session::Session;
 use crate::codes::Code;
 use crate::ids::{Cursor, InstallId};
@@ -57,13 +59,18 @@ impl Machine {
         let Some((_, candidate, transport)) = self.engine.live() else { return };
         let name = |told: String, listed: &str| if told.is_empty() { listed.to_owned() } else { told };
         let names = (name(welcome.edge, &candidate.edge), name(welcome.region, &candidate.region));
-        let heartbeat = welcome.heartbeat.map_or(0, |h| h.foreground_ms);
+        let ipv6 = candidate.address.starts_with('[');
+        let way = Way { transport, ipv6 };
+        self.blame(now);
+        let heartbeat = self.heartbeat(now, way, welcome.heartbeat.as_ref());
         let in_flight = welcome.limits.map_or(0, |l| l.in_flight);
         let mut session = Session::new(now, conn, install, names, transport, cursor, heartbeat, in_flight);
         if let Some(age) = age {
             // Handshake and Hello: two round trips over QUIC, three over TCP+TLS.
             session.measured(age / if transport == Transport::Quic { 2 } else { 3 });
         }
+        session.seen_address = welcome.seen_address;
+        self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));
         session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);
         let listed = self.unstable.iter().take(UNSTABLE_PER_FRAME);
         session.asked = listed.flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();
@@ -204,8 +211,8 @@ impl Machine {
             cursors: self.cursors.values().take(CURSORS).map(|c| (*c).into()).collect(),
             race,
             attempt,
-            network: None,
-            foreground: true,
+            network: self.network.as_ref().map(NetInfo::to_wire),
+            foreground: self.foreground,
             unstable: self.unstable.iter().take(UNSTABLE_PER_FRAME).filter_map(|id| self.unstable_log(*id)).collect(),
             early: false,
             agent: self.setup.agent.clone(),

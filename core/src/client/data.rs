@@ -361,6 +361,8 @@ pub enum Op {
     Cursor(Cursor),
     /// So many connections were made: orders them, see `Commit.order` of the wire.
     Connections(u64),
+    /// What is remembered of networks, in a form of the machine's own. Advice: it may be lost.
+    Networks(Bytes),
     /// The newest dispatch answer, as it came, and when.
     Dispatch {
         /// JSON.
@@ -389,6 +391,8 @@ pub struct Image {
     pub outgoing: Vec<Outgoing>,
     /// See [`Op::Dispatch`].
     pub dispatch: Option<(Bytes, u64)>,
+    /// See [`Op::Networks`].
+    pub networks: Option<Bytes>,
 }
 
 /// What a machine knows of a conversation.

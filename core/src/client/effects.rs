@@ -230,6 +230,11 @@ pub enum Event {
         /// Whether he types.
         typing: bool,
     },
+    /// A gateway on the way forgets connections that are silent for so long: from now on they are not.
+    GatewayForgot {
+        /// How long it was silent.
+        silence: Duration,
+    },
     /// Where the user's devices are connected was told.
     Devices,
     /// Released before it was stable, because more is waiting than is kept.

@@ -3,16 +3,17 @@
 //! *Problem.* A list of edges can be stale, an edge can be dead, a region can be gone, a network can swallow
 //! UDP or accept TCP and stay silent; and whoever retries too eagerly brings down what is left.
 //!
-//! *Rule.* One round goes through the candidates in order of their rank, what failed lately last: QUIC first,
-//! TCP+TLS on the same edge a moment later, the next edge when both failed or the time-out is over. Only an
+//! *Rule.* One round is a race of a few candidates and transports with different starts ([`rounds`]), in the order of
+//! their rank, what failed lately last, and of what the network is known for ([`super::networks`]). Only an
 //! authenticated Welcome counts as success. A round that failed is followed by a random pause below a bound
 //! that doubles, and by asking dispatch for a new list with what failed. Whatever replaces a living
-//! connection is made before that is broken.
+//! connection is made before that is broken; a worse transport is left for QUIC again ([`climbing`]).
 //!
 //! *Why the simpler ways fail.* "Connected" as success: a captive portal answers TCP and nothing else.
 //! Resetting the back-off with each Welcome: two draining edges pass a client to and fro for ever. A pause
 //! without jitter: all clients of a dead edge come back in the same millisecond.
 
+mod climbing;
 mod dispatching;
 mod rounds;
 
@@ -24,7 +25,11 @@ use rand::{Rng, SeedableRng};
 
 use self::dispatching::Dispatching;
 use super::candidates::{Candidate, ConnNo, EngineOut, Failure, Transport};
-use super::limits::{ATTEMPTS, BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, SETTLED, SUSPECT_KEEP};
+use super::limits::{
+    BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, OUTAGE, OUTAGE_BACKOFF_MAX, QUIC_LOST_AFTER, SETTLED,
+    SUSPECT_KEEP,
+};
+use super::networks::Networks;
 use crate::codes::Code;
 use crate::wire::v1::error::Retry;
 
@@ -37,19 +42,23 @@ struct Attempt {
     race: (u64, u32),
 }
 
+/// An attempt to come.
 #[derive(Debug)]
-struct Slot {
+struct Leg {
+    at: Duration,
     candidate: Candidate,
-    tcp_at: Option<Duration>,
-    next_at: Duration,
+    transport: Transport,
 }
 
 #[derive(Debug)]
 struct Round {
-    queue: VecDeque<Candidate>,
-    slot: Option<Slot>,
+    legs: VecDeque<Leg>,
     race: u64,
     attempts: u32,
+    /// It tries QUIC beside another transport in use.
+    climbs: bool,
+    /// QUIC was first tried then.
+    quic_since: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -74,11 +83,20 @@ pub struct Engine {
     demoted: BTreeMap<(bool, String), Duration>,
     round: Option<Round>,
     rounds_failed: u32,
+    /// Since when nobody has answered at all.
+    silent_since: Option<Duration>,
+    foreground: bool,
+    /// Within so long after a loss the last edge wants its clients to come back, one after the other.
+    spread: Duration,
     retry_at: Option<Duration>,
     hold_until: Option<Duration>,
     attempts: BTreeMap<ConnNo, Attempt>,
     live: Option<Live>,
     leave_at: Option<Duration>,
+    climb_at: Option<Duration>,
+    pub(super) networks: Networks,
+    /// Calendar clock at a moment of this one.
+    wall: (u64, Duration),
     running: bool,
     has_token: bool,
     token_asked: bool,
@@ -100,11 +118,17 @@ impl Engine {
             demoted: BTreeMap::new(),
             round: None,
             rounds_failed: 0,
+            silent_since: None,
+            foreground: true,
+            spread: Duration::ZERO,
             retry_at: None,
             hold_until: None,
             attempts: BTreeMap::new(),
             live: None,
             leave_at: None,
+            climb_at: None,
+            networks: Networks::default(),
+            wall: (0, Duration::ZERO),
             running: false,
             has_token: false,
             token_asked: false,
@@ -120,17 +144,40 @@ impl Engine {
         self.out.pop_front()
     }
 
+    /// The calendar clock.
+    pub fn set_wall(&mut self, now: Duration, wall_ms: u64) {
+        self.wall = (wall_ms, now);
+    }
+
+    pub(super) fn wall_ms(&self, now: Duration) -> u64 {
+        let passed = u64::try_from(now.saturating_sub(self.wall.1).as_millis()).unwrap_or(u64::MAX);
+        self.wall.0.saturating_add(passed)
+    }
+
+    /// Whether the user looks at the application: who waits is served sooner.
+    pub fn set_foreground(&mut self, foreground: bool) {
+        self.foreground = foreground;
+    }
+
+    /// What the edge in use says of a loss of many connections at once.
+    pub fn set_spread(&mut self, spread: Duration) {
+        self.spread = spread.min(BACKOFF_MAX);
+    }
+
     /// Begins to connect, or connects now instead of later: at the start, after a change of the network, and
     /// when the application asks for it. Ends every back-off.
     pub fn connect(&mut self, now: Duration) {
         self.running = true;
         self.rounds_failed = 0;
+        self.silent_since = None;
         self.retry_at = None;
         self.dispatching.not_before = now;
         self.demoted.clear();
         if self.live.is_none() {
             self.abort_round();
             self.begin_round(now);
+        } else if self.climb_at.is_some() {
+            self.climb_at = Some(now);
         }
     }
 
@@ -140,6 +187,7 @@ impl Engine {
         self.retry_at = None;
         self.hold_until = None;
         self.leave_at = None;
+        self.climb_at = None;
         self.abort_round();
         if let Some(live) = self.live.take() {
             self.out.push_back(EngineOut::Close(live.conn));
@@ -190,6 +238,11 @@ impl Engine {
             self.out.push_back(EngineOut::Close(old.conn));
         }
         self.demoted.remove(&(false, attempt.candidate.edge.clone()));
+        let quic_since = self.round.as_ref().and_then(|round| round.quic_since);
+        let lost_quic = quic_since.is_some_and(|since| now >= since + QUIC_LOST_AFTER) && attempt.candidate.quic;
+        let (wall_ms, edge, transport) = (self.wall_ms(now), attempt.candidate.edge.clone(), attempt.transport);
+        self.networks.note(|network| network.welcomed(wall_ms, &edge, transport, lost_quic));
+        self.silent_since = None;
         self.live = Some(Live {
             conn,
             candidate: attempt.candidate,
@@ -202,6 +255,7 @@ impl Engine {
         self.leave_at = None;
         self.retry_at = None;
         self.abort_round();
+        self.plan_climb(now);
         true
     }
 
@@ -220,16 +274,20 @@ impl Engine {
     }
 
     fn attempt_failed(&mut self, now: Duration, attempt: &Attempt, failure: &Failure) {
+        if self.round.as_ref().is_some_and(|round| round.climbs) {
+            self.progress(now);
+            return;
+        }
         if let Failure::Refused { retry, after, .. } = failure {
+            // Somebody is there, and has said something.
+            self.silent_since = None;
             if *retry == Retry::NewToken {
                 self.token_failed(now);
                 return;
             }
             // It has answered by one transport: the other would hear the same.
-            if let Some(slot) = self.round.as_mut().and_then(|r| r.slot.as_mut())
-                && slot.candidate == attempt.candidate
-            {
-                slot.tcp_at = None;
+            if let Some(round) = &mut self.round {
+                round.legs.retain(|leg| leg.candidate != attempt.candidate);
             }
             if *retry == Retry::Here && !after.is_zero() && self.attempts.is_empty() && self.live.is_none() {
                 self.abort_round();
@@ -241,12 +299,14 @@ impl Engine {
         if !rival {
             self.demote(now, &attempt.candidate, failure);
         }
+        self.hurry(now);
         self.progress(now);
     }
 
     fn lost(&mut self, now: Duration, failure: &Failure) {
         let Some(live) = self.live.take() else { return };
-        self.leave_at = None;
+        (self.leave_at, self.climb_at) = (None, None);
+        self.silent_since.get_or_insert(now);
         match failure {
             Failure::Refused { retry: Retry::NewToken, .. } => self.has_token = false,
             Failure::Renew => {}
@@ -259,22 +319,29 @@ impl Engine {
         if !self.running || self.round.is_some() || self.retry_at.is_some() {
             return;
         }
-        let after = if let Failure::Refused { after, .. } = failure { *after } else { Duration::ZERO };
-        if settled && after.is_zero() {
+        let after = match failure {
+            Failure::Refused { after, .. } => *after,
+            Failure::Network(_) => self.rng.random_range(Duration::ZERO..=self.spread),
+            _ => Duration::ZERO,
+        };
+        if !settled {
+            self.pause(now, after);
+        } else if after.is_zero() {
             self.begin_round(now);
         } else {
-            self.pause(now, after);
+            self.retry_at = Some(now + after.min(BACKOFF_MAX));
         }
     }
 
     /// Leave the live connection for another, which is made first. `Failure::Renew` prefers the same edge.
     pub fn leave(&mut self, now: Duration, failure: &Failure) {
         let Some(live) = &mut self.live else { return };
+        self.silent_since.get_or_insert(now);
         if matches!(failure, Failure::Silent | Failure::Stuck) {
             live.suspect_since.get_or_insert(now);
             live.may_recover = *failure == Failure::Silent;
         }
-        if self.round.is_some() || self.retry_at.is_some() {
+        if self.round.as_ref().is_some_and(|round| !round.climbs) || self.retry_at.is_some() {
             return;
         }
         let candidate = live.candidate.clone();
@@ -289,6 +356,8 @@ impl Engine {
         let Some(live) = &mut self.live else { return };
         if live.may_recover && live.suspect_since.take().is_some() {
             self.demoted.remove(&(false, live.candidate.edge.clone()));
+            self.silent_since = None;
+            self.rounds_failed = 0;
             self.retry_at = None;
             self.abort_round();
         }
@@ -329,13 +398,18 @@ impl Engine {
         }
     }
 
-    fn jitter(&mut self, failures: u32) -> Duration {
-        let bound = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    fn jitter(&mut self, failures: u32, most: Duration) -> Duration {
+        let bound = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(most);
         self.rng.random_range(Duration::ZERO..=bound)
     }
 
     fn pause(&mut self, now: Duration, at_least: Duration) {
-        let wait = self.jitter(self.rounds_failed).max(at_least.min(BACKOFF_MAX));
+        let nobody = self.silent_since.is_some_and(|since| now < since + OUTAGE);
+        let most = if nobody && self.foreground { OUTAGE_BACKOFF_MAX } else { BACKOFF_MAX };
+        let wait = self.jitter(self.rounds_failed, most).max(at_least.min(BACKOFF_MAX));
+        // Where many come back to one edge, nobody comes sooner than his turn.
+        let turn = self.rng.random_range(Duration::ZERO..=self.spread);
+        let wait = wait.max(turn);
         self.rounds_failed = self.rounds_failed.saturating_add(1);
         self.retry_at = Some(now + wait);
     }
@@ -373,20 +447,20 @@ impl Engine {
         if self.live.is_some() && now >= self.list_until {
             self.ask_dispatch(now);
         }
+        self.climb(now);
         self.progress(now);
     }
 
     /// When [`Self::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let round = self.round.as_ref().and_then(|r| r.slot.as_ref()).map(|s| {
-            if self.attempts.len() < ATTEMPTS { s.tcp_at.unwrap_or(s.next_at).min(s.next_at) } else { s.next_at }
-        });
+        let round = self.next_leg();
         let refresh = self.live.as_ref().filter(|_| self.targets > 0 && self.dispatching.running.is_none());
         let refresh = refresh.map(|_| self.list_until.max(self.dispatching.not_before));
         let suspect = self.live.as_ref().and_then(|l| l.suspect_since).map(|t| t + SUSPECT_KEEP);
         let attempts = self.attempts.values().map(|a| a.deadline).min();
         let dispatch = self.dispatching.running.map(|(_, until)| until);
-        [round, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at]
+        let climb = self.climb_at.filter(|_| self.live.is_some());
+        [round, refresh, suspect, attempts, dispatch, climb, self.leave_at, self.hold_until, self.retry_at]
             .into_iter()
             .flatten()
             .min()

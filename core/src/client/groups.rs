@@ -312,7 +312,7 @@ impl Machine {
                     break;
                 };
                 let bytes = entry.body.len();
-                if !session.room(bytes) {
+                if !session.room(now, bytes) {
                     return;
                 }
                 giving.left.pop_front();

@@ -46,8 +46,12 @@ pub const PROBE_FAST_FOR: Duration = Duration::from_secs(10);
 pub const PROBE_SLOW: Duration = Duration::from_secs(1);
 /// An awaited answer and this silence, or 4 round trips and half a second: the connection counts as dead.
 pub const SILENCE_MIN: Duration = Duration::from_secs(1);
-/// A silent connection is kept beside its successor's attempts for this long: it may only have been slow.
-pub const SUSPECT_KEEP: Duration = Duration::from_secs(10);
+/// A silent connection is kept beside its successor's attempts for this long: it may only have been slow, and after a
+/// ride in an elevator it is the one that needs no handshake.
+pub const SUSPECT_KEEP: Duration = Duration::from_secs(120);
+/// While nothing was heard for this long, no more messages are given to a connection: they would fill its window, and
+/// there would be no room left for the probes that find the end of an outage.
+pub const HOLD_AFTER: Duration = Duration::from_millis(750);
 /// A request without an answer on a connection that lives: the server is stuck, go elsewhere.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The edge can't reach the user's owner for this long: go elsewhere.
@@ -58,10 +62,26 @@ pub const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 pub const TCP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time-outs double with each failed round, this often at most: 2G needs eight seconds, and twice that for dispatch.
 pub const TIMEOUT_DOUBLINGS: u32 = 3;
+/// The second candidate of a round starts so long after the first: one and a half round trips, within these bounds.
+pub const SECOND_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
 /// TCP+TLS starts this long after QUIC on the first candidate of a round.
 pub const TCP_AFTER: Duration = Duration::from_millis(400);
-/// Likewise on the following candidates: something is wrong already.
-pub const TCP_AFTER_NEXT: Duration = Duration::from_millis(100);
+/// Where QUIC has lost lately, it is what starts so long after TCP+TLS.
+pub const QUIC_AFTER: Duration = Duration::from_millis(300);
+/// The third candidate of a round starts this long after the first.
+pub const THIRD_AFTER: Duration = Duration::from_secs(1);
+/// From then on another attempt starts after each of these, as soon as there is room for one.
+pub const NEXT_AFTER: Duration = Duration::from_millis(250);
+/// QUIC that was tried for so long before another transport was welcomed has lost.
+pub const QUIC_LOST_AFTER: Duration = Duration::from_millis(400);
+/// Pause before QUIC is tried again beside another transport in use; doubles with each loss up to [`QUIC_AGAIN_MAX`].
+pub const QUIC_AGAIN: Duration = Duration::from_secs(30);
+/// See [`QUIC_AGAIN`]; after so long nothing is held against it either.
+pub const QUIC_AGAIN_MAX: Duration = Duration::from_secs(20 * 60);
+/// Networks that are remembered; the ones used last are kept.
+pub const NETWORKS: usize = 32;
+/// Bytes of a network's name that count.
+pub const NETWORK_ID_BYTES: usize = 64;
 /// Connection attempts at once.
 pub const ATTEMPTS: usize = 3;
 /// Candidates of one round.
@@ -70,6 +90,11 @@ pub const CANDIDATES: usize = 24;
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// See [`BACKOFF_MIN`].
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A bound instead of [`BACKOFF_MAX`] while nobody answers at all for no longer than [`OUTAGE`] in the foreground: there is
+/// no server to spare, and a user waits.
+pub const OUTAGE_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// See [`OUTAGE_BACKOFF_MAX`].
+pub const OUTAGE: Duration = Duration::from_secs(120);
 /// A connection that lived this long ends the back-off.
 pub const SETTLED: Duration = Duration::from_secs(5);
 /// An edge or region that failed goes to the end of the list for this long.
@@ -87,6 +112,22 @@ pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const HEARTBEAT: Duration = Duration::from_secs(25);
 /// Shortest and longest heartbeat that a server's word is followed for.
 pub const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// No gateway that was learned makes a beat more frequent than this.
+pub const BEAT_FLOOR: Duration = Duration::from_secs(10);
+/// Growth of a background beat after [`BEATS_STABLE`] of them.
+pub const BEAT_STEP: Duration = Duration::from_secs(60);
+/// Beats that must be answered before a longer silence is tried.
+pub const BEATS_STABLE: u32 = 3;
+/// The search ends when what was survived and what was too long are so close.
+pub const BEAT_GAP: Duration = Duration::from_secs(20);
+/// A beat stays below what was too long by an eighth of it, and by this at most.
+pub const BEAT_MARGIN_MAX: Duration = Duration::from_secs(20);
+/// What was too long for a gateway is believed for so long.
+pub const LEARNED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A connection that is made within this time after a beat stayed without answer shows that the network was there.
+pub const BLAME_WITHIN: Duration = Duration::from_secs(10);
+/// What arrives so long after it was written, just after a beat, was held back by a closed gateway.
+pub const LATE_PUSH: Duration = Duration::from_secs(5);
 /// First pause between two rounds of giving a region the membership entries that it lacks; it doubles up to
 /// [`GIVE_PAUSE_MAX`]. A region that takes them and refuses still waits for something else.
 pub const GIVE_PAUSE: Duration = Duration::from_secs(2);

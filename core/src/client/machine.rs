@@ -15,7 +15,9 @@ use super::data::{ConversationRecord, Image, MessageId, MessageState, Op, Origin
 use super::effects::{ConnectionState, Effect, Event, Outbound, Setup, Step};
 use super::engine::Engine;
 use super::groups::Giving;
+use super::lifecycle::Suspect;
 use super::marks::wants_mark;
+use super::networks::{NetInfo, Networks};
 use super::outbox::{Outbox, Own};
 use super::session::{Due, Request, Session};
 use crate::codes::Code;
@@ -109,6 +111,12 @@ pub struct Machine {
     pub(super) engine: Engine,
     pub(super) session: Option<Session>,
     pub(super) installs: BTreeMap<ConnNo, InstallId>,
+    /// The network that the device is in, where the application has told.
+    pub(super) network: Option<NetInfo>,
+    /// The user looks at the application.
+    pub(super) foreground: bool,
+    /// A silence after which a connection did not answer any more.
+    pub(super) suspect: Option<Suspect>,
     pub(super) token: Option<Secret>,
     pub(super) token_refused: bool,
     /// A token was asked for and is awaited.
@@ -125,7 +133,8 @@ impl Machine {
     /// From what is kept. Nothing is connected until [`Self::connect`].
     pub fn new(setup: Setup, image: Image) -> Self {
         let mut rng = StdRng::seed_from_u64(setup.seed);
-        let engine = Engine::new(setup.fallback.clone(), setup.dispatch_targets, rng.random());
+        let mut engine = Engine::new(setup.fallback.clone(), setup.dispatch_targets, rng.random());
+        engine.networks = image.networks.as_deref().map(Networks::load).unwrap_or_default();
         let mut machine = Self {
             setup,
             install: image.install,
@@ -151,6 +160,9 @@ impl Machine {
             engine,
             session: None,
             installs: BTreeMap::new(),
+            network: None,
+            foreground: true,
+            suspect: None,
             token: None,
             token_refused: false,
             token_asked: false,
@@ -253,16 +265,6 @@ impl Machine {
         self.after(now);
     }
 
-    /// The device's network changed: what was known of addresses and back-offs is void, and the connection in
-    /// use has to show that it lives.
-    pub fn network_changed(&mut self, now: Duration) {
-        self.engine.connect(now);
-        if self.session.is_some() {
-            self.send_ping(now);
-        }
-        self.after(now);
-    }
-
     /// Closes the connection and makes none until [`Self::connect`].
     pub fn stop(&mut self, now: Duration) {
         self.engine.stop();
@@ -344,6 +346,7 @@ impl Machine {
                 session.heard(now);
                 if session.leaving {
                     session.leaving = false;
+                    self.suspect = None;
                     self.engine.heard();
                 }
             }
@@ -366,7 +369,7 @@ impl Machine {
         if let Some(session) = &mut self.session {
             let echo = session.ping(now, jitter);
             let req = session.fresh_req();
-            self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: true }));
+            self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: self.foreground }));
         }
     }
 
@@ -377,8 +380,14 @@ impl Machine {
         for _ in 0..4 {
             let jitter = self.rng.random_range(900..=1000);
             match self.session.as_mut().and_then(|s| s.due(now, jitter).map(|due| (due, s.fresh_req()))) {
-                Some((Due::Ping(echo), req)) => self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: true })),
-                Some((Due::Silent, _)) => self.engine.leave(now, &Failure::Silent),
+                Some((Due::Ping(echo), req)) => {
+                    let foreground = self.foreground;
+                    self.write_frame(req, Body::Ping(v1::Ping { echo, foreground }));
+                }
+                Some((Due::Silent, _)) => {
+                    self.suspect_gateway();
+                    self.engine.leave(now, &Failure::Silent);
+                }
                 Some((Due::Stuck, _)) => self.engine.leave(now, &Failure::Stuck),
                 None => break,
             }
@@ -451,6 +460,9 @@ impl Machine {
             if let Some(state) = self.convs.get(&id).and_then(|c| c.origins.get(&origin)) {
                 self.ops.push(Op::Vector { conversation: id, origin, state: state.clone() });
             }
+        }
+        if let Some(networks) = self.engine.networks.to_store() {
+            self.ops.push(Op::Networks(networks));
         }
         Step { ops: std::mem::take(&mut self.ops), effects: std::mem::take(&mut self.effects) }
     }

@@ -34,10 +34,13 @@ mod eras;
 mod erasing;
 mod facts;
 mod groups;
+mod heartbeat;
 mod intervals;
+mod lifecycle;
 pub mod limits;
 mod machine;
 mod marks;
+mod networks;
 mod numbering;
 mod outbox;
 mod pulling;
@@ -62,6 +65,7 @@ pub use facts::{GroupInfo, MemberInfo};
 pub use groups::{GroupOptions, GroupRefused};
 pub use intervals::Intervals;
 pub use machine::Machine;
+pub use networks::{NetInfo, NetKind};
 pub use settings::{DeviceInfo, FOR_EVER, SetRefused};
 
 #[cfg(test)]

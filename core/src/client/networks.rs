@@ -20,7 +20,7 @@ use prost::Message;
 
 use super::candidates::Transport;
 use super::heartbeat::Learned;
-use super::limits::{NETWORKS, NETWORK_ID_BYTES, QUIC_AGAIN, QUIC_AGAIN_MAX};
+use super::limits::{NETWORK_ID_BYTES, NETWORKS, QUIC_AGAIN, QUIC_AGAIN_MAX};
 use crate::wire::v1;
 
 /// What kind of network a device is in, as far as its system tells.
@@ -132,6 +132,12 @@ impl Network {
         self.quic_lost_ms = wall_ms.max(self.quic_ok_ms.saturating_add(1));
     }
 
+    /// How long silences may be was learned.
+    pub fn learn(&mut self, learned: Learned) {
+        self.silences.retain(|old| (old.transport, old.ipv6) != (learned.transport, learned.ipv6));
+        self.silences.push(learned);
+    }
+
     /// A round trip was measured.
     pub fn measured(&mut self, rtt: Duration) {
         let us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1);
@@ -186,6 +192,13 @@ impl Networks {
     /// What is known of the network that the device is in.
     pub fn here(&self) -> Network {
         self.all.get(&self.here).cloned().unwrap_or_default()
+    }
+
+    /// A round trip was measured: worth keeping with the next thing that is.
+    pub fn measured(&mut self, rtt: Duration) {
+        if let Some(network) = self.all.get_mut(&self.here) {
+            network.measured(rtt);
+        }
     }
 
     /// Remembers something of it.

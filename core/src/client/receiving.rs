@@ -308,6 +308,7 @@ impl Machine {
 
     fn pushed(&mut self, now: Duration, push: &Push) {
         self.tell(push.conversation, push.peer.as_ref(), &push.heads, push.row.as_deref());
+        self.pushed_late(now, push);
         for entry in &push.entries {
             self.hold(push.conversation, entry.clone());
             self.stops_typing(push.conversation, &entry.by.user);
@@ -440,8 +441,13 @@ impl Machine {
     }
 
     fn pong(&mut self, now: Duration, pong: &v1::Pong) {
+        self.beat_answered(now, pong);
         let Some(session) = &mut self.session else { return };
         session.pong(now, pong.echo);
+        self.engine.set_spread(Duration::from_millis(pong.spread_ms.into()));
+        if let Some(rtt) = session.srtt() {
+            self.engine.networks.measured(rtt);
+        }
         if pong.rev_unknown {
             let since = *session.rev_unknown_since.get_or_insert(now);
             if now.saturating_sub(since) >= REV_UNKNOWN_MAX {

@@ -221,7 +221,7 @@ impl Machine {
         let messages = if offer { &mut conv.outbox.unstable } else { &mut conv.outbox.queue };
         let Some(own) = messages.get_mut(&id) else { return true };
         let bytes = own.out.body.len();
-        if !session.room(bytes) {
+        if !session.room(now, bytes) {
             return false;
         }
         let req = session.request(now, Request::Send { conversation, id, offer, bytes });

@@ -17,8 +17,9 @@ use std::time::Duration;
 use super::candidates::{ConnNo, Transport};
 use super::comparing::Comparison;
 use super::data::MessageId;
+use super::heartbeat::Heartbeat;
 use super::limits::{
-    HEARTBEAT, HEARTBEAT_RANGE, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, TOKEN_MARGIN,
+    BEAT_FLOOR, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, TOKEN_MARGIN,
     TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
 use super::typing::Said;
@@ -101,7 +102,11 @@ pub(super) struct Session {
     last_answer: Duration,
     awaiting_since: Option<Duration>,
     srtt: Option<Duration>,
-    heartbeat: Duration,
+    pub(super) heartbeat: Heartbeat,
+    /// The address by which the edge sees this client.
+    pub(super) seen_address: String,
+    /// The last ping that ended a silence: its echo, when, and how long the silence was.
+    beat: Option<(u32, Duration, Duration)>,
     /// Permille of the heartbeat after which the next ping goes out.
     jitter: u32,
 }
@@ -126,10 +131,9 @@ impl Session {
         (edge, region): (String, String),
         transport: Transport,
         cursor: Cursor,
-        heartbeat_ms: u32,
+        heartbeat: Heartbeat,
         in_flight: u32,
     ) -> Self {
-        let heartbeat = if heartbeat_ms == 0 { HEARTBEAT } else { Duration::from_millis(heartbeat_ms.into()) };
         let in_flight = if in_flight == 0 { WINDOW } else { WINDOW.min(in_flight as usize) };
         Self {
             conn,
@@ -173,7 +177,9 @@ impl Session {
             last_answer: now,
             awaiting_since: None,
             srtt: None,
-            heartbeat: heartbeat.clamp(HEARTBEAT_RANGE.0, HEARTBEAT_RANGE.1),
+            heartbeat,
+            seen_address: String::new(),
+            beat: None,
             jitter: 950,
         }
     }
@@ -292,8 +298,12 @@ impl Session {
     }
 
     /// Whether one more send of so many bytes may go out.
-    pub(super) fn room(&self, bytes: usize) -> bool {
-        self.sends < self.in_flight_max && (self.bytes == 0 || self.bytes + bytes <= super::limits::WINDOW_BYTES)
+    pub(super) fn room(&self, now: Duration, bytes: usize) -> bool {
+        let after = HOLD_AFTER.max(self.srtt.unwrap_or_default() * 2);
+        let silent = self.silence_from().is_some_and(|since| now >= since + after);
+        !silent
+            && self.sends < self.in_flight_max
+            && (self.bytes == 0 || self.bytes + bytes <= super::limits::WINDOW_BYTES)
     }
 
     fn await_from(&mut self, now: Duration) {
@@ -337,6 +347,10 @@ impl Session {
     /// Sends a Ping: its echo.
     pub(super) fn ping(&mut self, now: Duration, jitter: u32) -> u32 {
         self.next_echo = self.next_echo.wrapping_add(1);
+        let silence = now.saturating_sub(self.last_heard.max(self.last_sent));
+        if silence >= BEAT_FLOOR / 2 {
+            self.beat = Some((self.next_echo, now, silence));
+        }
         if self.pings.len() < PINGS {
             self.pings.insert(self.next_echo, now);
         }
@@ -345,6 +359,22 @@ impl Session {
         self.sent(now);
         self.await_from(now);
         self.next_echo
+    }
+
+    /// The silence that a ping ended which is answered now, or by an earlier answer than its own.
+    pub(super) fn beat_answered(&mut self, echo: u32) -> Option<Duration> {
+        let (_, _, silence) = self.beat.take_if(|(e, _, _)| e.wrapping_sub(echo).wrapping_sub(1) >= u32::MAX / 2)?;
+        Some(silence)
+    }
+
+    /// The silence before a ping that is not answered yet, and when that was sent.
+    pub(super) fn beat_open(&self) -> Option<(Duration, Duration)> {
+        self.beat.map(|(_, at, silence)| (silence, at))
+    }
+
+    /// What is open says nothing any more: the network is another one.
+    pub(super) fn forget_beat(&mut self) {
+        self.beat = None;
     }
 
     fn silence_from(&self) -> Option<Duration> {
@@ -362,7 +392,7 @@ impl Session {
     }
 
     fn heartbeat_at(&self) -> Duration {
-        self.last_heard.max(self.last_sent) + self.heartbeat * self.jitter / 1000
+        self.last_heard.max(self.last_sent) + self.heartbeat.interval() * self.jitter / 1000
     }
 
     /// The edge did not know the user's rev: ask again soon, to see whether it has lost its region.

@@ -135,6 +135,8 @@ impl Node {
             region: self.settings.region_name.clone(),
             edge: String::new(),
             token_expires_ms,
+            // The edge's to say.
+            spread_ms: 0,
         };
         if let Some(user) = self.users.get_mut(&id) {
             let device = Device {
@@ -234,6 +236,7 @@ impl Node {
                     rev: rev.unwrap_or_default().0,
                     rev_unknown: rev.is_none(),
                     seen_address: String::new(),
+                    spread_ms: 0,
                 };
                 self.out.frame(key, req, Body::Pong(pong));
             }

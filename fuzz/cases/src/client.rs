@@ -327,7 +327,7 @@ pub fn run(bytes: &[u8]) -> Came {
             }
             13 => match script.pick(5) {
                 0 => world.machine.connect(now),
-                1 => world.machine.network_changed(now),
+                1 => world.machine.network_changed(now, None),
                 2 => world.machine.token(now, (script.pick(2) == 0).then(|| "t".into())),
                 3 => world.machine.dispatch_failed(now),
                 _ => world.machine.stop(now),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Candidate, Engine, EngineOut};
-use crate::client::limits::{CANDIDATES, DISPATCH_TIMEOUT, EXCLUDES, TIMEOUT_DOUBLINGS};
+use crate::client::limits::{BACKOFF_MAX, CANDIDATES, DISPATCH_TIMEOUT, EXCLUDES, TIMEOUT_DOUBLINGS};
 
 #[derive(Debug, Default)]
 pub(super) struct Dispatching {
@@ -50,7 +50,7 @@ impl Engine {
         d.tried = 0;
         d.failures += 1;
         let failures = d.failures;
-        self.dispatching.not_before = now + self.jitter(failures);
+        self.dispatching.not_before = now + self.jitter(failures, BACKOFF_MAX);
         if self.hold_until.take().is_some() {
             self.begin_round(now);
         }

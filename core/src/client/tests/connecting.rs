@@ -1,6 +1,7 @@
 //! Connections: candidates, attempts, silence, tokens, and moving on.
 
 use super::*;
+use crate::wire::v1::error::Retry;
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -22,38 +23,115 @@ fn lost() -> Failure {
 }
 
 #[test]
-fn quic_first_then_tcp_on_the_same_edge_then_the_next_edge() {
+fn the_best_edge_has_a_head_start_and_no_more_than_three_race() {
     let mut d = started();
     assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Quic)]);
-    d.pass(ms(400));
-    assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Tcp)]);
-    d.pass(ms(600));
-    assert_eq!(tried(&mut d), [("us-1".into(), Transport::Quic)], "a captive portal that accepts TCP and is silent");
+    d.pass(ms(300));
+    assert_eq!(tried(&mut d), [("us-1".into(), Transport::Quic)]);
     d.pass(ms(100));
-    assert_eq!(tried(&mut d), [("us-1".into(), Transport::Tcp)]);
+    assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Tcp)], "in case UDP is lost here");
+    d.pass(ms(590));
+    assert_eq!(tried(&mut d), [], "three are under way");
+    d.pass(ms(20));
+    assert_eq!(tried(&mut d), [("us-1".into(), Transport::Tcp)], "the first is late");
     d.act(Machine::tick);
     assert!(matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
 }
 
 #[test]
-fn a_refused_tcp_connection_and_a_failed_quic_one_go_on_at_once() {
+fn an_attempt_that_fails_makes_the_next_one_start_at_once() {
     let mut d = started();
     let quic = d.connects[0].0;
     d.act(|m, now| m.ended(now, quic, &lost()));
-    let tcp = d.connects[1].0;
-    d.act(|m, now| m.ended(now, tcp, &lost()));
-    assert_eq!(tried(&mut d).last().unwrap().0, "us-1");
+    let other = d.connects[1].0;
+    d.act(|m, now| m.ended(now, other, &lost()));
+    let expected = [("eu-1", Transport::Quic), ("us-1", Transport::Quic), ("eu-1", Transport::Tcp)];
+    assert_eq!(tried(&mut d), expected.map(|(edge, transport)| (edge.to_owned(), transport)));
+}
+
+#[test]
+fn a_refusal_spares_the_other_transport_of_its_edge() {
+    let mut d = started();
+    let quic = d.connects[0].0;
+    let (code, retry) = (Code::Draining as u32, Retry::Elsewhere);
+    let refused = Failure::Refused { code, retry, after: Duration::ZERO, message: String::new() };
+    d.act(|m, now| m.ended(now, quic, &refused));
+    d.pass(ms(900));
+    let edges: Vec<_> = tried(&mut d).into_iter().skip(1).map(|(edge, _)| edge).collect();
+    assert_eq!(edges, ["us-1", "us-1"]);
+}
+
+#[test]
+fn a_captive_portal_that_accepts_tcp_and_is_silent_holds_nobody_up_for_a_second() {
+    let mut d = started();
+    let mut last = d.now;
+    let mut longest = Duration::ZERO;
+    let deadline = d.now + Duration::from_secs(3);
+    while d.now < deadline && d.connects.len() < 4 {
+        let before = d.connects.len();
+        d.pass(ms(10));
+        if d.connects.len() > before {
+            longest = longest.max(d.now - last);
+            last = d.now;
+        }
+    }
+    assert!(d.connects.len() >= 4 && longest <= Duration::from_secs(1), "{longest:?}");
+}
+
+#[test]
+fn where_udp_was_lost_tcp_has_the_head_start_and_quic_is_climbed_back_to() {
+    let mut d = started();
+    d.pass(ms(400));
+    let conn = d.welcome(2, 0);
+    let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
+    d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(2, 0)), true)));
+    assert!(matches!(d.machine.connection(), ConnectionState::Live { transport: Transport::Tcp, .. }));
+    d.connects.clear();
+    // Tried again beside it, later each time.
+    let mut pauses = Vec::new();
+    for _ in 0..3 {
+        let since = d.now;
+        while d.connects.is_empty() && d.now < since + Duration::from_secs(600) {
+            d.pass(ms(500));
+            d.alive(conn);
+        }
+        pauses.push(d.now - since);
+        assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Quic)]);
+        d.pass(ms(1100));
+    }
+    assert!(pauses[0] >= Duration::from_secs(30) && pauses.windows(2).all(|two| two[1] > two[0]), "{pauses:?}");
+    assert!(matches!(d.machine.connection(), ConnectionState::Live { transport: Transport::Tcp, .. }), "kept");
+    // The next start knows it, and so does the next process.
+    d.crash(setup("alice"));
+    d.act(Machine::connect);
+    d.act(|m, now| m.token(now, Some("t".into())));
+    assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Tcp)]);
+    d.pass(ms(310));
+    let then = tried(&mut d);
+    assert!(then.contains(&("eu-1".into(), Transport::Quic)), "{then:?}");
+}
+
+#[test]
+fn another_network_has_a_memory_of_its_own() {
+    let mut d = started();
+    d.pass(ms(400));
+    d.welcome(2, 0);
+    d.act(Machine::stop);
+    d.connects.clear();
+    let train = NetInfo { id: "train".into(), kind: NetKind::Cellular, metered: true };
+    d.act(|m, now| m.network_changed(now, Some(train)));
+    assert_eq!(tried(&mut d), [("eu-1".into(), Transport::Quic)]);
 }
 
 #[test]
 fn a_welcome_wins_and_its_rivals_are_closed() {
     let mut d = started();
     d.pass(ms(400));
-    let (quic, tcp) = (d.connects[0].0, d.connects[1].0);
-    d.welcome(1, 0);
-    assert_eq!(d.closed, [quic]);
+    let (quic, other, tcp) = (d.connects[0].0, d.connects[1].0, d.connects[2].0);
+    d.welcome(2, 0);
+    assert_eq!(d.closed, [quic, other]);
     let commit = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::Commit(_)))).unwrap();
-    assert!(matches!(commit.body, Some(Body::Commit(v1::Commit { attempt: 2, .. }))));
+    assert!(matches!(commit.body, Some(Body::Commit(v1::Commit { attempt: 3, .. }))));
     assert!(matches!(d.machine.connection(), ConnectionState::Recovering { transport: Transport::Tcp, .. }));
     // What the loser says later counts for nothing.
     d.act(|m, now| m.ended(now, quic, &lost()));
@@ -81,7 +159,7 @@ fn failed_rounds_back_off_below_a_growing_bound_and_end_with_a_new_network() {
     d.connects.clear();
     let open: Vec<_> = d.connects.iter().map(|c| c.0).collect();
     open.into_iter().for_each(|conn| d.act(|m, now| m.ended(now, conn, &lost())));
-    d.act(Machine::network_changed);
+    d.act(|m, now| m.network_changed(now, None));
     assert!(!d.connects.is_empty(), "a new network: at once");
 }
 

@@ -350,6 +350,7 @@ fn a_refusal_for_good_stops_what_follows_until_it_is_discarded() {
     assert_eq!(d.state(bad), MessageState::Failed(Code::NotMember as u32));
     d.pass(ms(900));
     assert!(d.sends().is_empty(), "held back, visibly");
+    d.alive(conn);
     assert!(d.act(|m, now| m.discard(now, next)).is_err(), "it may have been sent");
     d.act(|m, now| m.discard(now, bad)).unwrap();
     let (req, send) = d.sends().remove(0);
@@ -400,6 +401,7 @@ fn who_is_refused_for_load_comes_back_when_told_with_one_message_and_then_with_t
         d.error(conn, req, Code::Overloaded, 2_000);
     }
     d.pass(ms(1_999));
+    d.alive(conn);
     assert!(d.sends().is_empty());
     d.pass(ms(2));
     let again = d.sends();

@@ -584,6 +584,9 @@ pub struct Welcome {
     pub edge: ::prost::alloc::string::String,
     #[prost(uint64, tag = "12")]
     pub token_expires_ms: u64,
+    /// if this connection is lost without a GoAway: come back after a random part of this
+    #[prost(uint32, tag = "13")]
+    pub spread_ms: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
@@ -725,6 +728,9 @@ pub struct Pong {
     /// only when it changed since Welcome or the last Pong
     #[prost(string, tag = "4")]
     pub seen_address: ::prost::alloc::string::String,
+    /// as in Welcome, as it is now
+    #[prost(uint32, tag = "5")]
+    pub spread_ms: u32,
 }
 // ---- synchronizing -----------------------------------------------------------------------------------
 
