@@ -8,9 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tern_core::client::{
-    ConnectionState, DiscardRefused, GroupInfo, Message, MessageId, NetInfo, SendRefused, UnknownMessage,
-};
+use tern_core::client::{ConnectionState, DiscardRefused, GroupInfo, Message, MessageId, SendRefused, UnknownMessage};
 use tern_core::ids::{ConvId, InstallId, UserId};
 use tern_core::kinds::is_countable;
 use tern_net::env::Env;
@@ -390,22 +388,11 @@ impl Client {
         self.shared().lock().machine.waiting()
     }
 
-    /// The device's network changed, or with `None` something of it did: back-offs end, the connection in use has to
-    /// show that it lives, and what is known of this network decides what is tried first.
-    ///
-    /// # Errors
-    /// Where the client is closed, or its store failed.
-    pub fn network_changed(&self, info: Option<NetInfo>) -> Result<(), CallError> {
-        Ok(self.shared().act(|machine, now| machine.network_changed(now, info))?)
-    }
-
-    /// Whether the user looks at the application. In the background the heartbeat is learned: it costs as little as the
-    /// network allows. The default is the foreground.
-    ///
-    /// # Errors
-    /// Where the client is closed, or its store failed.
-    pub fn set_foreground(&self, foreground: bool) -> Result<(), CallError> {
-        Ok(self.shared().act(|machine, now| machine.set_foreground(now, foreground))?)
+    /// How the client came to be where it is, as a text that a user can send to whoever helps him: attempts with their
+    /// causes, round trips, transports, the heartbeat, the queue. Nothing of messages, users or tokens is in it.
+    pub fn diagnostics(&self) -> String {
+        let (now, wall_ms) = (self.shared().env.clock.now(), self.shared().env.clock.wall_ms());
+        self.shared().lock().machine.diagnostics(now, wall_ms)
     }
 
     /// Connects now instead of later, and after a [`crate::Event::Kicked`].

@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::dispatch::resolve;
 use crate::driver::Tls;
+use crate::limits::INITIAL_RTT_MAX;
 use crate::shared::{ConnectJob, Outgoing, Shared};
 
 /// A failure that needs no network: nothing is trusted.
@@ -83,7 +84,12 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
-    let config = client_config(&shared.env, tls.edges.clone(), &QuicParams::client()).map_err(network)?;
+    let params = QuicParams::client();
+    // Lost first packets are sent again after three of these: on a slow network that is known, not before an answer can
+    // have come.
+    let initial_rtt = job.rtt.map_or(params.initial_rtt, |rtt| rtt.clamp(params.initial_rtt, INITIAL_RTT_MAX));
+    let params = QuicParams { initial_rtt, ..params };
+    let config = client_config(&shared.env, tls.edges.clone(), &params).map_err(network)?;
     let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;
     let connection = connecting.await.map_err(|e| ended(&e))?;
     let opened = |e: quinn::ConnectionError| ended(&e);

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
 use serde::{Deserialize, Serialize};
-use tern_core::client::Candidate;
 use tern_core::client::limits::{QUIC_TIMEOUT, TCP_TIMEOUT};
+use tern_core::client::{Asking, Candidate, NetInfo, NetKind};
 use tern_net::env::Net;
 use tern_net::http::HttpClient;
 
@@ -18,6 +18,33 @@ use crate::limits::{ADDRESSES, ATTEMPT_TIMEOUT, DISPATCH_ANSWER_BYTES, DISPATCH_
 #[derive(Serialize)]
 struct Ask<'a> {
     exclude: &'a [String],
+    rtt: Vec<Sample<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<Network>,
+}
+
+#[derive(Serialize)]
+struct Sample<'a> {
+    edge: &'a str,
+    ms: u64,
+}
+
+#[derive(Serialize)]
+struct Network {
+    kind: &'static str,
+    metered: bool,
+}
+
+impl Network {
+    fn of(info: &NetInfo) -> Self {
+        let kind = match info.kind {
+            NetKind::Unknown => "unknown",
+            NetKind::Wifi => "wifi",
+            NetKind::Cellular => "cellular",
+            NetKind::Wired => "wired",
+        };
+        Self { kind, metered: info.metered }
+    }
 }
 
 #[derive(Deserialize)]
@@ -65,14 +92,16 @@ pub(crate) async fn ask(
     net: &dyn Net,
     http: &HttpClient,
     server: &DispatchServer,
-    exclude: &[String],
+    asking: &Asking,
+    network: Option<&NetInfo>,
     edge_name: Option<&str>,
-    timeout: Duration,
 ) -> Result<(Vec<Candidate>, Duration, Bytes), DispatchError> {
     let to = resolve(net, &server.address).await.map_err(|e| DispatchError::Resolve(server.address.clone(), e))?;
-    let body = serde_json::to_vec(&Ask { exclude })?;
+    let ms = |rtt: &Duration| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rtt = asking.measured.iter().map(|(edge, rtt)| Sample { edge, ms: ms(rtt) }).collect();
+    let body = serde_json::to_vec(&Ask { exclude: &asking.exclude, rtt, network: network.map(Network::of) })?;
     let request = Request::post("/v1/dispatch").header("content-type", "application/json").body(Full::from(body))?;
-    let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, timeout).await?;
+    let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, asking.timeout).await?;
     if !answer.status().is_success() {
         return Err(DispatchError::Status(answer.status().as_u16()));
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tern_core::client::Machine;
 use tern_core::client::limits::TOKEN_TIMEOUT;
+use tern_core::client::{Asking, Machine, NetInfo};
 use tern_core::wire::ALPN_CLIENT;
 use tern_net::http::{ALPN_HTTP, HttpClient};
 use tern_net::tls::client_tls;
@@ -62,9 +62,9 @@ fn start(shared: &Arc<Shared>, tls: Option<&Tls>, job: Job) {
                 task.ended(job.conn, &job.out, &failure);
             });
         }
-        Job::Dispatch { target, exclude, timeout } => {
+        Job::Dispatch(asking, network) => {
             let tls = tls.cloned();
-            shared.env.tasks.spawn(async move { ask_dispatch(&task, tls, target, &exclude, timeout).await });
+            shared.env.tasks.spawn(async move { ask_dispatch(&task, tls, &asking, network.as_ref()).await });
         }
         Job::Token { refused } => shared.env.tasks.spawn(async move {
             let late = || TokenError(format!("the token provider did not answer within {TOKEN_TIMEOUT:?}"));
@@ -79,12 +79,12 @@ fn start(shared: &Arc<Shared>, tls: Option<&Tls>, job: Job) {
     }
 }
 
-async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, target: usize, exclude: &[String], timeout: Duration) {
-    let answer = match (shared.config.dispatch.get(target), tls) {
+async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, asking: &Asking, network: Option<&NetInfo>) {
+    let answer = match (shared.config.dispatch.get(asking.target), tls) {
         (Some(server), Some(tls)) => {
             let http = HttpClient::new(shared.env.clone(), Some(tls.http));
             let edge_name = shared.config.edge_name.as_deref();
-            dispatch::ask(shared.env.net.as_ref(), &http, server, exclude, edge_name, timeout).await
+            dispatch::ask(shared.env.net.as_ref(), &http, server, asking, network, edge_name).await
         }
         _ => Ok((Vec::new(), Duration::ZERO, bytes::Bytes::new())),
     };
@@ -93,7 +93,7 @@ async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, target: usize, exc
     let _told = match answer {
         Ok((list, ttl, text)) => shared.act(|m, now| m.dispatched(now, wall_ms, list, ttl, text)),
         Err(error) => {
-            tracing::info!(%error, target, "dispatch gave no list");
+            tracing::info!(%error, asking.target, "dispatch gave no list");
             shared.act(Machine::dispatch_failed)
         }
     };

@@ -42,6 +42,7 @@ mod dispatch;
 mod driver;
 mod events;
 mod group;
+mod lifecycle;
 pub mod limits;
 mod settings;
 mod shared;
@@ -54,6 +55,7 @@ pub use client::{
 pub use config::{ClientConfig, DispatchServer, FallbackEdge, StaticToken, TokenError, TokenProvider};
 pub use events::{Event, Events};
 pub use group::{Changed, GroupError};
+pub use lifecycle::Pushed;
 pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
     Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, GroupInfo, GroupOptions,

@@ -30,3 +30,5 @@ pub const LIST_LOOKS_BACK: usize = 20;
 pub const CLOSE: Duration = Duration::from_secs(5);
 /// Timers fire at most this often: a guard against a machine that asks for the past.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
+/// A remembered round trip is believed up to this for the first packets of a connection.
+pub const INITIAL_RTT_MAX: Duration = Duration::from_secs(1);

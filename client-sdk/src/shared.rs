@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tern_core::client::{ConnNo, Effect, Failure, Machine, Outbound, Setup};
+use tern_core::client::{Asking, ConnNo, Effect, Failure, Machine, NetInfo, Outbound, Setup};
 use tern_core::codes::Code;
 use tern_core::wire::Lane;
 use tern_core::wire::compact::Read;
@@ -63,7 +63,7 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) enum Job {
     Connect(Box<ConnectJob>),
-    Dispatch { target: usize, exclude: Vec<String>, timeout: Duration },
+    Dispatch(Asking, Option<NetInfo>),
     Token { refused: bool },
 }
 
@@ -73,6 +73,7 @@ pub(crate) struct ConnectJob {
     pub(crate) candidate: tern_core::client::Candidate,
     pub(crate) transport: tern_core::client::Transport,
     pub(crate) hello: tern_core::client::Hello,
+    pub(crate) rtt: Option<Duration>,
     pub(crate) out: Arc<Outgoing>,
 }
 
@@ -226,10 +227,10 @@ impl Shared {
 
     fn carry_out(&self, inner: &mut Inner, effect: Effect) {
         match effect {
-            Effect::Connect { conn, candidate, transport, hello } => {
+            Effect::Connect { conn, candidate, transport, hello, rtt } => {
                 let out = Arc::new(Outgoing::default());
                 inner.conns.insert(conn, out.clone());
-                let job = ConnectJob { conn, candidate, transport, hello, out };
+                let job = ConnectJob { conn, candidate, transport, hello, rtt, out };
                 inner.jobs.push_back(Job::Connect(Box::new(job)));
             }
             Effect::Close { conn, code } => {
@@ -242,9 +243,7 @@ impl Shared {
                     queue.push(out);
                 }
             }
-            Effect::Dispatch { target, exclude, timeout } => {
-                inner.jobs.push_back(Job::Dispatch { target, exclude, timeout });
-            }
+            Effect::Dispatch(asking, network) => inner.jobs.push_back(Job::Dispatch(asking, network)),
             Effect::Token { refused } => inner.jobs.push_back(Job::Token { refused }),
             Effect::Event(event) => self.tell(event.into()),
         }
@@ -283,6 +282,14 @@ impl Shared {
     pub(crate) fn connect(&self) -> Result<(), Unavailable> {
         self.lock().store_pause = None;
         self.act(Machine::connect)
+    }
+
+    /// Ends the connection, makes none until [`Self::connect`], and brings the store to rest.
+    pub(crate) fn suspend(&self) -> Result<(), Unavailable> {
+        self.act(Machine::stop)?;
+        let mut inner = self.lock();
+        let store = inner.store.as_deref_mut().ok_or(Unavailable::Closed)?;
+        store.rest().map_err(Unavailable::Store)
     }
 
     /// Does what is due.

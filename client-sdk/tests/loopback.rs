@@ -4,12 +4,13 @@
 mod fake_edge;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fake_edge::{FakeEdge, chat, eventually, user};
 use tern_client::store::memory::MemoryStore;
 use tern_client::{
-    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageState,
-    StaticToken, Transport,
+    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageId,
+    MessageState, StaticToken, Transport,
 };
 use tern_net::env::Env;
 use tern_net::system::system_env;
@@ -121,6 +122,43 @@ async fn an_ack_that_is_lost_with_its_connection_shows_nothing_twice() {
     eventually("nothing waits", || client.waiting() == (0, 0)).await;
     assert_eq!(edge.core.lock().unwrap().log.len(), 6);
     assert!(edge.core.lock().unwrap().hellos.len() >= 2);
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_suspended_client_is_at_rest_and_a_push_fetches_what_came_meanwhile() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_quic();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&edge);
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).store(dir.path()).token_provider(token).build().unwrap();
+    let conversation = client.direct(&user("bob")).unwrap();
+    conversation.send(Draft::text("before")).unwrap();
+    let all_sent = client.suspend(Duration::from_secs(60)).await.unwrap();
+    assert!(all_sent, "what waits is sent before");
+    assert_eq!(client.connection(), ConnectionState::Offline);
+    let logs = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let wal = logs().find(|path| path.to_string_lossy().ends_with("-wal"));
+    assert!(wal.is_none_or(|path| path.metadata().unwrap().len() == 0), "the store's log is written back");
+    // Stays possible, and waits.
+    conversation.send(Draft::text("while suspended")).unwrap();
+    assert_eq!(client.waiting().0, 1);
+    edge.bob_writes("where are you?").await;
+    let pushed = client.handle_push(b"", Duration::from_secs(60)).await.unwrap();
+    assert!(pushed.caught_up);
+    let texts_of = |ids: &[MessageId]| -> Vec<String> {
+        let body = |id: &MessageId| client.message(*id).unwrap().unwrap().body;
+        ids.iter().map(|id| String::from_utf8_lossy(&body(id)).into_owned()).collect()
+    };
+    assert!(texts_of(&pushed.messages).contains(&"where are you?".to_owned()), "{pushed:?}");
+    assert_eq!(client.connection(), ConnectionState::Offline, "as it was");
+    client.resume().unwrap();
+    eventually("live again", || live_by(&client).is_some()).await;
+    eventually("all answers", || texts(&client).contains(&"re: while suspended".to_owned())).await;
+    assert!(client.diagnostics().contains("welcomed by"), "{}", client.diagnostics());
     client.close().await;
 }
 

@@ -87,7 +87,7 @@ impl QuicParams {
     /// at most every 5 minutes: 13 minutes are over 2.5 of them), windows that carry the largest frame.
     pub const fn edge() -> Self {
         Self {
-            initial_rtt: Duration::from_millis(150),
+            initial_rtt: Duration::from_millis(100),
             idle_timeout: Duration::from_secs(13 * 60),
             keep_alive: None,
             bidi_streams: 3,

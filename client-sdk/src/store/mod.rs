@@ -106,6 +106,12 @@ pub trait LocalStore: Send + Debug + 'static {
     /// after it.
     fn upto(&self, conversation: ConvId, key: Place) -> Result<Heads, StoreError>;
 
+    /// Brings everything to rest before the process may be stopped for long: no lock is held and nothing is half written
+    /// until the next call.
+    fn rest(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// How many held messages of the conversation are not read.
     fn unread(&self, conversation: ConvId) -> Result<u64, StoreError>;
 }

@@ -190,6 +190,12 @@ impl LocalStore for SqliteStore {
         })
     }
 
+    fn rest(&mut self) -> Result<(), StoreError> {
+        // The log is written back and emptied: (busy, pages in the log, pages written back).
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Result<Vec<Change>, StoreError> {
         let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut changes = Vec::new();

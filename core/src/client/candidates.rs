@@ -1,5 +1,6 @@
 //! What connections are made to and by, and why they end.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::wire::v1::error::Retry;
@@ -83,6 +84,35 @@ pub enum Failure {
     Renew,
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(words) => f.write_str(words),
+            Self::TimedOut => f.write_str("no answer in time"),
+            Self::Refused { code, message, .. } => {
+                let name = crate::codes::Code::from_u32(*code).map_or("refused", crate::codes::Code::name);
+                write!(f, "{name}: {message}")
+            }
+            Self::Silent => f.write_str("nothing was heard although an answer was due"),
+            Self::Stuck => f.write_str("requests stay without an answer"),
+            Self::Renew => f.write_str("to be made anew"),
+        }
+    }
+}
+
+/// A question to dispatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// Whom: index into the configured addresses.
+    pub target: usize,
+    /// Edges that failed.
+    pub exclude: Vec<String>,
+    /// Round trips to edges, as measured in this network.
+    pub measured: Vec<(String, Duration)>,
+    /// After so long without an answer it is given up.
+    pub timeout: Duration,
+}
+
 /// What the engine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineOut {
@@ -98,18 +128,13 @@ pub enum EngineOut {
         race: u64,
         /// Counts them.
         attempt: u32,
+        /// The round trip in this network, where it is known from before.
+        rtt: Option<Duration>,
     },
     /// Close it; nothing more is to be heard of it.
     Close(ConnNo),
-    /// Ask this dispatch address.
-    Dispatch {
-        /// Index into the configured addresses.
-        target: usize,
-        /// Edges that failed.
-        exclude: Vec<String>,
-        /// After so long without an answer it is given up.
-        timeout: Duration,
-    },
+    /// Ask a dispatch address.
+    Dispatch(Asking),
     /// Get a token; `Engine::token_ready` when it is there.
     Token,
 }

@@ -178,7 +178,7 @@ impl Machine {
     pub(super) fn run_engine(&mut self, now: Duration) {
         while let Some(out) = self.engine.poll_output() {
             match out {
-                EngineOut::Start { conn, candidate, transport, race, attempt } => {
+                EngineOut::Start { conn, candidate, transport, race, attempt, rtt } => {
                     let Some(token) = self.token.as_ref().map(|t| t.0.clone()) else {
                         self.engine.token_failed(now);
                         continue;
@@ -187,15 +187,16 @@ impl Machine {
                     let hello = self.hello(token, &install, race, attempt);
                     self.installs.insert(conn, install);
                     let hello = Hello(Box::new(v1::Frame::new(1, Body::Hello(hello))));
-                    self.effects.push(Effect::Connect { conn, candidate, transport, hello });
+                    self.effects.push(Effect::Connect { conn, candidate, transport, hello, rtt });
                 }
                 EngineOut::Close(conn) => {
                     self.installs.remove(&conn);
                     self.end_session(conn);
                     self.effects.push(Effect::Close { conn, code: Code::Closed });
                 }
-                EngineOut::Dispatch { target, exclude, timeout } => {
-                    self.effects.push(Effect::Dispatch { target, exclude, timeout });
+                EngineOut::Dispatch(asking) => {
+                    let network = self.network.clone();
+                    self.effects.push(Effect::Dispatch(asking, network));
                 }
                 EngineOut::Token if self.token.is_some() && !self.token_refused => self.engine.token_ready(now),
                 EngineOut::Token => self.ask_token(self.token_refused),

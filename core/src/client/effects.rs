@@ -3,8 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::candidates::{Candidate, ConnNo, Transport};
+use super::candidates::{Asking, Candidate, ConnNo, Transport};
 use super::data::{MessageId, Op};
+use super::networks::NetInfo;
 use crate::codes::Code;
 use crate::edge_api::SendRequest;
 use crate::ids::{ConvId, Origin, Seq, UserId};
@@ -51,6 +52,8 @@ pub enum Effect {
         transport: Transport,
         /// The first frame, on the control lane.
         hello: Hello,
+        /// The round trip in this network, where it is known from before.
+        rtt: Option<Duration>,
     },
     /// Close it; nothing of it is to be handed in any more.
     Close {
@@ -66,15 +69,9 @@ pub enum Effect {
         /// What.
         out: Outbound,
     },
-    /// Ask a dispatch address; `Machine::dispatched` or `Machine::dispatch_failed` answers.
-    Dispatch {
-        /// Index into the configured addresses.
-        target: usize,
-        /// Edges that failed.
-        exclude: Vec<String>,
-        /// After so long without an answer it is given up.
-        timeout: Duration,
-    },
+    /// Ask a dispatch address; `Machine::dispatched` or `Machine::dispatch_failed` answers. From which kind of network, if
+    /// the application has told.
+    Dispatch(Asking, Option<NetInfo>),
     /// Get a token; `Machine::token` answers.
     Token {
         /// The last one was refused: a kept one is of no use.

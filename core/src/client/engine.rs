@@ -25,6 +25,7 @@ use rand::{Rng, SeedableRng};
 
 use self::dispatching::Dispatching;
 use super::candidates::{Candidate, ConnNo, EngineOut, Failure, Transport};
+use super::diagnostics::Journal;
 use super::limits::{
     BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, OUTAGE, OUTAGE_BACKOFF_MAX, QUIC_LOST_AFTER, SETTLED,
     SUSPECT_KEEP,
@@ -80,6 +81,8 @@ pub struct Engine {
     list: Vec<Candidate>,
     list_until: Duration,
     dispatching: Dispatching,
+    /// Round trips to edges in this network.
+    measured: BTreeMap<String, Duration>,
     demoted: BTreeMap<(bool, String), Duration>,
     round: Option<Round>,
     rounds_failed: u32,
@@ -88,6 +91,8 @@ pub struct Engine {
     foreground: bool,
     /// Within so long after a loss the last edge wants its clients to come back, one after the other.
     spread: Duration,
+    /// QUIC fell silent: it may be UDP that is lost from now on.
+    quic_silent: bool,
     retry_at: Option<Duration>,
     hold_until: Option<Duration>,
     attempts: BTreeMap<ConnNo, Attempt>,
@@ -95,6 +100,7 @@ pub struct Engine {
     leave_at: Option<Duration>,
     climb_at: Option<Duration>,
     pub(super) networks: Networks,
+    pub(super) journal: Journal,
     /// Calendar clock at a moment of this one.
     wall: (u64, Duration),
     running: bool,
@@ -115,12 +121,14 @@ impl Engine {
             list: Vec::new(),
             list_until: Duration::ZERO,
             dispatching: Dispatching::default(),
+            measured: BTreeMap::new(),
             demoted: BTreeMap::new(),
             round: None,
             rounds_failed: 0,
             silent_since: None,
             foreground: true,
             spread: Duration::ZERO,
+            quic_silent: false,
             retry_at: None,
             hold_until: None,
             attempts: BTreeMap::new(),
@@ -128,6 +136,7 @@ impl Engine {
             leave_at: None,
             climb_at: None,
             networks: Networks::default(),
+            journal: Journal::default(),
             wall: (0, Duration::ZERO),
             running: false,
             has_token: false,
@@ -172,6 +181,7 @@ impl Engine {
         self.silent_since = None;
         self.retry_at = None;
         self.dispatching.not_before = now;
+        self.measured.clear();
         self.demoted.clear();
         if self.live.is_none() {
             self.abort_round();
@@ -243,6 +253,9 @@ impl Engine {
         let (wall_ms, edge, transport) = (self.wall_ms(now), attempt.candidate.edge.clone(), attempt.transport);
         self.networks.note(|network| network.welcomed(wall_ms, &edge, transport, lost_quic));
         self.silent_since = None;
+        self.quic_silent = false;
+        let age_ms = now.saturating_sub(attempt.started).as_millis();
+        self.journal.note(now, format_args!("welcomed by {edge} over {} after {age_ms} ms", transport.name()));
         self.live = Some(Live {
             conn,
             candidate: attempt.candidate,
@@ -267,6 +280,8 @@ impl Engine {
     /// An attempt or the live connection has ended.
     pub fn ended(&mut self, now: Duration, conn: ConnNo, failure: &Failure) {
         if let Some(attempt) = self.attempts.remove(&conn) {
+            let (edge, transport) = (&attempt.candidate.address, attempt.transport.name());
+            self.journal.note(now, format_args!("no connection to {edge} over {transport}: {failure}"));
             self.attempt_failed(now, &attempt, failure);
         } else if self.live.as_ref().is_some_and(|l| l.conn == conn) {
             self.lost(now, failure);
@@ -305,6 +320,7 @@ impl Engine {
 
     fn lost(&mut self, now: Duration, failure: &Failure) {
         let Some(live) = self.live.take() else { return };
+        self.journal.note(now, format_args!("lost the connection to {}: {failure}", live.candidate.edge));
         (self.leave_at, self.climb_at) = (None, None);
         self.silent_since.get_or_insert(now);
         match failure {
@@ -315,6 +331,12 @@ impl Engine {
         let settled = now.saturating_sub(live.since) >= SETTLED;
         if settled {
             self.rounds_failed = 0;
+        }
+        if !matches!(failure, Failure::Silent | Failure::Stuck) && self.round.is_some() {
+            // Something was heard, if only that the connection is gone: what was begun in the dark is older than that.
+            self.abort_round();
+            self.rounds_failed = 0;
+            self.retry_at = None;
         }
         if !self.running || self.round.is_some() || self.retry_at.is_some() {
             return;
@@ -336,10 +358,12 @@ impl Engine {
     /// Leave the live connection for another, which is made first. `Failure::Renew` prefers the same edge.
     pub fn leave(&mut self, now: Duration, failure: &Failure) {
         let Some(live) = &mut self.live else { return };
+        self.journal.note(now, format_args!("leaving {}: {failure}", live.candidate.edge));
         self.silent_since.get_or_insert(now);
         if matches!(failure, Failure::Silent | Failure::Stuck) {
             live.suspect_since.get_or_insert(now);
             live.may_recover = *failure == Failure::Silent;
+            self.quic_silent = live.may_recover && live.transport == Transport::Quic;
         }
         if self.round.as_ref().is_some_and(|round| !round.climbs) || self.retry_at.is_some() {
             return;
@@ -352,12 +376,13 @@ impl Engine {
     }
 
     /// The live connection that was left for its silence is heard again: stay.
-    pub fn heard(&mut self) {
+    pub fn heard(&mut self, now: Duration) {
         let Some(live) = &mut self.live else { return };
         if live.may_recover && live.suspect_since.take().is_some() {
             self.demoted.remove(&(false, live.candidate.edge.clone()));
             self.silent_since = None;
             self.rounds_failed = 0;
+            self.journal.note(now, format_args!("{} speaks again", live.candidate.edge));
             self.retry_at = None;
             self.abort_round();
         }
@@ -367,6 +392,8 @@ impl Engine {
     pub fn go_away(&mut self, now: Duration, window: Duration, alternates: &[String]) {
         let Some(live) = &self.live else { return };
         let candidate = live.candidate.clone();
+        self.journal
+            .note(now, format_args!("{} sends its clients away within {} ms", candidate.edge, window.as_millis()));
         self.demoted.insert((false, candidate.edge.clone()), now + window + DEMOTED_FOR);
         let known: Vec<_> = self.list.iter().chain(&self.fallback).map(|c| c.address.clone()).collect();
         for address in alternates.iter().filter(|a| !known.contains(a)).take(CANDIDATES - CANDIDATES / 2) {
@@ -412,13 +439,12 @@ impl Engine {
         let wait = wait.max(turn);
         self.rounds_failed = self.rounds_failed.saturating_add(1);
         self.retry_at = Some(now + wait);
+        self.journal.note(now, format_args!("pausing for {} ms", wait.as_millis()));
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Duration) {
-        if self.dispatching.running.is_some_and(|(_, until)| now >= until) {
-            self.dispatch_failed(now);
-        }
+        self.look_after_dispatch(now);
         let late: Vec<_> = self.attempts.iter().filter(|(_, a)| now >= a.deadline).map(|(c, _)| *c).collect();
         for conn in late {
             self.out.push_back(EngineOut::Close(conn));
@@ -444,7 +470,7 @@ impl Engine {
         if self.retry_at.is_some_and(|t| now >= t) {
             self.begin_round(now);
         }
-        if self.live.is_some() && now >= self.list_until {
+        if self.live.is_some() && self.foreground && now >= self.list_until {
             self.ask_dispatch(now);
         }
         self.climb(now);
@@ -454,11 +480,12 @@ impl Engine {
     /// When [`Self::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Duration> {
         let round = self.next_leg();
-        let refresh = self.live.as_ref().filter(|_| self.targets > 0 && self.dispatching.running.is_none());
+        let refresh =
+            self.live.as_ref().filter(|_| self.foreground && self.targets > 0 && self.dispatching.until().is_none());
         let refresh = refresh.map(|_| self.list_until.max(self.dispatching.not_before));
         let suspect = self.live.as_ref().and_then(|l| l.suspect_since).map(|t| t + SUSPECT_KEEP);
         let attempts = self.attempts.values().map(|a| a.deadline).min();
-        let dispatch = self.dispatching.running.map(|(_, until)| until);
+        let dispatch = self.dispatching.deadline();
         let climb = self.climb_at.filter(|_| self.live.is_some());
         [round, refresh, suspect, attempts, dispatch, climb, self.leave_at, self.hold_until, self.retry_at]
             .into_iter()

@@ -116,11 +116,6 @@ impl Heartbeat {
         self.foreground = foreground;
     }
 
-    /// See [`Self::set_foreground`].
-    pub fn is_foreground(&self) -> bool {
-        self.foreground
-    }
-
     /// After so much silence a beat is due.
     pub fn interval(&self) -> Duration {
         if self.foreground { self.allowed(self.fixed) } else { self.trying }

@@ -63,9 +63,9 @@ pub const TCP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time-outs double with each failed round, this often at most: 2G needs eight seconds, and twice that for dispatch.
 pub const TIMEOUT_DOUBLINGS: u32 = 3;
 /// The second candidate of a round starts so long after the first: one and a half round trips, within these bounds.
-pub const SECOND_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(300));
+pub const SECOND_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(250));
 /// TCP+TLS starts this long after QUIC on the first candidate of a round.
-pub const TCP_AFTER: Duration = Duration::from_millis(400);
+pub const TCP_AFTER: Duration = Duration::from_millis(300);
 /// Where QUIC has lost lately, it is what starts so long after TCP+TLS.
 pub const QUIC_AFTER: Duration = Duration::from_millis(300);
 /// The third candidate of a round starts this long after the first.
@@ -73,11 +73,13 @@ pub const THIRD_AFTER: Duration = Duration::from_secs(1);
 /// From then on another attempt starts after each of these, as soon as there is room for one.
 pub const NEXT_AFTER: Duration = Duration::from_millis(250);
 /// QUIC that was tried for so long before another transport was welcomed has lost.
-pub const QUIC_LOST_AFTER: Duration = Duration::from_millis(400);
+pub const QUIC_LOST_AFTER: Duration = Duration::from_millis(300);
 /// Pause before QUIC is tried again beside another transport in use; doubles with each loss up to [`QUIC_AGAIN_MAX`].
 pub const QUIC_AGAIN: Duration = Duration::from_secs(30);
 /// See [`QUIC_AGAIN`]; after so long nothing is held against it either.
 pub const QUIC_AGAIN_MAX: Duration = Duration::from_secs(20 * 60);
+/// Lines of what happened to connections that diagnostics show.
+pub const JOURNAL_LINES: usize = 100;
 /// Networks that are remembered; the ones used last are kept.
 pub const NETWORKS: usize = 32;
 /// Bytes of a network's name that count.
@@ -102,6 +104,10 @@ pub const DEMOTED_FOR: Duration = Duration::from_secs(60);
 /// A dispatch request without an answer for this long lets the next address be asked. Doubles each time that all have
 /// failed, as time-outs of attempts do.
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The next dispatch address is asked beside one that has not answered for so long.
+pub const DISPATCH_NEXT: Duration = Duration::from_millis(400);
+/// Dispatch addresses that are asked at once.
+pub const DISPATCHES: usize = 3;
 /// A start without a valid list waits this long for dispatch before it tries what it has.
 pub const DISPATCH_FIRST: Duration = Duration::from_secs(1);
 /// Edges named as failed in a dispatch request.

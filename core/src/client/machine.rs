@@ -347,7 +347,7 @@ impl Machine {
                 if session.leaving {
                     session.leaving = false;
                     self.suspect = None;
-                    self.engine.heard();
+                    self.engine.heard(now);
                 }
             }
             if let Err(what) = self.session_frame(now, req, read) {

@@ -28,6 +28,7 @@ mod candidates;
 mod comparing;
 mod connecting;
 mod data;
+mod diagnostics;
 mod effects;
 mod engine;
 mod eras;
@@ -52,7 +53,7 @@ mod stability;
 mod typing;
 
 pub use book::Book;
-pub use candidates::{Candidate, ConnNo, Failure, Transport};
+pub use candidates::{Asking, Candidate, ConnNo, Failure, Transport};
 pub use data::{
     Change, ConversationImage, ConversationRecord, Image, Message, MessageId, MessageState, Op, OriginState, Outgoing,
     OutgoingRecord, Placed, choose_install, key_bytes, key_from_bytes, merge_copy,

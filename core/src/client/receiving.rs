@@ -446,7 +446,7 @@ impl Machine {
         session.pong(now, pong.echo);
         self.engine.set_spread(Duration::from_millis(pong.spread_ms.into()));
         if let Some(rtt) = session.srtt() {
-            self.engine.networks.measured(rtt);
+            self.engine.measured(rtt);
         }
         if pong.rev_unknown {
             let since = *session.rev_unknown_since.get_or_insert(now);

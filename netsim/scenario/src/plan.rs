@@ -223,6 +223,8 @@ pub enum Action {
     Unmute(Target),
     /// Erases for everyone the newest own message of a conversation that a server has acknowledged, if there is one.
     Erase(Target),
+    /// Looks at the app from now on, or not any longer.
+    Foreground(bool),
     /// Gives a group a title.
     Title {
         /// Which.

@@ -135,6 +135,10 @@ fn obey(app: &App, names: &Names, scribe: &Scribe, order: Order) {
             Ok(())
         }
         Order::Act(action) => app.act(&action),
+        Order::Network(network) => {
+            app.network_changed(network.as_deref());
+            Ok(())
+        }
         Order::Group { label, members } => app.create_group(&label, &members).map(|()| {
             if let Some(id) = names.id(&label) {
                 let named = Report::Named { conversation: id.to_string(), label };

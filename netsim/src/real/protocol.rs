@@ -51,6 +51,8 @@ pub enum Order {
     },
     /// Do something else.
     Act(Action),
+    /// The system says that the device is in another network.
+    Network(Option<String>),
     /// Make a group.
     Group {
         /// Its name.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tern_client::{
     Client, ConnectionState, Conversation, Draft, Event as Told, Events, FOR_EVER, GroupOptions, Message, MessageId,
-    MessageState, Placed, UserId,
+    MessageState, NetInfo, Placed, UserId,
 };
 use tern_core::ids::ConvId;
 use tern_netsim_scenario::Plan;
@@ -168,6 +168,14 @@ impl App {
         }
     }
 
+    /// The device's system says that it is in another network; without a name, that something of it has changed.
+    pub fn network_changed(&self, network: Option<&str>) {
+        let info = network.map(|id| NetInfo { id: id.to_owned(), ..NetInfo::default() });
+        if let Err(error) = self.client.network_changed(info) {
+            self.broken(format!("it can't be told of another network: {error}"));
+        }
+    }
+
     /// Makes a group.
     pub fn create_group(&self, label: &str, members: &[String]) -> Result<(), String> {
         let others = members.iter().filter(|user| **user != self.user);
@@ -189,6 +197,7 @@ impl App {
             }
             Action::Mute(target) => self.mute(target, true),
             Action::Unmute(target) => self.mute(target, false),
+            Action::Foreground(foreground) => self.client.set_foreground(*foreground).map_err(text),
             Action::Title { group, title } => {
                 self.set(group.clone(), TITLE, title);
                 self.group(group)?.set_title(title).map(|_| ()).map_err(text)

@@ -18,6 +18,7 @@ pub mod app;
 pub(crate) mod ending;
 pub mod rig;
 pub mod scribe;
+mod striking;
 pub(crate) mod writing;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -33,7 +34,7 @@ use tern_core::ids::ConvId;
 use tern_core::wire::v1::Heartbeat;
 use tern_ipconf::Geo;
 use tern_netsim_scenario::Plan;
-use tern_netsim_scenario::plan::{Down, Effect, Heal, Target, Trigger, When};
+use tern_netsim_scenario::plan::{Target, Trigger, When};
 use tern_netsim_verdict::history::FORMAT;
 use tern_netsim_verdict::{Cast, Event, Line, LinkSample, Run};
 use tern_replication::store::memory::{Latency, MemoryStore as RegionDisk};
@@ -46,7 +47,7 @@ use self::scribe::Scribe;
 use self::writing::Writer;
 use crate::access::{AccessError, AccessSpec};
 use crate::cluster::{Cluster, ClusterError, ClusterOptions, Site, edge_name};
-use crate::limits::{DRAIN_WINDOW, LINKS_SAMPLED, MEETING, SAMPLE_EVERY};
+use crate::limits::{LINKS_SAMPLED, MEETING, SAMPLE_EVERY};
 use crate::node::SimNode;
 use crate::pipes::LinkError;
 use crate::run::{RunError, run};
@@ -161,6 +162,8 @@ enum Due {
     End(usize),
     /// A drained node's process ends.
     Drained(usize),
+    /// A device's system tells its apps of another network.
+    Told(usize),
     Sample,
 }
 
@@ -435,6 +438,7 @@ impl Stage {
             }
             Due::End(number) => self.end(number).await?,
             Due::Drained(number) => self.drained(number).await?,
+            Due::Told(number) => self.told(number),
             Due::Sample => self.sample()?,
         }
         Ok(())
@@ -496,221 +500,6 @@ impl Stage {
                     .tell(Event::Broken { who: group.creator.clone(), text: format!("group {}: {text}", group.id) });
             }
         }
-    }
-
-    /// A fault has struck: the rest of it, and what is anchored to it.
-    async fn struck_at(&mut self, number: usize) -> Result<(), PlayError> {
-        let fault = self.plan.faults[number].clone();
-        let stopped = |who: &str, how: &str| Event::Stop { who: who.to_owned(), how: how.to_owned() };
-        match &fault.effect {
-            Effect::AppKill { device } => {
-                if let Some(seat) = self.devices.get_mut(device) {
-                    seat.host.kill().await;
-                    seat.app = None;
-                    self.scribe.tell(stopped(device, "killed"));
-                }
-            }
-            Effect::Region { region, how } => match how {
-                Down::Pause => {}
-                Down::Rewind => {
-                    let disk = self.cluster.backup(region)?;
-                    self.disks.insert(number, disk);
-                }
-                Down::Drain => {
-                    self.cluster.begin_stop(region, DRAIN_WINDOW)?;
-                    self.add(self.now_ns() + nanos(DRAIN_WINDOW * 2), Due::Drained(number));
-                }
-                how => {
-                    self.scribe.region_down(region);
-                    match how {
-                        Down::Kill { lose_unsynced: false } => self.cluster.kill_keeping(region).await?,
-                        Down::Kill { .. } => self.cluster.kill(region).await?,
-                        _ => self.cluster.power_off(region).await?,
-                    }
-                    if *how == Down::Destroy {
-                        self.cluster.destroy_disk(region)?;
-                    }
-                    let power = matches!(how, Down::Power | Down::Destroy);
-                    self.scribe.tell(stopped(region, if power { "power" } else { "killed" }));
-                }
-            },
-            Effect::Edge { edge, how } => match how {
-                Down::Pause => {}
-                Down::Drain => {
-                    self.cluster.drain_edge(edge, DRAIN_WINDOW)?;
-                    self.add(self.now_ns() + nanos(DRAIN_WINDOW * 2), Due::Drained(number));
-                }
-                how => {
-                    let power = matches!(how, Down::Power | Down::Destroy);
-                    self.cluster.end_edge(edge, power).await?;
-                    self.scribe.tell(stopped(edge, if power { "power" } else { "killed" }));
-                }
-            },
-            _ => {}
-        }
-        self.set_disks()?;
-        let now_ns = self.now_ns();
-        self.anchored(&fault.id, false, now_ns);
-        match fault.effect {
-            // What happens at once has happened: what hangs on its end begins, while what it hits is counted until the
-            // run is over.
-            Effect::HandOver { how, .. } => self.anchored(&fault.id, true, now_ns.saturating_add(how.gap_ns)),
-            Effect::NewAddress { .. } | Effect::NatRebind { .. } => self.anchored(&fault.id, true, now_ns),
-            _ => {
-                if let Some(lasts_ns) = fault.lasts_ns {
-                    self.add(now_ns.saturating_add(lasts_ns), Due::End(number));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Disks that are faster or slower from now on.
-    fn set_disks(&mut self) -> Result<(), PlayError> {
-        let read = Duration::from_nanos(self.plan.options.disk_read_ns);
-        for (region, sync_ns) in self.rig.take_disks() {
-            self.cluster.store(&region)?.set_latency(Latency { sync: Duration::from_nanos(sync_ns), read });
-        }
-        Ok(())
-    }
-
-    /// What begins so long after a fault began or ended.
-    fn anchored(&mut self, id: &str, end: bool, now_ns: u64) {
-        let plan = Arc::clone(&self.plan);
-        let by = |when: &When| match when {
-            When::After { fault, end: at_end, by_ns } if fault == id && *at_end == end => Some(*by_ns),
-            _ => None,
-        };
-        for (number, fault) in plan.faults.iter().enumerate() {
-            if let Some(by_ns) = by(&fault.when) {
-                self.add(now_ns.saturating_add(by_ns), Due::Begin(number));
-            }
-        }
-        for (number, action) in plan.actions.iter().enumerate() {
-            if let Some(by_ns) = by(&action.when) {
-                self.add(now_ns.saturating_add(by_ns), Due::Act(number));
-            }
-        }
-    }
-
-    /// A drained node's process ends.
-    async fn drained(&mut self, number: usize) -> Result<(), PlayError> {
-        if !self.rig.holds(number) {
-            return Ok(());
-        }
-        match self.plan.faults[number].effect.clone() {
-            Effect::Region { region, .. } => {
-                self.cluster.kill(&region).await?;
-                self.scribe.tell(Event::Stop { who: region, how: "drained".into() });
-            }
-            Effect::Edge { edge, .. } => {
-                self.cluster.end_edge(&edge, false).await?;
-                self.scribe.tell(Event::Stop { who: edge, how: "drained".into() });
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// A fault ends: what is down is started.
-    async fn end(&mut self, number: usize) -> Result<(), PlayError> {
-        if !self.rig.holds(number) {
-            return Ok(());
-        }
-        self.rig.lift(number)?;
-        let fault = self.plan.faults[number].clone();
-        match &fault.effect {
-            Effect::AppKill { device }
-                if !self.is_down(|effect| matches!(effect, Effect::AppKill { device: of } if of == device)) =>
-            {
-                self.open(device)?;
-            }
-            Effect::Region { region, how: Down::Rewind } => {
-                let up = !self.is_region_down(region);
-                if up {
-                    self.scribe.region_down(region);
-                    self.scribe.tell(Event::Stop { who: region.clone(), how: "killed".into() });
-                }
-                self.cluster.kill(region).await?;
-                if let Some(disk) = self.disks.remove(&number) {
-                    self.cluster.set_disk(region, disk)?;
-                }
-                if up {
-                    self.cluster.restart(region).await?;
-                    self.scribe.tell(Event::Start { who: region.clone() });
-                }
-            }
-            Effect::Region { region, how } if *how != Down::Pause && !self.is_region_down(region) => {
-                // A drain that was cut short is a kill.
-                self.cluster.kill(region).await?;
-                self.cluster.restart(region).await?;
-                self.scribe.tell(Event::Start { who: region.clone() });
-            }
-            Effect::Edge { edge, how } if *how != Down::Pause && !self.is_edge_down(edge) => {
-                self.cluster.end_edge(edge, false).await?;
-                self.cluster.start_edge(edge).await?;
-                self.scribe.tell(Event::Start { who: edge.clone() });
-            }
-            _ => {}
-        }
-        self.set_disks()?;
-        let now_ns = self.now_ns();
-        self.anchored(&fault.id, true, now_ns);
-        Ok(())
-    }
-
-    fn is_down(&self, is: impl Fn(&Effect) -> bool) -> bool {
-        self.rig.holding().iter().any(|number| is(&self.plan.faults[*number].effect))
-    }
-
-    fn is_region_down(&self, region: &str) -> bool {
-        let down = |how: &Down| !matches!(how, Down::Pause | Down::Rewind);
-        self.is_down(|effect| matches!(effect, Effect::Region { region: of, how } if of == region && down(how)))
-    }
-
-    fn is_edge_down(&self, edge: &str) -> bool {
-        self.is_down(|effect| matches!(effect, Effect::Edge { edge: of, how } if of == edge && *how != Down::Pause))
-    }
-
-    /// Faults that struck because of what the system did.
-    async fn look_after_struck(&mut self) -> Result<(), PlayError> {
-        loop {
-            let next = self.struck.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some((waiting, at_ns, struck)) = next else { return Ok(()) };
-            match waiting {
-                Waiting::Fault(number) if struck => self.struck_at(number).await?,
-                Waiting::Fault(number) => self.add(at_ns, Due::Begin(number)),
-                Waiting::Action(number) => self.add(at_ns, Due::Act(number)),
-            }
-        }
-    }
-
-    /// The load is over: what the plan wants healed is healed, and no further fault begins.
-    async fn heal(&mut self) -> Result<(), PlayError> {
-        let heal = self.plan.liveness.heal;
-        self.agenda.retain(|_, due| !matches!(due, Due::Begin(_)));
-        let ends: Vec<usize> = self.rig.holding();
-        for number in ends {
-            let effect = &self.plan.faults[number].effect;
-            if matches!(effect, Effect::HandOver { .. } | Effect::NewAddress { .. } | Effect::NatRebind { .. }) {
-                continue;
-            }
-            let core = matches!(
-                effect,
-                Effect::PathCut { .. }
-                    | Effect::PathChange { .. }
-                    | Effect::Region { .. }
-                    | Effect::Edge { .. }
-                    | Effect::Disk { .. }
-            ) || matches!(effect, Effect::Clock { node, .. } if !self.devices.contains_key(node));
-            match heal {
-                Heal::Nothing => continue,
-                Heal::Core if !core => continue,
-                Heal::All | Heal::Core => {}
-            }
-            self.end(number).await?;
-        }
-        Ok(())
     }
 
     /// One look at each access link.

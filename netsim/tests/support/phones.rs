@@ -373,7 +373,7 @@ impl Phones {
 
     fn effect(&mut self, phone: usize, effect: Effect) {
         match effect {
-            Effect::Connect { conn, candidate, transport, hello } => {
+            Effect::Connect { conn, candidate, transport, hello, .. } => {
                 let Some(Body::Hello(open)) = hello.0.body else { panic!("the first frame is a Hello") };
                 if transport == Transport::Quic {
                     let dial =
@@ -394,7 +394,7 @@ impl Phones {
                 };
                 self.travel(phone, conn, &region, Happens::Ups { core, ups: vec![up] });
             }
-            Effect::Dispatch { .. } => self.travel(phone, 0, "dispatch", Happens::Dispatched),
+            Effect::Dispatch(..) => self.travel(phone, 0, "dispatch", Happens::Dispatched),
             Effect::Token { .. } => self.travel(phone, 0, "tokens", Happens::Token),
             Effect::Event(event) => {
                 if matches!(event, Event::Kicked { .. }) {

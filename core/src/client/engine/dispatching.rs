@@ -1,19 +1,41 @@
-//! When to ask dispatch, and whom: one address after the other, with a pause when all have failed, and with more
-//! patience each time: on a slow network a TLS handshake alone takes seconds.
+//! When to ask dispatch, and whom: several addresses one shortly after the other, with a pause when all have failed, and
+//! with more patience each time: on a slow network a TLS handshake alone takes seconds.
+//!
+//! A question says what failed, which round trips were measured to which edges, and what kind of network it comes from,
+//! so that the next list is better than the last.
 
 use std::time::Duration;
 
 use super::{Candidate, Engine, EngineOut};
-use crate::client::limits::{BACKOFF_MAX, CANDIDATES, DISPATCH_TIMEOUT, EXCLUDES, TIMEOUT_DOUBLINGS};
+use crate::client::candidates::Asking;
+use crate::client::limits::{
+    BACKOFF_MAX, CANDIDATES, DISPATCH_NEXT, DISPATCH_TIMEOUT, DISPATCHES, EXCLUDES, TIMEOUT_DOUBLINGS,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Dispatching {
-    pub(super) running: Option<(usize, Duration)>,
-    pub(super) next: usize,
-    pub(super) tried: usize,
-    pub(super) failures: u32,
+    /// When those are given up that are being asked.
+    waiting: Vec<Duration>,
+    /// When the next one is asked beside them.
+    next_at: Option<Duration>,
+    next: usize,
+    /// Asked since the last answer or pause.
+    tried: usize,
+    failures: u32,
     pub(super) not_before: Duration,
     pub(super) answered: bool,
+}
+
+impl Dispatching {
+    /// Until when an answer may come; `None`: nobody is being asked.
+    pub(super) fn until(&self) -> Option<Duration> {
+        self.waiting.iter().max().copied()
+    }
+
+    /// When [`Engine::look_after_dispatch`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.waiting.iter().min().copied().into_iter().chain(self.next_at).min()
+    }
 }
 
 impl Engine {
@@ -38,37 +60,75 @@ impl Engine {
         self.list_until = now + valid_for;
     }
 
-    /// The dispatch request failed: ask the next address, or pause when all were asked.
+    /// A dispatch request failed: ask the next address, or pause when all were asked.
     pub fn dispatch_failed(&mut self, now: Duration) {
         let d = &mut self.dispatching;
-        d.running = None;
-        d.tried += 1;
+        let Some((first, _)) = d.waiting.iter().enumerate().min_by_key(|(_, until)| **until) else {
+            // Another one has answered meanwhile.
+            return;
+        };
+        d.waiting.remove(first);
         if d.tried < self.targets {
-            self.ask_dispatch(now);
+            self.ask_next(now);
             return;
         }
-        d.tried = 0;
-        d.failures += 1;
-        let failures = d.failures;
-        self.dispatching.not_before = now + self.jitter(failures, BACKOFF_MAX);
+        if !self.dispatching.waiting.is_empty() {
+            return;
+        }
+        self.dispatching.tried = 0;
+        self.dispatching.failures += 1;
+        self.dispatching.not_before = now + self.jitter(self.dispatching.failures, BACKOFF_MAX);
         if self.hold_until.take().is_some() {
             self.begin_round(now);
         }
     }
 
-    /// Asks the next dispatch address, unless one is being asked or it is too early.
+    /// Asks dispatch, unless that is under way or it is too early.
     pub(super) fn ask_dispatch(&mut self, now: Duration) {
-        if self.targets == 0 || self.dispatching.running.is_some() || now < self.dispatching.not_before {
-            return;
+        if self.targets > 0 && self.dispatching.waiting.is_empty() && now >= self.dispatching.not_before {
+            self.ask_next(now);
         }
-        let target = self.dispatching.next % self.targets;
-        self.dispatching.next = (target + 1) % self.targets;
-        let timeout = DISPATCH_TIMEOUT * (1 << self.dispatching.failures.min(TIMEOUT_DOUBLINGS));
+    }
+
+    /// Gives up who is late, and asks the next beside who is slow.
+    pub(super) fn look_after_dispatch(&mut self, now: Duration) {
+        while self.dispatching.waiting.iter().any(|until| now >= *until) {
+            self.dispatch_failed(now);
+        }
+        if self.dispatching.next_at.is_some_and(|at| now >= at) {
+            self.ask_next(now);
+        }
+    }
+
+    fn ask_next(&mut self, now: Duration) {
+        let d = &mut self.dispatching;
+        let target = d.next % self.targets;
+        d.next = (target + 1) % self.targets;
+        d.tried += 1;
+        let timeout = DISPATCH_TIMEOUT * (1 << d.failures.min(TIMEOUT_DOUBLINGS));
         // Whoever asks gives up after this time and says so. Without a word the next one is asked a little later: if both
         // happened at once, the second failure would be taken for one of the next request.
-        self.dispatching.running = Some((target, now + timeout + timeout / 4));
-        let exclude =
-            self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone()).take(EXCLUDES).collect();
-        self.out.push_back(EngineOut::Dispatch { target, exclude, timeout });
+        d.waiting.push(now + timeout + timeout / 4);
+        let more = d.tried < self.targets && d.waiting.len() < DISPATCHES;
+        d.next_at = more.then_some(now + DISPATCH_NEXT);
+        let failed = self.demoted.keys().filter(|(region, _)| !region).map(|(_, name)| name.clone());
+        let measured = self.measured.iter().map(|(edge, rtt)| (edge.clone(), *rtt));
+        self.out.push_back(EngineOut::Dispatch(Asking {
+            target,
+            exclude: failed.take(EXCLUDES).collect(),
+            measured: measured.collect(),
+            timeout,
+        }));
+    }
+
+    /// A round trip to the edge in use was measured.
+    pub(in crate::client) fn measured(&mut self, rtt: Duration) {
+        self.networks.measured(rtt);
+        let Some(edge) = self.live.as_ref().map(|live| &live.candidate.edge).filter(|edge| !edge.is_empty()) else {
+            return;
+        };
+        if self.measured.len() < EXCLUDES || self.measured.contains_key(edge) {
+            self.measured.insert(edge.clone(), rtt);
+        }
     }
 }

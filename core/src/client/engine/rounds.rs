@@ -1,9 +1,9 @@
 //! One round over the candidates: a race with a head start for what is most likely to win.
 //!
-//! The first candidate by QUIC, the second after one and a half round trips, TCP+TLS on the first after 400 ms, the third
+//! The first candidate by QUIC, the second after one and a half round trips, TCP+TLS on the first after 300 ms, the third
 //! candidate after a second, then everything else, a quarter of a second apart; never more than three attempts at a
-//! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it. An attempt
-//! that fails makes everything after it earlier by what is left until the next.
+//! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
+//! connection by QUIC has just fallen silent, both start at once. An attempt that fails makes everything after it earlier by what is left until the next.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -56,7 +56,7 @@ impl Engine {
         }
         if now >= self.list_until {
             self.ask_dispatch(now);
-            let first = self.dispatching.running.is_some() && !self.dispatching.answered && self.rounds_failed == 0;
+            let first = self.dispatching.until().is_some() && !self.dispatching.answered && self.rounds_failed == 0;
             if may_hold && first && self.live.is_none() {
                 // What is left from an earlier run may be stale: give dispatch a moment.
                 self.hold_until = Some(*self.hold_until.get_or_insert(now + DISPATCH_FIRST));
@@ -69,8 +69,8 @@ impl Engine {
         let candidates = self.candidates(now);
         if candidates.is_empty() {
             self.ask_dispatch(now);
-            match self.dispatching.running {
-                Some((_, deadline)) => self.hold_until = Some(deadline),
+            match self.dispatching.until() {
+                Some(deadline) => self.hold_until = Some(deadline),
                 None => self.pause(now, Duration::ZERO),
             }
             return;
@@ -91,7 +91,11 @@ impl Engine {
         let (favoured, other) =
             if quic_loses { (Transport::Tcp, Transport::Quic) } else { (Transport::Quic, Transport::Tcp) };
         let second = here.rtt().map_or(SECOND_AFTER.1, |rtt| rtt * 3 / 2).clamp(SECOND_AFTER.0, SECOND_AFTER.1);
-        let other_after = if quic_loses { QUIC_AFTER } else { TCP_AFTER };
+        let other_after = match (self.quic_silent, quic_loses) {
+            (true, _) => Duration::ZERO,
+            (false, true) => QUIC_AFTER,
+            (false, false) => TCP_AFTER,
+        };
         let mut planned = Vec::new();
         let mut late = Vec::new();
         for (place, candidate) in candidates.iter().enumerate() {
@@ -105,6 +109,12 @@ impl Engine {
                     _ => late.push((candidate, transport)),
                 }
             }
+        }
+        if let [only] = candidates
+            && only.timeout(favoured).is_some()
+        {
+            // Where there is no other, a second try beside the first: one lost packet costs either of them its time.
+            planned.push((second, only, favoured));
         }
         planned.sort_by_key(|(at, _, _)| *at);
         let mut at = planned.last().map_or(Duration::ZERO, |(at, _, _)| *at);
@@ -131,6 +141,7 @@ impl Engine {
         let deadline = now + timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
         let race = (round.race, round.attempts);
         let Leg { candidate, transport, .. } = leg;
+        self.journal.note(now, format_args!("trying {} over {}", candidate.address, transport.name()));
         let attempt = Attempt { candidate: candidate.clone(), transport, deadline, started: now, race };
         self.attempts.insert(self.last_conn, attempt);
         self.out.push_back(EngineOut::Start {
@@ -139,6 +150,7 @@ impl Engine {
             transport,
             race: race.0,
             attempt: race.1,
+            rtt: self.networks.here().rtt(),
         });
     }
 

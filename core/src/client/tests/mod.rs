@@ -111,13 +111,13 @@ impl Device {
         self.changes.extend(self.book.apply(&step.ops));
         for effect in step.effects {
             match effect {
-                Effect::Connect { conn, candidate, transport, hello } => {
+                Effect::Connect { conn, candidate, transport, hello, .. } => {
                     let Some(Body::Hello(hello)) = hello.0.body else { panic!("no Hello") };
                     self.connects.push((conn, candidate, transport, hello));
                 }
                 Effect::Close { conn, .. } => self.closed.push(conn),
                 Effect::Write { conn, out } => self.written.push((conn, out)),
-                Effect::Dispatch { target, exclude, timeout } => {
+                Effect::Dispatch(Asking { target, exclude, timeout, .. }, _) => {
                     self.dispatches.push((target, exclude));
                     self.patience.push(timeout);
                 }

@@ -208,7 +208,8 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 }
 
 /// What an action does, by its word.
-pub(crate) const ACTIONS: [&str; 8] = ["read", "read-all", "mute", "unmute", "title", "erase", "add", "remove"];
+pub(crate) const ACTIONS: [&str; 10] =
+    ["read", "read-all", "mute", "unmute", "title", "erase", "add", "remove", "foreground", "background"];
 
 fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
     let word = f.need_text("do", "\"read\"")?;
@@ -231,6 +232,8 @@ fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
         "read-all" => Some(Action::ReadAll),
         "mute" => cast.target(f, "conversation").map(Action::Mute),
         "unmute" => cast.target(f, "conversation").map(Action::Unmute),
+        "foreground" => Some(Action::Foreground(true)),
+        "background" => Some(Action::Foreground(false)),
         "erase" => cast.target(f, "conversation").map(Action::Erase),
         "title" => {
             let title = f.need_text("title", "\"Plans\"").map(str::to_owned);

@@ -166,6 +166,9 @@ impl Plan {
                     page.text("do", "unmute");
                     page.text("conversation", target(conversation));
                 }
+                Action::Foreground(foreground) => {
+                    page.text("do", if *foreground { "foreground" } else { "background" });
+                }
                 Action::Erase(conversation) => {
                     page.text("do", "erase");
                     page.text("conversation", target(conversation));

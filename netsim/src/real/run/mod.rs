@@ -13,7 +13,7 @@ use std::time::Duration;
 use tern_client::UserId;
 use tern_core::ids::ConvId;
 use tern_netsim_scenario::Plan;
-use tern_netsim_scenario::plan::{Target, When};
+use tern_netsim_scenario::plan::{Effect, Target, When};
 use tern_netsim_tun::Lab;
 use tern_netsim_verdict::{Event, Line, LinkSample};
 
@@ -46,6 +46,8 @@ enum Due {
     Act(usize),
     Begin(usize),
     End(usize),
+    /// A device's system tells its app of another network.
+    Told(usize),
     Sample,
 }
 
@@ -237,6 +239,14 @@ impl Run {
             }
             Due::Begin(number) => self.begin(number),
             Due::End(number) => self.end(number),
+            Due::Told(number) => {
+                if let Effect::HandOver { device, to, .. } = &self.plan.faults[number].effect
+                    && let Some(seat) = self.seats.get_mut(device)
+                {
+                    seat.order(&Order::Network(to.clone()));
+                }
+                Ok(())
+            }
             Due::Sample => self.sample(),
         }
     }

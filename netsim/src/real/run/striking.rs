@@ -23,6 +23,9 @@ impl Run {
             self.add(now_ns.saturating_add(lasts_ns), Due::End(number));
         }
         self.anchored(&fault.id, false, now_ns);
+        if let Effect::HandOver { how, .. } = &fault.effect {
+            self.add(now_ns.saturating_add(how.gap_ns), Due::Told(number));
+        }
         Ok(())
     }
 

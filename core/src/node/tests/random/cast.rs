@@ -103,7 +103,7 @@ impl Run {
             }
             for effect in step.effects {
                 match effect {
-                    Effect::Connect { conn, candidate, transport, hello } => {
+                    Effect::Connect { conn, candidate, transport, hello, .. } => {
                         assert_eq!(transport, Transport::Quic);
                         self.dial(i, conn, &candidate.region, *hello.0);
                     }
@@ -120,7 +120,7 @@ impl Run {
                             }
                         }
                     }
-                    Effect::Dispatch { .. } => self.devices[i].machine.dispatch_failed(now),
+                    Effect::Dispatch(..) => self.devices[i].machine.dispatch_failed(now),
                     Effect::Token { .. } => self.devices[i].machine.token(now, Some("token".into())),
                     Effect::Event(event) => self.hear(i, event),
                 }

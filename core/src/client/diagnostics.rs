@@ -1,0 +1,93 @@
+//! What a user can send to whoever helps him: how the client came to be where it is.
+//!
+//! Nothing of messages, users, tokens or names of networks is in it; edges are named, as everybody is told of them.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use super::effects::ConnectionState;
+use super::limits::JOURNAL_LINES;
+use super::machine::Machine;
+
+/// The last things that happened to connections, with the moments by the client's clock.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    lines: VecDeque<(Duration, String)>,
+    left_out: u64,
+}
+
+impl Journal {
+    /// Something happened.
+    pub(super) fn note(&mut self, now: Duration, what: impl fmt::Display) {
+        if self.lines.len() == JOURNAL_LINES {
+            self.lines.pop_front();
+            self.left_out += 1;
+        }
+        self.lines.push_back((now, what.to_string()));
+    }
+}
+
+impl Machine {
+    /// A text for people; see the module. `wall_ms` is the calendar clock now.
+    pub fn diagnostics(&self, now: Duration, wall_ms: u64) -> String {
+        let mut text = String::new();
+        // Writing to a string can't fail.
+        let _infallible = self.describe(now, wall_ms, &mut text);
+        text
+    }
+
+    fn describe(&self, now: Duration, wall_ms: u64, text: &mut String) -> fmt::Result {
+        writeln!(text, "client      {}; at {wall_ms} ms since 1970", self.setup.agent)?;
+        writeln!(text, "state       {}", state(&self.connection()))?;
+        match self.engine.live() {
+            Some((_, candidate, transport)) => {
+                writeln!(text, "edge        {} by {}", candidate.address, transport.name())?;
+            }
+            None => writeln!(text, "edge        none")?,
+        }
+        if let Some(session) = &self.session {
+            let rtt = session.srtt().map_or_else(|| "not measured".to_owned(), |rtt| format!("{} ms", rtt.as_millis()));
+            writeln!(text, "round trip  {rtt}")?;
+            let beat = session.heartbeat.interval().as_secs();
+            let mode = if self.foreground { "foreground" } else { "background" };
+            let learned = session.heartbeat.learned();
+            let bound = match learned.too_long_s {
+                0 => String::new(),
+                too_long_s => format!(", {too_long_s} s was too long"),
+            };
+            writeln!(text, "heartbeat   {beat} s, {mode}; {} s of silence survived{bound}", learned.survived_s)?;
+            writeln!(text, "requests    {} await an answer", session.requests.len())?;
+        }
+        let here = self.engine.networks.here();
+        let wall_ms = self.engine.wall_ms(now);
+        let quic = if here.loses_quic(wall_ms) {
+            format!("lost {} times in a row, tried again now and then", here.quic_losses)
+        } else {
+            "nothing against it".to_owned()
+        };
+        let rtt = here.rtt().map_or_else(|| "?".to_owned(), |rtt| rtt.as_millis().to_string());
+        writeln!(text, "network     QUIC: {quic}; last good edge {:?}, {rtt} ms", here.edge)?;
+        let (queued, kept) = self.waiting();
+        writeln!(text, "outbox      {queued} not acked, {kept} acked and not stable")?;
+        writeln!(text, "behind      {} conversations of {}", self.wanting.len(), self.convs.len())?;
+        let journal = &self.engine.journal;
+        writeln!(text, "what happened, seconds before now ({} older left out):", journal.left_out)?;
+        for (at, what) in &journal.lines {
+            writeln!(text, "  {:>10.3}  {what}", now.saturating_sub(*at).as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+fn state(state: &ConnectionState) -> String {
+    match state {
+        ConnectionState::Offline => "offline".to_owned(),
+        ConnectionState::Connecting { retry_at: None } => "connecting".to_owned(),
+        ConnectionState::Connecting { retry_at: Some(_) } => "waiting before it connects again".to_owned(),
+        ConnectionState::Recovering { edge, region, behind, .. } => {
+            format!("recovering at {edge} in {region}, {behind} conversations behind")
+        }
+        ConnectionState::Live { edge, region, .. } => format!("live at {edge} in {region}"),
+    }
+}
