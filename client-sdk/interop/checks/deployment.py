@@ -81,5 +81,5 @@ def direct_of(one: Client, other: Client) -> bytes:
 
 
 def env() -> Deployment:
-    """From INTEROP_DATA and TERN_BIN, which `check` sets."""
-    return Deployment(Path(os.environ["INTEROP_DATA"]), os.environ["TERN_BIN"])
+    """From INTEROP_DATA and INTEROP_TERN, which `check` sets."""
+    return Deployment(Path(os.environ["INTEROP_DATA"]), os.environ["INTEROP_TERN"])

@@ -73,6 +73,9 @@ class Quic:
         except asyncio.TimeoutError:
             self.drop()
             raise ConnectionError(f"no handshake with {edge.id} within {CONNECT_TIMEOUT_S} s") from None
+        # In this order, before one of them is used; on the wire nothing happens yet.
+        for stream in _STREAM_OF.values():
+            self._connection.send_stream_data(stream, b"")
         return self
 
     @property
