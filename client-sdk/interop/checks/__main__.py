@@ -35,7 +35,7 @@ CHECKS: List[Check] = [
     errors.a_frame_on_the_wrong_lane_closes_the_connection,
     errors.a_frame_above_the_limit_closes_the_connection,
     errors.a_frame_that_is_none_closes_the_connection,
-    errors.an_undefined_reference_is_an_error_of_its_request,
+    errors.an_undefined_reference_closes_the_connection,
     errors.a_body_above_the_limit_is_refused_for_good,
     errors.the_newer_connection_of_an_install_replaces_the_older,
 ]

@@ -29,12 +29,13 @@ class Deployment:
         self.public_ca: str = endpoints["public_ca"]
         self.dispatches: Dict[str, str] = dict(endpoints["dispatch"])
         self._users = 0
+        self._run = secrets.token_hex(4)
         self._open: List[Client] = []
 
     def user(self, name: str) -> str:
-        """A name that no other check uses: checks share the deployment."""
+        """A name that no other check uses, in this run or another on the same deployment."""
         self._users += 1
-        return f"{name}-{self._users}"
+        return f"{name}-{self._users}-{self._run}"
 
     def token(self, user: str, audience: str = "") -> str:
         """Of `tern token`; `audience` other than this deployment's makes one that is refused."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Awaitable, Callable, List, Optional, Set, TypeVar, Union
+from typing import Any, Awaitable, Callable, List, Optional, TypeVar, Union
 
 from .frames import FrameError, Lane
 from .ids import Message
@@ -17,6 +17,8 @@ from .transport import Closed, Received, Transport
 
 HANG_S = 60.0
 """Waits end after this long, as failures: only to end hangs."""
+WAIT_S_MAX = 1.0
+"""How long at most nothing is looked at."""
 KIND_TEXT = 0
 
 T = TypeVar("T")
@@ -134,20 +136,19 @@ class Client:
 
     async def _run(self, session: Session, transport: Transport) -> None:
         receive: "asyncio.Future[Union[Received, Closed]]" = asyncio.ensure_future(transport.receive())
+        poke: "asyncio.Future[Any]" = asyncio.ensure_future(self._poke.wait())
         try:
             while self.closed is None:
                 now_ms = _now_ms()
                 session.handle_time(now_ms)
                 while (output := session.poll_output(now_ms)) is not None:
                     transport.send(*output)
-                async with self._news:
-                    self._news.notify_all()
-                poke = asyncio.ensure_future(self._poke.wait())
-                wait_s = (session.next_deadline_ms(now_ms) - now_ms) / 1000
-                waits: "Set[asyncio.Future[Any]]" = {receive, poke}
-                await asyncio.wait(waits, timeout=min(wait_s, 1.0), return_when=asyncio.FIRST_COMPLETED)
-                poke.cancel()
-                self._poke.clear()
+                await self._tell()
+                wait_s = min((session.next_deadline_ms(now_ms) - now_ms) / 1000, WAIT_S_MAX)
+                await asyncio.wait({receive, poke}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                if poke.done():
+                    self._poke.clear()
+                    poke = asyncio.ensure_future(self._poke.wait())
                 if receive.done():
                     self._came(session, receive.result())
                     receive = asyncio.ensure_future(transport.receive())
@@ -161,8 +162,13 @@ class Client:
             raise
         finally:
             receive.cancel()
-            async with self._news:
-                self._news.notify_all()
+            poke.cancel()
+            await asyncio.gather(receive, poke, return_exceptions=True)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
 
     def _came(self, session: Session, came: Union[Received, Closed]) -> None:
         if isinstance(came, Closed):
