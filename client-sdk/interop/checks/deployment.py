@@ -37,9 +37,9 @@ class Deployment:
         self._users += 1
         return f"{name}-{self._users}-{self._run}"
 
-    def token(self, user: str, audience: str = "") -> str:
+    def token(self, user: str, audience: str = "", ttl: str = "1h") -> str:
         """Of `tern token`; `audience` other than this deployment's makes one that is refused."""
-        command = [self.tern, "token", "--user", user, "--data", str(self.data)]
+        command = [self.tern, "token", "--user", user, "--data", str(self.data), "--ttl", ttl]
         command += ["--audience", audience] if audience else []
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
         return done.stdout.strip()
@@ -52,9 +52,10 @@ class Deployment:
         """An edge of a region that dispatch lists."""
         return next(edge for edge in self.ask(region).edges if edge.region == region)
 
-    def device(self, user: str, token: str = "") -> Client:
-        """A new install, not connected. It is closed with the check that made it."""
-        client = Client(Login(user, "py-" + secrets.token_hex(8), token or self.token(user)))
+    def device(self, user: str, token: str = "", path: str = ":memory:", install: str = "") -> Client:
+        """An install, a new one unless it is named, not connected. It is closed with the check that made it."""
+        install = install or "py-" + secrets.token_hex(8)
+        client = Client(Login(user, install, token or self.token(user)), path)
         self._open.append(client)
         return client
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import List
+
+from tern_interop.proto import wire
 
 from .deployment import Deployment, direct_of
 from .waiting import acked, quiet, shows, shows_the_same, stable
 
 BURST = 50
+TOKEN_INVALID, OUT_OF_ORDER, RATE_LIMITED = 6, 14, 17
 
 
 async def dispatch_answers_the_same_as_json_and_as_protobuf(at: Deployment) -> str:
@@ -52,7 +57,8 @@ async def away_bob_resumes_by_cursor_and_gets_what_he_missed_once(at: Deployment
     await acked(alice)
     await at.connect(bob)
     await shows(bob, conversation, ["before", *texts])
-    assert bob.texts(conversation) == ["before", *texts], bob.texts(conversation)
+    assert bob.texts(conversation) == ["before", *texts]
+    assert bob.session is not None and bob.session.receiving.entries_told == BURST
 
     await bob.disconnect()
     await at.connect(bob)
@@ -60,28 +66,90 @@ async def away_bob_resumes_by_cursor_and_gets_what_he_missed_once(at: Deployment
     rows = bob.session.welcome.rows
     assert not rows.rows and not rows.preview and rows.last, rows
     await quiet(bob)
+    assert bob.session.receiving.entries_told == 0
     # In whatever order they came: the newest ones come with the rows.
     assert sorted(shown.body.decode() for shown in bob.shown) == sorted(["before", *texts])
     return f"{BURST} missed messages, then none"
 
 
-async def another_region_gives_what_differs_and_takes_over(at: Deployment) -> str:
+async def a_burst_above_the_rate_limit_arrives_whole_and_in_order(at: Deployment) -> str:
     alice, bob = at.device(at.user("alice")), at.device(at.user("bob"))
     await at.connect(alice)
     await at.connect(bob)
     conversation = direct_of(alice, bob)
+    texts = [f"one of many {i}" for i in range(2 * BURST)]
+    for text in texts:
+        await alice.send(conversation, text, bob.me.user)
+    await acked(alice)
+    await shows(bob, conversation, texts)
+    await shows_the_same(alice, bob, conversation)
+    assert alice.session is not None
+    refused = alice.session.sending.refusals
+    assert {error.code for error in refused} <= {OUT_OF_ORDER, RATE_LIMITED}, refused
+    return f"{len(texts)} messages, {len(refused)} of them refused at first"
+
+
+async def a_restarted_device_sends_what_waited_and_gets_what_it_missed(at: Deployment) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = str(Path(scratch) / "bob.sqlite")
+        alice, bob = at.device(at.user("alice")), at.device(at.user("bob"), path=path)
+        await at.connect(alice)
+        await at.connect(bob)
+        conversation = direct_of(alice, bob)
+        await alice.send(conversation, "before", bob.me.user)
+        await shows(bob, conversation, ["before"])
+        await bob.disconnect()
+        await bob.send(conversation, "written offline", alice.me.user)
+        await alice.send(conversation, "missed", bob.me.user)
+        await acked(alice)
+        again = at.device(bob.me.user, path=path, install=bob.me.install)
+        assert again.texts(conversation) == ["before"]
+        await at.connect(again)
+        await shows(alice, conversation, ["written offline"])
+        await shows(again, conversation, ["missed"])
+        await shows_the_same(alice, again, conversation)
+        await again.disconnect()
+    return "from its SQLite file"
+
+
+async def a_token_is_renewed_in_a_living_session(at: Deployment) -> str:
+    user = at.user("alice")
+    alice = at.device(user, token=at.token(user, ttl="10m"))
+    await at.connect(alice)
+    assert alice.session is not None and alice.session.welcome is not None
+    refused = await alice.ask(wire.Frame(token=wire.Token(token="no token")))
+    assert refused.error.code == TOKEN_INVALID, refused
+    taken = await alice.ask(wire.Frame(token=wire.Token(token=at.token(user))))
+    assert taken.token_taken.token_expires_ms > alice.session.welcome.token_expires_ms, taken
+    assert alice.closed is None
+    return "after one that was refused"
+
+
+async def another_region_gives_what_differs_and_takes_over(at: Deployment) -> str:
+    alice, bob, carol = (at.device(at.user(name)) for name in ("alice", "bob", "carol"))
+    await at.connect(alice)
+    await at.connect(bob)
+    conversation, with_carol = direct_of(alice, bob), direct_of(bob, carol)
     await alice.send(conversation, "in eu", bob.me.user)
+    await bob.send(with_carol, "quiet since", carol.me.user)
     await shows(bob, conversation, ["in eu"])
+    await acked(bob)
+    await quiet(bob)
+    await stable(bob, with_carol)
     await bob.disconnect()
     await alice.send(conversation, "on its way", bob.me.user)
     await acked(alice)
+    await stable(alice, conversation)
     await at.connect(bob, "us")
+    assert bob.session is not None
+    differed = bob.session.receiving.compared
     await shows(bob, conversation, ["in eu", "on its way"])
     await bob.send(conversation, "from us", alice.me.user)
     await shows(alice, conversation, ["from us"])
     await shows_the_same(alice, bob, conversation)
     assert sorted(c.region for c in bob.store.cursors()) == [1, 2]
-    return "a cursor of each region"
+    assert with_carol not in differed, "its row is the same in both regions"
+    return f"{len(differed)} of {len(bob.store.rows())} rows differed"
 
 
 async def a_resend_after_a_lost_ack_is_shown_once(at: Deployment) -> str:
@@ -124,7 +192,8 @@ async def a_connection_survives_new_local_ports_while_messages_flow(at: Deployme
         await alice.send(conversation, to_bob[-1], bob.me.user)
         await bob.send(conversation, to_alice[-1], alice.me.user)
         if i in (6, 12, 18):
-            ports.append(await transport.migrate())
+            # The second time as behind a NAT that gives out another port.
+            ports.append(await transport.migrate(new_id=i != 12))
             # The next ones are on their way over the new port.
             await shows(alice, conversation, to_alice[:i])
     await shows(bob, conversation, to_bob)

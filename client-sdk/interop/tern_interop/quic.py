@@ -97,14 +97,17 @@ class Quic:
             await self._news.wait()
         return self._came.popleft()
 
-    async def migrate(self) -> Tuple[int, int]:
-        """Moves to another local port, with another connection id. Both ports, the old one first.
+    async def migrate(self, new_id: bool = True) -> Tuple[int, int]:
+        """Moves to another local port. Both ports, the old one first.
 
-        The old socket is closed at once: what is on its way to it is lost, as when a phone leaves a network.
+        With `new_id` as a client does that knows of it: with another connection id. Without, as a NAT does that forgot
+        the connection. The old socket is closed at once, so what is on its way to it is lost, as when a phone leaves
+        a network.
         """
         before, left = self.local_port, self._socket
         self._socket = await self._bind()
-        self._connection.change_connection_id()
+        if new_id:
+            self._connection.change_connection_id()
         if left is not None:
             left.close()
         # The server learns of the new port by the first packet from there.

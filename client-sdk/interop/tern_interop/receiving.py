@@ -17,6 +17,9 @@ PULL_ENTRIES = 200
 AGAIN_MS = 1_000
 """Before what was not there is asked for again."""
 
+PLAIN_ROW = (0, 1)
+"""State and generation of a member's row, until a server says otherwise: direct conversations have them too."""
+
 
 class Shown(NamedTuple):
     """A message that was shown for the first time."""
@@ -42,6 +45,10 @@ class Receiving:
         self.caught_up = False
         """Whether all rows were told of once."""
         self.gaps: List[wire.Gap] = []
+        self.entries_told = 0
+        """Entries that came on this connection, those held already included."""
+        self.compared: Set[bytes] = set()
+        """Conversations whose rows differed from those here."""
 
     def handle_welcome(self, welcome: wire.Welcome, compared: bool) -> None:
         """`compared`: whether Hello said `compare`."""
@@ -78,7 +85,7 @@ class Receiving:
         before = push.rev - push.rev_back
         with self._store.transaction():
             self._entries(conversation, push.entries, tables)
-            known = self._store.rows().get(conversation, (0, 0))
+            known = self._store.rows().get(conversation, PLAIN_ROW)
             state, generation = (push.row.state, push.row.generation) if push.HasField("row") else known
             self._store.set_row(conversation, state, generation, push.peer)
             if push.HasField("row"):
@@ -128,7 +135,9 @@ class Receiving:
             self._pulling_rows = False
             if frame.WhichOneof("body") != "rows":
                 self.pull_rows()
-            elif frame.rows.next_bucket:
+                return True
+            self.compared.update(row.conversation for row in frame.rows.rows)
+            if frame.rows.next_bucket:
                 self._rows(frame.rows, move=False)
                 self._compare(frame.rows.next_bucket, at or frame.rows.upto)
             else:
@@ -187,6 +196,7 @@ class Receiving:
 
     def _entries(self, conversation: bytes, entries: Iterable[wire.Entry], tables: Tables) -> None:
         for entry in entries:
+            self.entries_told += 1
             place = Place(entry.hlc, *tables.origins[entry.origin], entry.seq)
             key = Place.from_wire(entry.first) if entry.HasField("first") else place
             identity = Identity(*tables.senders[entry.sender], entry.n)

@@ -117,10 +117,6 @@ class Session:
         ping = wire.Ping(echo=now_ms & 0xFFFF_FFFF, foreground=True)
         self._requests.ask(wire.Frame(ping=ping), self._pong)
 
-    def renew(self, token: str) -> None:
-        """Gives a new token to the living session."""
-        self._requests.ask(wire.Frame(token=wire.Token(token=token)), self._token_taken)
-
     def ask(self, frame: wire.Frame, tell: Callable[[wire.Frame], None]) -> None:
         """Any request that has one answer, which is told."""
 
@@ -191,13 +187,6 @@ class Session:
             if not frame.pong.rev_unknown:
                 self.pongs += 1
                 self.receiving.handle_newest(frame.pong.rev)
-        return True
-
-    def _token_taken(self, now_ms: int, frame: wire.Frame, _: Tables) -> bool:
-        if frame.WhichOneof("body") == "error":
-            self.errors.append(frame.error)
-        elif self.welcome is not None:
-            self.welcome.token_expires_ms = frame.token_taken.token_expires_ms
         return True
 
     def write_device_cell(self, name: str) -> None:
