@@ -19,6 +19,7 @@ CHECK_TIMEOUT_S = 240
 
 CHECKS: List[Check] = [
     documentation.the_worked_session_reads_and_writes_the_same,
+    documentation.the_example_of_a_row_hash_is_right,
     messages.dispatch_answers_the_same_as_json_and_as_protobuf,
     messages.direct_messages_are_acked_shown_once_and_in_order_both_ways,
     messages.a_device_is_told_of_the_others_of_its_user,

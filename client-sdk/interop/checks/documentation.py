@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Dict, List, Tuple
 
+from tern_interop.compare import row_hash
 from tern_interop.frames import Reader, encode, lane_of
-from tern_interop.ids import direct_id
+from tern_interop.ids import Origin, direct_id
 from tern_interop.proto import wire
+from tern_interop.store import Store
 
 from .deployment import Deployment
 
@@ -36,3 +38,14 @@ async def the_worked_session_reads_and_writes_the_same(at: Deployment) -> str:
     salt = seen["welcome"].welcome.direct_salt
     assert seen["pull"].pull.conversation == direct_id(salt, "bob", "alice")
     return f"{len(seen)} kinds of frames"
+
+
+async def the_example_of_a_row_hash_is_right(at: Deployment) -> str:
+    wanted = re.search(r"Conversation 16 x `09`, state 0, generation 1, .*?: `([0-9a-f]{16})`", PROTOCOL.read_text())
+    assert wanted, "the example is gone from docs/PROTOCOL.md"
+    store, conversation = Store(), b"\x09" * 16
+    with store.transaction():
+        store.tell(conversation, "heads", {Origin(1, 7): 5, Origin(2, 7): 1})
+    found = f"{row_hash(store, conversation, state=0, generation=1):016x}"
+    assert found == wanted[1], found
+    return found
