@@ -50,6 +50,8 @@ async def away_bob_resumes_by_cursor_and_gets_what_he_missed_once(at: Deployment
     conversation = direct_of(alice, bob)
     await alice.send(conversation, "before", bob.me.user)
     await shows(bob, conversation, ["before"])
+    await acked(bob)  # the cell that names his device
+    await quiet(bob)
     await bob.disconnect()
     texts = [f"while away {i}" for i in range(BURST)]
     for text in texts:
@@ -58,7 +60,9 @@ async def away_bob_resumes_by_cursor_and_gets_what_he_missed_once(at: Deployment
     await at.connect(bob)
     await shows(bob, conversation, ["before", *texts])
     assert bob.texts(conversation) == ["before", *texts]
-    assert bob.session is not None and bob.session.receiving.entries_told == BURST
+    assert bob.session is not None
+    told = bob.session.receiving.entries_told
+    assert told == BURST, f"{told} entries"
 
     await bob.disconnect()
     await at.connect(bob)
