@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Awaitable, Callable, List
 
-from . import documentation, errors, groups, messages, rust
+from . import documentation, errors, groups, messages, regions, rust
 from .deployment import Deployment, env
 
 Check = Callable[[Deployment], Awaitable[str]]
@@ -42,6 +42,7 @@ CHECKS: List[Check] = [
     errors.an_undefined_reference_closes_the_connection,
     errors.a_body_above_the_limit_is_refused_for_good,
     errors.the_newer_connection_of_an_install_replaces_the_older,
+    regions.what_a_lost_region_acked_is_offered_to_another,
 ]
 
 

@@ -1,0 +1,106 @@
+"""Regions that die: what one acked and no other has is offered by the device that sent it. Runs last: it leaves the
+deployment with one region that `tern dev` did not start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import List, Optional
+
+from tern_interop.client import Client
+
+from .deployment import Deployment, direct_of
+from .groups import create
+from .waiting import acked, quiet, shows, shows_the_same, stable
+
+READY_S = 60.0
+
+
+def pid_of(at: Deployment, node: str) -> int:
+    """The process of a node of this deployment, known by its configuration file."""
+    config = str(at.data / node / "tern.toml")
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue  # it has ended
+            if config in arguments:
+                return int(entry.name)
+    raise LookupError(f"no process of {node}")
+
+
+class Region:
+    """A region that is started again. It ends with its standard input, so never later than this process."""
+
+    def __init__(self) -> None:
+        self._process: Optional["asyncio.subprocess.Process"] = None
+
+    async def start(self, at: Deployment, node: str) -> None:
+        """Returns when it is ready. Offers are asked for after a second of silence, not after half a minute."""
+        pipe = asyncio.subprocess.PIPE
+        options = ["--json", "--log", "error", "--stop-with-stdin", "--set", "reoffer_after=1s"]
+        command = [at.tern, "region", "--config", str(at.data / node / "tern.toml"), *options]
+        self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), READY_S)
+        assert line and json.loads(line)["ready"] == node, line
+
+    async def stop(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            await asyncio.wait_for(self._process.communicate(), READY_S)
+
+
+async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
+    alice, bob = at.device(at.user("alice")), at.device(at.user("bob"))
+    eu, us = pid_of(at, "eu-e1"), Region()
+    await at.connect(alice)
+    conversation = direct_of(alice, bob)
+    await acked(alice)
+    os.kill(pid_of(at, "us-e1"), signal.SIGKILL)
+    texts = [f"only eu has {i}" for i in range(5)]
+    for text in texts:
+        await alice.send(conversation, text, bob.me.user)
+    group = await create(alice, "at risk", bob.me.user)
+    await alice.send(group, "only eu has this too")
+    await acked(alice)
+    before = [alice.timeline(c) for c in (conversation, group)]
+    # From now on eu is silent, as if it were gone.
+    os.kill(eu, signal.SIGSTOP)
+    try:
+        await alice.disconnect(drop=True)
+        await us.start(at, "us-e1")
+        await at.connect(alice, "us")
+        # What is new comes while what is old is not there yet.
+        await alice.send(conversation, "new in us", bob.me.user)
+        await alice.send(group, "new in us too")
+        await at.connect(bob, "us")
+        await shows(bob, conversation, [*texts, "new in us"])
+        await shows(bob, group, ["only eu has this too", "new in us too"])
+        await shows_the_same(alice, bob, conversation)
+        await shows_the_same(alice, bob, group)
+        after = [bob.timeline(c) for c in (conversation, group)]
+        assert [m[: len(b)] for m, b in zip(after, before)] == before, "offered messages keep their places"
+    finally:
+        os.kill(eu, signal.SIGCONT)
+    await _both_regions_agree(at, alice, bob, [conversation, group])
+    await us.stop()
+    return f"{sum(map(len, before))} messages, at the places that eu gave them"
+
+
+async def _both_regions_agree(at: Deployment, alice: Client, bob: Client, conversations: List[bytes]) -> None:
+    """Now that the silent one is back: nothing is doubled, and all is stable."""
+    for conversation in conversations:
+        await stable(alice, conversation)
+    shown = len(bob.shown)
+    await bob.disconnect()
+    await at.connect(bob, "eu")
+    await quiet(bob)
+    for conversation in conversations:
+        await shows_the_same(alice, bob, conversation)
+    assert len(bob.shown) == shown, "copies are not shown again"
