@@ -42,6 +42,7 @@ CHECKS: List[Check] = [
     errors.an_undefined_reference_closes_the_connection,
     errors.a_body_above_the_limit_is_refused_for_good,
     errors.the_newer_connection_of_an_install_replaces_the_older,
+    regions.a_draining_region_sends_its_clients_elsewhere,
     regions.what_a_lost_region_acked_is_offered_to_another,
 ]
 

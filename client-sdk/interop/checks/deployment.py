@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 from tern_interop import dispatch
 from tern_interop.client import Client
@@ -61,13 +61,16 @@ class Deployment:
 
     async def connect(self, client: Client, region: str = "eu") -> Quic:
         """Connects a device over QUIC; the transport is returned to be moved or dropped."""
-        transport = await Quic.connect(self.edge(region), self.public_ca)
+        await client.connect(Quic.connect(self.edge(region), self.public_ca))
+        assert isinstance(client.transport, Quic)
+        return client.transport
 
-        async def opened() -> Quic:
-            return transport
-
-        await client.connect(opened())
-        return transport
+    async def move(self, client: Client, addresses: Sequence[str], region: str) -> Edge:
+        """Moves a device to the first of these addresses ("ip:port") that the dispatch of a region lists."""
+        listed = {f"{edge.host}:{edge.port}": edge for edge in self.ask(region).edges}
+        edge = next(listed[address] for address in addresses if address in listed)
+        await client.move(Quic.connect(edge, self.public_ca))
+        return edge
 
     async def close(self) -> None:
         """Closes all devices."""

@@ -56,13 +56,48 @@ class Region:
             await asyncio.wait_for(self._process.communicate(), READY_S)
 
 
+async def running(at: Deployment, node: str) -> Region:
+    """A node of the deployment, started again if another check has ended it."""
+    region = Region()
+    try:
+        pid_of(at, node)
+    except LookupError:
+        await region.start(at, node)
+    return region
+
+
+async def a_draining_region_sends_its_clients_elsewhere(at: Deployment) -> str:
+    alice, bob = at.device(at.user("alice")), at.device(at.user("bob"))
+    us = await running(at, "us-e1")
+    await at.connect(alice, "us")
+    await at.connect(bob)
+    conversation = direct_of(alice, bob)
+    await alice.send(conversation, "from us", bob.me.user)
+    await shows(bob, conversation, ["from us"])
+    session = alice.session
+    assert session is not None
+    os.kill(pid_of(at, "us-e1"), signal.SIGTERM)
+    go_away = await alice.until(lambda: session.go_away, "to be sent elsewhere")
+    assert go_away is not None and go_away.alternates and go_away.window_ms, go_away
+    edge = await at.move(alice, go_away.alternates, "eu")
+    await alice.send(conversation, "from elsewhere", bob.me.user)
+    await bob.send(conversation, "heard", alice.me.user)
+    await shows(bob, conversation, ["from us", "from elsewhere"])
+    await shows(alice, conversation, ["heard"])
+    await shows_the_same(alice, bob, conversation)
+    await us.stop()
+    return f"to {edge.id} within {go_away.window_ms} ms"
+
+
 async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
     alice, bob = at.device(at.user("alice")), at.device(at.user("bob"))
     eu, us = pid_of(at, "eu-e1"), Region()
+    killed = await running(at, "us-e1")
     await at.connect(alice)
     conversation = direct_of(alice, bob)
     await acked(alice)
     os.kill(pid_of(at, "us-e1"), signal.SIGKILL)
+    await killed.stop()
     texts = [f"only eu has {i}" for i in range(5)]
     for text in texts:
         await alice.send(conversation, text, bob.me.user)

@@ -69,6 +69,16 @@ class Client:
             self._task.cancel()
         self._task = self.session = self.transport = None
 
+    async def move(self, opening: Awaitable[Transport]) -> Session:
+        """Connects elsewhere, then closes this connection. What still comes on it meanwhile is not read: whatever that
+        was, the new session asks for it or sends it again."""
+        left = self.transport
+        self.leave()
+        session = await self.connect(opening)
+        if left is not None:
+            await left.close()
+        return session
+
     async def disconnect(self, drop: bool = False) -> None:
         """Ends the connection, in order or (`drop`) without a word."""
         if self._task is not None:
