@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Awaitable, Callable, List
 
-from . import documentation, errors, groups, messages, regions, rust
+from . import devices, documentation, errors, groups, lanes, marks, messages, regions, rust
 from .deployment import Deployment, env
 
 Check = Callable[[Deployment], Awaitable[str]]
@@ -31,6 +31,16 @@ CHECKS: List[Check] = [
     messages.another_region_gives_what_differs_and_takes_over,
     messages.a_resend_after_a_lost_ack_is_shown_once,
     messages.a_connection_survives_new_local_ports_while_messages_flow,
+    lanes.pushes_come_on_the_control_lane_until_the_message_lane_is_used,
+    lanes.tcp_carries_the_same_session,
+    lanes.over_tcp_an_error_comes_before_the_close,
+    rust.a_group_that_rust_makes_is_used_by_python,
+    marks.a_read_mark_is_told_to_the_other_and_to_own_devices,
+    marks.a_signal_reaches_the_other_members_live_devices,
+    marks.an_erased_body_is_not_given_any_more,
+    marks.the_logs_of_a_conversation_are_told,
+    devices.connected_devices_are_listed,
+    devices.a_removed_device_is_ended_and_not_let_in_again,
     groups.a_group_of_one_is_used_by_the_others,
     groups.a_group_is_taken_to_a_region_that_may_not_know_it,
     errors.bad_tokens_are_refused,

@@ -75,3 +75,30 @@ async def python_and_rust_talk(at: Deployment) -> str:
     finally:
         await chat.stop()
     return "both ways"
+
+
+async def a_group_that_rust_makes_is_used_by_python(at: Deployment) -> str:
+    alice, bob, carol = at.device(at.user("alice")), at.user("rust-bob"), at.device(at.user("carol"))
+    await at.connect(alice)
+    chat = Chat()
+    await chat.start(at, bob, alice.me.user)
+    try:
+        await chat.say(f"/group lunch {alice.me.user}")
+        await chat.say("made by rust")
+        await alice.until(
+            lambda: [s for s in alice.shown if s.body == b"made by rust"], "for the group's first message"
+        )
+        group = next(s.conversation for s in alice.shown if s.body == b"made by rust")
+        await shows(alice, group, ["made by rust"])
+        await alice.send(group, "seen by python")
+        await chat.hears("seen by python")
+        await at.connect(carol)
+        await chat.say(f"/add {carol.me.user}")
+        await chat.say("carol is here")
+        await shows(carol, group, ["carol is here"])
+        await carol.send(group, "hello all")
+        await chat.hears("seen by python", "hello all")
+        await shows(alice, group, ["carol is here", "hello all"])
+    finally:
+        await chat.stop()
+    return "with a member added by rust"

@@ -123,6 +123,12 @@ class Client:
         await self.until(lambda: answers, "for an answer")
         return answers[0]
 
+    def tell(self, frame: wire.Frame) -> None:
+        """Any frame that has no answer."""
+        assert self.session is not None, "not connected"
+        self.session.tell(frame)
+        self._poke.set()
+
     def timeline(self, conversation: bytes) -> List[Message]:
         return self.store.timeline(conversation)
 

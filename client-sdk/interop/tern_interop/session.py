@@ -62,6 +62,8 @@ class Session:
         self.go_away: Optional[wire.GoAway] = None
         self.kick: Optional[wire.Kick] = None
         self.signals: List[wire.Signal] = []
+        self.pushes = {lane: 0 for lane in Lane}
+        """How many came on which stream."""
         self.hellos = 0
         self.pongs = 0
         self.seen_address = ""
@@ -117,6 +119,10 @@ class Session:
         ping = wire.Ping(echo=now_ms & 0xFFFF_FFFF, foreground=True)
         self._requests.ask(wire.Frame(ping=ping), self._pong)
 
+    def tell(self, frame: wire.Frame) -> None:
+        """Any frame that has no answer."""
+        self._requests.tell(frame)
+
     def ask(self, frame: wire.Frame, tell: Callable[[wire.Frame], None]) -> None:
         """Any request that has one answer, which is told."""
 
@@ -150,6 +156,7 @@ class Session:
         if what == "define":
             tables.define(frame.define)
         elif what == "push":
+            self.pushes[stream] += 1
             self.receiving.handle_push(frame.push, tables)
         elif what == "advance":
             self.receiving.handle_newest(frame.advance.rev)
