@@ -24,11 +24,16 @@ def row_hash(store: Store, conversation: bytes, state: int, generation: int) -> 
     return int.from_bytes(digest.digest()[:8], "big")
 
 
+def bucket_of(conversation: bytes, total: int) -> int:
+    """In which bucket a conversation's row is counted."""
+    return int.from_bytes(conversation[:2], "big") % total
+
+
 def buckets(store: Store) -> List[int]:
     """64 of them, or 512 above 500 rows."""
     rows = store.rows()
     sums = [0] * (BUCKETS_FEW if len(rows) <= ROWS_FEW_MAX else BUCKETS_MANY)
     for conversation, (state, generation) in rows.items():
-        at = int.from_bytes(conversation[:2], "big") % len(sums)
+        at = bucket_of(conversation, len(sums))
         sums[at] = (sums[at] + row_hash(store, conversation, state, generation)) % (1 << 64)
     return sums
