@@ -111,6 +111,8 @@ async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
         await alice.disconnect(drop=True)
         await us.start(at, "us-e1")
         await at.connect(alice, "us")
+        session = alice.session
+        assert session is not None
         # What is new comes while what is old is not there yet.
         await alice.send(conversation, "new in us", bob.me.user)
         await alice.send(group, "new in us too")
@@ -121,6 +123,7 @@ async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
         await shows_the_same(alice, bob, group)
         after = [bob.timeline(c) for c in (conversation, group)]
         assert [m[: len(b)] for m, b in zip(after, before)] == before, "offered messages keep their places"
+        assert session.sending.receipts_refused == 0
     finally:
         os.kill(eu, signal.SIGCONT)
     await _both_regions_agree(at, alice, bob, [conversation, group])

@@ -35,7 +35,10 @@ async def shows_the_same(one: Client, other: Client, conversation: bytes) -> Non
         return [(m.key, m.identity, m.body) for m in client.timeline(conversation)]
 
     await one.until(lambda: len(places(one)) >= len(places(other)), "to show what the other shows")
-    await other.until(lambda: places(one) == places(other), "to show what the other shows")
+    try:
+        await other.until(lambda: places(one) == places(other), "to show what the other shows")
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {places(one)} {places(other)}") from error
 
 
 async def quiet(client: Client) -> None:

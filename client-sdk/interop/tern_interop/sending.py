@@ -46,6 +46,8 @@ class Sending:
         self._told = Told()
         self._lines: Dict[bytes, _Line] = {}
         self.refusals: List[wire.Error] = []
+        self.receipts_refused = 0
+        """Offers that got fresh places."""
 
     def push_out(self, now_ms: int) -> None:
         """Sends all that may be sent now."""
@@ -160,7 +162,11 @@ class Sending:
             send.was.CopyFrom(entry.key.to_wire())
             send.cut.extend(stamp.cut)
             send.author.CopyFrom(wire.Author(user=entry.identity.user, install=entry.identity.install))
-            self._requests.ask(wire.Frame(send=send), lambda *_: True)
+            self._requests.ask(wire.Frame(send=send), self._offered)
+
+    def _offered(self, now_ms: int, frame: wire.Frame, tables: Tables) -> bool:
+        self.receipts_refused += frame.ack.receipt_refused
+        return True
 
     def _offer_own(self, letter: Letter, proof: Proof, line: _Line) -> None:
         if letter.n in line.offering:
@@ -172,11 +178,13 @@ class Sending:
         send.was.CopyFrom(proof.key.to_wire())
         if proof.stamp:
             send.cut.extend(wire.Stamp.FromString(proof.stamp).cut)
+            # The receipt of a membership entry proves nothing without its author, oneself too.
+            send.author.CopyFrom(wire.Author(user=self._outbox.user, install=self._outbox.install))
 
         def answer(now_ms: int, frame: wire.Frame, tables: Tables) -> bool:
             line.offering.discard(letter.n)
             if frame.WhichOneof("body") == "ack":
                 self._acked(frame.ack, tables, letter)
-            return True
+            return self._offered(now_ms, frame, tables)
 
         self._requests.ask(wire.Frame(send=send), answer)
