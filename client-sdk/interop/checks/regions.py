@@ -101,10 +101,13 @@ async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
     texts = [f"only eu has {i}" for i in range(5)]
     for text in texts:
         await alice.send(conversation, text, bob.me.user)
-    group = await create(alice, "at risk", bob.me.user)
-    await alice.send(group, "only eu has this too")
+    # One group is waited for until it was offered again; in the other something new is sent at once.
+    quiet_group, busy_group = [await create(alice, "at risk", bob.me.user) for _ in range(2)]
+    for group in (quiet_group, busy_group):
+        await alice.send(group, "only eu has this too")
     await acked(alice)
-    before = [alice.timeline(c) for c in (conversation, group)]
+    conversations = [conversation, quiet_group, busy_group]
+    before = [alice.timeline(c) for c in conversations]
     # From now on eu is silent, as if it were gone.
     os.kill(eu, signal.SIGSTOP)
     try:
@@ -113,20 +116,21 @@ async def what_a_lost_region_acked_is_offered_to_another(at: Deployment) -> str:
         await at.connect(alice, "us")
         session = alice.session
         assert session is not None
-        # What is new comes while what is old is not there yet.
         await alice.send(conversation, "new in us", bob.me.user)
-        await alice.send(group, "new in us too")
+        await alice.send(busy_group, "new in us too")
         await at.connect(bob, "us")
+        await shows(bob, quiet_group, ["only eu has this too"])
+        await bob.send(quiet_group, "I have it")
+        await shows(alice, quiet_group, ["I have it"])
         await shows(bob, conversation, [*texts, "new in us"])
-        await shows(bob, group, ["only eu has this too", "new in us too"])
-        await shows_the_same(alice, bob, conversation)
-        await shows_the_same(alice, bob, group)
-        after = [bob.timeline(c) for c in (conversation, group)]
-        assert [m[: len(b)] for m, b in zip(after, before)] == before, "offered messages keep their places"
+        await shows(bob, busy_group, ["only eu has this too", "new in us too"])
         assert session.sending.receipts_refused == 0
+        for c, were in zip(conversations, before):
+            await shows_the_same(alice, bob, c)
+            assert bob.timeline(c)[: len(were)] == were, "offered messages keep their places"
     finally:
         os.kill(eu, signal.SIGCONT)
-    await _both_regions_agree(at, alice, bob, [conversation, group])
+    await _both_regions_agree(at, alice, bob, conversations)
     await us.stop()
     return f"{sum(map(len, before))} messages, at the places that eu gave them"
 
