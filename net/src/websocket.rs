@@ -181,6 +181,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         poll_fn(|cx| Pin::new(&mut self.stream).poll_shutdown(cx)).await
     }
 
+    /// The stream. What was decoded in part is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     fn mask(&self) -> Option<[u8; 4]> {
         self.rng.as_ref().map(|rng| {
             let mut mask = [0; 4];
