@@ -289,12 +289,16 @@ impl State {
 
     /// The answer of a request that is not the newest any more.
     fn give_way(&mut self, number: u64) -> Result<Bytes, Misfit> {
-        // One that was not taken in was not there, and one that came again is answered there.
-        if self.number <= number || number > self.last {
+        if let Some(answer) = self.answer(number) {
+            return Ok(answer);
+        }
+        // One that came again is answered there, one that was not taken in was not there, and what is no more
+        // kept was told long ago.
+        if number != self.last || self.number <= number {
             return Err(Misfit::Repeated);
         }
         self.keep(number, Bytes::new());
-        Ok(self.answer(number).unwrap_or_default())
+        Ok(Bytes::new())
     }
 }
 

@@ -1,6 +1,10 @@
 //! Histories of one session's requests.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use super::*;
+use proptest::prelude::*;
 
 const NOW: Duration = Duration::from_secs(5);
 
@@ -109,6 +113,82 @@ fn a_request_that_comes_again_while_it_waits_is_answered_the_second_time_only() 
     assert_eq!(exchange.take_in(again, 2, b"b"), Ok(Taken::Waits));
     assert_eq!(exchange.take_in(slow, 2, b"b"), Err(Misfit::Repeated));
     assert_eq!(read(&exchange), b"b");
+}
+
+/// What a client may do that repeats requests, sends newer ones before older are answered, and loses answers.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// The next request begins, with a body.
+    Next,
+    /// The last but so many comes again.
+    Again(u64),
+    /// The request that began so many ago is answered, or is told why not.
+    Answer(usize),
+    /// The session writes.
+    Write,
+}
+
+proptest! {
+    #[test]
+    fn bodies_are_read_once_and_answers_told_once_whatever_is_lost(
+        steps in proptest::collection::vec(
+            prop_oneof![Just(Step::Next), (0u64..3).prop_map(Step::Again), (0usize..4).prop_map(Step::Answer),
+                Just(Step::Write)],
+            0..60,
+        ),
+    ) {
+        let exchange = welcomed();
+        let (mut last, mut written, mut got) = (0u64, Vec::new(), Vec::new());
+        let mut under_way: Vec<(u64, u64)> = Vec::new();
+        let mut answers: BTreeMap<u64, Bytes> = BTreeMap::new();
+        let mut note = |number: u64, answer: Bytes| match answers.entry(number) {
+            Entry::Occupied(known) => assert_eq!(*known.get(), answer, "the answer of {number} changed"),
+            Entry::Vacant(free) => { free.insert(answer); }
+        };
+        let mut begin = |number: u64, under_way: &mut Vec<(u64, u64)>, note: &mut dyn FnMut(u64, Bytes)| {
+            let Ok(turn) = exchange.arrive(number, at(1), NOW) else { return false };
+            match exchange.take_in(turn, number, &[u8::try_from(number).unwrap()]) {
+                Ok(Taken::Answered(answer)) => note(number, answer),
+                Ok(Taken::Waits) => under_way.push((turn, number)),
+                Err(e) => panic!("{e}"),
+            }
+            got.extend(read(&exchange));
+            true
+        };
+        for step in steps {
+            match step {
+                Step::Next => {
+                    last += 1;
+                    assert!(begin(last, &mut under_way, &mut note));
+                }
+                Step::Again(back) if back < last => {
+                    assert_eq!(begin(last - back, &mut under_way, &mut note), back < 2);
+                }
+                Step::Again(_) => {}
+                Step::Answer(back) if back < under_way.len() => {
+                    let (turn, number) = under_way.remove(under_way.len() - 1 - back);
+                    match exchange.give(turn, number, NOW) {
+                        Ok(answer) => note(number, answer),
+                        Err(Misfit::Repeated) => {}
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                Step::Answer(_) => {}
+                Step::Write => {
+                    let byte = u8::try_from(written.len()).unwrap();
+                    written.push(byte);
+                    assert!(write(&exchange, &[byte]));
+                }
+            }
+        }
+        // One more answers all that is left.
+        note(last + 1, ask(&exchange, last + 1, &[u8::try_from(last + 1).unwrap()]).unwrap());
+        got.extend(read(&exchange));
+        let bodies: Vec<u8> = (1..=u8::try_from(last + 1).unwrap()).collect();
+        prop_assert_eq!(got, bodies, "each body once and in order");
+        let told: Vec<u8> = answers.values().flatten().copied().collect();
+        prop_assert_eq!(told, written, "each byte once and in order");
+    }
 }
 
 #[test]
