@@ -83,7 +83,7 @@ pub(crate) struct Front {
     ticket: Mutex<Option<Ticket>>,
     upgrade: Mutex<Option<OnUpgrade>>,
     /// A request was refused, so this connection is to end.
-    finish: Notify,
+    finish: Arc<Notify>,
     fault: AtomicBool,
 }
 
@@ -94,7 +94,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Front {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, from: SocketAddr, ticket: Ticket) -> Arc<Self> {
         let (ticket, upgrade) = (Mutex::new(Some(ticket)), Mutex::new(None));
-        let (finish, fault) = (Notify::new(), AtomicBool::new(false));
+        let (finish, fault) = (Arc::new(Notify::new()), AtomicBool::new(false));
         Arc::new(Self { edge, conn, from, ticket, upgrade, finish, fault })
     }
 
@@ -164,12 +164,13 @@ impl Front {
         let allowed = self.allowed_origin(request.headers());
         let answered = match (&allowed, request.uri().path(), request.method()) {
             (_, WEBSOCKET, method) if method != Method::GET => Err(HttpError::Method("GET")),
-            (_, POLL, method) if method != Method::POST && method != Method::OPTIONS => {
-                Err(HttpError::Method("POST, OPTIONS"))
+            (_, POLL, method) if ![Method::POST, Method::DELETE, Method::OPTIONS].contains(method) => {
+                Err(HttpError::Method("POST, DELETE, OPTIONS"))
             }
             (Err(()), WEBSOCKET | POLL, _) => Err(HttpError::Origin),
             (Ok(_), WEBSOCKET, _) => self.begin_websocket(request),
             (Ok(_), POLL, method) if method == Method::OPTIONS => Ok(preflight()),
+            (Ok(_), POLL, method) if method == Method::DELETE => self.end_session(request.headers()),
             (Ok(_), POLL, _) => self.poll(request).await,
             _ => Err(HttpError::NotFound),
         };
@@ -251,19 +252,32 @@ impl Front {
         match request.headers().get(NAME) {
             None => self.begin_session(request.into_body(), wait).await,
             Some(name) => {
-                let name = name.to_str().ok().and_then(poll::read_name).ok_or(Misfit::Over)?;
-                let exchange = self.edge.polls.get(&name).ok_or(Misfit::Over)?;
+                let exchange = self.session(name)?;
                 let number = number(request.headers(), NUMBER, None)?;
                 if number == 0 {
                     return Err(HttpError::Header("Tern-Number is 1 in the second request of a session"));
-                }
-                if lock(&self.ticket).take().is_some() {
-                    self.edge.handshake_done(self.from.ip());
                 }
                 let answer = self.go_on(&exchange, number, request.into_body(), wait).await?;
                 Ok(respond(StatusCode::OK, "application/octet-stream", answer))
             }
         }
+    }
+
+    /// The session of this name, which shows that somebody is there.
+    fn session(&self, name: &HeaderValue) -> Result<Arc<Exchange>, Misfit> {
+        let name = name.to_str().ok().and_then(poll::read_name).ok_or(Misfit::Over)?;
+        let exchange = self.edge.polls.get(&name).ok_or(Misfit::Over)?;
+        if lock(&self.ticket).take().is_some() {
+            self.edge.handshake_done(self.from.ip());
+        }
+        exchange.carry(&self.finish);
+        Ok(exchange)
+    }
+
+    /// As closing a connection is elsewhere.
+    fn end_session(&self, headers: &HeaderMap) -> Result<Answer, HttpError> {
+        self.session(headers.get(NAME).ok_or(Misfit::Over)?)?.hang_up();
+        Ok(respond(StatusCode::OK, "application/octet-stream", Bytes::new()))
     }
 
     async fn begin_session(&self, body: Incoming, wait: Duration) -> Result<Answer, HttpError> {
@@ -277,6 +291,7 @@ impl Front {
         let conn = self.edge.enter("poll").ok_or(HttpError::Full)?;
         let exchange = Arc::new(Exchange::new(self.edge.metrics.clone(), self.from, &body, self.edge.env.clock.now()));
         let turn = exchange.arrive(0, self.from, self.edge.env.clock.now())?;
+        exchange.carry(&self.finish);
         let name = poll::start(&self.edge, conn, ticket, exchange.clone());
         // If the client goes before it was told the session's name, nobody will ever use it.
         let mut unnamed = HangUp(Some(exchange.clone()));

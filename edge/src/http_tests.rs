@@ -488,6 +488,33 @@ fn asks_from() -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 1], 8))
 }
 
+#[tokio::test]
+async fn one_session_keeps_four_connections_and_one_that_is_deleted_ends_at_once() {
+    let scene = start(EdgeConfig::default()).await;
+    let mut alice = scene.polls(&[b"http/1.1"]);
+    alice.enter("alice").await;
+    until("the first one's end", || scene.edge.metrics.http.get() == 0).await;
+    let name = alice.name.clone().unwrap();
+    let ask = |method: Method, number: u64| {
+        let request = Request::builder().method(method).uri("/v1/poll").header(NAME, &name).header(NUMBER, number);
+        request.body(Full::new(Bytes::new())).unwrap()
+    };
+    let mut held = Vec::new();
+    for number in 1..=8 {
+        let mut connection = alice.client.connect(scene.at, "localhost", LONG).await.unwrap();
+        let answer = connection.request(ask(Method::POST, number), 1000, LONG).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        held.push(connection);
+    }
+    until("the end of the oldest", || scene.edge.metrics.http.get() == 4).await;
+    assert_eq!(scene.edge.connections(), 5);
+    let mut newest = held.pop().unwrap();
+    assert_eq!(newest.request(ask(Method::DELETE, 0), 1000, LONG).await.unwrap().status(), StatusCode::OK);
+    until("the core to be told", || scene.core.count(|up| matches!(up, Up::Close { .. })) == 1).await;
+    assert_eq!(scene.edge.metrics.poll.get(), 0);
+    assert_eq!(newest.request(ask(Method::POST, 9), 1000, LONG).await.unwrap().status(), StatusCode::GONE);
+}
+
 /// `tern/1` stays what it was, and who offers it besides HTTP gets it.
 #[tokio::test]
 async fn the_raw_protocol_is_preferred_where_it_is_offered() {

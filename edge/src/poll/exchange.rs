@@ -15,13 +15,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tern_core::clock::Clock;
 use tern_core::wire::codec::FrameReader;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::SILENCE;
@@ -34,6 +35,9 @@ pub(crate) const BODY_BYTES: usize = 256 * 1024;
 const OUT_BYTES: usize = 64 * 1024;
 /// Answers that are kept: see the module.
 const KEPT: usize = 2;
+/// Connections whose newest request is of one session: two, and two that the client may have given up. With one
+/// more the oldest ends, or a user could hold all places of an edge by one session.
+const CARRIERS: usize = 4;
 /// Why a request is not taken. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Misfit {
@@ -76,6 +80,8 @@ struct State {
     /// The driver is done: what is in `outbound` is all there will be.
     ended: bool,
     counted: usize,
+    /// The connections that carried it last; each is told by this to end.
+    carriers: VecDeque<Arc<Notify>>,
 }
 
 /// A request that was taken in.
@@ -105,6 +111,7 @@ impl Exchange {
             gone: false,
             ended: false,
             counted: 0,
+            carriers: VecDeque::new(),
         };
         Self { state: Mutex::new(state), metrics }
     }
@@ -136,6 +143,19 @@ impl Exchange {
             wake(&mut state.asks);
             Ok(state.turn)
         })
+    }
+
+    /// A connection, which ends when told so by this, brings a request.
+    pub(crate) fn carry(&self, connection: &Arc<Notify>) {
+        self.with(|state| {
+            state.carriers.retain(|known| !Arc::ptr_eq(known, connection));
+            state.carriers.push_back(connection.clone());
+            if state.carriers.len() > CARRIERS
+                && let Some(oldest) = state.carriers.pop_front()
+            {
+                oldest.notify_one();
+            }
+        });
     }
 
     /// The frames of a request are all there.
