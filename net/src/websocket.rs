@@ -19,7 +19,7 @@ use bytes::{Buf, BytesMut};
 use tern_core::clock::Entropy;
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::codec::FrameReader;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use self::codec::{CLOSE, CONTROL_BYTES, Decoder, PONG, Side};
 use crate::frames::{FrameWriter, READ_BYTES};
@@ -28,6 +28,8 @@ use crate::frames::{FrameWriter, READ_BYTES};
 pub const MESSAGE_BYTES: usize = FRAME_BYTES + 5;
 /// The subprotocol that both sides name.
 pub const SUBPROTOCOL: &str = "tern.1";
+/// Bytes of the header that answers an opening handshake.
+const ANSWER_BYTES: usize = 8 * 1024;
 /// Appended to the client's key (RFC 6455, 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -94,6 +96,54 @@ pub fn is_key(key: &str) -> bool {
 /// Whether bytes are length-prefixed frames, each of them whole.
 pub fn are_whole_frames(bytes: &[u8]) -> bool {
     codec::are_whole(bytes)
+}
+
+/// Bytes of the first of these length-prefixed frames, its length included; all of them where it is not whole.
+pub fn first_frame(bytes: &[u8]) -> usize {
+    codec::first_frame(bytes)
+}
+
+/// Makes the opening handshake on a stream to this host, and is the client of what comes of it. Not to be
+/// cancelled and tried again: half a handshake ruins the stream.
+///
+/// # Errors
+/// The stream's; and `InvalidData` where the other side says anything but that it switches, or says no end of it.
+pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    host: &str,
+    path: &str,
+    rng: Arc<Entropy>,
+) -> io::Result<WebSocket<S>> {
+    let refused = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let key = new_key(&rng);
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    // One byte at a time, out of what TLS has decrypted: what follows the head is not this function's.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= ANSWER_BYTES {
+            return Err(refused(format!("an answer whose header has more than {ANSWER_BYTES} bytes")));
+        }
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head);
+    let (status, headers) = head.split_once("\r\n").unwrap_or((&head, ""));
+    let said = |name: &str| {
+        let named = headers.lines().filter_map(|line| line.split_once(':'));
+        named.filter(|(n, _)| n.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+    };
+    if status.split(' ').nth(1) != Some("101") {
+        return Err(refused(format!("no WebSocket is to be had here: {status}")));
+    }
+    if said("sec-websocket-accept") != Some(&accept_key(&key)) || said("sec-websocket-protocol") != Some(SUBPROTOCOL) {
+        return Err(refused("the answer is not one to this handshake".to_owned()));
+    }
+    Ok(WebSocket::client(stream, rng))
 }
 
 /// A connection after its opening handshake.

@@ -14,6 +14,10 @@ pub enum Transport {
     Quic,
     /// One TLS stream over TCP.
     Tcp,
+    /// A WebSocket, where only the web gets through.
+    WebSocket,
+    /// HTTP requests, where not even that does.
+    Poll,
 }
 
 impl Transport {
@@ -22,7 +26,14 @@ impl Transport {
         match self {
             Self::Quic => "quic",
             Self::Tcp => "tcp",
+            Self::WebSocket => "ws",
+            Self::Poll => "poll",
         }
+    }
+
+    /// Whether it looks like the web to those on the way.
+    pub const fn is_web(self) -> bool {
+        matches!(self, Self::WebSocket | Self::Poll)
     }
 }
 
@@ -39,11 +50,11 @@ pub struct Candidate {
     pub server_name: String,
     /// Which transports it offers.
     pub quic: bool,
-    /// See `quic`.
+    /// See `quic`. Whoever offers it offers WebSockets and polls too: they share its port.
     pub tcp: bool,
     /// From the start of an attempt to its Welcome.
     pub quic_timeout: Duration,
-    /// Likewise.
+    /// Likewise, and that of WebSockets and polls.
     pub tcp_timeout: Duration,
 }
 

@@ -4,8 +4,9 @@
 //! UDP or accept TCP and stay silent; and whoever retries too eagerly brings down what is left.
 //!
 //! *Rule.* One round goes through the candidates in order of their rank, what failed lately last: QUIC first,
-//! TCP+TLS on the same edge a moment later, the next edge when both failed or the time-out is over. Only an
-//! authenticated Welcome counts as success. A round that failed is followed by a random pause below a bound
+//! TCP+TLS on the same edge a moment later, the next edge when both failed or the time-out is over. After a round
+//! that failed, the next ones try one edge more by what looks like the web, a WebSocket and polls in turn; they
+//! take no turn from the others, so a round is as fast as without them. Only an authenticated Welcome counts as success. A round that failed is followed by a random pause below a bound
 //! that doubles, and by asking dispatch for a new list with what failed. Whatever replaces a living
 //! connection is made before that is broken.
 //!
@@ -48,6 +49,8 @@ struct Slot {
 struct Round {
     queue: VecDeque<Candidate>,
     slot: Option<Slot>,
+    /// What to try by WebSocket or poll, and when.
+    web: Option<(Candidate, Transport, Duration)>,
     race: u64,
     attempts: u32,
 }
@@ -238,7 +241,8 @@ impl Engine {
             }
         }
         let rival = self.attempts.values().any(|a| a.candidate == attempt.candidate);
-        if !rival {
+        // By the web it fails where its edge is an old one, or a proxy on the way is.
+        if !rival && !attempt.transport.is_web() {
             self.demote(now, &attempt.candidate, failure);
         }
         self.progress(now);
@@ -378,15 +382,17 @@ impl Engine {
 
     /// When [`Self::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let round = self.round.as_ref().and_then(|r| r.slot.as_ref()).map(|s| {
-            if self.attempts.len() < ATTEMPTS { s.tcp_at.unwrap_or(s.next_at).min(s.next_at) } else { s.next_at }
-        });
+        let round =
+            self.round.as_ref().and_then(|r| r.slot.as_ref()).map(|s| {
+                if self.in_turn() < ATTEMPTS { s.tcp_at.unwrap_or(s.next_at).min(s.next_at) } else { s.next_at }
+            });
+        let web = self.round.as_ref().and_then(|r| r.web.as_ref()).map(|(_, _, at)| *at);
         let refresh = self.live.as_ref().filter(|_| self.targets > 0 && self.dispatching.running.is_none());
         let refresh = refresh.map(|_| self.list_until.max(self.dispatching.not_before));
         let suspect = self.live.as_ref().and_then(|l| l.suspect_since).map(|t| t + SUSPECT_KEEP);
         let attempts = self.attempts.values().map(|a| a.deadline).min();
         let dispatch = self.dispatching.running.map(|(_, until)| until);
-        [round, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at]
+        [round, web, refresh, suspect, attempts, dispatch, self.leave_at, self.hold_until, self.retry_at]
             .into_iter()
             .flatten()
             .min()

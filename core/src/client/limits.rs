@@ -62,7 +62,10 @@ pub const TIMEOUT_DOUBLINGS: u32 = 3;
 pub const TCP_AFTER: Duration = Duration::from_millis(400);
 /// Likewise on the following candidates: something is wrong already.
 pub const TCP_AFTER_NEXT: Duration = Duration::from_millis(100);
-/// Connection attempts at once.
+/// In a round after one that failed, one WebSocket or poll starts this long after its beginning: QUIC and TCP+TLS
+/// come first, and need the network more.
+pub const WEB_AFTER: Duration = Duration::from_millis(600);
+/// Connection attempts at once, without the one by WebSocket or poll.
 pub const ATTEMPTS: usize = 3;
 /// Candidates of one round.
 pub const CANDIDATES: usize = 24;

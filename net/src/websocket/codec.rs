@@ -309,3 +309,8 @@ pub(super) fn are_whole(bytes: &[u8]) -> bool {
     ends.pass(bytes);
     ends.between()
 }
+
+/// Bytes of the first frame, its length included.
+pub(super) fn first_frame(bytes: &[u8]) -> usize {
+    Ends::default().frame(bytes)
+}

@@ -133,6 +133,46 @@ async fn fill(socket: &mut WebSocket<DuplexStream>, reader: &mut FrameReader) ->
 }
 
 #[tokio::test]
+async fn an_opening_handshake_takes_nothing_but_its_answer() {
+    let good = |request: &str| {
+        let key = request.lines().find_map(|l| l.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        format!(
+            "HTTP/1.1 101 Go\r\nsec-websocket-accept: {}\r\nsec-websocket-protocol:  tern.1\r\n\r\n",
+            accept_key(key)
+        )
+    };
+    type Answer<'a> = &'a dyn Fn(&str) -> String;
+    let answers: [(Answer<'_>, bool); 5] = [
+        (&good, true),
+        (&|r| good(r).replace("101 Go", "200 OK"), false),
+        (&|r| good(r).replace("accept: ", "accept: x"), false),
+        (&|r| good(r).replace("tern.1", "chat"), false),
+        (&|_| "x".repeat(10_000), false),
+    ];
+    for (answer, is_good) in answers {
+        let (near, mut far) = duplex(20_000);
+        let asked = async {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(far.read_u8().await.unwrap());
+            }
+            let request = String::from_utf8(request).unwrap();
+            assert!(request.starts_with("GET /v1/ws HTTP/1.1\r\nHost: [2001:db8::1]\r\n"), "{request}");
+            // A frame that comes with the answer is not lost.
+            far.write_all(format!("{}\u{89}", answer(&request)).as_bytes()).await.unwrap();
+            far
+        };
+        let rng = Arc::new(Entropy::seeded(1));
+        let (opened, _far) = tokio::join!(open(near, "2001:db8::1", "/v1/ws", rng), asked);
+        assert_eq!(opened.is_ok(), is_good);
+        if let Ok(socket) = opened {
+            let mut stream = socket.into_inner();
+            assert_eq!(stream.read_u8().await.unwrap(), 0xc2);
+        }
+    }
+}
+
+#[tokio::test]
 async fn both_sides_over_a_narrow_stream_and_a_ping_is_answered() {
     let (near, far) = duplex(7);
     let mut client = WebSocket::client(near, Arc::new(Entropy::seeded(1)));

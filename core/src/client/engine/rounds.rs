@@ -6,7 +6,9 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Round, Slot, Transport};
-use crate::client::limits::{ATTEMPTS, CANDIDATES, DISPATCH_FIRST, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS};
+use crate::client::limits::{
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, TCP_AFTER, TCP_AFTER_NEXT, TIMEOUT_DOUBLINGS, WEB_AFTER,
+};
 
 impl Engine {
     pub(super) fn candidates(&mut self, now: Duration) -> VecDeque<Candidate> {
@@ -61,8 +63,23 @@ impl Engine {
             }
             return;
         }
-        self.round = Some(Round { queue, slot: None, race: self.rng.random(), attempts: 0 });
+        let web = self.web(now, &queue);
+        self.round = Some(Round { queue, slot: None, web, race: self.rng.random(), attempts: 0 });
         self.progress(now);
+    }
+
+    /// By the web a round tries one edge, each round another way, and another edge when both ways were tried.
+    fn web(&self, now: Duration, queue: &VecDeque<Candidate>) -> Option<(Candidate, Transport, Duration)> {
+        let failed = usize::try_from(self.rounds_failed.checked_sub(1)?).unwrap_or(usize::MAX);
+        let offering: Vec<&Candidate> = queue.iter().filter(|c| c.tcp).collect();
+        let candidate = *offering.get((failed / 2).checked_rem(offering.len())?)?;
+        let transport = if failed.is_multiple_of(2) { Transport::WebSocket } else { Transport::Poll };
+        Some((candidate.clone(), transport, now + WEB_AFTER))
+    }
+
+    /// Attempts that others wait for.
+    pub(super) fn in_turn(&self) -> usize {
+        self.attempts.values().filter(|a| !a.transport.is_web()).count()
     }
 
     fn start(&mut self, now: Duration, candidate: &Candidate, transport: Transport) {
@@ -71,7 +88,7 @@ impl Engine {
         self.last_conn += 1;
         let timeout = match transport {
             Transport::Quic => candidate.quic_timeout,
-            Transport::Tcp => candidate.tcp_timeout,
+            Transport::Tcp | Transport::WebSocket | Transport::Poll => candidate.tcp_timeout,
         };
         let deadline = now + timeout * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
         let race = (round.race, round.attempts);
@@ -87,11 +104,16 @@ impl Engine {
     }
 
     pub(super) fn progress(&mut self, now: Duration) {
-        while let Some(round) = &mut self.round {
-            if let Some(slot) = &mut round.slot {
+        loop {
+            let in_turn = self.in_turn();
+            let Some(round) = &mut self.round else { return };
+            let last = round.slot.is_none() && round.queue.is_empty() && in_turn == 0;
+            if let Some((candidate, transport, _)) = round.web.take_if(|(_, _, at)| now >= *at || last) {
+                self.start(now, &candidate, transport);
+            } else if let Some(slot) = &mut round.slot {
                 let candidate = slot.candidate.clone();
-                let alive = self.attempts.values().any(|a| a.candidate == candidate);
-                if slot.tcp_at.is_some_and(|at| now >= at || !alive) && self.attempts.len() < ATTEMPTS {
+                let alive = self.attempts.values().any(|a| a.candidate == candidate && !a.transport.is_web());
+                if slot.tcp_at.is_some_and(|at| now >= at || !alive) && in_turn < ATTEMPTS {
                     slot.tcp_at = None;
                     self.start(now, &candidate, Transport::Tcp);
                 } else if (!alive && slot.tcp_at.is_none()) || now >= slot.next_at {
@@ -106,7 +128,7 @@ impl Engine {
                     self.ask_dispatch(now);
                 }
                 return;
-            } else if self.attempts.len() >= ATTEMPTS {
+            } else if in_turn >= ATTEMPTS {
                 return;
             } else if let Some(candidate) = round.queue.pop_front() {
                 let tcp_after = if round.attempts == 0 { TCP_AFTER } else { TCP_AFTER_NEXT };

@@ -35,6 +35,53 @@ fn quic_first_then_tcp_on_the_same_edge_then_the_next_edge() {
     assert!(matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
 }
 
+/// Lets every attempt fail, and says what was tried until the pause.
+fn failed_round(d: &mut Device) -> Vec<(String, Transport)> {
+    let mut all = Vec::new();
+    loop {
+        let open: Vec<_> = d.connects.iter().map(|c| c.0).collect();
+        all.extend(tried(d));
+        open.into_iter().for_each(|conn| d.act(|m, now| m.ended(now, conn, &lost())));
+        if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_) }) {
+            return all;
+        }
+    }
+}
+
+fn pause(d: &mut Device) {
+    let ConnectionState::Connecting { retry_at: Some(at) } = d.machine.connection() else { panic!("no pause") };
+    d.pass(at - d.now);
+}
+
+#[test]
+fn rounds_after_a_failed_one_try_the_web_too_in_turn_and_after_the_others() {
+    use Transport::{Poll, Quic, Tcp, WebSocket};
+    let mut d = started();
+    let plain: Vec<_> =
+        ["eu-1", "us-1"].into_iter().flat_map(|e| [(e.to_owned(), Quic), (e.to_owned(), Tcp)]).collect();
+    assert_eq!(failed_round(&mut d), plain, "the first round knows nothing of it");
+    for (edge, transport) in
+        [("eu-1", WebSocket), ("eu-1", Poll), ("us-1", WebSocket), ("us-1", Poll), ("eu-1", WebSocket)]
+    {
+        pause(&mut d);
+        assert_eq!(failed_round(&mut d), [&plain[..], &[(edge.to_owned(), transport)]].concat());
+    }
+    // Where nothing answers it waits for the others a moment, and takes no turn from them.
+    pause(&mut d);
+    assert_eq!(tried(&mut d), [("eu-1".into(), Quic)]);
+    d.pass(ms(400));
+    assert_eq!(tried(&mut d), [("eu-1".into(), Tcp)]);
+    d.pass(ms(199));
+    assert_eq!(tried(&mut d), []);
+    d.pass(ms(1));
+    let web = d.connects[0].0;
+    assert_eq!(tried(&mut d), [("eu-1".into(), Poll)]);
+    d.act(|m, now| m.ended(now, web, &lost()));
+    assert_eq!(tried(&mut d), [], "it is no reason to go on");
+    d.pass(Duration::from_secs(20));
+    assert!(tried(&mut d).iter().any(|(edge, transport)| edge == "us-1" && *transport == Quic));
+}
+
 #[test]
 fn a_refused_tcp_connection_and_a_failed_quic_one_go_on_at_once() {
     let mut d = started();
