@@ -4,6 +4,8 @@
 //! its own answers from being read. Each QUIC lane is read and written apart from the others: a full message
 //! lane must not hold back a Ping, or it would look like a dead connection.
 
+mod web;
+
 use std::future::{Future, poll_fn};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
@@ -44,6 +46,8 @@ pub(crate) async fn run(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob) -> Fa
         match job.transport {
             Transport::Quic => quic(shared, tls, job, to).await,
             Transport::Tcp => tcp(shared, tls, job, to).await,
+            Transport::WebSocket => web::socket(shared, tls, job, to).await,
+            Transport::Poll => web::polls(shared, tls, job, to).await,
         }
     };
     let result: Result<(), Failure> = tokio::select! {

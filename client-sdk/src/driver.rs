@@ -20,12 +20,13 @@ use crate::shared::{Job, Shared};
 pub(crate) struct Tls {
     pub(crate) edges: Arc<rustls::ClientConfig>,
     pub(crate) http: Arc<rustls::ClientConfig>,
+    pub(crate) websocket: Arc<rustls::ClientConfig>,
 }
 
 impl Tls {
     pub(crate) fn new(shared: &Shared) -> Result<Self, tern_net::tls::TlsError> {
         let make = |alpn: &[&[u8]]| client_tls(&shared.config.roots_pem, alpn, shared.env.clock.clone());
-        Ok(Self { edges: make(&[ALPN_CLIENT])?, http: make(&ALPN_HTTP)? })
+        Ok(Self { edges: make(&[ALPN_CLIENT])?, http: make(&ALPN_HTTP)?, websocket: make(&[b"http/1.1"])? })
     }
 }
 

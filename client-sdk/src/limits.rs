@@ -28,6 +28,18 @@ pub const DEVICES: Duration = Duration::from_secs(10);
 pub const LIST_LOOKS_BACK: usize = 20;
 /// How long `close` waits for the driver to end.
 pub const CLOSE: Duration = Duration::from_secs(5);
+/// How long a poll waits at the edge for something to tell: what proxies on the way bear.
+pub const POLL_WAIT: Duration = Duration::from_secs(25);
+/// How long its answer may take beyond that, or a connection to be made.
+pub const POLL_WITHIN: Duration = Duration::from_secs(10);
+/// A poll whose answer is lost is sent so often in all; then the session is given up for a new one.
+pub const POLL_TRIES: u32 = 3;
+/// Before each repetition, times those so far.
+pub const POLL_PAUSE: Duration = Duration::from_millis(250);
+/// Bytes of frames in one poll: what edges take.
+pub const POLL_BYTES: usize = 256 * 1024;
+/// And in its answer.
+pub const POLL_ANSWER_BYTES: usize = 256 * 1024;
 /// Timers fire at most this often: a guard against a machine that asks for the past.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// A remembered round trip is believed up to this for the first packets of a connection.

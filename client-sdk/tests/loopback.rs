@@ -104,6 +104,37 @@ async fn where_udp_is_swallowed_it_is_tcp() {
 }
 
 #[tokio::test]
+async fn where_only_the_web_gets_through_it_is_a_websocket_or_polls() {
+    for expected in [Transport::WebSocket, Transport::Poll] {
+        let env = env();
+        let edge = FakeEdge::new(&env);
+        let at = match expected {
+            Transport::Poll => edge.listen_polls().await,
+            _ => edge.listen_websocket().await,
+        };
+        let mut config = config(&edge);
+        config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+        let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+        let token = Arc::new(StaticToken("t".into()));
+        let builder = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env);
+        let client = builder.build().unwrap();
+        let conversation = client.direct(&user("bob")).unwrap();
+        let mut texts_expected = Vec::new();
+        for i in 0..10 {
+            conversation.send(Draft::text(format!("m{i}"))).unwrap();
+            texts_expected.extend([format!("m{i}"), format!("re: m{i}")]);
+            eventually("the answer", || texts(&client) == texts_expected).await;
+        }
+        assert_eq!(live_by(&client), Some(expected));
+        edge.bob_writes("there?").await;
+        texts_expected.push("there?".into());
+        eventually("a push comes", || texts(&client) == texts_expected).await;
+        assert_eq!(edge.core.lock().unwrap().hellos.len(), 1, "one session was enough");
+        client.close().await;
+    }
+}
+
+#[tokio::test]
 async fn an_ack_that_is_lost_with_its_connection_shows_nothing_twice() {
     let env = env();
     let edge = FakeEdge::new(&env);

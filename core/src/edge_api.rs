@@ -102,7 +102,7 @@ pub enum Up {
         hello: Box<v1::Hello>,
         /// As the edge sees it.
         address: String,
-        /// "quic" or "tcp".
+        /// "quic", "tcp", "ws" or "poll".
         transport: &'static str,
         /// Of the token, wall clock.
         token_expires_ms: u64,

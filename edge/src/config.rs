@@ -37,6 +37,9 @@ pub struct EdgeConfig {
     pub heartbeat: Option<v1::Heartbeat>,
     /// GoAways per second of a drain: clients that come back elsewhere cost a handshake each there.
     pub drain_per_second: u32,
+    /// Web pages ("https://example.org") whose scripts may connect by WebSocket or polls. Empty: those of any
+    /// site, since tokens are in the Hello and no cookie is looked at. Clients that are no browsers name none.
+    pub origins: Vec<String>,
     /// Kept over restarts, so that clients of an edge that was killed learn of it at once. `None`: one for
     /// this start.
     pub reset_key: Option<ResetKey>,
@@ -60,6 +63,7 @@ impl Default for EdgeConfig {
             longitude: 0.0,
             heartbeat: None,
             drain_per_second: 1_000,
+            origins: Vec::new(),
             reset_key: None,
             limits: EdgeLimits::default(),
         }

@@ -18,6 +18,7 @@ use tern_core::wire::codec::{self, CodecError};
 use tern_core::wire::compact::{Table, Writer};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, v1};
+use tern_net::websocket::WebSocketError;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::admission::Ticket;
@@ -47,9 +48,13 @@ pub(crate) enum End {
 }
 
 impl From<io::Error> for End {
-    fn from(_: io::Error) -> Self {
-        // Which error it was helps nobody: the client is gone.
-        End::Gone
+    fn from(e: io::Error) -> Self {
+        match WebSocketError::of(&e) {
+            Some(WebSocketError::TooLarge) => End::Refused(Refusal::new(Code::FrameTooLarge, e.to_string())),
+            Some(_) => End::Refused(Refusal::new(Code::BadFrame, e.to_string())),
+            // Which error it was helps nobody: the client is gone.
+            None => End::Gone,
+        }
     }
 }
 
@@ -179,7 +184,7 @@ impl<L: Lanes> Driver<L> {
         let limits = &self.edge.config.limits;
         let mut due = self.session.next_deadline(now, wall_ms).min(self.heard + limits.idle_timeout);
         if let Some(since) = self.stalled {
-            due = due.min(since + self.patience(limits.too_slow));
+            due = due.min(since + self.patience(limits.too_slow.max(L::PAUSE)));
         }
         if let Some(since) = self.begun.iter().flatten().min() {
             due = due.min(*since + self.patience(limits.frame_timeout));
@@ -300,7 +305,9 @@ impl<L: Lanes> Driver<L> {
             self.stalled = None;
         } else if before + encoded > waiting || self.stalled.is_none() {
             self.stalled = Some(scene.now);
-        } else if self.stalled.is_some_and(|since| scene.now >= since + self.patience(self.edge.config.limits.too_slow))
+        } else if self
+            .stalled
+            .is_some_and(|since| scene.now >= since + self.patience(self.edge.config.limits.too_slow.max(L::PAUSE)))
         {
             return Err(too_slow().into());
         }
@@ -361,8 +368,12 @@ impl<L: Lanes> Driver<L> {
                         pending += 1;
                         break;
                     }
-                    Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => {
+                    Poll::Ready(Ok(0)) => {
                         result = Err(End::Gone);
+                        break 'lanes;
+                    }
+                    Poll::Ready(Err(e)) => {
+                        result = Err(e.into());
                         break 'lanes;
                     }
                     Poll::Ready(Ok(bytes)) => {

@@ -34,6 +34,7 @@ use crate::load::{self, Load};
 use crate::mailbox::Conn;
 use crate::metrics::EdgeMetrics;
 use crate::pace::Paces;
+use crate::poll::Polls;
 use crate::session;
 use crate::tokens::TokenKeys;
 use crate::tune::Tuning;
@@ -103,6 +104,8 @@ pub struct Edge {
     cpu_permille: AtomicU32,
     alternates: Mutex<Vec<String>>,
     bound: OnceLock<BoundEdge>,
+    /// Sessions of clients that poll.
+    pub(crate) polls: Polls,
     stop: watch::Sender<Option<Refusal>>,
 }
 
@@ -161,13 +164,15 @@ impl Edge {
             cpu_permille: AtomicU32::new(0),
             alternates: Mutex::default(),
             bound: OnceLock::new(),
+            polls: Polls::default(),
             stop: watch::channel(None).0,
             env,
             config,
         })
     }
 
-    /// Listens and serves until [`Self::stop`]; `core` answers. May be called once.
+    /// Listens and serves until [`Self::stop`]; `core` answers. May be called once. Which protocols are offered
+    /// by ALPN is decided here, whatever `tls` says.
     pub async fn run(
         self: &Arc<Self>,
         core: Arc<dyn CorePort>,
@@ -319,6 +324,12 @@ impl Edge {
         }
     }
 
+    /// Places among the handshakes that are taken.
+    #[cfg(test)]
+    pub(crate) fn admission_pending(&self) -> u32 {
+        self.admission.pending()
+    }
+
     /// Serves connections that tests make.
     #[cfg(test)]
     pub(crate) fn run_without_sockets(self: &Arc<Self>, core: Arc<dyn CorePort>) {
@@ -358,6 +369,12 @@ impl Edge {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.metrics.connections(transport).inc();
         Some(conn)
+    }
+
+    /// A connection turns out to be of another kind.
+    pub(crate) fn relabel(&self, from: &'static str, to: &'static str) {
+        self.metrics.connections(from).dec();
+        self.metrics.connections(to).inc();
     }
 
     /// Gives the place back.

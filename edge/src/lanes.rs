@@ -1,23 +1,34 @@
-//! The three lanes of a connection: QUIC streams, or one byte stream for all.
+//! The three lanes of a connection: QUIC streams, or one byte stream or WebSocket for all. Those of clients that
+//! poll are in `poll`.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tern_core::codes::Code;
+use tern_core::codes::{Code, Refusal};
 use tern_core::limits::FRAME_BYTES;
 use tern_core::store::BoxFut;
-use tern_core::wire::Lane;
 use tern_core::wire::codec::FrameReader;
+use tern_core::wire::v1::frame::Body;
+use tern_core::wire::{Lane, v1};
 use tern_net::frames::{CHUNK_BYTES, FrameWriter, poll_fill};
 use tern_net::quic::QuicParams;
+use tern_net::websocket::{WebSocket, WebSocketError};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A WebSocket is closed with this plus the code of the error (4000-4999 are free for such, RFC 6455, 7.4.2).
+const CLOSE_CODES: u16 = 4000;
 
 /// A transport as the driver sees it.
 pub(crate) trait Lanes: Send {
-    /// "quic" or "tcp".
+    /// "quic", "tcp", "ws" or "poll".
     const TRANSPORT: &'static str;
+
+    /// The client takes nothing for so long without being slow.
+    const PAUSE: Duration = Duration::ZERO;
 
     /// Which lane each reader carries; `None` carries all.
     fn readers() -> &'static [Option<Lane>];
@@ -222,6 +233,77 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Lanes for StreamLanes<S> {
     fn waiting(&self) -> usize {
         // What TLS holds back counts as one byte: it is something that waits.
         self.writer.len() + usize::from(self.unflushed)
+    }
+
+    fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+/// All lanes on one WebSocket.
+pub(crate) struct WebSocketLanes<S> {
+    socket: WebSocket<S>,
+    peer: SocketAddr,
+    reader: FrameReader,
+    writer: FrameWriter,
+    /// The client broke the rules of WebSocket.
+    broken: Option<WebSocketError>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> WebSocketLanes<S> {
+    pub(crate) fn new(stream: S, peer: SocketAddr) -> Self {
+        let (reader, writer) = (FrameReader::new(FRAME_BYTES), FrameWriter::new());
+        Self { socket: WebSocket::server(stream), peer, reader, writer, broken: None }
+    }
+
+    /// Writes all that waits and says why it ends, as a frame and as a WebSocket says it.
+    pub(crate) async fn close(&mut self, refusal: Option<&Refusal>) -> io::Result<()> {
+        if let Some(refusal) = refusal {
+            self.writer.put(&v1::Frame::new(0, Body::Error(refusal.to_wire())));
+        }
+        poll_fn(|cx| self.poll_write(cx)).await?;
+        let code = match (self.broken, refusal) {
+            (Some(broken), _) => broken.close_code(),
+            (None, Some(refusal)) => CLOSE_CODES + refusal.code as u16,
+            (None, None) => 1000,
+        };
+        self.socket.close(code, refusal.map_or("", |refusal| &refusal.message)).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Lanes for WebSocketLanes<S> {
+    const TRANSPORT: &'static str = "ws";
+
+    fn readers() -> &'static [Option<Lane>] {
+        &[None]
+    }
+
+    fn reader(&mut self, _: usize) -> Option<&mut FrameReader> {
+        Some(&mut self.reader)
+    }
+
+    fn poll_fill(&mut self, _: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let filled = self.socket.poll_fill(&mut self.reader, cx);
+        if let Poll::Ready(Err(e)) = &filled {
+            self.broken = WebSocketError::of(e);
+        }
+        filled
+    }
+
+    fn carrier(&self, lane: Lane) -> Lane {
+        lane
+    }
+
+    fn writer(&mut self, _: Lane) -> &mut FrameWriter {
+        &mut self.writer
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_write(&mut self.writer, cx)
+    }
+
+    fn waiting(&self) -> usize {
+        self.writer.len() + self.socket.waiting()
     }
 
     fn peer(&self) -> SocketAddr {

@@ -1,7 +1,7 @@
 //! Edges: where clients connect.
 //!
-//! An edge terminates QUIC and TCP+TLS on one port number, checks tokens and limits, and passes frames
-//! between its connections and the core of its region. It holds nothing that a client needs: when an edge
+//! An edge terminates QUIC, TCP+TLS, WebSocket and polls on one port number, checks tokens and limits, and
+//! passes frames between its connections and the core of its region. It holds nothing that a client needs: when an edge
 //! dies its clients go to another one and miss nothing.
 //!
 //! Reading order:
@@ -10,10 +10,11 @@
 //! 2. [`tokens`]: the keys of a deployment, and what a token says; `admission`: who may begin a handshake;
 //!    `guard`: address blocks whose handshakes keep failing; `pace`: sends and connections per user.
 //! 3. `session`: the machine of one connection, from its Hello on: which frame may come when and on which
-//!    lane, what the edge answers itself, what it counts. No I/O; both transports drive it.
+//!    lane, what the edge answers itself, what it counts. No I/O; all transports drive it.
 //! 4. `mailbox`: what waits to be written to one connection. Pushes give way to `Advance`, answers never do.
 //! 5. `lanes`: the three lanes over QUIC streams and over one byte stream; `driver`: the task of a connection,
-//!    which owns all of this and nothing else.
+//!    which owns all of this and nothing else. `http`: what of HTTP an edge answers; `poll`: a session that is
+//!    carried over requests.
 //! 6. `load`: how long Sends wait on their whole way, and which are refused for it.
 //! 7. [`edge`]: the table of connections, listeners, the once-a-second tick, drain; [`metrics`].
 //! 8. [`link`]: the way to the core where the edge is a process of its own.
@@ -38,6 +39,7 @@ pub mod edge;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
+mod http;
 mod lanes;
 pub mod link;
 mod listen;
@@ -45,6 +47,7 @@ mod load;
 mod mailbox;
 pub mod metrics;
 mod pace;
+mod poll;
 mod session;
 #[cfg(test)]
 mod testing;

@@ -1,4 +1,6 @@
 //! Listeners: QUIC and TCP+TLS on one port number, and what happens before a connection is driven.
+//!
+//! What TLS agrees on tells `tern/1` from HTTP, on which WebSockets and polls come.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,6 +12,7 @@ use tern_core::codes::{Code, Refusal};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{ALPN_CLIENT, codec, v1};
 use tern_net::env::{Acceptor, Stream};
+use tern_net::http::ALPN_HTTP;
 use tern_net::quic::{QuicParams, server_endpoint_with};
 use tern_net::reset::ResetKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -20,8 +23,10 @@ use tracing::Instrument;
 use crate::admission::{Admitted, Ticket};
 use crate::driver::{Driver, End};
 use crate::edge::{Edge, EdgeError};
-use crate::lanes::{Lanes, QuicLanes, StreamLanes};
+use crate::http::Front;
+use crate::lanes::{Lanes, QuicLanes, StreamLanes, WebSocketLanes};
 use crate::mailbox::Conn;
+use crate::metrics::HTTP;
 
 /// Where port 0 is asked for, TCP takes one that may be in use for UDP; so many are tried.
 const PORT_TRIES: usize = 16;
@@ -43,6 +48,9 @@ pub(crate) struct Sockets {
 /// Opens both sockets of an address.
 pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerConfig>) -> Result<Sockets, EdgeError> {
     let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
+    let mut tls = (**tls).clone();
+    tls.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+    let tls = Arc::new(tls);
     let params = QuicParams { receive_window: HELLO_WINDOW, ..QuicParams::edge() };
     let reset = edge.config.reset_key.clone().unwrap_or_else(|| ResetKey::random(&edge.env.rng));
     loop {
@@ -66,7 +74,10 @@ impl Sockets {
     pub(crate) fn serve(self, edge: &Arc<Edge>, tls: &Arc<rustls::ServerConfig>) {
         let Sockets { tcp, quic, .. } = self;
         edge.env.tasks.spawn(accept_quic(edge.clone(), quic));
-        edge.env.tasks.spawn(accept_tcp(edge.clone(), tcp, TlsAcceptor::from(tls.clone())));
+        let mut tls = (**tls).clone();
+        // A client that offers several wants its own protocol; one that offers none is taken for HTTP.
+        tls.alpn_protocols = std::iter::once(ALPN_CLIENT).chain(ALPN_HTTP).map(<[u8]>::to_vec).collect();
+        edge.env.tasks.spawn(accept_tcp(edge.clone(), tcp, TlsAcceptor::from(Arc::new(tls))));
     }
 }
 
@@ -175,7 +186,7 @@ async fn accept_tcp(edge: Arc<Edge>, mut acceptor: Box<dyn Acceptor>, tls: TlsAc
             }
         };
         let Admitted::Yes(ticket) = edge.admit(from.ip(), true) else { continue };
-        if edge.metrics.tcp.get() >= i64::from(edge.config.limits.tcp_connections) {
+        if edge.metrics.descriptors() >= i64::from(edge.config.limits.tcp_connections) {
             edge.metrics.handshake_failed(Code::Overloaded.name());
             continue;
         }
@@ -197,14 +208,18 @@ async fn serve_tcp(
     from: SocketAddr,
     tls: TlsAcceptor,
 ) {
+    let mut transport = StreamLanes::<Box<dyn Stream>>::TRANSPORT;
     match timeout(edge.tuning().hello_timeout, tls.accept(stream)).await {
-        Ok(Ok(mut stream)) => {
-            if stream.get_ref().1.alpn_protocol() == Some(ALPN_CLIENT) {
+        Ok(Ok(stream)) => {
+            let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+            if alpn.as_deref() == Some(ALPN_CLIENT) {
                 drive_stream(&edge, &conn, stream, from, Some(ticket)).await;
             } else {
-                edge.handshake_failed(from.ip(), Code::WrongProtocol);
-                let text = "offer the application protocol tern/1 by ALPN";
-                last_words(&mut stream, &Refusal::new(Code::WrongProtocol, text)).await;
+                transport = HTTP;
+                edge.relabel(StreamLanes::<Box<dyn Stream>>::TRANSPORT, transport);
+                // On the heap: connections that speak no HTTP are to have no room for it.
+                let front = Front::new(edge.clone(), conn.clone(), from, ticket);
+                transport = Box::pin(front.serve(Box::new(stream), alpn)).await;
             }
         }
         // A client whose other attempt was faster hangs up in the middle, which is no failure.
@@ -212,7 +227,7 @@ async fn serve_tcp(
         Ok(Err(_)) => edge.handshake_failed(from.ip(), Code::WrongProtocol),
         Err(_) => edge.handshake_failed(from.ip(), Code::HelloTimeout),
     }
-    edge.leave(&conn, StreamLanes::<Box<dyn Stream>>::TRANSPORT);
+    edge.leave(&conn, transport);
 }
 
 pub(crate) async fn drive_stream<S: AsyncRead + AsyncWrite + Send + Unpin>(
@@ -231,6 +246,27 @@ pub(crate) async fn drive_stream<S: AsyncRead + AsyncWrite + Send + Unpin>(
             last_words(driver.lanes.stream(), &refusal).await;
         }
     }
+}
+
+/// The same over a WebSocket.
+pub(crate) async fn drive_websocket<S: AsyncRead + AsyncWrite + Send + Unpin>(
+    edge: &Arc<Edge>,
+    conn: &Arc<Conn>,
+    stream: S,
+    from: SocketAddr,
+    ticket: Option<Ticket>,
+) {
+    let mut driver = Driver::new(edge.clone(), conn.clone(), WebSocketLanes::new(stream, from), ticket);
+    let refusal = match driver.run().await {
+        End::Gone => None,
+        End::Refused(refusal) => {
+            tracing::debug!(code = refusal.code.name(), reason = refusal.message, "connection ended");
+            edge.metrics.closed(refusal.code);
+            Some(refusal)
+        }
+    };
+    // Whatever goes wrong meanwhile changes nothing.
+    let _ = timeout(LAST_WORDS, driver.lanes.close(refusal.as_ref())).await;
 }
 
 /// Tells why, then closes. Whatever goes wrong meanwhile changes nothing.

@@ -9,6 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tern_core::codes::Code;
 
+/// What a TCP connection counts as while it speaks HTTP.
+pub(crate) const HTTP: &str = "http";
+
 type Label = [(&'static str, &'static str); 1];
 
 /// Handles to an edge's metrics. Cheap to clone; clones count together.
@@ -16,6 +19,10 @@ type Label = [(&'static str, &'static str); 1];
 pub struct EdgeMetrics {
     pub(crate) quic: Gauge,
     pub(crate) tcp: Gauge,
+    pub(crate) ws: Gauge,
+    pub(crate) poll: Gauge,
+    /// TCP connections that speak HTTP, on their way to a WebSocket or carrying polls.
+    pub(crate) http: Gauge,
     pub(crate) frames_in: Counter,
     pub(crate) frames_out: Counter,
     pub(crate) bytes_in: Counter,
@@ -46,9 +53,13 @@ impl EdgeMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         let connections = Family::<Label, Gauge>::default();
-        let quic = connections.get_or_create(&[("transport", "quic")]).clone();
-        let tcp = connections.get_or_create(&[("transport", "tcp")]).clone();
-        registry.register("tern_edge_open_connections", "Connections that are open, handshakes included", connections);
+        let gauge = |transport| connections.get_or_create(&[("transport", transport)]).clone();
+        let (quic, tcp, ws, poll, http) = (gauge("quic"), gauge("tcp"), gauge("ws"), gauge("poll"), gauge("http"));
+        registry.register(
+            "tern_edge_open_connections",
+            "Connections that are open, handshakes included; http are those that carry polls",
+            connections,
+        );
         registry.register("tern_edge_received_frames", "Frames read from clients", m.frames_in.clone());
         registry.register("tern_edge_sent_frames", "Frames written to clients", m.frames_out.clone());
         registry.register("tern_edge_received_bytes", "Bytes of frames read from clients", m.bytes_in.clone());
@@ -97,11 +108,22 @@ impl EdgeMetrics {
             "Connections that the edge closed, by code",
             m.closed.clone(),
         );
-        Self { quic, tcp, ..m }
+        Self { quic, tcp, ws, poll, http, ..m }
     }
 
     pub(crate) fn connections(&self, transport: &str) -> &Gauge {
-        if transport == "quic" { &self.quic } else { &self.tcp }
+        match transport {
+            "quic" => &self.quic,
+            "ws" => &self.ws,
+            "poll" => &self.poll,
+            HTTP => &self.http,
+            _ => &self.tcp,
+        }
+    }
+
+    /// Connections that take a file descriptor each.
+    pub(crate) fn descriptors(&self) -> i64 {
+        self.tcp.get() + self.ws.get() + self.http.get()
     }
 
     /// Bytes that wait for and of all clients.
@@ -131,10 +153,18 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = EdgeMetrics::register(&mut registry);
         metrics.connections("quic").inc();
+        for transport in ["tcp", "ws", "poll", HTTP] {
+            metrics.connections(transport).inc_by(2);
+        }
+        assert_eq!(metrics.descriptors(), 6);
         metrics.send_refused(Code::RateLimited);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("tern_edge_open_connections{transport=\"quic\"} 1"), "{text}");
+        for transport in ["tcp", "ws", "poll", "http"] {
+            let line = format!("tern_edge_open_connections{{transport=\"{transport}\"}} 2");
+            assert!(text.contains(&line), "{text}");
+        }
         assert!(text.contains("tern_edge_refused_sends_total{code=\"rate_limited\"} 1"), "{text}");
         assert!(text.contains("tern_edge_queue_bytes 0"), "{text}");
     }

@@ -130,6 +130,10 @@ pub enum Transport {
     Quic,
     /// TLS over TCP.
     Tcp,
+    /// WebSocket.
+    Ws,
+    /// HTTP requests.
+    Poll,
 }
 
 /// From the first packet to the edge's Welcome, in milliseconds.

@@ -474,7 +474,7 @@ fn edge_view(edge: &Edge, tls_name: String, choice: &Choice, rank: u32, factor: 
         region: report.region_name.to_string(),
         tls_name,
         addresses: report.addresses.clone(),
-        transports: vec![Transport::Quic, Transport::Tcp],
+        transports: vec![Transport::Quic, Transport::Tcp, Transport::Ws, Transport::Poll],
         timeouts_ms: TimeoutsView {
             quic: QUIC_TIMEOUT.for_rtt(rtt_ms, factor),
             tcp: TCP_TIMEOUT.for_rtt(rtt_ms, factor),

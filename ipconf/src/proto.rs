@@ -88,6 +88,8 @@ fn edge(from: &EdgeView) -> v1::DispatchEdge {
     let transport = |t: &Transport| match t {
         Transport::Quic => v1::DispatchTransport::Quic.into(),
         Transport::Tcp => v1::DispatchTransport::Tcp.into(),
+        Transport::Ws => v1::DispatchTransport::Ws.into(),
+        Transport::Poll => v1::DispatchTransport::Poll.into(),
     };
     v1::DispatchEdge {
         id: from.id.clone(),
@@ -143,6 +145,8 @@ impl TryFrom<v1::DispatchEdge> for EdgeView {
         let transports = from.transports().filter_map(|t| match t {
             v1::DispatchTransport::Quic => Some(Transport::Quic),
             v1::DispatchTransport::Tcp => Some(Transport::Tcp),
+            v1::DispatchTransport::Ws => Some(Transport::Ws),
+            v1::DispatchTransport::Poll => Some(Transport::Poll),
             v1::DispatchTransport::Unknown => None,
         });
         let transports = transports.collect();

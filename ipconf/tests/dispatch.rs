@@ -71,7 +71,7 @@ async fn the_answer_has_the_documented_shape() {
     let first = &answer["edges"][0];
     assert_eq!(first["region"], "eu");
     assert_eq!(first["addresses"], json!(["192.0.2.1:7414"]));
-    assert_eq!(first["transports"], json!(["quic", "tcp"]));
+    assert_eq!(first["transports"], json!(["quic", "tcp", "ws", "poll"]));
     assert_eq!(first["rank"], 1);
     assert_eq!(first["explain"]["rtt_source"], "distance");
     assert!(first["explain"]["reason"].as_str().unwrap().contains("ms by distance, load"));

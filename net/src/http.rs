@@ -170,8 +170,61 @@ async fn connection(
         },
     };
     let idle = idle_for(place.under_way(), limits.header);
+    talk(spawner, version, stream, from, limits, handler, move || UnderWay::count(&place), idle).await;
+}
+
+/// Serves one connection that somebody else has accepted: until it ends, or switches to another protocol, or
+/// has had no request under way for [`HttpLimits::header`], or `over` ends and what is under way is answered.
+/// Dropping the future ends it at once. `alpn`: what TLS agreed on.
+pub async fn serve_stream(
+    spawner: Spawner,
+    stream: Box<dyn Stream>,
+    alpn: Option<&[u8]>,
+    from: SocketAddr,
+    limits: HttpLimits,
+    handler: Handler,
+    over: impl Future<Output = ()>,
+) {
+    let under_way = watch::Sender::new(0usize);
+    let idle = idle_for(under_way.subscribe(), limits.header);
+    let end = async {
+        tokio::select! { biased; () = over => {}, () = idle => {} }
+    };
+    let count = move || Counted::new(under_way.clone());
+    talk(spawner, Version::of_alpn(alpn), stream, from, limits, handler, count, end).await;
+}
+
+/// One request more under way, until this is dropped.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(under_way: watch::Sender<usize>) -> Self {
+        under_way.send_modify(|n| *n += 1);
+        Self(under_way)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a connection is made of; there is no better name for it")]
+async fn talk<G>(
+    spawner: Spawner,
+    version: Version,
+    stream: Box<dyn Stream>,
+    from: SocketAddr,
+    limits: HttpLimits,
+    handler: Handler,
+    count: impl Fn() -> G,
+    end: impl Future<Output = ()>,
+) where
+    G: Send + 'static,
+{
     let service = service_fn(move |request| {
-        let counted = UnderWay::count(&place);
+        let counted = count();
         let answer = handler(from, request);
         async move {
             let answer = timeout(limits.request, answer).await.unwrap_or_else(|_| {
@@ -186,8 +239,8 @@ async fn connection(
     // Dropped with this future; the connection's own tasks see that and end.
     let (_open, until) = watch::channel(());
     let served = match version {
-        Version::One => serve_one(stream, service, &limits, idle).await,
-        Version::Two => serve_two(stream, service, &limits, Tasks { spawner, until }, idle).await,
+        Version::One => serve_one(stream, service, &limits, end).await,
+        Version::Two => serve_two(stream, service, &limits, Tasks { spawner, until }, end).await,
     };
     if let Err(e) = served {
         tracing::debug!(%from, error = %e, "an HTTP connection ended early");
@@ -209,7 +262,8 @@ where
         .header_read_timeout(limits.header)
         .max_buf_size(limits.header_bytes.max(8192))
         .max_headers(limits.headers)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;

@@ -16,6 +16,7 @@
 //!    [`reset`]: the key by which clients of a killed node learn of it. [`sounding`]: how long datagrams wait.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
+//! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides.
 //!
 //! Invariants:
 //!
@@ -35,6 +36,7 @@ pub mod reset;
 pub mod sounding;
 pub mod system;
 pub mod tls;
+pub mod websocket;
 pub mod x509;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tern_ipconf::IpPrefix;
 
 use super::gossip::Seed;
+use super::origin::WebOrigin;
 use super::scope::{self, Reload, Role};
 use super::source::{Found, Layers, Source};
 use super::value::{ByteSize, HostPort, Peer, Position, Raw, Secret, Value};
@@ -196,6 +197,9 @@ settings! {
     /// Addresses that clients are sent to when this edge drains. Unset: a region names edges of other regions, an
     /// edge the least loaded others of its own, and clients may choose from the list they have.
     edge_alternates: Vec<SocketAddr> = "edge.alternates", "[]", AtOnce, EDGES;
+    /// Whose web pages may connect to this edge from a browser, by WebSocket or polls. Empty: those of any site; a
+    /// page has nothing to connect with but a token, since no cookie is looked at.
+    edge_origins: Vec<WebOrigin> = "edge.origins", "[]", Restart, EDGES;
     /// Interval of a client's heartbeats while it is in the foreground.
     heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"", AtOnce, NODES, "1ms" to "10m";
     /// Shortest interval of heartbeats in the background.

@@ -10,6 +10,7 @@
 
 pub mod gossip;
 pub mod keys;
+pub mod origin;
 pub mod reference;
 pub mod scope;
 pub mod show;

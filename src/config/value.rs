@@ -68,7 +68,7 @@ pub trait Value: Sized {
     }
 }
 
-fn wrong<T: Value>(raw: &Raw) -> String {
+pub(super) fn wrong<T: Value>(raw: &Raw) -> String {
     format!("is {}, expected {}", raw.kind(), T::SHAPE)
 }
 

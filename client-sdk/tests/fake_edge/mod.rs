@@ -2,6 +2,7 @@
 //! answers each message.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,14 +16,16 @@ use tern_core::entry::Entry;
 use tern_core::hlc;
 use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
 use tern_core::limits::FRAME_BYTES;
+use tern_core::wire::codec::FrameReader;
 use tern_core::wire::compact::{Read, Reader, Writer};
 use tern_core::wire::v1::{self, frame::Body};
 use tern_core::wire::{ALPN_CLIENT, Lane, codec};
 use tern_net::env::{Env, Spawner};
-use tern_net::frames::{Frames, QuicFrames};
+use tern_net::frames::{FrameWriter, Frames, QuicFrames, poll_fill};
 use tern_net::quic::{QuicParams, server_endpoint};
 use tern_net::tls::{Identity as Certificate, server_tls};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tern_net::websocket::{WebSocket, accept_key};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub const SALT: &[u8] = b"salt of the test";
 const HERE: Origin = Origin { region: 1, era: 77 };
@@ -122,19 +125,58 @@ impl FakeEdge {
                 let (core, tls) = (core.clone(), tls.clone());
                 tasks.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else { return };
-                    let (from, into) = tokio::io::split(stream);
-                    let sink: Sink = Arc::new(tokio::sync::Mutex::new(Box::new(into)));
-                    let (lanes, mut reader) = (Arc::new(Lanes::default()), Reader::default());
-                    lanes.open.lock().unwrap().insert(0, sink);
-                    let mut frames = Frames::new(from, FRAME_BYTES);
-                    while let Ok(Some(frame)) = frames.next::<v1::Frame>().await {
-                        if !serve(&core, &lanes, &mut reader, frame).await {
-                            break;
-                        }
-                    }
+                    serve_stream(core, stream).await;
                 });
             }
         });
+        address
+    }
+
+    /// Serves WebSockets at a free port, and nothing else.
+    pub async fn listen_websocket(&self) -> SocketAddr {
+        let mut acceptor = self.env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = acceptor.local_addr();
+        let (core, tls) = (self.core.clone(), tokio_rustls::TlsAcceptor::from(self.tls(&[b"http/1.1"])));
+        let tasks = self.env.tasks.clone();
+        self.env.tasks.spawn(async move {
+            while let Ok((stream, _)) = acceptor.accept().await {
+                let (core, tls, tasks_of) = (core.clone(), tls.clone(), tasks.clone());
+                tasks.spawn(async move {
+                    let Ok(mut stream) = tls.accept(stream).await else { return };
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    assert!(head.starts_with("GET /v1/ws HTTP/1.1\r\n"), "{head}");
+                    let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+                    let answer = format!(
+                        "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {}\r\n\
+                         Sec-WebSocket-Protocol: tern.1\r\n\r\n",
+                        accept_key(key)
+                    );
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    let (near, far) = tokio::io::duplex(64 * 1024);
+                    tasks_of.spawn(serve_stream(core, far));
+                    bridge(WebSocket::server(stream), near).await;
+                });
+            }
+        });
+        address
+    }
+
+    /// Serves polls at a free port, and nothing else. Every third answer is lost on its way, whole.
+    pub async fn listen_polls(&self) -> SocketAddr {
+        let acceptor = self.env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = acceptor.local_addr();
+        let polls =
+            Arc::new(Polls { core: self.core.clone(), tasks: self.env.tasks.clone(), sessions: Mutex::default() });
+        let handler: tern_net::http::Handler = Arc::new(move |_, request| {
+            let polls = polls.clone();
+            Box::pin(async move { polls.answer(request).await })
+        });
+        let tls = Some(self.tls(&tern_net::http::ALPN_HTTP));
+        self.env.tasks.spawn(tern_net::http::serve(self.env.clone(), acceptor, tls, Default::default(), handler));
         address
     }
 
@@ -169,6 +211,111 @@ impl FakeEdge {
         for lane in lanes {
             lane.write(Lane::Message, |w, out| w.push(&push, out)).await;
         }
+    }
+}
+
+/// All lanes on one stream.
+async fn serve_stream(core: Arc<Mutex<Core>>, stream: impl AsyncRead + AsyncWrite + Send + 'static) {
+    let (from, into) = tokio::io::split(stream);
+    let sink: Sink = Arc::new(tokio::sync::Mutex::new(Box::new(into)));
+    let (lanes, mut reader) = (Arc::new(Lanes::default()), Reader::default());
+    lanes.open.lock().unwrap().insert(0, sink);
+    let mut frames = Frames::new(from, FRAME_BYTES);
+    while let Ok(Some(frame)) = frames.next::<v1::Frame>().await {
+        if !serve(&core, &lanes, &mut reader, frame).await {
+            break;
+        }
+    }
+}
+
+/// Frames of a WebSocket to a stream, and back.
+async fn bridge<S: AsyncRead + AsyncWrite + Unpin>(mut socket: WebSocket<S>, mut stream: tokio::io::DuplexStream) {
+    let (mut came, mut answers) = (FrameReader::new(FRAME_BYTES), FrameReader::new(FRAME_BYTES));
+    let mut out = FrameWriter::new();
+    loop {
+        let moved = poll_fn(|cx| {
+            let _ = socket.poll_write(&mut out, cx)?;
+            socket.poll_fill(&mut came, cx)
+        });
+        tokio::select! {
+            read = moved => match read {
+                Ok(1..) => stream.write_all(&came.buffer().split()).await.unwrap(),
+                _ => return,
+            },
+            read = poll_fn(|cx| poll_fill(&mut stream, &mut answers, cx)) => match read {
+                // Whole frames, each in a message of its own.
+                Ok(1..) => while let Some(frame) = answers.next::<v1::Frame>().unwrap() { out.put(&frame) },
+                _ => return,
+            },
+        }
+    }
+}
+
+/// Sessions that are polled. One request of each after the other, and none waits for long.
+struct Polls {
+    core: Arc<Mutex<Core>>,
+    tasks: Spawner,
+    sessions: Mutex<Vec<Arc<tokio::sync::Mutex<Polled>>>>,
+}
+
+struct Polled {
+    stream: tokio::io::DuplexStream,
+    answers: Vec<Bytes>,
+    asked: usize,
+}
+
+impl Polled {
+    async fn exchange(&mut self, body: &[u8], within: Duration) -> Bytes {
+        self.stream.write_all(body).await.unwrap();
+        let mut reader = FrameReader::new(FRAME_BYTES);
+        let mut out = BytesMut::new();
+        while out.is_empty() || reader.in_frame() {
+            let read = tokio::time::timeout(within, poll_fn(|cx| poll_fill(&mut self.stream, &mut reader, cx))).await;
+            let Ok(Ok(1..)) = read else { break };
+            while let Some(frame) = reader.next::<v1::Frame>().unwrap() {
+                codec::put(&frame, &mut out);
+            }
+        }
+        out.freeze()
+    }
+}
+
+impl Polls {
+    async fn answer(&self, request: hyper::Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
+        let respond = |status: u16, body: Bytes| Response::builder().status(status).body(Full::new(body)).unwrap();
+        if request.method() == hyper::Method::GET {
+            return respond(404, Bytes::new());
+        }
+        assert_eq!(request.uri().path(), "/v1/poll");
+        let header = |name: &str| Some(request.headers().get(name)?.to_str().unwrap().parse::<usize>().unwrap());
+        let (name, number) = (header("tern-poll"), header("tern-number"));
+        let body = tern_net::http::read_body(request.into_body(), 256 * 1024).await.unwrap();
+        let Some(name) = name else {
+            let (near, far) = tokio::io::duplex(256 * 1024);
+            self.tasks.spawn(serve_stream(self.core.clone(), far));
+            let mut session = Polled { stream: near, answers: Vec::new(), asked: 0 };
+            let welcome = session.exchange(&body, Duration::from_secs(10)).await;
+            let mut sessions = self.sessions.lock().unwrap();
+            sessions.push(Arc::new(tokio::sync::Mutex::new(session)));
+            let mut answer = respond(200, welcome);
+            answer.headers_mut().insert("tern-poll", (sessions.len() - 1).into());
+            return answer;
+        };
+        let Some(number) = number else { return respond(200, Bytes::new()) };
+        let session = self.sessions.lock().unwrap()[name].clone();
+        let mut session = session.lock().await;
+        session.asked += 1;
+        if number > session.answers.len() + 1 {
+            return respond(409, Bytes::new());
+        }
+        if number == session.answers.len() + 1 {
+            let answer = session.exchange(&body, Duration::from_millis(50)).await;
+            session.answers.push(answer);
+            if number % 3 == 0 {
+                return respond(503, Bytes::new());
+            }
+        }
+        respond(200, session.answers[number - 1].clone())
     }
 }
 

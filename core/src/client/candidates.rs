@@ -15,6 +15,10 @@ pub enum Transport {
     Quic,
     /// One TLS stream over TCP.
     Tcp,
+    /// A WebSocket, where only the web gets through.
+    WebSocket,
+    /// HTTP requests, where not even that does.
+    Poll,
 }
 
 impl Transport {
@@ -23,7 +27,14 @@ impl Transport {
         match self {
             Self::Quic => "quic",
             Self::Tcp => "tcp",
+            Self::WebSocket => "ws",
+            Self::Poll => "poll",
         }
+    }
+
+    /// Whether it looks like the web to those on the way.
+    pub const fn is_web(self) -> bool {
+        matches!(self, Self::WebSocket | Self::Poll)
     }
 }
 
@@ -40,11 +51,11 @@ pub struct Candidate {
     pub server_name: String,
     /// Which transports it offers.
     pub quic: bool,
-    /// See `quic`.
+    /// See `quic`. Whoever offers it offers WebSockets and polls too: they share its port.
     pub tcp: bool,
     /// From the start of an attempt to its Welcome.
     pub quic_timeout: Duration,
-    /// Likewise.
+    /// Likewise, and that of WebSockets and polls.
     pub tcp_timeout: Duration,
 }
 
@@ -53,7 +64,7 @@ impl Candidate {
     pub fn timeout(&self, transport: Transport) -> Option<Duration> {
         match transport {
             Transport::Quic => self.quic.then_some(self.quic_timeout),
-            Transport::Tcp => self.tcp.then_some(self.tcp_timeout),
+            Transport::Tcp | Transport::WebSocket | Transport::Poll => self.tcp.then_some(self.tcp_timeout),
         }
     }
 }

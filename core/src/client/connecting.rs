@@ -66,8 +66,14 @@ impl Machine {
         let in_flight = welcome.limits.map_or(0, |l| l.in_flight);
         let mut session = Session::new(now, conn, install, names, transport, cursor, heartbeat, in_flight);
         if let Some(age) = age {
-            // Handshake and Hello: two round trips over QUIC, three over TCP+TLS.
-            session.measured(age / if transport == Transport::Quic { 2 } else { 3 });
+            // Handshakes and Hello, in round trips.
+            session.measured(
+                age / match transport {
+                    Transport::Quic => 2,
+                    Transport::Tcp | Transport::Poll => 3,
+                    Transport::WebSocket => 4,
+                },
+            );
         }
         session.seen_address = welcome.seen_address;
         self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));

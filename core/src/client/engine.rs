@@ -311,7 +311,8 @@ impl Engine {
             }
         }
         let rival = self.attempts.values().any(|a| a.candidate == attempt.candidate);
-        if !rival {
+        // By the web it fails where its edge is an old one, or a proxy on the way is.
+        if !rival && !attempt.transport.is_web() {
             self.demote(now, &attempt.candidate, failure);
         }
         self.hurry(now);

@@ -84,6 +84,10 @@ pub const JOURNAL_LINES: usize = 100;
 pub const NETWORKS: usize = 32;
 /// Bytes of a network's name that count.
 pub const NETWORK_ID_BYTES: usize = 64;
+/// A WebSocket to the best candidate is begun this long after the round, at the earliest, and after everything else.
+pub const WEBSOCKET_AFTER: Duration = Duration::from_secs(2);
+/// Likewise polls.
+pub const POLL_AFTER: Duration = Duration::from_millis(3500);
 /// Connection attempts at once.
 pub const ATTEMPTS: usize = 3;
 /// Candidates of one round.

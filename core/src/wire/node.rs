@@ -90,6 +90,11 @@ pub fn up_to_wire(up: Up) -> node::Up {
     }
 }
 
+/// The name of a transport; one that this version does not know is shown as the plainest.
+fn transport(name: &str) -> &'static str {
+    ["quic", "ws", "poll"].into_iter().find(|known| *known == name).unwrap_or("tcp")
+}
+
 /// From an edge link, at the core.
 pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
     use node::up::Body;
@@ -102,7 +107,7 @@ pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
             install: convert::install(&open.install)?,
             hello: Box::new(v1::Hello::decode(open.hello).map_err(bad)?),
             address: open.address,
-            transport: if open.transport == "quic" { "quic" } else { "tcp" },
+            transport: transport(&open.transport),
             token_expires_ms: open.token_expires_ms,
             token_issued_ms: open.token_issued_ms,
         },

@@ -26,6 +26,7 @@ pub mod node;
 pub mod script;
 pub mod session;
 pub mod tables;
+pub mod websocket;
 pub mod wire;
 
 /// What came of an input.
@@ -77,6 +78,7 @@ impl Case {
 pub const CASES: &[Case] = &[
     Case::new("client_frames", wire::client_frames, wire::client_frame_seeds),
     Case::new("compact", wire::compact, wire::client_frame_seeds),
+    Case::new("websocket", websocket::run, websocket::seeds),
     Case::new("node_frames", wire::node_frames, wire::node_frame_seeds),
     Case::new("values", wire::values, wire::value_seeds),
     Case::new("entry", disk::entry, disk::entry_seeds),

@@ -1,6 +1,7 @@
-//! Back to QUIC, while another transport is in use.
+//! Back to QUIC, while another transport is in use; from a WebSocket or polls to TCP+TLS, too.
 //!
-//! The transport in use is kept until QUIC is welcomed at the same edge; nothing is held against the edge if it is not.
+//! The transport in use is kept until a better one is welcomed at the same edge; nothing is held against the edge if none
+//! is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,11 +9,15 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{Engine, Leg, Transport};
+use crate::client::limits::QUIC_AFTER;
 
 impl Engine {
     /// A connection has come about: whether and when to try something better.
     pub(super) fn plan_climb(&mut self, now: Duration) {
-        let may = self.live.as_ref().is_some_and(|l| l.transport != Transport::Quic && l.candidate.quic);
+        let may = self
+            .live
+            .as_ref()
+            .is_some_and(|l| (l.transport != Transport::Quic && l.candidate.quic) || l.transport.is_web());
         let pause = self.networks.here().quic_again();
         // Whole offices lose UDP, and get it back, at one moment.
         let jitter = self.rng.random_range(Duration::ZERO..=pause / 4);
@@ -28,8 +33,12 @@ impl Engine {
         match self.live.as_ref().filter(|live| calm && live.suspect_since.is_none()) {
             Some(live) => {
                 self.climb_at = None;
-                let leg = Leg { at: now, candidate: live.candidate.clone(), transport: Transport::Quic };
-                self.race(now, VecDeque::from([leg]), true);
+                let better = [(Transport::Quic, Duration::ZERO), (Transport::Tcp, QUIC_AFTER)];
+                let better = better.into_iter().filter(|(transport, _)| *transport < live.transport);
+                let leg = |(transport, after)| Leg { at: now + after, candidate: live.candidate.clone(), transport };
+                let legs: VecDeque<Leg> =
+                    better.map(leg).filter(|leg| leg.candidate.timeout(leg.transport).is_some()).collect();
+                self.race(now, legs, true);
             }
             None => self.plan_climb(now),
         }

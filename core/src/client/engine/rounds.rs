@@ -1,7 +1,8 @@
 //! One round over the candidates: a race with a head start for what is most likely to win.
 //!
 //! The first candidate by QUIC, the second after one and a half round trips, TCP+TLS on the first after 300 ms, the third
-//! candidate after a second, then everything else, a quarter of a second apart; never more than three attempts at a
+//! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
+//! them, another one each time; never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
 //! connection by QUIC has just fallen silent, both start at once. An attempt that fails makes everything after it earlier by what is left until the next.
 
@@ -12,8 +13,8 @@ use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport};
 use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, QUIC_AFTER, SECOND_AFTER, TCP_AFTER, THIRD_AFTER,
-    TIMEOUT_DOUBLINGS,
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, SECOND_AFTER, TCP_AFTER, THIRD_AFTER,
+    TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
 };
 
 impl Engine {
@@ -121,6 +122,15 @@ impl Engine {
         for (candidate, transport) in late {
             at += NEXT_AFTER;
             planned.push((at, candidate, transport));
+        }
+        // Last what looks like the web, where nothing else may get through.
+        let web: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.tcp).collect();
+        let turn = usize::try_from(self.rounds_failed).unwrap_or_default();
+        if let Some(candidate) = turn.checked_rem(web.len()).and_then(|place| web.get(place)).copied() {
+            for (transport, after) in [(Transport::WebSocket, WEBSOCKET_AFTER), (Transport::Poll, POLL_AFTER)] {
+                at = (at + NEXT_AFTER).max(after);
+                planned.push((at, candidate, transport));
+            }
         }
         let leg = |(at, candidate, transport): (Duration, &Candidate, Transport)| Leg {
             at: now + at,

@@ -38,6 +38,67 @@ fn the_best_edge_has_a_head_start_and_no_more_than_three_race() {
     assert!(matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
 }
 
+/// Lets every attempt fail, and says what was tried until the pause.
+fn failed_round(d: &mut Device) -> Vec<(String, Transport)> {
+    let mut all = Vec::new();
+    loop {
+        let open: Vec<_> = d.connects.iter().map(|c| c.0).collect();
+        all.extend(tried(d));
+        open.into_iter().for_each(|conn| d.act(|m, now| m.ended(now, conn, &lost())));
+        if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_) }) {
+            return all;
+        }
+    }
+}
+
+fn pause(d: &mut Device) {
+    let ConnectionState::Connecting { retry_at: Some(at) } = d.machine.connection() else { panic!("no pause") };
+    d.pass(at - d.now);
+}
+
+#[test]
+fn a_round_ends_with_what_looks_like_the_web_at_another_edge_each_time() {
+    use Transport::{Poll, Quic, Tcp, WebSocket};
+    let mut d = started();
+    for web in ["eu-1", "us-1", "eu-1"] {
+        let expected = [("eu-1", Quic), ("us-1", Quic), ("eu-1", Tcp), ("us-1", Tcp), (web, WebSocket), (web, Poll)];
+        let tried = failed_round(&mut d);
+        assert_eq!(tried, expected.map(|(edge, transport)| (edge.to_owned(), transport)));
+        // Of both edges something failed: neither is better than the other.
+        pause(&mut d);
+    }
+}
+
+#[test]
+fn polls_are_left_for_what_is_better() {
+    let mut d = started();
+    let mut polls = None;
+    while polls.is_none() {
+        let open: Vec<_> = std::mem::take(&mut d.connects);
+        for (conn, _, transport, _) in open {
+            if transport == Transport::Poll {
+                polls = Some(conn);
+            } else {
+                d.act(|m, now| m.ended(now, conn, &lost()));
+            }
+        }
+    }
+    d.welcome_on(polls.unwrap(), 2, 0);
+    let conn = polls.unwrap();
+    let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
+    d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(2, 0)), true)));
+    d.connects.clear();
+    for _ in 0..600 {
+        d.pass(ms(100));
+        d.alive(conn);
+        if d.connects.len() == 2 {
+            break;
+        }
+    }
+    let tried: Vec<_> = tried(&mut d).into_iter().map(|(_, transport)| transport).collect();
+    assert_eq!(tried, [Transport::Quic, Transport::Tcp]);
+}
+
 #[test]
 fn an_attempt_that_fails_makes_the_next_one_start_at_once() {
     let mut d = started();

@@ -166,6 +166,10 @@ impl Device {
 
     pub(super) fn welcome(&mut self, region: u8, rev: u64) -> ConnNo {
         let conn = self.connects.last().expect("an attempt").0;
+        self.welcome_on(conn, region, rev)
+    }
+
+    pub(super) fn welcome_on(&mut self, conn: ConnNo, region: u8, rev: u64) -> ConnNo {
         let welcome = v1::Welcome {
             version: 1,
             cursor: Some(Cursor { store: origin(region), rev: Rev(rev) }.into()),

@@ -132,7 +132,7 @@ pub struct Open {
     /// ip:port as seen
     #[prost(string, tag = "4")]
     pub address: ::prost::alloc::string::String,
-    /// "quic" or "tcp"
+    /// "quic", "tcp", "ws" or "poll"
     #[prost(string, tag = "5")]
     pub transport: ::prost::alloc::string::String,
     #[prost(uint32, tag = "6")]

@@ -1355,6 +1355,8 @@ pub enum DispatchTransport {
     Unknown = 0,
     Quic = 1,
     Tcp = 2,
+    Ws = 3,
+    Poll = 4,
 }
 impl DispatchTransport {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1366,6 +1368,8 @@ impl DispatchTransport {
             Self::Unknown => "DISPATCH_TRANSPORT_UNKNOWN",
             Self::Quic => "DISPATCH_TRANSPORT_QUIC",
             Self::Tcp => "DISPATCH_TRANSPORT_TCP",
+            Self::Ws => "DISPATCH_TRANSPORT_WS",
+            Self::Poll => "DISPATCH_TRANSPORT_POLL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1374,6 +1378,8 @@ impl DispatchTransport {
             "DISPATCH_TRANSPORT_UNKNOWN" => Some(Self::Unknown),
             "DISPATCH_TRANSPORT_QUIC" => Some(Self::Quic),
             "DISPATCH_TRANSPORT_TCP" => Some(Self::Tcp),
+            "DISPATCH_TRANSPORT_WS" => Some(Self::Ws),
+            "DISPATCH_TRANSPORT_POLL" => Some(Self::Poll),
             _ => None,
         }
     }

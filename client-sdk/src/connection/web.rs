@@ -1,0 +1,260 @@
+//! Connections that look like the web to those on the way: a WebSocket, and polls.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use rustls::pki_types::ServerName;
+use tern_core::client::Failure;
+use tern_core::limits::FRAME_BYTES;
+use tern_core::wire::codec::{self, FrameReader};
+use tern_core::wire::compact::Writer;
+use tern_core::wire::{Lane, v1};
+use tern_net::frames::FrameWriter;
+use tern_net::http::{HttpClient, HttpConnection};
+use tern_net::websocket::{self, WebSocket};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+
+use super::{Inbox, closing, encode, network};
+use crate::driver::Tls;
+use crate::limits::{POLL_ANSWER_BYTES, POLL_BYTES, POLL_PAUSE, POLL_TRIES, POLL_WAIT, POLL_WITHIN};
+use crate::shared::{ConnectJob, Outgoing, Shared};
+
+/// What was read, as far as it is whole.
+fn deliver(shared: &Arc<Shared>, job: &ConnectJob, reader: &mut FrameReader, inbox: &mut Inbox) -> Result<(), Failure> {
+    if let Some(first) = reader.next::<v1::Frame>().map_err(network)? {
+        let batch = inbox.read(first, || reader.next::<v1::Frame>().map_err(network))?;
+        shared.frames(job.conn, &job.out, batch);
+    }
+    Ok(())
+}
+
+/// Appends what is to be sent, control first.
+fn take(out: &Outgoing, writer: &mut Writer, into: &mut BytesMut) {
+    for lane in Lane::ALL {
+        out.take(lane).iter().for_each(|frame| encode(writer, frame, into));
+    }
+}
+
+pub(super) async fn socket(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+    let host = &job.candidate.server_name;
+    let name = ServerName::try_from(host.clone()).map_err(network)?;
+    let stream = shared.env.net.connect(to).await.map_err(network)?;
+    let stream = TlsConnector::from(tls.websocket.clone()).connect(name, stream).await.map_err(network)?;
+    let mut socket = websocket::open(stream, host, "/v1/ws", shared.env.rng.clone()).await.map_err(network)?;
+    let mut out = FrameWriter::new();
+    codec::put(&*job.hello.0, out.buffer());
+    tokio::select! {
+        biased;
+        failure = talk(shared, job, &mut socket, &mut out) => return Err(failure),
+        _ = closing(&job.out) => {}
+    }
+    // The other side may be gone already.
+    drop(poll_fn(|cx| socket.poll_write(&mut out, cx)).await);
+    drop(socket.close(1000, "").await);
+    Ok(())
+}
+
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared>,
+    job: &ConnectJob,
+    socket: &mut WebSocket<S>,
+    out: &mut FrameWriter,
+) -> Failure {
+    let (mut reader, mut inbox, mut writer) = (FrameReader::new(FRAME_BYTES), Inbox::default(), Writer::default());
+    loop {
+        let moved = poll_fn(|cx| {
+            if let std::task::Poll::Ready(Err(e)) = socket.poll_write(out, cx) {
+                return std::task::Poll::Ready(Err(e));
+            }
+            socket.poll_fill(&mut reader, cx)
+        });
+        tokio::select! {
+            biased;
+            read = moved => match read {
+                Ok(0) => return network("the edge closed the connection"),
+                Ok(_) => if let Err(failure) = deliver(shared, job, &mut reader, &mut inbox) {
+                    return failure;
+                },
+                Err(e) => return network(e),
+            },
+            () = job.out.more[0].notified() => take(&job.out, &mut writer, out.buffer()),
+        }
+    }
+}
+
+/// One request of a session that is polled, to be sent until it is answered.
+#[derive(Clone)]
+struct Ask {
+    number: u64,
+    /// `None`: the first one.
+    name: Option<String>,
+    body: Bytes,
+}
+
+/// Asks, again where the answer is lost: the edge gives it again. The connection is for the next request.
+async fn ask(
+    http: &HttpClient,
+    to: SocketAddr,
+    host: &str,
+    mut connection: Option<HttpConnection>,
+    ask: Ask,
+) -> Result<(hyper::Response<Bytes>, HttpConnection), Failure> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let request = Request::post("/v1/poll").header("tern-wait-ms", POLL_WAIT.as_millis().to_string());
+        let request = match &ask.name {
+            Some(name) => request.header("tern-poll", name).header("tern-number", ask.number.to_string()),
+            None => request,
+        };
+        let request = request.body(Full::new(ask.body.clone())).map_err(network)?;
+        let answered = async {
+            let mut connection = match connection.take() {
+                Some(connection) => connection,
+                None => http.connect(to, host, POLL_WITHIN).await?,
+            };
+            let answer = connection.request(request, POLL_ANSWER_BYTES, POLL_WAIT + POLL_WITHIN).await?;
+            Ok::<_, tern_net::http::HttpError>((answer, connection))
+        };
+        let failed = match answered.await {
+            Ok((answer, connection)) if answer.status() == StatusCode::OK => return Ok((answer, connection)),
+            Ok((answer, _)) => {
+                let failed = network(format!("the edge answers a poll with status {}", answer.status()));
+                // Not read yet; or it overtook the one before it on another connection.
+                if ![StatusCode::SERVICE_UNAVAILABLE, StatusCode::CONFLICT].contains(&answer.status()) {
+                    return Err(failed);
+                }
+                failed
+            }
+            Err(e) => network(e),
+        };
+        // A Hello whose answer was lost is said again by the next attempt.
+        if ask.name.is_none() || tries >= POLL_TRIES {
+            return Err(failed);
+        }
+        tokio::time::sleep(POLL_PAUSE * tries).await;
+    }
+}
+
+pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+    let http = HttpClient::new(shared.env.clone(), Some(tls.http.clone()));
+    let host = job.candidate.server_name.as_str();
+    let mut hello = BytesMut::new();
+    codec::put(&*job.hello.0, &mut hello);
+    let first = Ask { number: 0, name: None, body: hello.freeze() };
+    let (answer, connection) = ask(&http, to, host, None, first).await?;
+    let name = answer.headers().get("tern-poll").and_then(|name| name.to_str().ok()).map(str::to_owned);
+    let mut inbox = Inbox::default();
+    told(shared, job, &mut inbox, answer.body())?;
+    let Some(name) = name else { return Err(network("the edge began no session")) };
+    let mut free = VecDeque::from([connection]);
+    let session = exchange(shared, job, &http, to, &name, &mut inbox, &mut free);
+    tokio::select! {
+        biased;
+        failure = session => return Err(failure),
+        _ = closing(&job.out) => {}
+    }
+    let request = Request::delete("/v1/poll").header("tern-poll", name).body(Full::default()).map_err(network)?;
+    // The edge finds out by itself, only later.
+    drop(http.request(to, host, request, POLL_ANSWER_BYTES, POLL_WITHIN).await);
+    Ok(())
+}
+
+fn told(shared: &Arc<Shared>, job: &ConnectJob, inbox: &mut Inbox, body: &[u8]) -> Result<(), Failure> {
+    let mut reader = FrameReader::new(FRAME_BYTES);
+    reader.extend(body);
+    deliver(shared, job, &mut reader, inbox)
+}
+
+/// Always one request that waits; with something to send, a second one, which ends the first. Answers are taken
+/// in the order of their numbers.
+async fn exchange(
+    shared: &Arc<Shared>,
+    job: &ConnectJob,
+    http: &HttpClient,
+    to: SocketAddr,
+    name: &str,
+    inbox: &mut Inbox,
+    free: &mut VecDeque<HttpConnection>,
+) -> Failure {
+    let (mut writer, mut waiting, mut number) = (Writer::default(), BytesMut::new(), 0);
+    let host = job.candidate.server_name.as_str();
+    let mut next = |waiting: &mut BytesMut, connection| {
+        number += 1;
+        let body = whole(waiting);
+        Box::pin(ask(http, to, host, connection, Ask { number, name: Some(name.to_owned()), body }))
+    };
+    take(&job.out, &mut writer, &mut waiting);
+    let mut older = next(&mut waiting, free.pop_front());
+    loop {
+        if waiting.is_empty() {
+            tokio::select! {
+                biased;
+                answer = &mut older => {
+                    if let Err(failure) = settle(shared, job, inbox, free, answer) {
+                        return failure;
+                    }
+                    take(&job.out, &mut writer, &mut waiting);
+                    older = next(&mut waiting, free.pop_front());
+                }
+                // It may tell of what was taken already.
+                () = job.out.more[0].notified() => take(&job.out, &mut writer, &mut waiting),
+            }
+            continue;
+        }
+        // Both go on; the older one ends for the newer one.
+        let mut newer = next(&mut waiting, free.pop_front());
+        let mut early = None;
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut older => break answer,
+                answer = &mut newer, if early.is_none() => early = Some(answer),
+            }
+        };
+        if let Err(failure) = settle(shared, job, inbox, free, answer) {
+            return failure;
+        }
+        older = match early {
+            None => newer,
+            Some(answer) => {
+                if let Err(failure) = settle(shared, job, inbox, free, answer) {
+                    return failure;
+                }
+                take(&job.out, &mut writer, &mut waiting);
+                next(&mut waiting, free.pop_front())
+            }
+        };
+    }
+}
+
+/// As many whole frames as a request takes.
+fn whole(waiting: &mut BytesMut) -> Bytes {
+    let mut taken = 0;
+    while taken < waiting.len() {
+        let next = taken + websocket::first_frame(&waiting[taken..]);
+        if next > POLL_BYTES {
+            break;
+        }
+        taken = next;
+    }
+    waiting.split_to(taken).freeze()
+}
+
+fn settle(
+    shared: &Arc<Shared>,
+    job: &ConnectJob,
+    inbox: &mut Inbox,
+    free: &mut VecDeque<HttpConnection>,
+    answer: Result<(hyper::Response<Bytes>, HttpConnection), Failure>,
+) -> Result<(), Failure> {
+    let (answer, connection) = answer?;
+    free.push_back(connection);
+    told(shared, job, inbox, answer.body())
+}
