@@ -144,7 +144,7 @@ impl Default for EdgeLimits {
             pulls_in_flight: 4,
             queue_frames: limits::QUEUE_FRAMES,
             queue_bytes: limits::QUEUE_BYTES,
-            too_slow: Duration::from_secs(30),
+            too_slow: Duration::from_secs(120),
             idle_timeout: QuicParams::edge().idle_timeout,
             sends_per_second: limits::SENDS_PER_SECOND,
             sends_burst: limits::SENDS_BURST,

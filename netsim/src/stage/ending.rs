@@ -128,6 +128,9 @@ impl Stage {
         for number in self.rig.holding() {
             self.rig.lift(number)?;
         }
+        for (device, app) in self.devices.iter().filter_map(|(device, seat)| Some((device, seat.app.as_ref()?))) {
+            tracing::debug!(device, "in the end\n{}", app.client().diagnostics());
+        }
         self.sample()?;
         let over_ns = self.now_ns();
         for device in self.devices.keys() {
