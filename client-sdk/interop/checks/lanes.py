@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, Tuple
 
 from tern_interop.frames import FRAME_BYTES_LIMIT, Lane, Reader, encode, varint
 from tern_interop.proto import wire
@@ -59,18 +59,18 @@ async def tcp_carries_the_same_session(at: Deployment) -> str:
 async def over_tcp_an_error_comes_before_the_close(at: Deployment) -> str:
     hello = wire.Hello(versions=[1], token="no token", install="py-eve")
     errors = await _told(at, encode(wire.Frame(req=7, hello=hello)))
-    assert [(e.code, e.retry) for e in errors] == [(TOKEN_INVALID, wire.Error.NEW_TOKEN)], errors
+    assert [(req, e.code, e.retry) for req, e in errors] == [(0, TOKEN_INVALID, wire.Error.NEW_TOKEN)], errors
     errors = await _told(at, varint(FRAME_BYTES_LIMIT + 1))
-    assert [(e.code, e.retry) for e in errors] == [(FRAME_TOO_LARGE, wire.Error.NEVER)], errors
+    assert [(req, e.code, e.retry) for req, e in errors] == [(0, FRAME_TOO_LARGE, wire.Error.NEVER)], errors
     return f"codes {TOKEN_INVALID} and {FRAME_TOO_LARGE}"
 
 
-async def _told(at: Deployment, data: bytes) -> List[wire.Error]:
-    """Says this first on a new TCP connection: the Errors that come before its end."""
+async def _told(at: Deployment, data: bytes) -> List[Tuple[int, wire.Error]]:
+    """Says this first on a new TCP connection: the Errors that come before its end, each behind its req."""
     transport = await Tcp.connect(at.edge("eu"), at.public_ca)
     transport.send(Lane.CONTROL, data)
-    errors: List[wire.Error] = []
+    errors: List[Tuple[int, wire.Error]] = []
     reader = Reader()
     while not isinstance(came := await transport.receive(), Closed):
-        errors += [frame.error for frame in reader.feed(came.data) if frame.WhichOneof("body") == "error"]
+        errors += [(frame.req, frame.error) for frame in reader.feed(came.data) if frame.WhichOneof("body") == "error"]
     return errors
