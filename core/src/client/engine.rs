@@ -462,7 +462,13 @@ impl Engine {
         }
         if self.leave_at.is_some_and(|t| now >= t) {
             self.leave_at = None;
-            self.begin_round(now);
+            if self.live.as_ref().is_some_and(|live| now >= live.since + SETTLED) {
+                self.rounds_failed = 0;
+                self.begin_round(now);
+            } else {
+                // Sent on as soon as it came: two that send each other their clients must not wear anybody out.
+                self.pause(now, Duration::ZERO);
+            }
         }
         if self.hold_until.is_some_and(|t| now >= t) {
             self.hold_until = None;

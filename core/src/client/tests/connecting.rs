@@ -381,6 +381,37 @@ fn a_goaway_is_followed_within_its_window_by_a_connection_made_before_the_old_on
 }
 
 #[test]
+fn two_edges_that_send_each_other_their_clients_wear_nobody_out() {
+    let mut d = Device::new(setup("alice"));
+    let mut conn = d.connect(1, 0);
+    let deadline = d.now + Duration::from_secs(120);
+    let (mut connected, mut at) = (0, d.now);
+    while d.now < deadline {
+        d.connects.clear();
+        d.body(conn, 0, Body::GoAway(v1::GoAway::default()));
+        while d.connects.is_empty() && d.now < deadline {
+            d.pass(ms(10));
+            d.alive(conn);
+        }
+        if !d.connects.is_empty() {
+            conn = d.welcome(1, 0);
+            connected += 1;
+            at = d.now;
+        }
+    }
+    assert!((5..40).contains(&connected), "{connected} connections in two minutes");
+    // Once one of them keeps him, all is as before.
+    d.connects.clear();
+    while d.now < at + Duration::from_secs(10) {
+        d.pass(ms(100));
+        d.alive(conn);
+    }
+    d.body(conn, 0, Body::GoAway(v1::GoAway::default()));
+    d.pass(ms(10));
+    assert!(!d.connects.is_empty());
+}
+
+#[test]
 fn a_replaced_client_stays_away_until_it_is_told_to_connect() {
     let mut d = Device::new(setup("alice"));
     let conn = d.connect(1, 0);
