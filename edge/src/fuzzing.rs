@@ -22,7 +22,7 @@ use crate::tune::Tuning;
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {
     /// See the fields of the same names of the session's context.
-    core_reachable: bool,
+    pub core_reachable: bool,
     /// Likewise.
     pub draining: bool,
     /// Likewise.

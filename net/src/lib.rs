@@ -28,6 +28,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod congestion;
 pub mod env;
 pub mod frames;
 pub mod http;

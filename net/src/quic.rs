@@ -21,6 +21,7 @@ use quinn::{
 use ring::hkdf;
 use tern_core::clock::{Clock, Entropy};
 
+use crate::congestion::FloorCubicConfig;
 use crate::env::Env;
 use crate::reset::ResetKey;
 use crate::sounding::Sounding;
@@ -80,6 +81,8 @@ pub struct QuicParams {
     /// answered there, so an early acknowledgement of a packet tells nothing that is waited for; it costs both
     /// sides a datagram, and a phone its radio.
     pub acks_after: u32,
+    /// So much may be in flight whatever was lost: see [`crate::congestion`].
+    pub window_floor: bool,
 }
 
 impl QuicParams {
@@ -96,12 +99,19 @@ impl QuicParams {
             send_window: 512 * 1024,
             migration: true,
             acks_after: 4,
+            window_floor: false,
         }
     }
 
     /// A client towards an edge: opens all streams itself; a wide window, because backlogs come this way.
     pub const fn client() -> Self {
-        Self { bidi_streams: 0, stream_receive_window: 1024 * 1024, receive_window: 2 * 1024 * 1024, ..Self::edge() }
+        Self {
+            bidi_streams: 0,
+            stream_receive_window: 1024 * 1024,
+            receive_window: 2 * 1024 * 1024,
+            window_floor: true,
+            ..Self::edge()
+        }
     }
 
     /// Links between nodes: found dead within 5 s, and full over 300 Mbit/s at 200 ms.
@@ -116,6 +126,7 @@ impl QuicParams {
             send_window: 8 * 1024 * 1024,
             migration: false,
             acks_after: 0,
+            window_floor: false,
         }
     }
 
@@ -132,6 +143,9 @@ impl QuicParams {
             .send_window(self.send_window)
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0);
+        if self.window_floor {
+            t.congestion_controller_factory(Arc::new(FloorCubicConfig::default()));
+        }
         if self.acks_after > 0 {
             let mut acks = AckFrequencyConfig::default();
             acks.ack_eliciting_threshold(VarInt::from_u32(self.acks_after));

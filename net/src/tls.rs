@@ -370,7 +370,12 @@ impl ClientCertVerifier for Trust {
     }
 }
 
+/// Longest TLS record, with its head: one packet of any network. A record can be read when all of it is there, and one of
+/// 16 KiB takes several round trips on a new connection, and a loss in it holds up what stands before the loss.
+const RECORD_BYTES: usize = 1_350;
+
 fn finish_server(mut config: ServerConfig, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+    config.max_fragment_size = Some(RECORD_BYTES);
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -378,6 +383,7 @@ fn finish_server(mut config: ServerConfig, alpn: &[&[u8]]) -> Arc<ServerConfig> 
 }
 
 fn finish_client(mut config: ClientConfig, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    config.max_fragment_size = Some(RECORD_BYTES);
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Arc::new(config)

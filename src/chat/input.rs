@@ -53,6 +53,8 @@ pub enum Input {
     List,
     /// Say how one is connected.
     Status,
+    /// Show how the connection came to be as it is.
+    Diagnostics,
     /// Send what was refused again.
     Retry,
     /// Take what was refused out of the outbox.
@@ -95,6 +97,7 @@ pub const HELP: &str = "/to USER   talk to USER\n\
                         /devices   your devices; /kick DEVICE REASON removes one\n\
                         /history N the newest N messages\n\
                         /status    how you are connected\n\
+                        /diagnostics  how that came to be, for whoever helps you\n\
                         /retry     send what was refused again\n\
                         /discard   give up what was refused\n\
                         /quit      leave; what is unsent is sent next time\n\
@@ -163,6 +166,7 @@ impl Input {
                 _ => Err(format!("/history N: a number from 1 to {HISTORY_MAX}")),
             },
             "typing" => alone(Input::Typing),
+            "diagnostics" => alone(Input::Diagnostics),
             "list" => alone(Input::List),
             "status" => alone(Input::Status),
             "retry" => alone(Input::Retry),
@@ -208,6 +212,7 @@ mod tests {
         assert_eq!(Input::parse("/to bob"), Ok(Input::To(UserId::new("bob").unwrap())));
         assert_eq!(Input::parse("/history"), Ok(Input::History(20)));
         assert_eq!(Input::parse("/typing"), Ok(Input::Typing));
+        assert_eq!(Input::parse("/diagnostics"), Ok(Input::Diagnostics));
         assert_eq!(Input::parse("/history 3"), Ok(Input::History(3)));
     }
 

@@ -149,6 +149,10 @@ impl Chat {
                 }
                 None => self.remark("nobody", "say first to whom: /to USER", json!({})),
             },
+            Input::Diagnostics => {
+                let text = self.client.diagnostics();
+                self.remark("diagnostics", &text, json!({ "text": text }));
+            }
             Input::Typing if self.is_live() => self.typing(true)?,
             Input::Typing => self.remark("not done", "offline: nobody would see it", json!({})),
             Input::To(peer) => self.turn_to(peer)?,
@@ -291,6 +295,7 @@ impl Chat {
             Event::ChangeRefused { message, code, .. } => {
                 self.remark("refused", &format!("the change was undone: {message}"), json!({ "code": code }));
             }
+            Event::GatewayForgot { .. } => {}
             Event::PeerRead { conversation } => self.peer_read(conversation)?,
             Event::Typing { conversation, user, typing } => {
                 let here = self.with.as_ref().is_some_and(|(_, c)| c.id() == conversation);

@@ -51,7 +51,7 @@ pub const SILENCE_MIN: Duration = Duration::from_secs(1);
 pub const SUSPECT_KEEP: Duration = Duration::from_secs(120);
 /// While nothing was heard for this long, no more messages are given to a connection: they would fill its window, and
 /// there would be no room left for the probes that find the end of an outage.
-pub const HOLD_AFTER: Duration = Duration::from_millis(750);
+pub const HOLD_AFTER: Duration = Duration::from_millis(250);
 /// A request without an answer on a connection that lives: the server is stuck, go elsewhere.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The edge can't reach the user's owner for this long: go elsewhere.
@@ -84,6 +84,11 @@ pub const JOURNAL_LINES: usize = 100;
 pub const NETWORKS: usize = 32;
 /// Bytes of a network's name that count.
 pub const NETWORK_ID_BYTES: usize = 64;
+/// Where QUIC or TCP+TLS was welcomed within this time, a WebSocket and polls are not tried until so many rounds have failed
+/// as [`WEB_ROUNDS`] says: after an outage they would only win by chance.
+pub const PLAIN_HOLDS: Duration = Duration::from_secs(3600);
+/// See [`PLAIN_HOLDS`].
+pub const WEB_ROUNDS: u32 = 6;
 /// A WebSocket to the best candidate is begun this long after the round, at the earliest, and after everything else.
 pub const WEBSOCKET_AFTER: Duration = Duration::from_secs(2);
 /// Likewise polls.

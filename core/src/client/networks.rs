@@ -20,7 +20,7 @@ use prost::Message;
 
 use super::candidates::Transport;
 use super::heartbeat::Learned;
-use super::limits::{NETWORK_ID_BYTES, NETWORKS, QUIC_AGAIN, QUIC_AGAIN_MAX};
+use super::limits::{NETWORK_ID_BYTES, NETWORKS, PLAIN_HOLDS, QUIC_AGAIN, QUIC_AGAIN_MAX, WEB_ROUNDS};
 use crate::wire::v1;
 
 /// What kind of network a device is in, as far as its system tells.
@@ -87,6 +87,9 @@ pub struct Network {
     /// Used last.
     #[prost(uint64, tag = "6")]
     pub used_ms: u64,
+    /// QUIC or TCP+TLS was welcomed last.
+    #[prost(uint64, tag = "8")]
+    pub plain_ok_ms: u64,
     /// How long connections may be silent.
     #[prost(message, repeated, tag = "7")]
     pub silences: Vec<Learned>,
@@ -96,6 +99,12 @@ impl Network {
     /// Whether QUIC is worth no more than a try here.
     pub fn loses_quic(&self, wall_ms: u64) -> bool {
         self.quic_lost_ms > self.quic_ok_ms && wall_ms < self.quic_lost_ms.saturating_add(millis(QUIC_AGAIN_MAX))
+    }
+
+    /// Whether what looks like the web is worth a try, after so many rounds without an answer.
+    pub fn tries_web(&self, wall_ms: u64, rounds_failed: u32) -> bool {
+        let holds = self.plain_ok_ms > 0 && wall_ms < self.plain_ok_ms.saturating_add(millis(PLAIN_HOLDS));
+        !holds || rounds_failed >= WEB_ROUNDS
     }
 
     /// How long after QUIC has lost it is tried again while another transport is in use.
@@ -113,6 +122,9 @@ impl Network {
         self.used_ms = wall_ms;
         if !edge.is_empty() {
             edge.clone_into(&mut self.edge);
+        }
+        if !transport.is_web() {
+            self.plain_ok_ms = wall_ms;
         }
         if transport == Transport::Quic {
             (self.quic_ok_ms, self.quic_losses) = (wall_ms, 0);

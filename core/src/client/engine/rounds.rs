@@ -124,7 +124,8 @@ impl Engine {
             planned.push((at, candidate, transport));
         }
         // Last what looks like the web, where nothing else may get through.
-        let web: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.tcp).collect();
+        let tries_web = here.tries_web(self.wall_ms(now), self.rounds_failed);
+        let web: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.tcp && tries_web).collect();
         let turn = usize::try_from(self.rounds_failed).unwrap_or_default();
         if let Some(candidate) = turn.checked_rem(web.len()).and_then(|place| web.get(place)).copied() {
             for (transport, after) in [(Transport::WebSocket, WEBSOCKET_AFTER), (Transport::Poll, POLL_AFTER)] {
