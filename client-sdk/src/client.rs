@@ -12,6 +12,7 @@ use tern_core::client::{ConnectionState, DiscardRefused, GroupInfo, Message, Mes
 use tern_core::ids::{ConvId, InstallId, UserId};
 use tern_core::kinds::is_countable;
 use tern_net::env::Env;
+use tern_net::proxy::ThroughProxy;
 use tern_net::system::system_env;
 use tokio::sync::{oneshot, watch};
 
@@ -236,6 +237,10 @@ impl Builder {
                 let keys = self.keys.unwrap_or_else(|| Box::new(FileKeyStore::new(path)));
                 Box::new(SqliteStore::open(&dir, &self.config.user, keys.as_ref(), fresh_install(&env)?)?)
             }
+        };
+        let env = match &self.config.proxy {
+            Some(proxy) => Env { net: Arc::new(ThroughProxy::new(env.net.clone(), proxy.clone())), ..env },
+            None => env,
         };
         let shared = Arc::new(Shared::new(env, self.config, self.tokens, store)?);
         let tls = if shared.config.roots_pem.is_empty() { None } else { Some(Tls::new(&shared)?) };

@@ -8,6 +8,7 @@ use tern_core::client::Candidate;
 use tern_core::client::limits::{QUIC_TIMEOUT, TCP_TIMEOUT};
 use tern_core::ids::UserId;
 use tern_core::store::BoxFut;
+use tern_net::proxy::HttpProxy;
 
 /// A dispatch address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct ClientConfig {
     pub roots_pem: Vec<u8>,
     /// The name in the certificates of all edges from dispatch; `None` = `<edge>.<region>.tern.internal`.
     pub edge_name: Option<String>,
+    /// An HTTP proxy that all TCP connections go through, those to dispatch as well. QUIC is tried past it.
+    pub proxy: Option<HttpProxy>,
     /// Name and version of the application, for operators; at most 64 bytes.
     pub agent: String,
     /// This device as its user calls it, at most 64 bytes: the user's other devices list it by this name, and can
@@ -80,6 +83,7 @@ impl ClientConfig {
             fallback_edges: Vec::new(),
             roots_pem: Vec::new(),
             edge_name: None,
+            proxy: None,
             device: String::new(),
             agent: concat!("tern-client/", env!("CARGO_PKG_VERSION")).to_owned(),
         }

@@ -65,3 +65,4 @@ pub use tern_core::client::{
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;
 pub use tern_net::env::Env;
+pub use tern_net::proxy::HttpProxy;

@@ -13,6 +13,7 @@ use tern_client::{
     MessageState, StaticToken, Transport,
 };
 use tern_net::env::Env;
+use tern_net::proxy::HttpProxy;
 use tern_net::system::system_env;
 
 fn config(edge: &FakeEdge) -> ClientConfig {
@@ -131,7 +132,29 @@ async fn where_only_the_web_gets_through_it_is_a_websocket_or_polls() {
         eventually("a push comes", || texts(&client) == texts_expected).await;
         assert_eq!(edge.core.lock().unwrap().hellos.len(), 1, "one session was enough");
         client.close().await;
+        let polled = u32::from(expected == Transport::Poll);
+        eventually("the end is told", || edge.core.lock().unwrap().deleted == polled).await;
     }
+}
+
+#[tokio::test]
+async fn where_a_proxy_is_the_only_way_out_dispatch_and_tcp_go_through_it() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_tcp().await;
+    let dispatch = edge.listen_dispatch(at, r#"["tcp"]"#).await;
+    let mut config = config(&edge);
+    config.edge_name = Some("localhost".into());
+    config.dispatch.push(DispatchServer { address: dispatch.to_string(), server_name: "localhost".into() });
+    config.proxy = Some(HttpProxy { address: edge.listen_proxy().await.to_string(), authorization: None });
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    client.direct(&user("bob")).unwrap().send(Draft::text("hi")).unwrap();
+    eventually("the answer", || texts(&client) == ["hi", "re: hi"]).await;
+    assert_eq!(live_by(&client), Some(Transport::Tcp));
+    assert_eq!(edge.core.lock().unwrap().tunnels, 2);
+    client.close().await;
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ pub struct EdgeConfig {
     pub heartbeat: Option<v1::Heartbeat>,
     /// GoAways per second of a drain: clients that come back elsewhere cost a handshake each there.
     pub drain_per_second: u32,
-    /// Web pages ("https://example.org") whose scripts may connect by WebSocket or polls. Empty: those of any
+    /// Web pages (`https://example.org`) whose scripts may connect by WebSocket or polls. Empty: those of any
     /// site, since tokens are in the Hello and no cookie is looked at. Clients that are no browsers name none.
     pub origins: Vec<String>,
     /// Kept over restarts, so that clients of an edge that was killed learn of it at once. `None`: one for

@@ -16,7 +16,8 @@
 //!    [`reset`]: the key by which clients of a killed node learn of it. [`sounding`]: how long datagrams wait.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
-//! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides.
+//! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides. [`proxy`]: TCP through an HTTP
+//!    proxy.
 //!
 //! Invariants:
 //!
@@ -32,6 +33,7 @@ pub mod congestion;
 pub mod env;
 pub mod frames;
 pub mod http;
+pub mod proxy;
 pub mod quic;
 pub mod reset;
 pub mod sounding;

@@ -19,17 +19,16 @@ use bytes::{Buf, BytesMut};
 use tern_core::clock::Entropy;
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::codec::FrameReader;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use self::codec::{CLOSE, CONTROL_BYTES, Decoder, PONG, Side};
 use crate::frames::{FrameWriter, READ_BYTES};
+use crate::proxy::read_head;
 
 /// A message has at most so many bytes, in both directions: the largest frame with its length.
 pub const MESSAGE_BYTES: usize = FRAME_BYTES + 5;
 /// The subprotocol that both sides name.
 pub const SUBPROTOCOL: &str = "tern.1";
-/// Bytes of the header that answers an opening handshake.
-const ANSWER_BYTES: usize = 8 * 1024;
 /// Appended to the client's key (RFC 6455, 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -123,15 +122,7 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     );
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    // One byte at a time, out of what TLS has decrypted: what follows the head is not this function's.
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        if head.len() >= ANSWER_BYTES {
-            return Err(refused(format!("an answer whose header has more than {ANSWER_BYTES} bytes")));
-        }
-        head.push(stream.read_u8().await?);
-    }
-    let head = String::from_utf8_lossy(&head);
+    let head = read_head(&mut stream).await?;
     let (status, headers) = head.split_once("\r\n").unwrap_or((&head, ""));
     let said = |name: &str| {
         let named = headers.lines().filter_map(|line| line.split_once(':'));

@@ -161,8 +161,11 @@ pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to:
         _ = closing(&job.out) => {}
     }
     let request = Request::delete("/v1/poll").header("tern-poll", name).body(Full::default()).map_err(network)?;
-    // The edge finds out by itself, only later.
-    drop(http.request(to, host, request, POLL_ANSWER_BYTES, POLL_WITHIN).await);
+    // Without it, or if it takes too long, the edge finds out by itself, only later.
+    match free.pop_front() {
+        Some(mut connection) => drop(connection.request(request, POLL_ANSWER_BYTES, POLL_WITHIN).await),
+        None => drop(http.request(to, host, request, POLL_ANSWER_BYTES, POLL_WITHIN).await),
+    }
     Ok(())
 }
 

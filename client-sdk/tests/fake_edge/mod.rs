@@ -45,6 +45,10 @@ pub struct Core {
     pub rev: u64,
     pub hellos: Vec<v1::Hello>,
     pub commits: u32,
+    /// Sessions that were polled and ended in order.
+    pub deleted: u32,
+    /// Tunnels that the proxy opened.
+    pub tunnels: u32,
     /// Close the connection instead of answering this many sends: they are durable, their acks are lost.
     pub swallow: u32,
     writers: BTreeMap<u64, Arc<Lanes>>,
@@ -126,6 +130,32 @@ impl FakeEdge {
                 tasks.spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else { return };
                     serve_stream(core, stream).await;
+                });
+            }
+        });
+        address
+    }
+
+    /// A proxy at a free port, which opens tunnels anywhere.
+    pub async fn listen_proxy(&self) -> SocketAddr {
+        let mut acceptor = self.env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = acceptor.local_addr();
+        let (core, env) = (self.core.clone(), self.env.clone());
+        self.env.tasks.spawn(async move {
+            while let Ok((mut stream, _)) = acceptor.accept().await {
+                let (core, env_of) = (core.clone(), env.clone());
+                env.tasks.spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    let to = head.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap().parse().unwrap();
+                    let mut there = env_of.net.connect(to).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                    core.lock().unwrap().tunnels += 1;
+                    // Either side may go.
+                    drop(tokio::io::copy_bidirectional(&mut stream, &mut there).await);
                 });
             }
         });
@@ -289,6 +319,7 @@ impl Polls {
         assert_eq!(request.uri().path(), "/v1/poll");
         let header = |name: &str| Some(request.headers().get(name)?.to_str().unwrap().parse::<usize>().unwrap());
         let (name, number) = (header("tern-poll"), header("tern-number"));
+        let method = request.method().clone();
         let body = tern_net::http::read_body(request.into_body(), 256 * 1024).await.unwrap();
         let Some(name) = name else {
             let (near, far) = tokio::io::duplex(256 * 1024);
@@ -301,7 +332,11 @@ impl Polls {
             answer.headers_mut().insert("tern-poll", (sessions.len() - 1).into());
             return answer;
         };
-        let Some(number) = number else { return respond(200, Bytes::new()) };
+        let Some(number) = number else {
+            assert_eq!(method, hyper::Method::DELETE);
+            self.core.lock().unwrap().deleted += 1;
+            return respond(200, Bytes::new());
+        };
         let session = self.sessions.lock().unwrap()[name].clone();
         let mut session = session.lock().await;
         session.asked += 1;
