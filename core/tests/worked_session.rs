@@ -75,6 +75,7 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         region: "eu".into(),
         edge: "eu-e1".into(),
         token_expires_ms: start + 3_600_000,
+        spread_ms: 0,
     };
     let send = SendRequest {
         conversation,

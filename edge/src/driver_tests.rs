@@ -125,12 +125,12 @@ async fn pushes_to_a_slow_client_give_way_to_one_advance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_reads_nothing_is_closed_after_half_a_minute_and_not_before() {
+async fn a_client_that_reads_nothing_is_closed_after_two_minutes_and_not_before() {
     let (edge, core) = start(EdgeLimits::default());
     let mut peer = join(&edge, 4096);
     peer.enter("alice").await;
     core.push(core.opened()[0], 1..=100, 1000);
-    tokio::time::sleep(Duration::from_secs(29)).await;
+    tokio::time::sleep(Duration::from_secs(119)).await;
     assert_eq!(edge.connections(), 1);
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(edge.connections(), 0);

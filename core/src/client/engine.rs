@@ -462,8 +462,9 @@ impl Engine {
         }
         if self.leave_at.is_some_and(|t| now >= t) {
             self.leave_at = None;
-            if self.live.as_ref().is_some_and(|live| now >= live.since + SETTLED) {
-                self.rounds_failed = 0;
+            let settled = self.live.as_ref().is_some_and(|live| now >= live.since + SETTLED);
+            if settled || self.rounds_failed == 0 {
+                self.rounds_failed = u32::from(!settled);
                 self.begin_round(now);
             } else {
                 // Sent on as soon as it came: two that send each other their clients must not wear anybody out.
