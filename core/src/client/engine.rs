@@ -475,7 +475,7 @@ impl Engine {
             self.hold_until = None;
             self.begin_round_unless_held(now, false);
         }
-        if self.retry_at.is_some_and(|t| now >= t) {
+        if self.retry_at.take_if(|t| now >= *t).is_some() {
             self.begin_round(now);
         }
         if self.live.is_some() && self.foreground && now >= self.list_until {

@@ -408,6 +408,7 @@ fn who_is_refused_for_load_comes_back_when_told_with_one_message_and_then_with_t
     assert_eq!(again.iter().map(|(_, s)| (s.n, s.floor)).collect::<Vec<_>>(), [(1, 1)], "one asks");
     d.error(conn, again[0].0, Code::Overloaded, 300);
     d.pass(ms(299));
+    d.alive(conn);
     assert!(d.sends().is_empty());
     d.pass(ms(2));
     let (req, _) = d.sends().remove(0);
