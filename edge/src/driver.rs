@@ -64,6 +64,9 @@ impl From<Refusal> for End {
     }
 }
 
+/// While pushes are held back, it is looked this often whether something has come: an acknowledgement wakes nobody.
+const HELD_LOOK: Duration = Duration::from_millis(250);
+
 /// Wakes the task of a connection, and notes that it was for something to read: most wake-ups are for something
 /// to write, and asking three lanes for what did not come costs as much as writing a push.
 struct Readable {
@@ -105,6 +108,10 @@ pub(crate) struct Driver<L> {
     readable: Option<Arc<Readable>>,
     /// The last reading ended before all lanes had nothing more.
     unread: bool,
+    /// What had come when something was first written that nothing has followed yet, and when that was.
+    unheard: (u64, Option<Duration>),
+    /// Pushes are held back: see [`Lanes::received`].
+    holding: bool,
 }
 
 impl<L: Lanes> Driver<L> {
@@ -125,6 +132,8 @@ impl<L: Lanes> Driver<L> {
             armed: None,
             readable: None,
             unread: true,
+            unheard: (0, None),
+            holding: false,
         }
     }
 
@@ -185,6 +194,9 @@ impl<L: Lanes> Driver<L> {
         let mut due = self.session.next_deadline(now, wall_ms).min(self.heard + limits.idle_timeout);
         if let Some(since) = self.stalled {
             due = due.min(since + self.patience(limits.too_slow.max(L::PAUSE)));
+        }
+        if self.holding {
+            due = due.min(now + HELD_LOOK);
         }
         if let Some(since) = self.begun.iter().flatten().min() {
             due = due.min(*since + self.patience(limits.frame_timeout));
@@ -268,10 +280,12 @@ impl<L: Lanes> Driver<L> {
             self.stalled = None;
             return Ok(());
         }
+        self.holding = self.is_unheard(scene.now);
         let (mut encoded, mut frames) = (0, 0);
         let mut bodies = Vec::new();
         loop {
-            for lane in Lane::ALL {
+            let taken = frames;
+            for lane in Lane::ALL.into_iter().filter(|lane| !self.holding || *lane == Lane::Control) {
                 let carrier = self.lanes.carrier(lane);
                 let room = WRITE_AHEAD.saturating_sub(self.lanes.writer(carrier).len());
                 self.conn.mailbox().take(lane, room, &mut bodies, &self.edge.metrics);
@@ -283,7 +297,8 @@ impl<L: Lanes> Driver<L> {
                 }
             }
             // What came meanwhile, or had no room.
-            if self.lanes.poll_write(cx)?.is_pending() || self.conn.mailbox().is_empty() {
+            let held = self.holding && frames == taken;
+            if self.lanes.poll_write(cx)?.is_pending() || self.conn.mailbox().is_empty() || held {
                 break;
             }
         }
@@ -300,6 +315,7 @@ impl<L: Lanes> Driver<L> {
         if frames > 0 {
             self.edge.metrics.frames_out.inc_by(frames);
             self.edge.metrics.bytes_out.inc_by(encoded as u64);
+            self.unheard.1.get_or_insert(scene.now);
         }
         if waiting == 0 && mailbox.is_empty() {
             self.stalled = None;
@@ -312,6 +328,15 @@ impl<L: Lanes> Driver<L> {
             return Err(too_slow().into());
         }
         Ok(())
+    }
+
+    /// Whether nothing has come for too long since something was written.
+    fn is_unheard(&mut self, now: Duration) -> bool {
+        let Some((received, patience)) = self.lanes.received() else { return false };
+        if received != self.unheard.0 {
+            self.unheard = (received, None);
+        }
+        self.unheard.1.is_some_and(|since| now >= since + patience)
     }
 
     /// Reads what came, as far as the session allows.

@@ -401,6 +401,9 @@ impl Engine {
             // Alternates are edges of the same operator: the name rule of the edge that names them holds.
             self.list.push(Candidate { edge: String::new(), address: address.clone(), ..candidate.clone() });
         }
+        // Alternates are addresses, and their certificates may have other names: a fresh list has both.
+        self.list_until = self.list_until.min(now);
+        self.ask_dispatch(now);
         let wait = self.rng.random_range(Duration::ZERO..=window);
         self.leave_at = Some(now + wait);
     }

@@ -18,6 +18,8 @@ pub(super) struct Suspect {
     silence: Duration,
     /// When the ping was sent that was not answered.
     at: Duration,
+    /// The edge's address.
+    address: String,
 }
 
 impl Machine {
@@ -81,18 +83,26 @@ impl Machine {
     /// A connection counts as dead. Was it a beat that found out?
     pub(super) fn suspect_gateway(&mut self) {
         let open = self.session.as_ref().and_then(|s| Some((s.heartbeat.way(), s.beat_open()?)));
-        if let Some((way, (silence, at))) = open {
-            self.suspect = Some(Suspect { way, silence, at });
+        let address = self.engine.live().map(|(_, candidate, _)| candidate.address.clone());
+        if let Some(((way, (silence, at)), address)) = open.zip(address) {
+            self.suspect = Some(Suspect { way, silence, at, address });
         }
     }
 
-    /// A new connection has come about: if it was soon after a beat without an answer, the network was there all the time,
-    /// and a gateway had forgotten the old connection.
+    /// A new connection has come about: if it was soon after a beat without an answer, and to the same edge, then network
+    /// and edge were there all the time, and a gateway had forgotten the old connection. At another edge it may also be
+    /// that the first one is gone; twice in a row it is not.
     pub(super) fn blame(&mut self, now: Duration) {
-        let Some(Suspect { way, silence, at }) = self.suspect.take() else { return };
+        let Some(Suspect { way, silence, at, address }) = self.suspect.take() else { return };
         if now > at + BLAME_WITHIN {
             return;
         }
+        let same = self.engine.live().is_some_and(|(_, candidate, _)| candidate.address == address);
+        self.doubts = if same { 0 } else { self.doubts + 1 };
+        if !same && self.doubts < 2 {
+            return;
+        }
+        self.doubts = 0;
         let mut beat = self.heartbeat(now, way, None);
         self.expired(now, &mut beat, silence);
     }
@@ -113,6 +123,7 @@ impl Machine {
         }
         let Some(silence) = session.beat_answered(pong.echo) else { return };
         let mut beat = session.heartbeat.clone();
+        self.doubts = 0;
         if moved {
             self.expired(now, &mut beat, silence);
         } else if beat.survived(silence) {

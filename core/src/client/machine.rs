@@ -117,6 +117,8 @@ pub struct Machine {
     pub(super) foreground: bool,
     /// A silence after which a connection did not answer any more.
     pub(super) suspect: Option<Suspect>,
+    /// How often in a row that was so, and another edge was there at once.
+    pub(super) doubts: u32,
     pub(super) token: Option<Secret>,
     pub(super) token_refused: bool,
     /// A token was asked for and is awaited.
@@ -163,6 +165,7 @@ impl Machine {
             network: None,
             foreground: true,
             suspect: None,
+            doubts: 0,
             token: None,
             token_refused: false,
             token_asked: false,
@@ -414,6 +417,8 @@ impl Machine {
         match &self.session {
             None if self.engine.is_running() => ConnectionState::Connecting { retry_at: self.engine.retry_at() },
             None => ConnectionState::Offline,
+            // It is kept for the case that it speaks again; nobody is to be told that all is well meanwhile.
+            Some(s) if s.leaving => ConnectionState::Connecting { retry_at: self.engine.retry_at() },
             Some(s) => {
                 let (edge, region, transport) = (s.edge.clone(), s.region.clone(), s.transport);
                 if s.caught_up {

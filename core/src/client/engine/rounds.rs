@@ -114,8 +114,10 @@ impl Engine {
         if let [only] = candidates
             && only.timeout(favoured).is_some()
         {
-            // Where there is no other, a second try beside the first: one lost packet costs either of them its time.
-            planned.push((second, only, favoured));
+            // Where there is no other, a second try beside the first, and more when they are given up: one lost packet
+            // costs each of them its time.
+            let tries = [second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER];
+            planned.extend(tries.map(|at| (at, only, favoured)));
         }
         planned.sort_by_key(|(at, _, _)| *at);
         let mut at = planned.last().map_or(Duration::ZERO, |(at, _, _)| *at);

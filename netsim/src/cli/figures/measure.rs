@@ -3,7 +3,7 @@
 //! Times count from what a scenario does until what a user would notice; where the other end's kernel or the way back
 //! would be measured too, the moment counts at which the region has decided on a message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use tern_netsim_verdict::{Event, FaultPhase, Line};
@@ -29,7 +29,8 @@ pub enum Measure {
     WakeupsPerHour(String),
     /// From a fault's beginning until its device finds out that its connection does not carry any longer.
     NoticedAfterBegin(String),
-    /// Most devices that became live in any second after a fault's beginning, over the mean from the first to the last.
+    /// Most devices that became live again in any second after a fault's beginning, each counted once, over the mean from
+    /// the first to the last.
     PeakOverMean(String),
 }
 
@@ -204,12 +205,16 @@ fn traffic(lines: &[Line], of: &str) -> Option<(f64, f64)> {
 
 fn peak_over_mean(lines: &[Line], from_ns: u64) -> Option<f64> {
     const SECOND: u64 = 1_000_000_000;
-    let came: Vec<u64> = lines
-        .iter()
-        .filter(|line| line.at_ns >= from_ns)
-        .filter(|line| matches!(&line.event, Event::Connection { state, .. } if state == "live"))
-        .map(|line| line.at_ns)
-        .collect();
+    let mut seen = BTreeSet::new();
+    let mut came = Vec::new();
+    for line in lines.iter().filter(|line| line.at_ns >= from_ns) {
+        if let Event::Connection { device, state, .. } = &line.event
+            && state == "live"
+            && seen.insert(device)
+        {
+            came.push(line.at_ns);
+        }
+    }
     let (first, last) = (came.first()?, came.last()?);
     let mean = came.len() as f64 / since(*last, *first).max(1.0);
     let most = came.iter().enumerate().map(|(i, at)| came[i..].partition_point(|other| *other < at + SECOND)).max()?;
@@ -275,8 +280,17 @@ mod tests {
     #[test]
     fn a_herd_is_measured_against_its_own_mean() {
         let mut history = vec![fault(0, FaultPhase::Begin)];
-        history.extend((0..10).map(|i| connection(1000 + i * 1000, "live")));
-        history.extend((0..10).map(|_| connection(20_000, "live")));
+        let live = |at_ms, number: u64| {
+            let mut line = connection(at_ms, "live");
+            if let Event::Connection { device, .. } = &mut line.event {
+                *device = format!("phone-{number}");
+            }
+            line
+        };
+        history.extend((0..10).map(|i| live(1000 + i * 1000, i)));
+        history.extend((10..20).map(|i| live(20_000, i)));
+        // It changes to something better, and came once all the same.
+        history.push(live(60_000, 3));
         let peak = Measure::PeakOverMean("dark".into()).of(&history);
         assert!((peak[0] - 10.0 / (20.0 / 19.0)).abs() < 1e-9, "{peak:?}");
     }
