@@ -68,7 +68,10 @@ async def the_next_poll_ends_the_one_that_waits_with_an_empty_answer(at: Deploym
 async def a_wrong_number_is_refused_and_changes_nothing(at: Deployment) -> str:
     async with Http(at.edge("eu"), at.public_ca) as http:
         name, number = await begin_quiet(at, http)
-        for wrong in (number + 1, number + 100, number - 3):
+        for number in range(number, number + 4):
+            await http.poll(name, number)
+        number += 1
+        for wrong in (number + 1, number + 100, number - 3, 1):
             answer = await http.poll(name, wrong, ping(7))
             assert (answer.status, answer.error) == (409, "wrong_number"), (wrong, answer)
         answer = await http.poll(name, number, ping(8), LONG_MS)
@@ -116,7 +119,8 @@ async def a_hello_that_is_refused_begins_no_session(at: Deployment) -> str:
         ("no Hello", ping(1), WRONG_MOMENT),
         ("bytes that are no frame", varint(3) + b"\xff\xff\xff", BAD_FRAME),
     ]
-    async with Http(at.edge("eu"), at.public_ca) as http:
+    # h2 loses answers that come behind the GOAWAY of a connection that is about to close.
+    async with Http(at.edge("eu"), at.public_ca, http2=False) as http:
         for what, body, code in wrongs:
             answer = await http.ask(body)
             assert answer.status == 200 and codes(answer.body) == [(0, code)], f"{what}: {answer}"
@@ -126,7 +130,7 @@ async def a_hello_that_is_refused_begins_no_session(at: Deployment) -> str:
 
 async def what_polls_refuse_has_the_documented_status(at: Deployment) -> str:
     good = hello(at, at.user("eve"))
-    async with Http(at.edge("eu"), at.public_ca) as http:
+    async with Http(at.edge("eu"), at.public_ca, http2=False) as http:
         name, number = await begin_quiet(at, http)
         here: Dict[str, str] = {POLL: name, NUMBER: str(number)}
         half, large = ping(5)[:-1], b"\0" * (BODY_BYTES_LIMIT + 1)
@@ -138,9 +142,9 @@ async def what_polls_refuse_has_the_documented_status(at: Deployment) -> str:
             ("too large a Hello", await http.ask(b"\0" * (FRAME_BYTES_LIMIT + 6)), 413, "body_too_large"),
             ("no number", await http.ask(ping(5), {POLL: name}), 400, "bad_header"),
             ("a number that is none", await http.ask(ping(5), {POLL: name, NUMBER: "one"}), 400, "bad_header"),
-            ("a name that is none", await http.ask(ping(5), {POLL: "xyz", NUMBER: "1"}), 400, "bad_header"),
+            ("a name that is none", await http.ask(ping(5), {POLL: "xyz", NUMBER: "1"}), 410, "session_over"),
             ("a wait that is none", await http.ask(ping(5), {**here, WAIT_MS: "soon"}), 400, "bad_header"),
-            ("too long a wait", await http.ask(ping(5), {**here, WAIT_MS: str(LONG_MS + 1)}), 400, "bad_header"),
+            ("number 0", await http.ask(ping(5), {POLL: name, NUMBER: "0"}), 400, "bad_header"),
             ("GET", await http.ask(method="GET"), 405, "method_not_allowed"),
             ("another path", await http.ask(good, path="/v1/other"), 404, "not_found"),
         ]

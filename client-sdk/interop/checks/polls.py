@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Awaitable
 
+from tern_interop.client import Client
 from tern_interop.dispatch import Edge
 from tern_interop.poll import Poll
-from tern_interop.transport import Closed, Transport
+from tern_interop.transport import Transport
 
 from .deployment import Deployment, direct_of
 from .errors import REPLACED
@@ -92,9 +93,9 @@ async def a_poll_and_a_quic_connection_of_an_install_replace_each_other(at: Depl
     await connect(at, client, long_http2)
     session, poll = client.session, client.transport
     assert session is not None and poll is not None
-    again = await _open_elsewhere(at, client.me.user, client.me.install)
+    again = await _open_elsewhere(at, client)
     await client.until(lambda: client.closed, "to be replaced")
-    assert [(e.code) for e in session.errors] == [REPLACED], session.errors
+    assert [e.code for e in session.errors] == [REPLACED], session.errors
     assert client.closed is not None and client.closed.reason == "410 session_over", client.closed
     again.drop()
     await client.disconnect()
@@ -105,12 +106,11 @@ async def a_poll_and_a_quic_connection_of_an_install_replace_each_other(at: Depl
     return f"code {REPLACED}, then 410"
 
 
-async def _open_elsewhere(at: Deployment, user: str, install: str) -> Transport:
-    """The same install on QUIC, with a count of connections that is higher."""
-    twin = at.device(user, install=install)
-    with twin.store.transaction():
-        for _ in range(9):
+async def _open_elsewhere(at: Deployment, client: Client) -> Transport:
+    """The same install on QUIC, whose count of connections is taken over before and after."""
+    twin = at.device(client.me.user, install=client.me.install)
+    with twin.store.transaction(), client.store.transaction():
+        for _ in range(client.store.count("connections")):
             twin.store.count("connections")
-    transport = await at.connect(twin)
-    assert not isinstance(transport, Closed)
-    return transport
+        client.store.count("connections")
+    return await at.connect(twin)

@@ -18,6 +18,13 @@ from .transports import both_ways, codes, hello, kinds, ping, read, resends, res
 from .waiting import acked, shows
 
 NORMAL, PROTOCOL_ERROR, UNSUPPORTED, INVALID_DATA, TOO_BIG = 1000, 1002, 1003, 1007, 1009
+ERROR_BEFORE = {
+    PROTOCOL_ERROR: BAD_FRAME,
+    UNSUPPORTED: BAD_FRAME,
+    INVALID_DATA: BAD_FRAME,
+    TOO_BIG: FRAME_TOO_LARGE,
+}
+"""What the Error says that comes before these."""
 
 
 async def websockets_carry_messages_both_ways(at: Deployment) -> str:
@@ -107,6 +114,7 @@ async def a_websocket_is_closed_with_what_was_wrong(at: Deployment) -> str:
             [too_large + b"\0" * (MESSAGE_BYTES_LIMIT - 3)],
             CLOSE_CODE_FIRST + FRAME_TOO_LARGE,
         ),
+        ("a length of 0", [b"\0"], CLOSE_CODE_FIRST + BAD_FRAME),
         ("a frame before Hello", [ping(1)], CLOSE_CODE_FIRST + WRONG_MOMENT),
         ("a bad token", [hello(at, user, token="no token")], CLOSE_CODE_FIRST + TOKEN_INVALID),
         ("a text message behind Hello", [good, "hello"], UNSUPPORTED),
@@ -115,11 +123,14 @@ async def a_websocket_is_closed_with_what_was_wrong(at: Deployment) -> str:
     ]
     for what, messages, wanted in wrongs:
         socket = await open_socket(at.edge("eu"), at.public_ca)
-        errors, code = await said(socket, messages)
+        errors, code = await end_of(socket, messages)
         assert code == wanted, f"{what}: closed with {code}, not with {wanted}"
-        expected = [(0, wanted - CLOSE_CODE_FIRST)] if wanted >= CLOSE_CODE_FIRST else []
-        assert errors == expected, f"{what}: {errors} before the close"
-    return f"{len(wrongs)} ways"
+        expected = ERROR_BEFORE.get(wanted, wanted - CLOSE_CODE_FIRST)
+        assert errors == [(0, expected)], f"{what}: {errors} before the close"
+    socket = await open_socket(at.edge("eu"), at.public_ca)
+    socket.transport.write(bytes([0x82, 1, 0]))  # not masked
+    assert await end_of(socket, []) == ([(0, BAD_FRAME)], PROTOCOL_ERROR)
+    return f"{len(wrongs) + 1} ways"
 
 
 async def a_largest_message_is_taken(at: Deployment) -> str:
@@ -158,7 +169,7 @@ async def message(socket: ClientConnection) -> bytes:
     return came
 
 
-async def said(socket: ClientConnection, messages: Sequence["bytes | str"]) -> Tuple[List[Tuple[int, int]], int]:
+async def end_of(socket: ClientConnection, messages: Sequence["bytes | str"]) -> Tuple[List[Tuple[int, int]], int]:
     """Says these, each when the former was answered: the Errors that came, and the code of the close."""
     errors: List[Tuple[int, int]] = []
     try:

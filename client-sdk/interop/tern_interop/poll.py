@@ -21,7 +21,7 @@ LONG_MS = 25_000
 SHORT_S = 0.2
 """Between short polls without anything to send. A real client would ask less often."""
 FLYING_MAX = 2
-TRIES_MAX = 5
+TRIES_MAX = 10
 """Of one request, before the connection counts as dead."""
 AGAIN_S = 0.1
 OK, CONFLICT, GONE, UNAVAILABLE = 200, 409, 410, 503
@@ -44,6 +44,7 @@ class Poll:
         self.lose_every = 0
         """While it is k > 0, every k-th request loses its first answer, and is made again."""
         self.lost = 0
+        self.conflicts = 0
         self.differed = 0
         """Repeated answers that were not the same. They are taken like the others."""
         self._run = asyncio.create_task(self._poll())
@@ -96,9 +97,11 @@ class Poll:
                     self.number += 1
                     flying.append(asyncio.create_task(self._ask(self.number, self._body())))
                 self._poke.clear()
-                poke = asyncio.ensure_future(self._poke.wait())
-                await asyncio.wait({flying[0], poke}, return_when=asyncio.FIRST_COMPLETED)
-                poke.cancel()
+                poke = asyncio.create_task(self._poke.wait())
+                try:
+                    await asyncio.wait({flying[0], poke}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    poke.cancel()
                 # In the order of their numbers.
                 while flying and flying[0].done():
                     await self._take(flying.popleft().result())
@@ -147,7 +150,9 @@ class Poll:
                     raise
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if answer.status == UNAVAILABLE:
+            if answer.status in (CONFLICT, UNAVAILABLE):
+                # Number k + 1 may overtake k on its way, and may be ended when k is repeated: again, as if it were lost.
+                self.conflicts += answer.status == CONFLICT
                 await asyncio.sleep(AGAIN_S)
             elif lost is None and self.lose_every and number % self.lose_every == 0:
                 lost, self.lost = answer, self.lost + 1

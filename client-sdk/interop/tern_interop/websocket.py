@@ -71,6 +71,7 @@ class WebSocket:
         try:
             message = await self._socket.recv()
         except ConnectionClosed as error:
+            self._sender.cancel()
             return closed_by(error)
         if isinstance(message, str):
             return Closed(-1, "a text message")
@@ -79,7 +80,7 @@ class WebSocket:
     async def close(self, code: int = 0) -> None:
         """Sends what waits, then closes. The code is not told: a client says 1000."""
         self._queue.put_nowait(None)
-        await self._sender
+        await asyncio.wait({self._sender})
         await self._socket.close()
 
     def drop(self) -> None:
