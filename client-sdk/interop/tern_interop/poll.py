@@ -45,9 +45,11 @@ class Poll:
         """While it is k > 0, every k-th request loses its first answer, and is made again."""
         self.lost = 0
         self.conflicts = 0
+        """Answers with 409. The request is made again."""
         self.differed = 0
         """Repeated answers that were not the same. They are taken like the others."""
         self._run = asyncio.create_task(self._poll())
+        self._dropping: "Optional[asyncio.Task[None]]" = None
 
     @classmethod
     async def connect(cls, edge: Edge, ca: str, short: bool = False, http2: bool = True) -> "Poll":
@@ -64,7 +66,7 @@ class Poll:
         return await self._queue.get()
 
     async def close(self, code: int = 0) -> None:
-        self._stop()
+        self._run.cancel()
         if self.name and self._ended is None:
             try:
                 await self._http.ask(headers={POLL: self.name}, method="DELETE")
@@ -73,13 +75,10 @@ class Poll:
         await self._end("closed")
 
     def drop(self) -> None:
-        self._stop()
-        asyncio.ensure_future(self._end("dropped"))
+        self._run.cancel()
+        self._dropping = asyncio.create_task(self._end("dropped"))
 
     # ---- inside
-
-    def _stop(self) -> None:
-        self._run.cancel()
 
     async def _end(self, reason: str) -> None:
         if self._ended is None:
@@ -151,7 +150,7 @@ class Poll:
                 await asyncio.sleep(AGAIN_S)
                 continue
             if answer.status in (CONFLICT, UNAVAILABLE):
-                # Number k + 1 may overtake k on its way, and may be ended when k is repeated: again, as if it were lost.
+                # Number k + 1 may overtake k, and edges end it when k is repeated: again, as if it were lost.
                 self.conflicts += answer.status == CONFLICT
                 await asyncio.sleep(AGAIN_S)
             elif lost is None and self.lose_every and number % self.lose_every == 0:
