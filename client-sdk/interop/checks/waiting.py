@@ -7,6 +7,10 @@ from typing import List
 from tern_interop.client import Client
 
 
+class Skipped(Exception):
+    """A check can't be run here, and why. Where CI=true that is a failure."""
+
+
 async def shows(client: Client, conversation: bytes, texts: List[str]) -> None:
     """Waits for these of others, in this order, each shown once. More may come between."""
 

@@ -14,7 +14,7 @@ ANSWER_BYTES_LIMIT = 1 << 20
 
 
 class Edge(NamedTuple):
-    """An edge to connect to. `transports` are "quic" and "tcp", in the order to try them."""
+    """An edge to connect to. `transports` are of "quic", "tcp", "ws" and "poll", in the order to try them."""
 
     id: str
     region: str

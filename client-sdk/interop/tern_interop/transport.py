@@ -15,7 +15,7 @@ class Received(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The last thing that comes. `code` is one of docs/PROTOCOL.md where the server closed, -1 otherwise."""
+    """The last thing that comes. `code` is one of docs/PROTOCOL.md where the server closed with one, -1 otherwise."""
 
     code: int
     reason: str
