@@ -38,6 +38,8 @@ const KEPT: usize = 2;
 /// Connections whose newest request is of one session: two, and two that the client may have given up. With one
 /// more the oldest ends, or a user could hold all places of an edge by one session.
 const CARRIERS: usize = 4;
+/// The turn of a request that is answered already: nobody's.
+const NO_TURN: u64 = u64::MAX;
 /// Why a request is not taken. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Misfit {
@@ -137,6 +139,11 @@ impl Exchange {
             }
             if number == newest && state.ended && state.outbound.is_empty() {
                 return Err(Misfit::Over);
+            }
+            if state.answer(number).is_some() {
+                // It is told again what it was told, and takes nobody's turn: the newest goes on waiting.
+                state.heard = now;
+                return Ok(NO_TURN);
             }
             (state.turn, state.number) = (state.turn + 1, number);
             (state.peer, state.heard) = (from, now);

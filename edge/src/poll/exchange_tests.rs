@@ -97,6 +97,23 @@ fn a_newer_request_ends_the_one_that_waits_and_gets_what_comes() {
 }
 
 #[test]
+fn what_is_answered_already_takes_the_turn_of_nobody_who_waits() {
+    let exchange = welcomed();
+    let first = exchange.arrive(1, at(1), NOW).unwrap();
+    assert_eq!(exchange.take_in(first, 1, b"a"), Ok(Taken::Waits));
+    let second = exchange.arrive(2, at(1), NOW).unwrap();
+    assert_eq!(exchange.take_in(second, 2, b"b"), Ok(Taken::Waits));
+    assert_eq!(exchange.give(first, 1, NOW).unwrap(), "");
+    // That answer is lost, and asked for again.
+    assert_eq!(ask(&exchange, 1, b"a").unwrap(), "");
+    assert!(!ready(&exchange, second), "it goes on waiting");
+    write(&exchange, b"news");
+    assert!(ready(&exchange, second));
+    assert_eq!(exchange.give(second, 2, NOW).unwrap(), "news");
+    assert_eq!(read(&exchange), b"ab");
+}
+
+#[test]
 fn a_request_that_comes_again_while_it_waits_is_answered_the_second_time_only() {
     let exchange = welcomed();
     let first = exchange.arrive(1, at(1), NOW).unwrap();
