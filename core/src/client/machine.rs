@@ -466,7 +466,7 @@ impl Machine {
                 self.ops.push(Op::Vector { conversation: id, origin, state: state.clone() });
             }
         }
-        if let Some(networks) = self.engine.networks.to_store() {
+        if let Some(networks) = self.engine.networks.take_changed() {
             self.ops.push(Op::Networks(networks));
         }
         Step { ops: std::mem::take(&mut self.ops), effects: std::mem::take(&mut self.effects) }

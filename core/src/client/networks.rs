@@ -180,7 +180,7 @@ impl Networks {
     }
 
     /// The stored form, if anything has changed since it was asked for last.
-    pub fn to_store(&mut self) -> Option<Bytes> {
+    pub fn take_changed(&mut self) -> Option<Bytes> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -239,8 +239,8 @@ mod tests {
         networks.note(|n| n.measured(Duration::from_millis(80)));
         assert!(networks.enter("train"));
         networks.note(|n| n.welcomed(2000, "us-e1", Transport::Quic, false));
-        let mut again = Networks::load(&networks.to_store().unwrap());
-        assert_eq!(networks.to_store(), None, "nothing new");
+        let mut again = Networks::load(&networks.take_changed().unwrap());
+        assert_eq!(networks.take_changed(), None, "nothing new");
         again.enter("hotel");
         assert!(again.here().loses_quic(2000) && again.here().edge == "eu-e1");
         assert_eq!(again.here().rtt(), Some(Duration::from_millis(80)));
@@ -274,7 +274,7 @@ mod tests {
             networks.enter(&format!("n{at_ms}"));
             networks.note(|n| n.welcomed(at_ms, "e", Transport::Quic, false));
         }
-        let kept = Networks::load(&networks.to_store().unwrap());
+        let kept = Networks::load(&networks.take_changed().unwrap());
         assert_eq!(kept.all.len(), NETWORKS);
         assert!(!kept.all.contains_key("n1") && kept.all.contains_key("n20"));
         networks.enter(&"x".repeat(1000));

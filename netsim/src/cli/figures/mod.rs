@@ -61,16 +61,13 @@ impl Statistic {
 
     /// `sorted` is not empty.
     fn of(self, sorted: &[f64]) -> f64 {
-        let at = |share: f64| {
-            // The nearest rank: no more than all.
-            let rank = (share * sorted.len() as f64).ceil() as usize;
-            sorted[rank.clamp(1, sorted.len()) - 1]
-        };
+        // The nearest rank.
+        let at = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100).clamp(1, sorted.len()) - 1];
         match self {
             Self::Mean => sorted.iter().sum::<f64>() / sorted.len() as f64,
-            Self::Median => at(0.5),
-            Self::P99 => at(0.99),
-            Self::Max => at(1.0),
+            Self::Median => at(50),
+            Self::P99 => at(99),
+            Self::Max => at(100),
         }
     }
 }
