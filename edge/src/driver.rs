@@ -108,8 +108,8 @@ pub(crate) struct Driver<L> {
     readable: Option<Arc<Readable>>,
     /// The last reading ended before all lanes had nothing more.
     unread: bool,
-    /// What had come when something was first written that nothing has followed yet, and when that was.
-    unheard: (u64, Option<Duration>),
+    /// What had come when something was written that nothing is known to have followed, and when that was.
+    unheard: Option<(u64, Duration)>,
     /// Pushes are held back: see [`Lanes::received`].
     holding: bool,
 }
@@ -132,7 +132,7 @@ impl<L: Lanes> Driver<L> {
             armed: None,
             readable: None,
             unread: true,
-            unheard: (0, None),
+            unheard: None,
             holding: false,
         }
     }
@@ -315,7 +315,9 @@ impl<L: Lanes> Driver<L> {
         if frames > 0 {
             self.edge.metrics.frames_out.inc_by(frames);
             self.edge.metrics.bytes_out.inc_by(encoded as u64);
-            self.unheard.1.get_or_insert(scene.now);
+            if self.unheard.is_none() {
+                self.unheard = self.lanes.received().map(|received| (received, scene.now));
+            }
         }
         if waiting == 0 && mailbox.is_empty() {
             self.stalled = None;
@@ -332,11 +334,15 @@ impl<L: Lanes> Driver<L> {
 
     /// Whether nothing has come for too long since something was written.
     fn is_unheard(&mut self, now: Duration) -> bool {
-        let Some((received, patience)) = self.lanes.received() else { return false };
-        if received != self.unheard.0 {
-            self.unheard = (received, None);
+        // Asked of the transport at most once a second: it costs a lock.
+        let Some((before, since)) = self.unheard.filter(|(_, since)| now >= *since + L::HOLD_AFTER) else {
+            return false;
+        };
+        if self.lanes.received() != Some(before) {
+            self.unheard = None;
+            return false;
         }
-        self.unheard.1.is_some_and(|since| now >= since + patience)
+        now >= since + self.lanes.round_trip() * 3
     }
 
     /// Reads what came, as far as the session allows.

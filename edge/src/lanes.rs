@@ -22,12 +22,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// A WebSocket is closed with this plus the code of the error (4000-4999 are free for such, RFC 6455, 7.4.2).
 const CLOSE_CODES: u16 = 4000;
 
-/// A client of whom nothing has come for so long, or for three round trips, since something was written is given nothing
-/// more but answers. In the dark it would only fill the congestion window, and while that is full and something waits,
-/// quinn 0.11 sends no acknowledgement either: the client's probes would go unanswered when the dark is over, until a timer
-/// fires here that has doubled with the outage.
-const HOLD_AFTER: Duration = Duration::from_secs(1);
-
 /// A transport as the driver sees it.
 pub(crate) trait Lanes: Send {
     /// "quic", "tcp", "ws" or "poll".
@@ -61,10 +55,21 @@ pub(crate) trait Lanes: Send {
     /// Where the client is now.
     fn peer(&self) -> SocketAddr;
 
+    /// A client of whom nothing has come for so long, or for three round trips, since something was written is given
+    /// nothing more but answers. In the dark it would only fill the congestion window, and while that is full and something
+    /// waits, quinn 0.11 sends no acknowledgement either: the client's probes would go unanswered when the dark is over,
+    /// until a timer fires here that has doubled with the outage.
+    const HOLD_AFTER: Duration = Duration::from_secs(1);
+
     /// Counts what has come from the client, acknowledgements included, where the transport can be held up by what it
-    /// was given; and how long to wait for some after something was written.
-    fn received(&self) -> Option<(u64, Duration)> {
+    /// was given.
+    fn received(&self) -> Option<u64> {
         None
+    }
+
+    /// To the client and back, where it matters to [`Self::received`].
+    fn round_trip(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// The client's Hello was accepted: he may send more ahead of what is read.
@@ -182,9 +187,12 @@ impl Lanes for QuicLanes {
         self.connection.remote_address()
     }
 
-    fn received(&self) -> Option<(u64, Duration)> {
-        let stats = self.connection.stats();
-        Some((stats.udp_rx.datagrams, (stats.path.rtt * 3).max(HOLD_AFTER)))
+    fn received(&self) -> Option<u64> {
+        Some(self.connection.stats().udp_rx.datagrams)
+    }
+
+    fn round_trip(&self) -> Duration {
+        self.connection.rtt()
     }
 
     fn widen(&self) {
