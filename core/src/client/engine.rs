@@ -28,7 +28,7 @@ use super::candidates::{Candidate, ConnNo, EngineOut, Failure, Transport};
 use super::diagnostics::Journal;
 use super::limits::{
     BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, OUTAGE, OUTAGE_BACKOFF_MAX, QUIC_LOST_AFTER, SETTLED,
-    SUSPECT_KEEP,
+    SPREAD_MAX, SUSPECT_KEEP,
 };
 use super::networks::Networks;
 use crate::codes::Code;
@@ -170,7 +170,7 @@ impl Engine {
 
     /// What the edge in use says of a loss of many connections at once.
     pub fn set_spread(&mut self, spread: Duration) {
-        self.spread = spread.min(BACKOFF_MAX);
+        self.spread = spread.min(SPREAD_MAX);
     }
 
     /// Begins to connect, or connects now instead of later: at the start, after a change of the network, and
@@ -344,6 +344,7 @@ impl Engine {
         }
         let after = match failure {
             Failure::Refused { after, .. } => *after,
+            // It was ended, not forgotten: others are likely to come back at this moment, too.
             Failure::Network(_) => self.rng.random_range(Duration::ZERO..=self.spread),
             _ => Duration::ZERO,
         };
@@ -438,9 +439,6 @@ impl Engine {
         let nobody = self.silent_since.is_some_and(|since| now < since + OUTAGE);
         let most = if nobody && self.foreground { OUTAGE_BACKOFF_MAX } else { BACKOFF_MAX };
         let wait = self.jitter(self.rounds_failed, most).max(at_least.min(BACKOFF_MAX));
-        // Where many come back to one edge, nobody comes sooner than his turn.
-        let turn = self.rng.random_range(Duration::ZERO..=self.spread);
-        let wait = wait.max(turn);
         self.rounds_failed = self.rounds_failed.saturating_add(1);
         self.retry_at = Some(now + wait);
         self.journal.note(now, format_args!("pausing for {} ms", wait.as_millis()));

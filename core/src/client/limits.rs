@@ -106,6 +106,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const OUTAGE_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// See [`OUTAGE_BACKOFF_MAX`].
 pub const OUTAGE: Duration = Duration::from_secs(120);
+/// An edge's word over how long its clients are to come back is followed up to this: nobody is to wait for longer.
+pub const SPREAD_MAX: Duration = Duration::from_secs(10);
 /// A connection that lived this long ends the back-off.
 pub const SETTLED: Duration = Duration::from_secs(5);
 /// An edge or region that failed goes to the end of the list for this long.
