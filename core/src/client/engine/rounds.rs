@@ -4,7 +4,7 @@
 //! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
 //! them, another one each time; never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
-//! connection by QUIC has just fallen silent, both start at once. An attempt that fails makes everything after it earlier by what is left until the next.
+//! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. An attempt that fails makes everything after it earlier by what is left until the next.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport};
 use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, SECOND_AFTER, TCP_AFTER, THIRD_AFTER,
-    TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, SECOND_AFTER, SILENT_TCP_AFTER,
+    TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
 };
 
 impl Engine {
@@ -93,7 +93,7 @@ impl Engine {
             if quic_loses { (Transport::Tcp, Transport::Quic) } else { (Transport::Quic, Transport::Tcp) };
         let second = here.rtt().map_or(SECOND_AFTER.1, |rtt| rtt * 3 / 2).clamp(SECOND_AFTER.0, SECOND_AFTER.1);
         let other_after = match (self.quic_silent, quic_loses) {
-            (true, _) => Duration::ZERO,
+            (true, _) => SILENT_TCP_AFTER,
             (false, true) => QUIC_AFTER,
             (false, false) => TCP_AFTER,
         };

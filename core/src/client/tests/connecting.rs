@@ -258,7 +258,7 @@ fn a_silent_connection_is_probed_and_left_for_another_edge_after_a_second() {
     let pings = d.frames().iter().filter(|f| matches!(f.body, Some(Body::Ping(_)))).count();
     assert_eq!(pings, 3, "every 250 ms");
     assert!(d.connects.is_empty());
-    d.pass(ms(20));
+    d.pass(ms(50));
     let both = [("us-1".into(), Transport::Quic), ("us-1".into(), Transport::Tcp)];
     assert_eq!(tried(&mut d), both, "another edge first, and maybe it is UDP that is lost");
     assert!(!d.closed.contains(&conn), "made before broken");
