@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::dispatch::resolve;
 use crate::driver::Tls;
-use crate::limits::INITIAL_RTT_MAX;
+use crate::limits::INITIAL_RTT;
 use crate::shared::{ConnectJob, Outgoing, Shared};
 
 /// A failure that needs no network: nothing is trusted.
@@ -89,9 +89,10 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
     let params = QuicParams::client();
-    // Lost first packets are sent again after three of these: on a slow network that is known, not before an answer can
-    // have come.
-    let initial_rtt = job.rtt.map_or(params.initial_rtt, |rtt| rtt.clamp(params.initial_rtt, INITIAL_RTT_MAX));
+    // A lost first packet is sent again after three of these. Where the round trip is known, that is after two of it: not
+    // before an answer can have come, and soon after.
+    let known = |rtt: Duration| (rtt * 2 / 3).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
+    let initial_rtt = job.rtt.map_or(params.initial_rtt, known);
     let params = QuicParams { initial_rtt, ..params };
     let config = client_config(&shared.env, tls.edges.clone(), &params).map_err(network)?;
     let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;

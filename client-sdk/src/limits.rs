@@ -42,5 +42,5 @@ pub const POLL_BYTES: usize = 256 * 1024;
 pub const POLL_ANSWER_BYTES: usize = 256 * 1024;
 /// Timers fire at most this often: a guard against a machine that asks for the past.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
-/// A remembered round trip is believed up to this for the first packets of a connection.
-pub const INITIAL_RTT_MAX: Duration = Duration::from_secs(1);
+/// Bounds of what a remembered round trip makes of the one that is assumed for the first packets of a connection.
+pub const INITIAL_RTT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));

@@ -149,6 +149,8 @@ impl QuicParams {
         if self.acks_after > 0 {
             let mut acks = AckFrequencyConfig::default();
             acks.ack_eliciting_threshold(VarInt::from_u32(self.acks_after));
+            // The first packet after an outage is out of order: its acknowledgement is what all the rest waits for.
+            acks.reordering_threshold(VarInt::from_u32(1));
             t.ack_frequency_config(Some(acks));
         }
         Arc::new(t)
