@@ -59,11 +59,13 @@ impl Run {
         self.check_lost(&recounts)
     }
 
-    /// An install that a cell of its user's own log ends.
+    /// An install that a cell of its user's own log ends; also one that took another install id in the moment in which it
+    /// was removed under its old one: nobody is to come back because a backup of his phone had numbers given twice.
     fn is_removed(&self, i: usize, recounts: &BTreeMap<ConvId, Recount>) -> bool {
         let machine = &self.devices[i].machine;
         let own = recounts.get(&ConvId::own(SALT, machine.user()));
-        own.is_some_and(|log| log.cell(&format!("kick/{}", machine.install())).is_some())
+        let kicked = self.devices[i].kicked;
+        kicked || own.is_some_and(|log| log.cell(&format!("kick/{}", machine.install())).is_some())
     }
 
     fn is_live(&self, i: usize) -> bool {
