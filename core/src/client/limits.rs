@@ -62,6 +62,8 @@ pub const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 pub const TCP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time-outs double with each failed round, this often at most: 2G needs eight seconds, and twice that for dispatch.
 pub const TIMEOUT_DOUBLINGS: u32 = 3;
+/// Round trip that is assumed where none is known, doubled with each round that failed as time-outs are.
+pub const ROUND_RTT: Duration = Duration::from_millis(150);
 /// The second candidate of a round starts so long after the first: one and a half round trips, within these bounds.
 pub const SECOND_AFTER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(250));
 /// TCP+TLS starts this long after QUIC on the first candidate of a round.

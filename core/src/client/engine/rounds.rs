@@ -4,7 +4,9 @@
 //! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
 //! them, another one each time; never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
-//! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. An attempt that fails makes everything after it earlier by what is left until the next.
+//! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. An attempt that fails makes everything after
+//! it earlier by what is left until the next. After a round without an answer all of it is slower, as time-outs are longer:
+//! on 2G it is the racers that hold each other up.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,8 +15,8 @@ use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport};
 use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, SECOND_AFTER, SILENT_TCP_AFTER,
-    TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT, SECOND_AFTER,
+    SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
 };
 
 impl Engine {
@@ -112,6 +114,7 @@ impl Engine {
             }
         }
         if let [only] = candidates
+            && self.rounds_failed == 0
             && only.timeout(favoured).is_some()
         {
             // Where there is no other, a second try beside the first, and more when they are given up: one lost packet
@@ -135,8 +138,9 @@ impl Engine {
                 planned.push((at, candidate, transport));
             }
         }
+        let slower = 1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS);
         let leg = |(at, candidate, transport): (Duration, &Candidate, Transport)| Leg {
-            at: now + at,
+            at: now + at * slower,
             candidate: candidate.clone(),
             transport,
         };
@@ -163,8 +167,16 @@ impl Engine {
             transport,
             race: race.0,
             attempt: race.1,
-            rtt: self.networks.here().rtt(),
+            rtt: self.assumed_rtt(),
         });
+    }
+
+    /// What the first packets are sent by: the known round trip, or a longer one with each round that failed. On 2G the
+    /// packets that are sent again too soon are what the answer waits behind.
+    fn assumed_rtt(&self) -> Option<Duration> {
+        let known = self.networks.here().rtt();
+        let patient = ROUND_RTT * (1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS));
+        if self.rounds_failed == 0 { known } else { known.max(Some(patient)) }
     }
 
     /// An attempt has failed: what comes next comes now.
