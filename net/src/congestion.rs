@@ -4,8 +4,8 @@
 //! under way then can't send a probe of ten bytes, and finds the end of an outage when the transport's own timer fires:
 //! as late after its end as it was long.
 //!
-//! *Rule.* So many bytes may be in flight always, and no more than a new connection may send without having heard
-//! anything (RFC 9002, 7.2); above it Cubic decides.
+//! *Rule.* So many bytes may be in flight always, about what a new connection may send without having heard anything
+//! (RFC 9002, 7.2); above it Cubic decides.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 
-/// Bytes that may always be in flight: the probes of an outage of a quarter of an hour, and a message of usual length.
-pub const WINDOW_FLOOR: u64 = 8 * 1024;
+/// Bytes that may always be in flight: the probes of an outage of two minutes (8 KiB) beside two messages of 4 KiB; hardly
+/// more than a new connection may send (14,720).
+pub const WINDOW_FLOOR: u64 = 16 * 1024;
 
 /// See the module.
 #[derive(Debug, Default)]
