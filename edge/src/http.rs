@@ -39,8 +39,6 @@ use crate::mailbox::Conn;
 use crate::metrics::HTTP;
 use crate::poll::{self, BODY_BYTES, Exchange, Misfit, Taken};
 
-/// From the decision that a connection is over until it is said.
-const PARTING: Duration = Duration::from_millis(100);
 const WEBSOCKET: &str = "/v1/ws";
 const POLL: &str = "/v1/poll";
 /// Names a session; absent in the first request.
@@ -135,8 +133,6 @@ impl Front {
         let limits = HttpLimits { header: IDLE, request: REQUEST_WITHIN, streams: STREAMS, ..HttpLimits::default() };
         let over = async {
             tokio::select! { biased; () = self.is_told_to_end() => {}, () = self.finish.notified() => {} }
-            // What is being answered goes out before HTTP/2 says that no more will be: some clients read no further.
-            sleep(PARTING).await;
         };
         let tasks = self.edge.env.tasks.clone();
         let serving = Box::pin(serve_stream(tasks, stream, alpn.as_deref(), self.from, limits, handler, over));

@@ -72,8 +72,13 @@ class Http:
         return Answer(answer.status_code, answer.headers, answer.content, answer.http_version)
 
     async def poll(self, name: str, number: int, body: bytes = b"", wait_ms: int = 0) -> Answer:
-        """A later request of the session `name`."""
-        return await self.ask(body, {POLL: name, NUMBER: str(number), WAIT_MS: str(wait_ms)})
+        """A later request of the session `name`; once more, on another connection, where its answer is lost with the
+        connection that is just being closed: that changes nothing."""
+        headers = {POLL: name, NUMBER: str(number), WAIT_MS: str(wait_ms)}
+        try:
+            return await self.ask(body, headers)
+        except ConnectionError:
+            return await self.ask(body, headers)
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -201,6 +201,10 @@ impl Exchange {
 
     /// Ready when this is not the newest request any more.
     pub(crate) fn poll_superseded(&self, turn: u64, cx: &mut Context<'_>) -> Poll<()> {
+        if turn == NO_TURN {
+            // Its body is read to the end all the same: HTTP/2 ends the stream of one that is left unread.
+            return Poll::Pending;
+        }
         self.with(|state| {
             if state.turn != turn {
                 return Poll::Ready(());

@@ -105,6 +105,9 @@ fn what_is_answered_already_takes_the_turn_of_nobody_who_waits() {
     assert_eq!(exchange.take_in(second, 2, b"b"), Ok(Taken::Waits));
     assert_eq!(exchange.give(first, 1, NOW).unwrap(), "");
     // That answer is lost, and asked for again.
+    let again = exchange.arrive(1, at(1), NOW).unwrap();
+    assert!(exchange.poll_superseded(again, &mut cx()).is_pending(), "its body is read to the end");
+    assert_eq!(exchange.take_in(again, 1, b"a"), Ok(Taken::Answered(Bytes::new())));
     assert_eq!(ask(&exchange, 1, b"a").unwrap(), "");
     assert!(!ready(&exchange, second), "it goes on waiting");
     write(&exchange, b"news");
