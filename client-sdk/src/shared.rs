@@ -273,7 +273,9 @@ impl Shared {
     fn reload(&self, inner: &mut Inner) -> Result<(), StoreError> {
         let Some(store) = inner.store.as_deref_mut() else { return Ok(()) };
         inner.setup.seed = self.env.rng.u64();
+        let surroundings = inner.machine.surroundings();
         inner.machine = build(&self.env, &self.config, &inner.setup, store)?;
+        inner.machine.set_surroundings(surroundings);
         inner.stale = false;
         Ok(())
     }

@@ -230,6 +230,7 @@ async fn a_full_disk_is_told_loses_nothing_and_heals() {
     let conversation = client.direct(&user("bob")).unwrap();
     conversation.send(Draft::text("before")).unwrap();
     eventually("it works", || texts(&client).len() == 2).await;
+    client.set_foreground(false).unwrap();
     disk.fill_after(0);
     let error = conversation.send(Draft::text("refused")).unwrap_err();
     assert!(error.to_string().contains("disk is full"), "{error}");
@@ -240,6 +241,7 @@ async fn a_full_disk_is_told_loses_nothing_and_heals() {
         texts(&client) == ["before", "re: before", "while it was full", "after", "re: after"]
     })
     .await;
+    assert!(client.diagnostics().contains("background"), "what the application told is not forgotten");
     client.close().await;
 }
 

@@ -62,6 +62,21 @@ impl Machine {
         self.after(now);
     }
 
+    /// What the application has told of the device, for a machine that takes the place of this one.
+    pub fn surroundings(&self) -> (bool, Option<NetInfo>) {
+        (self.foreground, self.network.clone())
+    }
+
+    /// Of the machine whose place this one takes: nothing has changed, so nothing is done.
+    pub fn set_surroundings(&mut self, (foreground, network): (bool, Option<NetInfo>)) {
+        self.foreground = foreground;
+        self.engine.set_foreground(foreground);
+        if let Some(info) = network {
+            self.engine.networks.enter(&info.id);
+            self.network = Some(info);
+        }
+    }
+
     /// See [`Self::set_foreground`].
     pub fn is_foreground(&self) -> bool {
         self.foreground
