@@ -405,8 +405,10 @@ async fn an_answer_that_was_lost_is_given_again_and_nothing_is_done_twice() {
     assert_eq!(scene.core.count(sends), 1);
     assert_eq!(refusal(&alice.ask(4, 0, vec![]).await), (409, "wrong_number".into()));
     // The other session knows nothing of it, and a newer request ends a long poll.
+    let name = bob.name.as_ref().and_then(|name| poll::read_name(name.to_str().ok()?)).unwrap();
+    let exchange = scene.edge.polls.get(&name).unwrap();
     let (older, newer) = tokio::join!(bob.ask(1, 20_000, vec![]), async {
-        sleep(Duration::from_millis(100)).await;
+        until("the older one's arrival", || exchange.newest_taken() == 1).await;
         bob.ask(2, 5_000, vec![(6, send(1))]).await
     });
     assert!(bodies(&older).is_empty());

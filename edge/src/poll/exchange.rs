@@ -236,6 +236,12 @@ impl Exchange {
         });
     }
 
+    /// The newest number whose frames were taken.
+    #[cfg(test)]
+    pub(crate) fn newest_taken(&self) -> u64 {
+        self.with(|state| state.last)
+    }
+
     /// Whether the driver is done.
     pub(crate) fn has_ended(&self) -> bool {
         self.with(|state| state.ended)
