@@ -19,6 +19,7 @@ use tern_core::client::{Failure, Outbound, Transport};
 use tern_core::codes::Code;
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::compact::{Read, Reader, Writer};
+use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, codec, v1};
 use tern_net::frames::{Frames, QuicFrames};
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
@@ -29,6 +30,7 @@ use crate::dispatch::resolve;
 use crate::driver::Tls;
 use crate::limits::INITIAL_RTT;
 use crate::shared::{ConnectJob, Outgoing, Shared};
+use crate::unpacking::unpack;
 
 /// A failure that needs no network: nothing is trusted.
 pub(crate) fn no_roots() -> Failure {
@@ -94,19 +96,25 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
     let known = |rtt: Duration| (rtt * 2 / 3).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
     let initial_rtt = job.rtt.map_or(params.initial_rtt, known);
     let params = QuicParams { initial_rtt, ..params };
-    let config = client_config(&shared.env, tls.edges.clone(), &params).map_err(network)?;
+    let session = tls.quic.towards(&format!("{} {to}", job.candidate.server_name));
+    let config = client_config(&shared.env, session, &params).map_err(network)?;
     let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;
-    let connection = connecting.await.map_err(|e| ended(&e))?;
-    let opened = |e: quinn::ConnectionError| ended(&e);
-    let (mut control, from_control) = connection.open_bi().await.map_err(opened)?;
-    let (message, from_message) = connection.open_bi().await.map_err(opened)?;
-    let (bulk, from_bulk) = connection.open_bi().await.map_err(opened)?;
-    for (stream, priority) in [(&control, 2), (&message, 1), (&bulk, 0)] {
-        stream.set_priority(priority).map_err(network)?;
-    }
-    let mut hello = BytesMut::new();
-    codec::put(&*job.hello.0, &mut hello);
-    control.write_all(&hello).await.map_err(network)?;
+    // With a ticket of an earlier connection the Hello travels with the first packet, and is answered after one round
+    // trip. Nothing else does: whoever records it can repeat no more than a question.
+    let (connection, streams) = match connecting.into_0rtt() {
+        Ok((connection, taken)) => {
+            let early = say_hello(&connection, job).await?;
+            let taken = taken.await;
+            let streams = if taken { early } else { say_hello(&connection, job).await? };
+            (connection, streams)
+        }
+        Err(connecting) => {
+            let connection = connecting.await.map_err(|e| ended(&e))?;
+            let streams = say_hello(&connection, job).await?;
+            (connection, streams)
+        }
+    };
+    let [(control, from_control), (message, from_message), (bulk, from_bulk)] = streams;
     let out = &job.out;
     let lanes = all([
         Box::pin(quic_in(shared, job, from_control)) as Lanes<'_>,
@@ -133,6 +141,23 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
         }
         (_, Ok(())) => Ok(()),
     }
+}
+
+type Streams = [(quinn::SendStream, quinn::RecvStream); 3];
+
+/// Opens the three lanes and says Hello.
+async fn say_hello(connection: &quinn::Connection, job: &ConnectJob) -> Result<Streams, Failure> {
+    let opened = |e: quinn::ConnectionError| ended(&e);
+    let mut control = connection.open_bi().await.map_err(opened)?;
+    let message = connection.open_bi().await.map_err(opened)?;
+    let bulk = connection.open_bi().await.map_err(opened)?;
+    for ((stream, _), priority) in [(&control, 2), (&message, 1), (&bulk, 0)] {
+        stream.set_priority(priority).map_err(network)?;
+    }
+    let mut hello = BytesMut::new();
+    codec::put(&*job.hello.0, &mut hello);
+    control.0.write_all(&hello).await.map_err(network)?;
+    Ok([control, message, bulk])
 }
 
 type Lanes<'a> = std::pin::Pin<Box<dyn Future<Output = Failure> + Send + 'a>>;
@@ -292,7 +317,10 @@ impl Inbox {
     ) -> Result<Vec<(u32, Read)>, Failure> {
         let mut batch = Vec::new();
         let mut next = Some(first);
-        while let Some(frame) = next {
+        while let Some(mut frame) = next {
+            if let Some(Body::Packed(packed)) = &frame.body {
+                frame = unpack(packed).map_err(network)?;
+            }
             // An empty frame is one of a newer version: nothing to act on.
             if frame.body.is_some() {
                 batch.push((frame.req, self.reader.read(frame).map_err(network)?));

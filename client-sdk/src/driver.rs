@@ -7,6 +7,7 @@ use tern_core::client::limits::TOKEN_TIMEOUT;
 use tern_core::client::{Asking, Machine, NetInfo};
 use tern_core::wire::ALPN_CLIENT;
 use tern_net::http::{ALPN_HTTP, HttpClient};
+use tern_net::resume::Resuming;
 use tern_net::tls::client_tls;
 
 use crate::config::TokenError;
@@ -19,6 +20,8 @@ use crate::shared::{Job, Shared};
 #[derive(Clone)]
 pub(crate) struct Tls {
     pub(crate) edges: Arc<rustls::ClientConfig>,
+    /// The same, with sessions that are taken up again.
+    pub(crate) quic: Arc<Resuming>,
     pub(crate) http: Arc<rustls::ClientConfig>,
     pub(crate) websocket: Arc<rustls::ClientConfig>,
 }
@@ -26,7 +29,8 @@ pub(crate) struct Tls {
 impl Tls {
     pub(crate) fn new(shared: &Shared) -> Result<Self, tern_net::tls::TlsError> {
         let make = |alpn: &[&[u8]]| client_tls(&shared.config.roots_pem, alpn, shared.env.clock.clone());
-        Ok(Self { edges: make(&[ALPN_CLIENT])?, http: make(&ALPN_HTTP)?, websocket: make(&[b"http/1.1"])? })
+        let edges = make(&[ALPN_CLIENT])?;
+        Ok(Self { quic: Resuming::new(edges.clone()), edges, http: make(&ALPN_HTTP)?, websocket: make(&[b"http/1.1"])? })
     }
 }
 

@@ -47,6 +47,7 @@ pub mod limits;
 mod settings;
 mod shared;
 pub mod store;
+mod unpacking;
 
 pub use client::{
     BuildError, Builder, CallError, Client, Conversation, ConversationInfo, DiscardError, Draft, PaginateError,

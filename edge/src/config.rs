@@ -1,12 +1,14 @@
 //! What an operator sets on an edge. Every default says why it is that.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tern_core::limits;
 use tern_core::wire::v1;
 use tern_net::quic::QuicParams;
 use tern_net::reset::ResetKey;
+use tern_net::resume::Tickets;
 
 /// One edge.
 #[derive(Clone, Debug)]
@@ -43,9 +45,14 @@ pub struct EdgeConfig {
     /// Kept over restarts, so that clients of an edge that was killed learn of it at once. `None`: one for
     /// this start.
     pub reset_key: Option<ResetKey>,
+    /// With which clients on QUIC take sessions up again, and say Hello with their first packet.
+    pub tickets: Arc<Tickets>,
     /// Bounds.
     pub limits: EdgeLimits,
 }
+
+/// Two for each connection that an edge has by default: 14 MiB.
+pub const TICKETS: u32 = 40_000;
 
 impl Default for EdgeConfig {
     fn default() -> Self {
@@ -65,6 +72,7 @@ impl Default for EdgeConfig {
             drain_per_second: 1_000,
             origins: Vec::new(),
             reset_key: None,
+            tickets: Tickets::new(TICKETS as usize),
             limits: EdgeLimits::default(),
         }
     }

@@ -24,7 +24,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::admission::Ticket;
 use crate::edge::Edge;
 use crate::lanes::Lanes;
+use crate::listen::CROWDED;
 use crate::mailbox::Conn;
+use crate::packing;
 use crate::session::{self, Outcome, Phase, Session};
 
 /// Bytes encoded ahead of what the transport takes, per carrier: enough for a full congestion window of most
@@ -100,6 +102,8 @@ pub(crate) struct Driver<L> {
     begun: [Option<Duration>; 3],
     /// The place among the handshakes, until the Hello is accepted.
     ticket: Option<Ticket>,
+    /// When a handshake that is under way is given up.
+    shaking_until: Option<Duration>,
     /// Bytes in readers and writers, as the edge counts them.
     counted: usize,
     /// What the timer is set to.
@@ -117,7 +121,9 @@ pub(crate) struct Driver<L> {
 impl<L: Lanes> Driver<L> {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, lanes: L, ticket: Option<Ticket>) -> Self {
         let now = edge.env.clock.now();
-        let session = Session::new(now, edge.tuning().hello_timeout);
+        let hello_timeout = edge.tuning().hello_timeout;
+        let session = Session::new(now, hello_timeout);
+        let shaking_until = lanes.is_early().then(|| now + hello_timeout);
         Self {
             edge,
             conn,
@@ -128,6 +134,7 @@ impl<L: Lanes> Driver<L> {
             stalled: None,
             begun: [None; 3],
             ticket,
+            shaking_until,
             counted: 0,
             armed: None,
             readable: None,
@@ -146,6 +153,9 @@ impl<L: Lanes> Driver<L> {
         let from = self.lanes.peer().ip();
         match &end {
             _ if self.session.is_open() => self.edge.submit(vec![Up::Close { conn: self.conn.id }]),
+            // Whoever forges addresses is not to lock out those who have them.
+            End::Refused(refusal) if self.lanes.is_early() => self.edge.metrics.handshake_failed(refusal.code.name()),
+            End::Gone if self.lanes.is_early() => self.edge.metrics.handshake_failed("quic"),
             End::Refused(refusal) => self.edge.handshake_failed(from, refusal.code),
             End::Gone => self.edge.handshake_abandoned(from),
         }
@@ -197,6 +207,9 @@ impl<L: Lanes> Driver<L> {
         }
         if self.holding {
             due = due.min(now + HELD_LOOK);
+        }
+        if let Some(until) = self.shaking_until {
+            due = due.min(until);
         }
         if let Some(since) = self.begun.iter().flatten().min() {
             due = due.min(*since + self.patience(limits.frame_timeout));
@@ -256,13 +269,24 @@ impl<L: Lanes> Driver<L> {
         if now >= self.heard + self.edge.config.limits.idle_timeout {
             return Err(End::Gone);
         }
+        let early = self.shaking_until.is_some() && self.lanes.poll_early(cx);
+        if !early {
+            self.shaking_until = None;
+        } else if self.shaking_until.is_some_and(|until| now >= until) {
+            return Err(Refusal::new(Code::HelloTimeout, "the handshake was begun and not ended in time").into());
+        }
         let edge = self.edge.clone();
         let scene = edge.scene(self.conn.id, self.lanes.peer(), L::TRANSPORT, now, wall_ms);
         self.session.tick(&scene, out)?;
         self.send(cx, &scene)?;
         self.receive(cx, &scene, budget, out)?;
-        if self.ticket.is_some() && self.session.is_open() {
-            self.ticket = None;
+        if !early
+            && self.session.is_open()
+            && let Some(mut ticket) = self.ticket.take()
+        {
+            if !ticket.prove() {
+                return Err(Refusal::new(Code::Overloaded, CROWDED).into());
+            }
             self.edge.handshake_done(scene.peer.ip());
             self.lanes.widen();
         }
@@ -281,6 +305,7 @@ impl<L: Lanes> Driver<L> {
             return Ok(());
         }
         self.holding = self.is_unheard(scene.now);
+        let packs = self.session.packs();
         let (mut encoded, mut frames) = (0, 0);
         let mut bodies = Vec::new();
         loop {
@@ -293,7 +318,7 @@ impl<L: Lanes> Driver<L> {
                 for mut body in bodies.drain(..) {
                     let lane = self.session.down(&mut body, scene).unwrap_or(lane);
                     let carrier = self.lanes.carrier(lane);
-                    encoded += encode(&body, self.lanes.writer(carrier), &mut self.writers[carrier.index()]);
+                    encoded += encode(&body, packs, self.lanes.writer(carrier), &mut self.writers[carrier.index()]);
                 }
             }
             // What came meanwhile, or had no room.
@@ -366,7 +391,7 @@ impl<L: Lanes> Driver<L> {
                 // Answers made here wait in `out` until the turn ends.
                 while out.answers.len() < self.edge.config.limits.queue_frames
                     && self.lanes.waiting() < READ_PAUSE
-                    && self.session.may_read(*lane, &self.edge.config, bulk_full)
+                    && self.may_read(*lane, bulk_full)
                 {
                     let Some(reader) = self.lanes.reader(index) else { break };
                     let bytes = match reader.next_bytes() {
@@ -385,7 +410,7 @@ impl<L: Lanes> Driver<L> {
                 }
                 if self.lanes.waiting() >= READ_PAUSE
                     || out.answers.len() >= self.edge.config.limits.queue_frames
-                    || !self.session.may_read(*lane, &self.edge.config, bulk_full)
+                    || !self.may_read(*lane, bulk_full)
                 {
                     break;
                 }
@@ -415,7 +440,7 @@ impl<L: Lanes> Driver<L> {
                 }
             }
             // While this side does not read, the client can't end his frame.
-            let reads = self.lanes.waiting() < READ_PAUSE && self.session.may_read(*lane, &self.edge.config, bulk_full);
+            let reads = self.lanes.waiting() < READ_PAUSE && self.may_read(*lane, bulk_full);
             let cut = reads && self.lanes.reader(index).is_some_and(|reader| reader.in_frame());
             self.begun[index] = match self.begun[index] {
                 _ if !cut => None,
@@ -428,6 +453,12 @@ impl<L: Lanes> Driver<L> {
             self.edge.metrics.frames_in.inc_by(frames);
         }
         result
+    }
+
+    /// Nothing behind the Hello is read before the handshake is over: it may be a recording.
+    fn may_read(&self, lane: Option<Lane>, bulk_full: bool) -> bool {
+        let recorded = self.shaking_until.is_some() && self.session.phase() != Phase::AwaitHello;
+        !recorded && self.session.may_read(lane, &self.edge.config, bulk_full)
     }
 
     /// What to read with, where there may be something to read.
@@ -459,7 +490,7 @@ fn unreadable(e: &CodecError) -> Refusal {
 }
 
 /// Bytes appended.
-fn encode(body: &DownBody, writer: &mut tern_net::frames::FrameWriter, refs: &mut Writer) -> usize {
+fn encode(body: &DownBody, packs: bool, writer: &mut tern_net::frames::FrameWriter, refs: &mut Writer) -> usize {
     let out = writer.buffer();
     if out.capacity() == 0 {
         out.reserve(FIRST_RESERVE);
@@ -468,7 +499,11 @@ fn encode(body: &DownBody, writer: &mut tern_net::frames::FrameWriter, refs: &mu
     match body {
         DownBody::Ack { req, ack } => refs.ack(*req, ack, out),
         DownBody::Push(push) => refs.push(push, out),
-        DownBody::Page { req, page } => codec::put(&v1::Frame::new(*req, Body::Page(page_to_wire(page))), out),
+        DownBody::Page { req, page } => {
+            let frame = v1::Frame::new(*req, Body::Page(page_to_wire(page)));
+            let packed = if packs { packing::pack(&frame) } else { None };
+            codec::put(&packed.unwrap_or(frame), out);
+        }
         DownBody::Frame(frame) => codec::put(&**frame, out),
         DownBody::Last(_) => {}
     }

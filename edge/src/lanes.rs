@@ -1,7 +1,7 @@
 //! The three lanes of a connection: QUIC streams, or one byte stream or WebSocket for all. Those of clients that
 //! poll are in `poll`.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -74,6 +74,17 @@ pub(crate) trait Lanes: Send {
 
     /// The client's Hello was accepted: he may send more ahead of what is read.
     fn widen(&self) {}
+
+    /// Whether what was read may be a recording of what the client sent once: its handshake is not over, so that
+    /// nobody has shown that he holds its keys, or that he is where his packets say. Wakes when that changes.
+    fn poll_early(&mut self, _: &mut Context<'_>) -> bool {
+        false
+    }
+
+    /// As [`Self::poll_early`] last said.
+    fn is_early(&self) -> bool {
+        false
+    }
 }
 
 /// Streams 0, 4 and 8 of a QUIC connection.
@@ -84,6 +95,10 @@ pub(crate) struct QuicLanes {
     accepting: Option<BoxFut<'static, Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>>>,
     /// Before the control lane is open nothing is ever written; this stands for it.
     unused: FrameWriter,
+    /// A stream came before the handshake's end, of which nothing is known yet.
+    early: bool,
+    /// Ends with the handshake.
+    handshake: Option<Box<quinn::ZeroRttAccepted>>,
 }
 
 struct QuicLane {
@@ -96,7 +111,30 @@ struct QuicLane {
 impl QuicLanes {
     pub(crate) fn new(connection: quinn::Connection) -> Self {
         let accepting = Some(accept(connection.clone()));
-        Self { connection, lanes: [None, None, None], accepting, unused: FrameWriter::new() }
+        let unused = FrameWriter::new();
+        Self { connection, lanes: [None, None, None], accepting, unused, early: false, handshake: None }
+    }
+
+    /// One whose handshake is under way, and the first stream of it.
+    pub(crate) fn early(
+        connection: quinn::Connection,
+        handshake: quinn::ZeroRttAccepted,
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+    ) -> Self {
+        let mut lanes = Self::new(connection);
+        (lanes.early, lanes.handshake) = (true, Some(Box::new(handshake)));
+        lanes.opened(send, recv);
+        lanes
+    }
+
+    fn opened(&mut self, send: quinn::SendStream, recv: quinn::RecvStream) {
+        let index = usize::try_from(recv.id().index()).unwrap_or(usize::MAX);
+        let Some(slot) = self.lanes.get_mut(index) else { return };
+        // Control before messages before history. It fails only on a stream that is closed already, of
+        // which the next write tells.
+        let _ = send.set_priority(2 - i32::try_from(index).unwrap_or(2));
+        let (reader, writer) = (FrameReader::new(FRAME_BYTES), FrameWriter::new());
+        *slot = Some(QuicLane { send, recv, reader, writer });
     }
 
     /// Ends the connection; what was not sent is lost.
@@ -108,13 +146,7 @@ impl QuicLanes {
         while let Some(accepting) = &mut self.accepting {
             let Poll::Ready(accepted) = accepting.as_mut().poll(cx) else { break };
             let (send, recv) = accepted?;
-            let index = usize::try_from(recv.id().index()).unwrap_or(usize::MAX);
-            let Some(slot) = self.lanes.get_mut(index) else { continue };
-            // Control before messages before history. It fails only on a stream that is closed already, of
-            // which the next write tells.
-            let _ = send.set_priority(2 - i32::try_from(index).unwrap_or(2));
-            let (reader, writer) = (FrameReader::new(FRAME_BYTES), FrameWriter::new());
-            *slot = Some(QuicLane { send, recv, reader, writer });
+            self.opened(send, recv);
             let all = self.lanes.iter().all(Option::is_some);
             self.accepting = (!all).then(|| accept(self.connection.clone()));
         }
@@ -197,6 +229,21 @@ impl Lanes for QuicLanes {
 
     fn widen(&self) {
         self.connection.set_receive_window(QuicParams::edge().receive_window.into());
+    }
+
+    fn poll_early(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(handshake) = &mut self.handshake
+            && pin!(handshake).poll(cx).is_ready()
+        {
+            self.handshake = None;
+            // It ends with the connection, too.
+            self.early = self.connection.close_reason().is_some();
+        }
+        self.early
+    }
+
+    fn is_early(&self) -> bool {
+        self.early
     }
 }
 

@@ -47,6 +47,7 @@ mod load;
 mod mailbox;
 pub mod metrics;
 mod pace;
+mod packing;
 mod poll;
 mod session;
 #[cfg(test)]
@@ -54,9 +55,10 @@ mod testing;
 pub mod tokens;
 pub mod tune;
 
-pub use config::{EdgeConfig, EdgeLimits};
+pub use config::{EdgeConfig, EdgeLimits, TICKETS};
 pub use edge::{BoundEdge, Edge, EdgeError};
 pub use link::EdgeLink;
+pub use listen::quic_params;
 pub use metrics::EdgeMetrics;
 pub use tokens::TokenKeys;
 pub use tune::Tuning;

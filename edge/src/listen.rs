@@ -28,6 +28,8 @@ use crate::lanes::{Lanes, QuicLanes, StreamLanes, WebSocketLanes};
 use crate::mailbox::Conn;
 use crate::metrics::HTTP;
 
+/// Why a handshake is refused that has just proven its address.
+pub(crate) const CROWDED: &str = "too many handshakes of this address block are under way; come again later";
 /// Where port 0 is asked for, TCP takes one that may be in use for UDP; so many are tried.
 const PORT_TRIES: usize = 16;
 /// After a failed accept (no file descriptors left, say) the listener waits this long.
@@ -37,6 +39,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HELLO_WINDOW: u32 = 64 * 1024;
 /// A closing TCP connection's last frame is written by then or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What clients on QUIC are accepted with; tickets for other parameters are of no use.
+pub fn quic_params() -> QuicParams {
+    QuicParams { receive_window: HELLO_WINDOW, ..QuicParams::edge() }
+}
 
 /// Both sockets of one address.
 pub(crate) struct Sockets {
@@ -50,8 +57,9 @@ pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerCo
     let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
     let mut tls = (**tls).clone();
     tls.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+    edge.config.tickets.offer(&mut tls);
     let tls = Arc::new(tls);
-    let params = QuicParams { receive_window: HELLO_WINDOW, ..QuicParams::edge() };
+    let params = quic_params();
     let reset = edge.config.reset_key.clone().unwrap_or_else(|| ResetKey::random(&edge.env.rng));
     loop {
         tries -= 1;
@@ -119,26 +127,31 @@ async fn accept_quic(edge: Arc<Edge>, endpoint: quinn::Endpoint) {
 /// A task of its own: what a handshake needs is not kept for the life of the connection.
 async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incoming: quinn::Incoming) {
     let (from, proven) = (incoming.remote_address().ip(), incoming.remote_address_validated());
-    let accepted = match incoming.accept() {
-        Ok(connecting) => timeout(edge.tuning().hello_timeout, connecting).await,
-        Err(e) => Ok(Err(e)),
+    // A server is always given its connection before the handshake is over.
+    let accepted = incoming.accept().ok().and_then(|connecting| connecting.into_0rtt().ok());
+    let begun = match accepted {
+        Some((connection, handshake)) => timeout(edge.tuning().hello_timeout, begin(connection, handshake)).await.ok(),
+        None => None,
     };
-    match accepted {
-        Ok(Ok(connection)) => {
+    match begun.flatten() {
+        Some((connection, early)) => {
             let tasks = edge.env.tasks.clone();
             let span = connection_span(&conn, QuicLanes::TRANSPORT, connection.remote_address());
-            if !ticket.prove() {
+            if early.is_none() && !ticket.prove() {
                 edge.handshake_failed(from, Code::Overloaded);
-                let text = b"too many handshakes of this address block are under way; come again later";
-                connection.close((Code::Overloaded as u32).into(), text);
+                connection.close((Code::Overloaded as u32).into(), CROWDED.as_bytes());
                 edge.leave(&conn, QuicLanes::TRANSPORT);
                 return;
             }
-            tasks.spawn(serve_quic(edge, conn, ticket, connection).instrument(span));
+            let lanes = match early {
+                Some((handshake, stream)) => QuicLanes::early(connection, handshake, stream),
+                None => QuicLanes::new(connection),
+            };
+            tasks.spawn(serve_quic(edge, conn, ticket, lanes).instrument(span));
         }
         // If the address is not proven, counting the failure against its block would let anyone lock out
         // others.
-        Ok(Err(_)) | Err(_) => {
+        None => {
             if proven {
                 edge.handshake_abandoned(from);
             } else {
@@ -149,14 +162,30 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incom
     }
 }
 
+type Early = (quinn::ZeroRttAccepted, (quinn::SendStream, quinn::RecvStream));
+
+/// Until the handshake is over, or a stream comes before that. `None`: it failed.
+async fn begin(
+    connection: quinn::Connection,
+    mut handshake: quinn::ZeroRttAccepted,
+) -> Option<(quinn::Connection, Option<Early>)> {
+    let stream = tokio::select! {
+        biased;
+        _ = &mut handshake => None,
+        stream = connection.accept_bi() => Some(stream.ok()?),
+    };
+    let early = stream.map(|stream| (handshake, stream));
+    connection.close_reason().is_none().then_some((connection, early))
+}
+
 /// What every line about a connection carries. At debug level: where that is off, an idle connection keeps
 /// no span.
 fn connection_span(conn: &Conn, transport: &'static str, from: SocketAddr) -> tracing::Span {
     tracing::debug_span!("connection", conn = conn.id, transport, %from)
 }
 
-async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, ticket: Ticket, connection: quinn::Connection) {
-    let mut driver = Driver::new(edge, conn, QuicLanes::new(connection), Some(ticket));
+async fn serve_quic(edge: Arc<Edge>, conn: Arc<Conn>, ticket: Ticket, lanes: QuicLanes) {
+    let mut driver = Driver::new(edge, conn, lanes, Some(ticket));
     let (code, reason) = match driver.run().await {
         End::Gone => (Code::Closed, String::new()),
         End::Refused(refusal) => {
@@ -279,3 +308,7 @@ async fn last_words<S: AsyncWrite + Unpin>(stream: &mut S, refusal: &Refusal) {
     })
     .await;
 }
+
+#[cfg(test)]
+#[path = "early_tests.rs"]
+mod early_tests;

@@ -134,6 +134,7 @@ pub(crate) struct Session {
     notes: Bucket,
     told_address: Option<SocketAddr>,
     core_generation: u64,
+    packs: bool,
 }
 
 fn wrong(what: impl Into<String>) -> Refusal {
@@ -161,6 +162,7 @@ impl Session {
             notes: Bucket::default(),
             told_address: None,
             core_generation: 0,
+            packs: false,
         }
     }
 
@@ -176,6 +178,11 @@ impl Session {
     /// The core that knows this session.
     pub(crate) fn core_generation(&self) -> u64 {
         self.core_generation
+    }
+
+    /// Whether the client unpacks frames.
+    pub(crate) fn packs(&self) -> bool {
+        self.packs
     }
 
     /// Requests that wait for an answer, and pulls that wait for their last page.
@@ -258,6 +265,7 @@ impl Session {
         self.pace = Some(pace);
         self.told_address = Some(cx.peer);
         self.core_generation = cx.core_generation;
+        self.packs = hello.packs;
         out.ups.push(Up::Open {
             conn: cx.conn,
             req,
@@ -375,6 +383,7 @@ impl Session {
                 | Body::TokenTaken(_)
                 | Body::Devices(_)
                 | Body::Eras(_)
+                | Body::Packed(_)
                 | Body::Cells(_),
             ) => return Err(wrong("a frame that only servers send")),
         }

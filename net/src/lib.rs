@@ -13,7 +13,8 @@
 //!    side, and of the links between nodes (mutually authenticated). What they show can be replaced; [`x509`]
 //!    reads what a certificate says.
 //! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
-//!    [`reset`]: the key by which clients of a killed node learn of it. [`sounding`]: how long datagrams wait.
+//!    [`reset`]: the key by which clients of a killed node learn of it. [`resume`]: sessions taken up again, and what is
+//!    sent with the first packet. [`sounding`]: how long datagrams wait.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
 //! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides. [`proxy`]: TCP through an HTTP
@@ -24,7 +25,8 @@
 //! - Nothing here knows what a frame means.
 //! - Nothing above opens a socket, starts a task, reads a clock or draws a random number except through
 //!   `Env`. What remains outside of it is tokio's timers, which simulation pauses.
-//! - TLS is 1.3 only. Session tickets are off: early data comes with a bounded, stateful cache, not before.
+//! - TLS is 1.3 only. Sessions are taken up again, and early data sent, over QUIC alone, with a ticket that is good
+//!   once.
 //! - No pool, no cache of names, no process-wide state: what a caller opened lives as long as he holds it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -36,6 +38,7 @@ pub mod http;
 pub mod proxy;
 pub mod quic;
 pub mod reset;
+pub mod resume;
 pub mod sounding;
 pub mod system;
 pub mod tls;

@@ -75,18 +75,23 @@ impl ResetKey {
         written.map(|()| key)
     }
 
+    pub(crate) fn secret(&self) -> &[u8] {
+        &self.0
+    }
+
     pub(crate) fn hmac(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }
 }
 
-fn write(to: &Path, key: &[u8]) -> io::Result<()> {
+/// A new file that only its owner may read, durable when this returns.
+pub(crate) fn write(to: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(to)?;
-    file.write_all(key)?;
+    file.write_all(bytes)?;
     file.sync_all()
 }
 

@@ -4,8 +4,7 @@
 //! [`Trust`]) are looked up at each handshake, and can be replaced in between. Connections that are open stay;
 //! the next handshake has the new ones.
 //!
-//! Sessions are not resumed: a ticket cache costs memory per connection, and early data (which needs it)
-//! must come with a bounded one.
+//! Sessions are not resumed by these set-ups; [`crate::resume`] adds that for clients over QUIC.
 
 use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};

@@ -224,6 +224,7 @@ impl Machine {
             early: false,
             agent: self.setup.agent.clone(),
             compare: self.has_told_rows(),
+            packs: true,
         }
     }
 }

@@ -166,6 +166,9 @@ pub const TYPING_FOR: Duration = Duration::from_secs(8);
 pub const TYPING_AGAIN: Duration = Duration::from_secs(3);
 /// A signal may be on its way so long behind a message sent after it: two regions merge what comes within 50 ms.
 pub const TYPING_SETTLES: Duration = Duration::from_millis(500);
+/// In the background nobody waits for what is sent: what is written within so long goes out together, in one packet and
+/// one wake-up of the radio.
+pub const GATHER: Duration = Duration::from_millis(20);
 /// Longest time that another client's word is believed for.
 pub const TYPING_MAX: Duration = Duration::from_secs(30);
 /// Users that are known to be typing, in all conversations: more than anybody can look at.

@@ -115,6 +115,8 @@ pub struct Machine {
     pub(super) network: Option<NetInfo>,
     /// The user looks at the application.
     pub(super) foreground: bool,
+    /// Nobody waits: what else is written until then goes out with what was.
+    pub(super) gather_until: Option<Duration>,
     /// A silence after which a connection did not answer any more.
     pub(super) suspect: Option<Suspect>,
     /// How often in a row that was so, and another edge was there at once.
@@ -164,6 +166,7 @@ impl Machine {
             installs: BTreeMap::new(),
             network: None,
             foreground: true,
+            gather_until: None,
             suspect: None,
             doubts: 0,
             token: None,
@@ -437,7 +440,8 @@ impl Machine {
         let pulls = self.session.as_ref().and_then(|_| self.pull_deadline());
         let cells = self.session.as_ref().and_then(|_| self.cells_deadline());
         let eras = self.eras_deadline();
-        let other = [self.mark_deadline(), cells, eras, self.typing_deadline()];
+        let gathered = self.session.as_ref().and(self.gather_until);
+        let other = [self.mark_deadline(), cells, eras, self.typing_deadline(), gathered];
         [self.engine.next_deadline(), session, sends, pulls].into_iter().chain(other).flatten().min()
     }
 

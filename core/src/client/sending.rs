@@ -10,7 +10,7 @@ use super::candidates::Failure;
 use super::connecting::failure_of;
 use super::data::{MessageId, MessageState, Op, Outgoing, OutgoingRecord};
 use super::effects::{DiscardRefused, Event, Outbound, SendRefused, UnknownMessage};
-use super::limits::{OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, WINDOW_PER_CONVERSATION};
+use super::limits::{GATHER, OFFERS_IN_FLIGHT, OUTBOX_BYTES, OUTBOX_MESSAGES, WINDOW_PER_CONVERSATION};
 use super::machine::Machine;
 use super::outbox::{AckOf, Own};
 use super::session::Request;
@@ -63,6 +63,9 @@ impl Machine {
             }
         }
         self.typed(now, conversation);
+        if !self.foreground {
+            self.gather_until.get_or_insert(now + GATHER);
+        }
         Ok(self.enqueue(now, conversation, kind, body, wall_ms))
     }
 
@@ -148,6 +151,9 @@ impl Machine {
 
     /// Sends what may be sent.
     pub(super) fn pump(&mut self, now: Duration) {
+        if self.foreground || self.gather_until.is_some_and(|until| now >= until) {
+            self.gather_until = None;
+        }
         let mut turn: Vec<_> = self.sending.range(self.last_served..).copied().collect();
         turn.extend(self.sending.range(..self.last_served).copied());
         for id in turn.iter().copied() {
@@ -158,7 +164,7 @@ impl Machine {
                 conv.outbox.pause_until = Duration::ZERO;
             }
         }
-        let Some(session) = &self.session else { return };
+        let Some(session) = self.session.as_ref().filter(|_| self.gather_until.is_none()) else { return };
         let install = session.install.clone();
         for id in turn {
             let Some(conv) = self.convs.get(&id) else { continue };

@@ -91,6 +91,7 @@ impl v1::Frame {
             | B::PullCells(_)
             | B::Cells(_)
             | B::PullEras(_)
+            | B::Packed(_)
             | B::Eras(_) => Lane::Bulk,
             B::Error(_) => return None,
         })

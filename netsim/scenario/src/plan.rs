@@ -225,6 +225,8 @@ pub enum Action {
     Erase(Target),
     /// Looks at the app from now on, or not any longer.
     Foreground(bool),
+    /// The system puts the app away, which closes its connection, or takes it out again.
+    Away(bool),
     /// Gives a group a title.
     Title {
         /// Which.

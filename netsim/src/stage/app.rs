@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tern_client::{
     Client, ConnectionState, Conversation, Draft, Event as Told, Events, FOR_EVER, GroupOptions, Message, MessageId,
@@ -15,6 +16,7 @@ use tern_core::ids::ConvId;
 use tern_netsim_scenario::Plan;
 use tern_netsim_scenario::plan::{Action, Target};
 use tern_netsim_verdict::Event;
+use tokio::sync::Notify;
 
 use super::scribe::Scribe;
 
@@ -23,6 +25,9 @@ pub const TITLE: &str = "title";
 const MUTED: &str = "muted";
 const YES: &str = "yes";
 const NO: &str = "no";
+
+/// What an app that is put away has to say must be said by then: what systems give it, at the least.
+const PUT_AWAY_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a scenario's users set: conversation and what.
 pub fn settings(plan: &Plan) -> BTreeSet<(String, &'static str)> {
@@ -102,6 +107,7 @@ pub struct App {
     memory: Arc<Mutex<Memory>>,
     names: Arc<Names>,
     scribe: Arc<Scribe>,
+    put_away: Arc<Notify>,
 }
 
 impl App {
@@ -114,7 +120,8 @@ impl App {
         names: Arc<Names>,
         scribe: Arc<Scribe>,
     ) -> Self {
-        let app = Self { device: device.to_owned(), user: user.to_owned(), client, memory, names, scribe };
+        let (device, user) = (device.to_owned(), user.to_owned());
+        let app = Self { device, user, client, memory, names, scribe, put_away: Arc::default() };
         app.scribe.tell(Event::Start { who: app.device.clone() });
         app.catch_up();
         app
@@ -123,8 +130,23 @@ impl App {
     /// Tells what the client tells, until it is closed.
     pub async fn watch(self, mut events: Events) {
         self.connection(&self.client.connection());
-        while let Some(event) = events.next().await {
-            self.told(event);
+        let telling = async {
+            while let Some(event) = events.next().await {
+                self.told(event);
+            }
+        };
+        let resting = async {
+            loop {
+                self.put_away.notified().await;
+                if let Err(error) = self.client.suspend(PUT_AWAY_WITHIN).await {
+                    self.broken(format!("it can't be put away: {error}"));
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = telling => {}
+            () = resting => {}
         }
     }
 
@@ -197,6 +219,11 @@ impl App {
             }
             Action::Mute(target) => self.mute(target, true),
             Action::Unmute(target) => self.mute(target, false),
+            Action::Away(true) => {
+                self.put_away.notify_one();
+                Ok(())
+            }
+            Action::Away(false) => self.client.resume().map_err(text),
             Action::Foreground(foreground) => self.client.set_foreground(*foreground).map_err(text),
             Action::Title { group, title } => {
                 self.set(group.clone(), TITLE, title);

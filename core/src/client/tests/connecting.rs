@@ -547,3 +547,21 @@ fn connections_are_ordered_over_crashes_of_the_process() {
     }
     assert_eq!(orders, [1, 2, 3]);
 }
+
+#[test]
+fn in_the_background_what_is_written_within_a_moment_goes_out_together() {
+    let mut d = Device::new(setup("alice"));
+    d.connect(1, 0);
+    d.send("one");
+    assert_eq!(d.sends().len(), 1, "in the foreground at once");
+    d.act(|m, now| m.set_foreground(now, false));
+    d.send("two");
+    d.pass(ms(15));
+    d.send("three");
+    assert_eq!(d.sends().len(), 0);
+    d.pass(ms(5));
+    assert_eq!(d.sends().len(), 2, "20 ms after the first of them, not after the last");
+    d.send("four");
+    d.act(|m, now| m.set_foreground(now, true));
+    assert_eq!(d.sends().len(), 1, "somebody waits now");
+}

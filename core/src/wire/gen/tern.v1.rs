@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 60")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -112,6 +112,9 @@ pub mod frame {
         /// b, server: answers PullEras
         #[prost(message, tag = "47")]
         Eras(super::Eras),
+        /// b, server: another frame, where Hello.packs allows it
+        #[prost(message, tag = "60")]
+        Packed(super::Packed),
     }
 }
 // ---- values ------------------------------------------------------------------------------------------
@@ -503,6 +506,18 @@ pub struct Hello {
     /// no cursor of this region, but rows of others: Welcome carries none, and the
     #[prost(bool, tag = "12")]
     pub compare: bool,
+    /// client asks with RowHashes
+    ///
+    /// Packed is understood
+    #[prost(bool, tag = "15")]
+    pub packs: bool,
+}
+/// A frame (without its length), and its req, compressed by zstd (RFC 8878) as one frame of one segment whose size is
+/// told. What it holds is never itself packed, and has at most Limits.frame_bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Packed {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub zstd: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetInfo {

@@ -169,6 +169,7 @@ impl Plan {
                 Action::Foreground(foreground) => {
                     page.text("do", if *foreground { "foreground" } else { "background" });
                 }
+                Action::Away(away) => page.text("do", if *away { "put-away" } else { "take-out" }),
                 Action::Erase(conversation) => {
                     page.text("do", "erase");
                     page.text("conversation", target(conversation));
