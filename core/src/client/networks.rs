@@ -101,6 +101,12 @@ impl Network {
         self.quic_lost_ms > self.quic_ok_ms && wall_ms < self.quic_lost_ms.saturating_add(millis(QUIC_AGAIN_MAX))
     }
 
+    /// Whether QUIC was welcomed here lately, and has not lost since.
+    pub fn has_quic(&self, wall_ms: u64) -> bool {
+        let until = self.quic_ok_ms.saturating_add(millis(PLAIN_HOLDS));
+        self.quic_ok_ms > self.quic_lost_ms && wall_ms < until
+    }
+
     /// Whether what looks like the web is worth a try, after so many rounds without an answer.
     pub fn tries_web(&self, wall_ms: u64, rounds_failed: u32) -> bool {
         let holds = self.plain_ok_ms > 0 && wall_ms < self.plain_ok_ms.saturating_add(millis(PLAIN_HOLDS));
@@ -150,10 +156,12 @@ impl Network {
         self.silences.push(learned);
     }
 
-    /// A round trip was measured.
+    /// A round trip was measured. A shorter one counts for more: the first is how long an attempt took, losses included.
     pub fn measured(&mut self, rtt: Duration) {
         let us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1);
-        self.rtt_us = if self.rtt_us == 0 { us } else { (self.rtt_us / 8 * 7).saturating_add(us / 8).max(1) };
+        let weight = if us < self.rtt_us { 2 } else { 8 };
+        let kept = self.rtt_us / weight * (weight - 1);
+        self.rtt_us = if self.rtt_us == 0 { us } else { kept.saturating_add(us / weight).max(1) };
     }
 }
 

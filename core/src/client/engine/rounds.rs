@@ -4,7 +4,8 @@
 //! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
 //! them, another one each time; never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
-//! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. An attempt that fails makes everything after
+//! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. A single edge is tried by QUIC more than once
+//! at a time. An attempt that fails makes everything after
 //! it earlier by what is left until the next. After a round without an answer all of it is slower, as time-outs are longer:
 //! on 2G it is the racers that hold each other up.
 
@@ -15,7 +16,7 @@ use rand::Rng;
 
 use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport};
 use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT, SECOND_AFTER,
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT, SECOND_AFTER,
     SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
 };
 
@@ -94,7 +95,10 @@ impl Engine {
         let (favoured, other) =
             if quic_loses { (Transport::Tcp, Transport::Quic) } else { (Transport::Quic, Transport::Tcp) };
         let second = here.rtt().map_or(SECOND_AFTER.1, |rtt| rtt * 3 / 2).clamp(SECOND_AFTER.0, SECOND_AFTER.1);
+        let only = matches!(candidates, [only] if only.quic) && self.rounds_failed == 0;
+        let known = here.rtt().filter(|_| only && here.has_quic(self.wall_ms(now)) && !self.quic_silent);
         let other_after = match (self.quic_silent, quic_loses) {
+            _ if known.is_some() => KNOWN_TCP_AFTER,
             (true, _) => SILENT_TCP_AFTER,
             (false, true) => QUIC_AFTER,
             (false, false) => TCP_AFTER,
@@ -118,8 +122,11 @@ impl Engine {
             && only.timeout(favoured).is_some()
         {
             // Where there is no other, a second try beside the first, and more when they are given up: one lost packet
-            // costs each of them its time.
-            let tries = [second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER];
+            // costs each of them its time. Sooner where QUIC gets through, as soon as an answer could have come.
+            let tries = match known {
+                Some(rtt) => [rtt * 5 / 4, rtt * 5 / 2, THIRD_AFTER].map(|at| at.clamp(SECOND_AFTER.0, THIRD_AFTER)),
+                None => [second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER],
+            };
             planned.extend(tries.map(|at| (at, only, favoured)));
         }
         planned.sort_by_key(|(at, _, _)| *at);

@@ -2,9 +2,9 @@
 //! a model of three regions.
 
 mod connecting;
+mod engine;
 mod eras;
 mod groups;
-mod herd;
 mod histories;
 mod random;
 mod registers;

@@ -1,8 +1,8 @@
-//! Ten thousand clients lose their edge in one moment: the machines alone.
+//! The engine alone: where it connects after a loss, one of it and ten thousand.
 
 use std::time::Duration;
 
-use crate::client::candidates::{Candidate, EngineOut, Failure};
+use crate::client::candidates::{Candidate, EngineOut, Failure, Transport};
 use crate::client::engine::Engine;
 
 const CLIENTS: u64 = 10_000;
@@ -79,4 +79,40 @@ fn clients_of_a_lost_edge_come_to_others_one_after_the_other() {
     let (peak, last) = herd(Duration::ZERO);
     assert!(peak <= 3.0, "{peak:.2} times the mean");
     assert!(last <= SPREAD + Duration::from_secs(1), "{last:?}");
+}
+
+#[test]
+fn a_single_edge_is_tried_again_by_quic_as_soon_as_an_answer_could_have_come_where_quic_gets_through() {
+    let ms = Duration::from_millis;
+    let mut engine = Engine::new(vec![edge("eu-1")], 0, 1);
+    let mut now = Duration::from_secs(100);
+    engine.set_wall(now, 1_800_000_000_000);
+    engine.token_ready(now);
+    engine.connect(now);
+    let mut starts = |engine: &mut Engine, transport: &mut Vec<Transport>| {
+        let mut last = 0;
+        while let Some(out) = engine.poll_output() {
+            if let EngineOut::Start { conn, transport: by, .. } = out {
+                transport.push(by);
+                last = conn;
+            }
+        }
+        last
+    };
+    let first = starts(&mut engine, &mut Vec::new());
+    assert!(engine.welcomed(now, first));
+    engine.measured(ms(120));
+    now += Duration::from_secs(60);
+    engine.ended(now, first, &Failure::Network("gone".into()));
+    let lost_at = now;
+    let mut tried = Vec::new();
+    while now < lost_at + ms(900) {
+        let mut by = Vec::new();
+        starts(&mut engine, &mut by);
+        tried.extend(by.into_iter().map(|transport| (now - lost_at, transport)));
+        now += ms(10);
+        engine.tick(now);
+    }
+    use Transport::Quic;
+    assert_eq!(tried, [(ms(0), Quic), (ms(150), Quic), (ms(300), Quic)], "and TCP when one of them is given up");
 }
