@@ -60,7 +60,7 @@ pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
     Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, GroupInfo, GroupOptions,
     GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, SendRefused, SetRefused,
-    Transport, UnknownMessage,
+    Failure, Transport, Trouble, UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;

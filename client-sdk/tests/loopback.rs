@@ -261,7 +261,7 @@ async fn a_server_that_is_not_trusted_gets_no_token() {
         .build()
         .unwrap();
     eventually("a round has failed", || {
-        matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_) })
+        matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_), .. })
     })
     .await;
     assert!(edge.core.lock().unwrap().hellos.is_empty());

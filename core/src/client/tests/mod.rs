@@ -7,6 +7,7 @@ mod groups;
 mod histories;
 mod random;
 mod registers;
+mod troubles;
 mod typing;
 
 use std::sync::Arc;
