@@ -84,6 +84,7 @@ pub(crate) struct Front {
     upgrade: Mutex<Option<OnUpgrade>>,
     /// A request was refused, so this connection is to end.
     finish: Arc<Notify>,
+    finishing: AtomicBool,
     fault: AtomicBool,
 }
 
@@ -94,8 +95,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Front {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, from: SocketAddr, ticket: Ticket) -> Arc<Self> {
         let (ticket, upgrade) = (Mutex::new(Some(ticket)), Mutex::new(None));
-        let (finish, fault) = (Arc::new(Notify::new()), AtomicBool::new(false));
-        Arc::new(Self { edge, conn, from, ticket, upgrade, finish, fault })
+        let (finishing, fault) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { edge, conn, from, ticket, upgrade, finish: Arc::new(Notify::new()), finishing, fault })
     }
 
     /// Serves until the connection ends, and says as what it ended.
@@ -160,7 +161,14 @@ impl Front {
         .await;
     }
 
+    /// This answer is the last one of the connection.
+    fn finish(&self) {
+        self.finishing.store(true, Ordering::Relaxed);
+        self.finish.notify_one();
+    }
+
     async fn respond(&self, request: Request<Incoming>) -> Answer {
+        let says_close = request.version() < Version::HTTP_2;
         let allowed = self.allowed_origin(request.headers());
         let answered = match (&allowed, request.uri().path(), request.method()) {
             (_, WEBSOCKET, method) if method != Method::GET => Err(HttpError::Method("GET")),
@@ -177,13 +185,17 @@ impl Front {
         let mut response = answered.unwrap_or_else(|e| {
             // Not for a misfit: the session goes on, and asks again on this connection.
             if !matches!(e, HttpError::Misfit(_)) {
-                self.finish.notify_one();
+                self.finish();
             }
             if e.is_fault() {
                 self.fault.store(true, Ordering::Relaxed);
             }
             e.response()
         });
+        if says_close && self.finishing.load(Ordering::Relaxed) {
+            // Or the next request might be on its way when the connection ends.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Ok(Some(origin)) = allowed {
             let headers = response.headers_mut();
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -303,7 +315,7 @@ impl Front {
         unnamed.0 = None;
         let mut response = respond(StatusCode::OK, "application/octet-stream", answer);
         if over {
-            self.finish.notify_one();
+            self.finish();
         } else if let Ok(name) = HeaderValue::try_from(poll::write_name(&name)) {
             response.headers_mut().insert(NAME, name);
         }
