@@ -18,7 +18,7 @@ mod dispatching;
 mod rounds;
 mod troubles;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -62,6 +62,10 @@ struct Round {
     climbs: bool,
     /// QUIC was first tried then.
     quic_since: Option<Duration>,
+    /// Addresses of its candidates.
+    known: BTreeSet<String>,
+    /// Attempts that failed since dispatch was asked.
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -328,6 +332,7 @@ impl Engine {
         if !rival && !attempt.transport.is_web() {
             self.demote(now, &attempt.candidate, failure);
         }
+        self.doubt_list(now);
         self.hurry(now);
         self.progress(now);
     }

@@ -123,6 +123,10 @@ pub const DEMOTED_FOR: Duration = Duration::from_secs(60);
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The next dispatch address is asked beside one that has not answered for so long.
 pub const DISPATCH_NEXT: Duration = Duration::from_millis(400);
+/// So many attempts of a round must have failed before dispatch is asked for another list in the middle of it.
+pub const ASK_AFTER: u32 = 3;
+/// And so much time must have passed since it was asked: a list is not better after a moment.
+pub const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Dispatch addresses that are asked at once.
 pub const DISPATCHES: usize = 3;
 /// A start without a valid list waits this long for dispatch before it tries what it has.

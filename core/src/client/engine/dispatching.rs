@@ -27,6 +27,8 @@ pub(super) struct Dispatching {
     pub(super) answered: bool,
     /// What the last one said that gave no list.
     pub(super) words: String,
+    /// When it was last asked.
+    pub(super) asked_at: Duration,
 }
 
 impl Dispatching {
@@ -49,12 +51,15 @@ impl Engine {
             self.dispatch_failed(now);
             return;
         }
-        self.dispatching = Dispatching { next: self.dispatching.next, answered: true, ..Dispatching::default() };
+        let Dispatching { next, asked_at, .. } = self.dispatching;
+        self.dispatching = Dispatching { next, asked_at, answered: true, ..Dispatching::default() };
         self.list = candidates;
         self.list.truncate(CANDIDATES);
         self.list_until = now + valid_for;
         if self.hold_until.take().is_some() {
             self.begin_round(now);
+        } else {
+            self.join_round(now);
         }
     }
 
@@ -115,6 +120,7 @@ impl Engine {
         let target = d.next % self.targets;
         d.next = (target + 1) % self.targets;
         d.tried += 1;
+        d.asked_at = now;
         let timeout = DISPATCH_TIMEOUT * (1 << d.failures.min(TIMEOUT_DOUBLINGS));
         // Whoever asks gives up after this time and says so. Without a word the next one is asked a little later: if both
         // happened at once, the second failure would be taken for one of the next request.

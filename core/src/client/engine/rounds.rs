@@ -85,7 +85,9 @@ impl Engine {
     }
 
     pub(super) fn race(&mut self, now: Duration, legs: VecDeque<Leg>, climbs: bool) {
-        self.round = Some(Round { legs, race: self.rng.random(), attempts: 0, climbs, quic_since: None });
+        let known = legs.iter().map(|leg| leg.candidate.address.clone()).collect();
+        let race = self.rng.random();
+        self.round = Some(Round { legs, race, attempts: 0, climbs, quic_since: None, known, failures: 0 });
         self.progress(now);
     }
 

@@ -7,11 +7,15 @@
 //! *Rule.* Connections in a row that were over before they had settled make the pause longer, whatever the rounds between
 //! them came to. A token that was new and is refused all the same counts against the edge that refuses it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Candidate, Engine, Live};
+use super::{Candidate, Engine, Leg, Live};
 use crate::client::candidates::{Failure, Transport};
-use crate::client::limits::{BACKOFF_MAX, SETTLED, TOKEN_PAUSE, TOKENS_AT_ONCE, WORDS_BYTES};
+use crate::client::limits::{
+    ASK_AFTER, ASK_AGAIN, BACKOFF_MAX, LISTED_FIRST, NEXT_AFTER, SETTLED, TCP_AFTER, TOKEN_PAUSE, TOKENS_AT_ONCE,
+    WORDS_BYTES,
+};
 use crate::client::trouble::{Trouble, cut};
 
 impl Engine {
@@ -37,11 +41,41 @@ impl Engine {
         if self.brief > 1 { self.jitter(self.brief, BACKOFF_MAX) } else { Duration::ZERO }
     }
 
-    /// Remembers what says most of why there is no connection.
+    /// Remembers what says most of why there is no connection; of equals the first, which is the best edge's.
     pub(super) fn failed(&mut self, candidate: &Candidate, transport: Transport, failure: &Failure) {
-        if self.worst.as_ref().is_none_or(|(_, _, worst)| failure.says() >= worst.says()) {
+        if self.worst.as_ref().is_none_or(|(_, _, worst)| failure.says() > worst.says()) {
             self.worst = Some((candidate.address.clone(), transport, failure.clone()));
         }
+    }
+
+    /// An attempt of a round failed: where several did, the list may be of no use as a whole, and a round over it takes long.
+    pub(super) fn doubt_list(&mut self, now: Duration) {
+        let Some(round) = &mut self.round else { return };
+        round.failures += 1;
+        if round.failures >= ASK_AFTER && now >= self.dispatching.asked_at + ASK_AGAIN {
+            round.failures = 0;
+            self.ask_dispatch(now);
+        }
+    }
+
+    /// Edges of a new list that the round under way does not know: they are tried now.
+    pub(super) fn join_round(&mut self, now: Duration) {
+        let Some(round) = self.round.as_mut().filter(|round| !round.climbs) else { return };
+        let fresh: Vec<_> = self.list.iter().filter(|c| !round.known.contains(&c.address)).cloned().collect();
+        round.known.extend(fresh.iter().map(|c| c.address.clone()));
+        let mut legs = VecDeque::new();
+        for (n, candidate) in (0u32..).zip(fresh.into_iter().take(LISTED_FIRST)) {
+            for (transport, after) in [(Transport::Quic, Duration::ZERO), (Transport::Tcp, TCP_AFTER)] {
+                if candidate.timeout(transport).is_some() {
+                    let at = now + NEXT_AFTER * n + after;
+                    legs.push_back(Leg { at, candidate: candidate.clone(), transport });
+                }
+            }
+        }
+        legs.append(&mut round.legs);
+        legs.make_contiguous().sort_by_key(|leg| leg.at);
+        round.legs = legs;
+        self.progress(now);
     }
 
     /// What was remembered is why there is none.
