@@ -17,7 +17,7 @@
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
 //! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides. [`proxy`]: TCP through an HTTP
-//!    proxy.
+//!    proxy. [`addresses`]: all addresses of a name, and the first good one of them.
 //!
 //! Invariants:
 //!
@@ -29,6 +29,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod addresses;
 pub mod congestion;
 pub mod env;
 pub mod frames;

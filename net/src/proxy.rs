@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tern_core::store::BoxFut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
+use crate::addresses::Addresses;
 use crate::env::{Acceptor, Net, Stream};
 
 /// Bytes of the header of an answer.
@@ -55,17 +56,10 @@ impl ThroughProxy {
             Some(text) => format!("Proxy-Authorization: {text}\r\n"),
             None => String::new(),
         };
-        let proxy = match self.proxy.address.parse() {
-            Ok(literal) => literal,
-            Err(_) => {
-                let wrong = || invalid(format!("{:?} is no host:port of a proxy", self.proxy.address));
-                let (host, port) = self.proxy.address.rsplit_once(':').ok_or_else(wrong)?;
-                let port: u16 = port.parse().map_err(|_| wrong())?;
-                let found = self.net.resolve(host).await?;
-                SocketAddr::new(*found.first().ok_or_else(wrong)?, port)
-            }
-        };
-        let mut stream = self.net.connect(proxy).await?;
+        let proxies = Addresses::of(self.net.as_ref(), &self.proxy.address)
+            .await
+            .map_err(|e| io::Error::new(e.kind(), format!("the proxy {} can't be found: {e}", self.proxy.address)))?;
+        let mut stream = proxies.race(|proxy| self.net.connect(proxy)).await?;
         stream.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{authorization}\r\n").as_bytes()).await?;
         stream.flush().await?;
         let head = read_head(&mut stream).await?;
