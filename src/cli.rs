@@ -152,6 +152,10 @@ pub struct ChatArgs {
     /// Region to prefer, such as "ap": its dispatch is asked first
     #[arg(long, value_name = "REGION")]
     pub near: Option<String>,
+    /// HTTP proxy that everything but QUIC goes through, as http://[user:password@]host[:port]; "none" for none
+    /// [default: HTTPS_PROXY or ALL_PROXY of the environment, but for NO_PROXY and this machine]
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
 }
 
 /// Options of `token`.
