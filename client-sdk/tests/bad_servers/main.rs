@@ -1,6 +1,7 @@
 //! The client against servers that are broken, hostile, or somebody else's, in paused time over a network on paper.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
 
+mod bad_disk;
 mod bad_dispatch;
 mod bad_edges;
 #[path = "../fake_edge/mod.rs"]

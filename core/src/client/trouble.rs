@@ -34,6 +34,11 @@ pub enum Trouble {
         /// Why.
         failure: Failure,
     },
+    /// The local store can't be written or read, so nothing can be acknowledged. It is tried again.
+    Store {
+        /// What is wrong with it, and what may be done.
+        message: String,
+    },
 }
 
 impl fmt::Display for Trouble {
@@ -46,6 +51,7 @@ impl fmt::Display for Trouble {
             }
             Self::NoEdge { message } if message.is_empty() => f.write_str("no edge is known, and no dispatch to ask"),
             Self::NoEdge { message } => write!(f, "no edge is known: {message}"),
+            Self::Store { message } => write!(f, "the local store failed: {message}"),
             Self::NoConnection { address, transport, failure } => {
                 write!(f, "{address} by {}: {failure}", transport.name())
             }
