@@ -1,6 +1,9 @@
 //! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
 //! routes and waits; `/config` and `/reload` for operators.
 //!
+//! A region and ipconf have `/dispatch?from=ADDRESS`, or a country of two letters: what dispatch would answer a client there,
+//! and why; for callers on loopback likewise.
+//!
 //! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and `/loads`: what its edges report, as a
 //! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
 //!
@@ -27,10 +30,13 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use tern_ipconf::api::DispatchRequest;
+use tern_ipconf::{Dispatch, DispatchError};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
 use tern_replication::store::EmbeddedStore;
 
+use crate::doctor::Whence;
 use crate::health::Health;
 use crate::process;
 use crate::reload::Reloader;
@@ -42,6 +48,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Longest answer of an admin listener that is read.
 const ANSWER_BYTES: u64 = 1024 * 1024;
 
+/// Where dispatch would send somebody.
+const DISPATCH: &str = "/dispatch";
+/// The same with the beginning of its query; an address or a country of two letters follows.
+pub(crate) const FROM: &str = "/dispatch?from=";
+
 /// What `/loads` answers: an encoded `LoadReport`.
 pub type Loads = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
@@ -52,6 +63,7 @@ pub struct Shared {
     base: Registry,
     role: OnceLock<(Registry, Option<Loads>)>,
     store: OnceLock<Arc<EmbeddedStore>>,
+    dispatch: OnceLock<Arc<Dispatch>>,
     /// Where operators decide about users.
     pub desk: Arc<Desk>,
 }
@@ -65,7 +77,8 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// `base`: the metrics that are there from the beginning.
     pub fn new(health: Health, reloader: Arc<Reloader>, base: Registry) -> Arc<Self> {
-        Arc::new(Self { health, reloader, base, role: OnceLock::new(), store: OnceLock::new(), desk: Arc::default() })
+        let (role, store, dispatch) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Arc::new(Self { health, reloader, base, role, store, dispatch, desk: Arc::default() })
     }
 
     /// Adds what the role has when its start is over; counts once.
@@ -79,6 +92,13 @@ impl Shared {
     pub fn publish_store(&self, store: Arc<EmbeddedStore>) {
         if self.store.set(store).is_err() {
             tracing::error!("a store was published twice");
+        }
+    }
+
+    /// Lets operators ask where clients would be sent; counts once.
+    pub fn publish_dispatch(&self, dispatch: Arc<Dispatch>) {
+        if self.dispatch.set(dispatch).is_err() {
+            tracing::error!("a dispatcher was published twice");
         }
     }
 
@@ -115,6 +135,9 @@ fn handler(shared: Arc<Shared>) -> Handler {
             if head.uri.path().starts_with("/users/") {
                 return users::answer(&head.method, &head.uri, from, &head.headers, &shared.desk).await;
             }
+            if head.uri.path() == DISPATCH && head.method == Method::GET && is_local(from, &head.headers) {
+                return where_to(head.uri.query().unwrap_or(""), &shared);
+            }
             answer(&head.method, head.uri.path(), from, &head.headers, &shared)
         })
     })
@@ -134,9 +157,7 @@ fn answer(
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return response;
     }
-    if matches!(path, "/config" | "/reload")
-        && (!from.ip().to_canonical().is_loopback() || headers.contains_key(ORIGIN))
-    {
+    if matches!(path, "/config" | "/reload" | DISPATCH) && !is_local(from, headers) {
         let message = "this is answered on the machine itself only, and to no browser: use curl there\n";
         return text(StatusCode::FORBIDDEN, message.into());
     }
@@ -180,9 +201,43 @@ fn answer(
             None => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n".into()),
         },
         _ => {
-            let paths = "/metrics, /livez, /readyz, /startupz, /config and, by POST, /reload";
+            let paths = "/metrics, /livez, /readyz, /startupz, /config, /dispatch?from= and, by POST, /reload";
             text(StatusCode::NOT_FOUND, format!("here are {paths}\n"))
         }
+    }
+}
+
+/// Whether somebody on the machine itself asks, and no browser's page.
+fn is_local(from: SocketAddr, headers: &HeaderMap) -> bool {
+    from.ip().to_canonical().is_loopback() && !headers.contains_key(ORIGIN)
+}
+
+/// What dispatch would answer a client at an address, or in a country, with its reasons. Nothing is counted for it.
+fn where_to(query: &str, shared: &Shared) -> Response<Full<Bytes>> {
+    let say = |status, what: &str| text(status, format!("{what}\n"));
+    let Some(dispatch) = shared.dispatch.get() else {
+        return say(StatusCode::NOT_FOUND, "there is no dispatch here, or it is starting");
+    };
+    let address = match store::parameter(query, "from").map(|text| text.parse::<Whence>()) {
+        Some(Ok(Whence::Address(address))) => address,
+        Some(Ok(Whence::Country(country))) => {
+            // It looks at many records.
+            match tokio::task::block_in_place(|| dispatch.geo().address_in(country)) {
+                Some(address) => address,
+                None => {
+                    let what = format!("the GeoIP data have no address of {country}");
+                    return say(StatusCode::BAD_REQUEST, &what);
+                }
+            }
+        }
+        Some(Err(what)) => return say(StatusCode::BAD_REQUEST, &what),
+        None => return say(StatusCode::BAD_REQUEST, "from=ADDRESS or from=COUNTRY is missing"),
+    };
+    let question = DispatchRequest { as_address: Some(address), explain: true, ..DispatchRequest::default() };
+    match dispatch.decide(&question, Ipv4Addr::LOCALHOST.into()) {
+        Ok(answer) => json(StatusCode::OK, &serde_json::json!(answer)),
+        Err(error @ DispatchError::NoEdges { .. }) => say(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(error) => say(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 

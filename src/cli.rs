@@ -152,6 +152,10 @@ pub struct ChatArgs {
     /// Region to prefer, such as "ap": its dispatch is asked first
     #[arg(long, value_name = "REGION")]
     pub near: Option<String>,
+    /// HTTP proxy that everything but QUIC goes through, as http://[user:password@]host[:port]; "none" for none
+    /// [default: HTTPS_PROXY or ALL_PROXY of the environment, but for NO_PROXY and this machine]
+    #[arg(long, value_name = "URL")]
+    pub proxy: Option<String>,
 }
 
 /// Options of `token`.
@@ -189,6 +193,13 @@ pub struct DoctorArgs {
     /// region]
     #[arg(long, value_enum, value_name = "ROLE")]
     pub role: Option<RoleName>,
+    /// Instead: where the running dispatch would send a client at these addresses or in these countries (of two letters),
+    /// and whether these edges can be reached from here by each transport
+    #[arg(long, value_name = "ADDRESS|COUNTRY", num_args = 1.., conflicts_with = "role")]
+    pub from: Vec<crate::doctor::Whence>,
+    /// With `--from`: the authority that clients trust (PEM) [default: <data>/pki/public-ca.pem]
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub ca: Option<PathBuf>,
 }
 
 /// A role, as `doctor` is told it.

@@ -304,6 +304,7 @@ fn config(node: &Node) -> Result<EdgeConfig> {
             tcp_connections: tcp_connections(),
             ..EdgeLimits::default()
         },
+        trusted_proxies: settings.edge_trusted_proxies.clone(),
         origins: settings.edge_origins.iter().map(|origin| origin.0.clone()).collect(),
         tickets: tickets(node, reset_key.as_ref()),
         reset_key,

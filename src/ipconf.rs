@@ -89,6 +89,7 @@ pub async fn start(
     let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
     loads.cordon_regions(&settings.dispatch_cordoned_regions);
     add_parts(operations, &dispatch, loads);
+    operations.publish_dispatch(dispatch.clone());
     if node.role == Role::Ipconf {
         let asked = dispatch.clone();
         operations.health.needs("edges", move || match asked.health().edges_listed {

@@ -100,6 +100,11 @@ impl Operations {
         self.systemd.ready("serving");
     }
 
+    /// Lets operators ask where clients would be sent.
+    pub fn publish_dispatch(&self, dispatch: Arc<tern_ipconf::Dispatch>) {
+        self.shared.publish_dispatch(dispatch);
+    }
+
     /// Lets operators ask for backups of the region's store.
     pub fn publish_store(&self, store: Arc<tern_replication::store::EmbeddedStore>) {
         self.shared.publish_store(store);

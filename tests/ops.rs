@@ -688,6 +688,56 @@ fn the_doctor_looks_before_the_first_start_and_beside_a_running_node_and_changes
 }
 
 #[test]
+fn the_doctor_says_where_a_client_elsewhere_is_sent_and_whether_its_edges_are_reached() {
+    let site = Site::new();
+    // Fixed ports, as in production: dispatch lists what is advertised.
+    let (client, admin) = loop {
+        let ports: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let port = |i: usize| ports[i].local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port(0))).is_ok() {
+            break (port(0), port(1));
+        }
+    };
+    site.configure(&format!(
+        "listen.client = {client}\nlisten.admin = \"127.0.0.1:{admin}\"\nlisten.dispatch = 0\nlisten.node = 0\n\
+         listen.gossip = \"127.0.0.1:0\"\n"
+    ));
+    let (code, found) = doctor(&site, &["--from", "91.0.0.1"]);
+    let nobody = of_check(&found, "dispatch")[0];
+    assert!(code == Some(1) && nobody["do"].as_str().unwrap().contains("listen.admin"), "{nobody}");
+    let running = site.start();
+    let found = |more: &[&str]| doctor(&site, more);
+    // Its own edge reports within a second.
+    wait_until("an edge is listed", || doctor(&site, &["--from", "91.0.0.1"]).0 == Some(0));
+    let (code, all) = found(&["--from", "91.0.0.1", "JP", "10.0.0.1"]);
+    assert_eq!(code, Some(0), "{all:#?}");
+    let dispatch: Vec<_> = of_check(&all, "dispatch").iter().map(|f| f["what"].as_str().unwrap().to_owned()).collect();
+    assert!(
+        dispatch[0].starts_with("91.0.0.1 (DE) -> 1. eu-e1 (") && dispatch[0].contains("by distance"),
+        "{dispatch:?}"
+    );
+    assert!(dispatch[1].contains("(JP) -> 1. eu-e1"), "{dispatch:?}");
+    assert!(dispatch[2].contains("10.0.0.1 (not placed: private)"), "{dispatch:?}");
+    let edges = of_check(&all, "edge");
+    assert_eq!(edges.len(), 1, "one edge, all of it well: {edges:#?}");
+    let what = edges[0]["what"].as_str().unwrap();
+    for transport in ["quic", "tcp", "ws", "poll"] {
+        assert!(edges[0]["state"] == "ok" && what.contains(&format!("{transport} ")), "{what}");
+    }
+    // By an authority that is not the one of its certificate.
+    let ca = site.data("pki/node-ca.pem");
+    let (code, all) = found(&["--from", "91.0.0.1", "--ca", ca.to_str().unwrap()]);
+    let edges = of_check(&all, "edge");
+    assert!(code == Some(1) && edges.len() == 4, "{edges:#?}");
+    assert!(edges.iter().all(|f| f["what"].as_str().unwrap().contains("certificate is not accepted")), "{edges:#?}");
+    let (code, all) = found(&["--from", "ZZ"]);
+    assert!(code == Some(1) && of_check(&all, "dispatch")[0]["what"].as_str().unwrap().contains("no address of ZZ"));
+    assert_eq!(run(&["doctor", "--from", "germany"]).status.code(), Some(2));
+    assert_eq!(get(running.at("admin"), "/dispatch").0, 400);
+    assert!(get(running.at("admin"), "/metrics").1.contains("tern_dispatch"));
+}
+
+#[test]
 fn the_doctor_fails_where_a_start_would_and_says_the_same() {
     let site = Site::new();
     let held = TcpListener::bind("127.0.0.1:0").unwrap();

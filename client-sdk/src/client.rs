@@ -380,7 +380,7 @@ impl Client {
 
     /// Whether and how it is connected.
     pub fn connection(&self) -> ConnectionState {
-        self.shared().lock().machine.connection()
+        self.shared().lock().connection()
     }
 
     /// The smoothed round trip of the connection, once one was measured.
@@ -397,7 +397,8 @@ impl Client {
     /// causes, round trips, transports, the heartbeat, the queue. Nothing of messages, users or tokens is in it.
     pub fn diagnostics(&self) -> String {
         let (now, wall_ms) = (self.shared().env.clock.now(), self.shared().env.clock.wall_ms());
-        self.shared().lock().machine.diagnostics(now, wall_ms)
+        let inner = self.shared().lock();
+        inner.store_line(now) + &inner.machine.diagnostics(now, wall_ms)
     }
 
     /// Connects now instead of later, and after a [`crate::Event::Kicked`].

@@ -21,12 +21,14 @@ use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::compact::{Read, Reader, Writer};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{Lane, codec, v1};
+use tern_net::addresses::Addresses;
+use tern_net::env::Stream;
 use tern_net::frames::{Frames, QuicFrames};
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use crate::dispatch::resolve;
 use crate::driver::Tls;
 use crate::limits::INITIAL_RTT;
 use crate::shared::{ConnectJob, Outgoing, Shared};
@@ -44,12 +46,12 @@ fn network(cause: impl std::fmt::Display) -> Failure {
 /// Runs until the connection ends, by itself or because `job.out` was closed. Why it ended.
 pub(crate) async fn run(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob) -> Failure {
     let work = async {
-        let to = resolve(shared.env.net.as_ref(), &job.candidate.address).await.map_err(network)?;
+        let to = Addresses::of(shared.env.net.as_ref(), &job.candidate.address).await.map_err(network)?;
         match job.transport {
-            Transport::Quic => quic(shared, tls, job, to).await,
-            Transport::Tcp => tcp(shared, tls, job, to).await,
-            Transport::WebSocket => web::socket(shared, tls, job, to).await,
-            Transport::Poll => web::polls(shared, tls, job, to).await,
+            Transport::Quic => quic(shared, tls, job, &to).await,
+            Transport::Tcp => tcp(shared, tls, job, &to).await,
+            Transport::WebSocket => web::socket(shared, tls, job, &to).await,
+            Transport::Poll => web::polls(shared, tls, job, &to).await,
         }
     };
     let result: Result<(), Failure> = tokio::select! {
@@ -86,7 +88,13 @@ async fn closing(out: &Outgoing) -> Code {
     }
 }
 
-async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+/// A connection to one address, before anything was said. The endpoint is its own.
+async fn quic_to(
+    shared: &Arc<Shared>,
+    tls: &Tls,
+    job: &ConnectJob,
+    to: SocketAddr,
+) -> Result<(quinn::Endpoint, quinn::Connection, Streams), Failure> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
@@ -114,6 +122,11 @@ async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr)
             (connection, streams)
         }
     };
+    Ok((endpoint, connection, streams))
+}
+
+async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
+    let (_endpoint, connection, streams) = to.race(|to| quic_to(shared, tls, job, to)).await?;
     let [(control, from_control), (message, from_message), (bulk, from_bulk)] = streams;
     let out = &job.out;
     let lanes = all([
@@ -236,10 +249,26 @@ async fn quic_out(out: &Outgoing, lane: Lane, mut stream: quinn::SendStream) -> 
     }
 }
 
-async fn tcp(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
-    let name = ServerName::try_from(job.candidate.server_name.clone()).map_err(network)?;
-    let stream = shared.env.net.connect(to).await.map_err(network)?;
-    let stream = TlsConnector::from(tls.edges.clone()).connect(name, stream).await.map_err(network)?;
+/// TLS over TCP with the first of these addresses that is the edge's.
+async fn tls_to(
+    shared: &Arc<Shared>,
+    config: &Arc<rustls::ClientConfig>,
+    job: &ConnectJob,
+    to: &Addresses,
+) -> Result<TlsStream<Box<dyn Stream>>, Failure> {
+    let name = ServerName::try_from(job.candidate.server_name.as_str()).map_err(network)?.to_owned();
+    let one = |to: SocketAddr| {
+        let name = name.clone();
+        async move {
+            let stream = shared.env.net.connect(to).await.map_err(network)?;
+            TlsConnector::from(config.clone()).connect(name, stream).await.map_err(network)
+        }
+    };
+    to.race(one).await
+}
+
+async fn tcp(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
+    let stream = tls_to(shared, &tls.edges, job, to).await?;
     let (from, mut into) = tokio::io::split(stream);
     let mut hello = BytesMut::new();
     codec::put(&*job.hello.0, &mut hello);

@@ -9,11 +9,14 @@ use hyper::Request;
 use serde::{Deserialize, Serialize};
 use tern_core::client::limits::{QUIC_TIMEOUT, TCP_TIMEOUT};
 use tern_core::client::{Asking, Candidate, NetInfo, NetKind};
+use tern_net::addresses::Addresses;
 use tern_net::env::Net;
 use tern_net::http::HttpClient;
 
 use crate::config::DispatchServer;
-use crate::limits::{ADDRESSES, ATTEMPT_TIMEOUT, DISPATCH_ANSWER_BYTES, DISPATCH_TTL, EDGES};
+use crate::limits::{
+    ADDRESS_BYTES, ADDRESSES, ATTEMPT_TIMEOUT, DISPATCH_ANSWER_BYTES, DISPATCH_TTL, EDGES, NAME_BYTES,
+};
 
 #[derive(Serialize)]
 struct Ask<'a> {
@@ -83,11 +86,14 @@ pub(crate) enum DispatchError {
     Status(u16),
     #[error("the answer can't be understood: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("no answer within {0:?}")]
+    Late(Duration),
     #[error("the request can't be made: {0}")]
     Request(#[from] hyper::http::Error),
 }
 
-/// One request. The answer as it came, for the store, and what it says.
+/// One question, to all addresses of the server one after the other until one gives a list. The answer as it came, for
+/// the store, and what it says.
 pub(crate) async fn ask(
     net: &dyn Net,
     http: &HttpClient,
@@ -96,18 +102,32 @@ pub(crate) async fn ask(
     network: Option<&NetInfo>,
     edge_name: Option<&str>,
 ) -> Result<(Vec<Candidate>, Duration, Bytes), DispatchError> {
-    let to = resolve(net, &server.address).await.map_err(|e| DispatchError::Resolve(server.address.clone(), e))?;
     let ms = |rtt: &Duration| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX).max(1);
     let rtt = asking.measured.iter().map(|(edge, rtt)| Sample { edge, ms: ms(rtt) }).collect();
-    let body = serde_json::to_vec(&Ask { exclude: &asking.exclude, rtt, network: network.map(Network::of) })?;
-    let request = Request::post("/v1/dispatch").header("content-type", "application/json").body(Full::from(body))?;
-    let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, asking.timeout).await?;
-    if !answer.status().is_success() {
-        return Err(DispatchError::Status(answer.status().as_u16()));
-    }
-    let text = answer.into_body();
-    let (list, ttl) = parse(&text, edge_name)?;
-    Ok((list, ttl, text))
+    let body =
+        Bytes::from(serde_json::to_vec(&Ask { exclude: &asking.exclude, rtt, network: network.map(Network::of) })?);
+    let one = |to: SocketAddr| {
+        let body = body.clone();
+        async move {
+            let request = Request::post("/v1/dispatch").header("content-type", "application/json");
+            let request = request.body(Full::new(body))?;
+            let answer = http.request(to, &server.server_name, request, DISPATCH_ANSWER_BYTES, asking.timeout).await?;
+            if !answer.status().is_success() {
+                return Err(DispatchError::Status(answer.status().as_u16()));
+            }
+            let text = answer.into_body();
+            let (list, ttl) = parse(&text, edge_name)?;
+            Ok((list, ttl, text))
+        }
+    };
+    let whole = async {
+        let addresses = Addresses::of(net, &server.address).await;
+        let addresses = addresses.map_err(|e| DispatchError::Resolve(server.address.clone(), e))?;
+        addresses.race(one).await
+    };
+    // The engine counts on an answer by then, or a word that there is none.
+    let late = |_| DispatchError::Late(asking.timeout);
+    tokio::time::timeout(asking.timeout, whole).await.map_err(late)?
 }
 
 /// Candidates of an answer, in its order, and how long they hold.
@@ -125,7 +145,10 @@ pub(crate) fn parse(text: &[u8], edge_name: Option<&str>) -> Result<(Vec<Candida
             None if edge.tls_name.is_empty() => format!("{}.{}.tern.internal", edge.id, edge.region),
             None => edge.tls_name,
         };
-        for address in edge.addresses.iter().take(ADDRESSES) {
+        if [&edge.id, &edge.region, &server_name].iter().any(|name| name.len() > NAME_BYTES) {
+            continue;
+        }
+        for address in edge.addresses.iter().filter(|a| a.len() <= ADDRESS_BYTES).take(ADDRESSES) {
             list.push(Candidate {
                 edge: edge.id.clone(),
                 region: edge.region.clone(),
@@ -139,19 +162,6 @@ pub(crate) fn parse(text: &[u8], edge_name: Option<&str>) -> Result<(Vec<Candida
         }
     }
     Ok((list, Duration::from_secs(answer.ttl_s).clamp(DISPATCH_TTL.0, DISPATCH_TTL.1)))
-}
-
-/// The address of `host:port`.
-pub(crate) async fn resolve(net: &dyn Net, address: &str) -> std::io::Result<SocketAddr> {
-    if let Ok(literal) = address.parse() {
-        return Ok(literal);
-    }
-    let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidInput, format!("{address:?} is not host:port"));
-    let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
-    let port: u16 = port.parse().map_err(|_| invalid())?;
-    let found = net.resolve(host).await?;
-    let first = found.first().ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "it has no address"))?;
-    Ok(SocketAddr::new(*first, port))
 }
 
 #[cfg(test)]
@@ -174,6 +184,15 @@ mod tests {
         assert_eq!(list[1].address, "[2001:db8::1]:7410");
         assert!(!list[2].quic && list[2].tcp && list[2].quic_timeout == QUIC_TIMEOUT);
         assert_eq!(parse(text, Some("im.example.com")).unwrap().0[2].server_name, "im.example.com");
+    }
+
+    #[test]
+    fn names_and_addresses_without_measure_are_left_out() {
+        let long = "x".repeat(400);
+        let edge = |id: &str, address: &str| format!(r#"{{"id": "{id}", "region": "eu", "addresses": ["{address}"]}}"#);
+        let edges = [edge(&long, "192.0.2.1:1"), edge("a", &long), edge("b", "192.0.2.1:1")].join(",");
+        let (list, _) = parse(format!(r#"{{"ttl_s": 300, "edges": [{edges}]}}"#).as_bytes(), None).unwrap();
+        assert_eq!(list.iter().map(|c| c.edge.as_str()).collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tern_core::client::limits::TOKEN_TIMEOUT;
-use tern_core::client::{Asking, Machine, NetInfo};
+use tern_core::client::{Asking, NetInfo};
 use tern_core::wire::ALPN_CLIENT;
 use tern_net::http::{ALPN_HTTP, HttpClient};
 use tern_net::resume::Resuming;
@@ -30,7 +30,12 @@ impl Tls {
     pub(crate) fn new(shared: &Shared) -> Result<Self, tern_net::tls::TlsError> {
         let make = |alpn: &[&[u8]]| client_tls(&shared.config.roots_pem, alpn, shared.env.clock.clone());
         let edges = make(&[ALPN_CLIENT])?;
-        Ok(Self { quic: Resuming::new(edges.clone()), edges, http: make(&ALPN_HTTP)?, websocket: make(&[b"http/1.1"])? })
+        Ok(Self {
+            quic: Resuming::new(edges.clone()),
+            edges,
+            http: make(&ALPN_HTTP)?,
+            websocket: make(&[b"http/1.1"])?,
+        })
     }
 }
 
@@ -75,11 +80,14 @@ fn start(shared: &Arc<Shared>, tls: Option<&Tls>, job: Job) {
             let late = || TokenError(format!("the token provider did not answer within {TOKEN_TIMEOUT:?}"));
             let token = tokio::time::timeout(TOKEN_TIMEOUT, task.tokens.token(refused)).await;
             let token = token.unwrap_or_else(|_| Err(late()));
-            if let Err(error) = &token {
-                tracing::warn!(%error, "no token: trying again after a pause");
-            }
             // Store errors were told as events.
-            let _told = task.act(|m, now| m.token(now, token.ok()));
+            let _told = match token {
+                Ok(token) => task.act(|m, now| m.token(now, Some(token))),
+                Err(error) => {
+                    tracing::warn!(%error, "no token: trying again after a pause");
+                    task.act(|m, now| m.no_token(now, &error.0))
+                }
+            };
         }),
     }
 }
@@ -99,7 +107,8 @@ async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, asking: &Asking, n
         Ok((list, ttl, text)) => shared.act(|m, now| m.dispatched(now, wall_ms, list, ttl, text)),
         Err(error) => {
             tracing::info!(%error, asking.target, "dispatch gave no list");
-            shared.act(Machine::dispatch_failed)
+            let address = shared.config.dispatch.get(asking.target).map_or("", |server| &server.address);
+            shared.act(|m, now| m.dispatch_refused(now, &format!("{address}: {error}")))
         }
     };
 }

@@ -59,9 +59,9 @@ pub use group::{Changed, GroupError};
 pub use lifecycle::Pushed;
 pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
-    Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, GroupInfo, GroupOptions,
-    GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, SendRefused, SetRefused,
-    Transport, UnknownMessage,
+    Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, Failure, GroupInfo,
+    GroupOptions, GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, SendRefused,
+    SetRefused, Transport, Trouble, UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;

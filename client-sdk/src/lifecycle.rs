@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tern_core::client::{ConnectionState, MessageId, NetInfo, Placed};
+use tern_core::client::{ConnectionState, MessageId, NetInfo, Placed, Trouble};
 use tokio::time::timeout;
 
 use crate::client::{CallError, Client};
@@ -47,7 +47,12 @@ impl Client {
         let until = self.shared().env.clock.now() + deadline;
         let mut version = self.shared().version.subscribe();
         self.set_foreground(false)?;
-        while self.waiting().0 > 0 && self.connection() != ConnectionState::Offline {
+        let hopeless = |state| match state {
+            ConnectionState::Offline => true,
+            ConnectionState::Connecting { trouble, .. } => matches!(trouble, Some(Trouble::Store { .. })),
+            _ => false,
+        };
+        while self.waiting().0 > 0 && !hopeless(self.connection()) {
             match timeout(self.left(until), version.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => break,

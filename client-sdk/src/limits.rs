@@ -13,6 +13,10 @@ pub const DISPATCH_TTL: (Duration, Duration) = (Duration::from_secs(10), Duratio
 pub const ATTEMPT_TIMEOUT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Edges taken from one dispatch answer.
 pub const EDGES: usize = 16;
+/// Bytes of a name in a dispatch answer: a host name's most (RFC 1035). Edges of longer ones are left out.
+pub const NAME_BYTES: usize = 255;
+/// Bytes of an address in it: such a name and a port.
+pub const ADDRESS_BYTES: usize = NAME_BYTES + 6;
 /// Addresses tried of one edge.
 pub const ADDRESSES: usize = 4;
 /// After a failed transaction the store is read again after this time, doubling up to [`STORE_PAUSE_MAX`].
@@ -34,8 +38,11 @@ pub const POLL_WAIT: Duration = Duration::from_secs(25);
 pub const POLL_WITHIN: Duration = Duration::from_secs(10);
 /// A poll whose answer is lost is sent so often in all; then the session is given up for a new one.
 pub const POLL_TRIES: u32 = 3;
-/// Before each repetition, times those so far.
+/// Before each repetition, times those so far; and before the next poll after one that was answered at once and without
+/// anything to tell, doubling up to [`POLL_PAUSE_MAX`].
 pub const POLL_PAUSE: Duration = Duration::from_millis(250);
+/// See [`POLL_PAUSE`]: what comes meanwhile is no later than this.
+pub const POLL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Bytes of frames in one poll: what edges take.
 pub const POLL_BYTES: usize = 256 * 1024;
 /// And in its answer.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tern_core::client::{Asking, ConnNo, Effect, Failure, Machine, NetInfo, Outbound, Setup};
+use tern_core::client::{Asking, ConnNo, ConnectionState, Effect, Failure, Machine, NetInfo, Outbound, Setup, Trouble};
 use tern_core::codes::Code;
 use tern_core::wire::Lane;
 use tern_core::wire::compact::Read;
@@ -91,8 +91,39 @@ pub(crate) struct Inner {
     /// store until it was read again.
     store_pause: Option<Duration>,
     store_failures: u32,
+    /// What is wrong with it.
+    store_trouble: String,
     stale: bool,
     wants_connection: bool,
+}
+
+impl Inner {
+    /// Whether and how the client is connected.
+    pub(crate) fn connection(&self) -> ConnectionState {
+        match self.store_pause {
+            Some(at) if self.wants_connection => {
+                let trouble = Trouble::Store { message: self.store_trouble.clone() };
+                ConnectionState::Connecting { retry_at: Some(at), trouble: Some(trouble) }
+            }
+            // The machine is of before the failure.
+            _ if self.stale => ConnectionState::Offline,
+            _ => self.machine.connection(),
+        }
+    }
+
+    /// A line of diagnostics, where the store is in trouble.
+    pub(crate) fn store_line(&self, now: Duration) -> String {
+        match self.store_pause {
+            Some(at) => {
+                let left = at.saturating_sub(now).as_secs_f64();
+                format!(
+                    "store       failed {} times, tried again in {left:.1} s: {}\n",
+                    self.store_failures, self.store_trouble
+                )
+            }
+            None => String::new(),
+        }
+    }
 }
 
 /// Why a call was not done.
@@ -138,6 +169,7 @@ impl Shared {
             setup,
             store_pause: None,
             store_failures: 0,
+            store_trouble: String::new(),
             stale: false,
             wants_connection: true,
         };
@@ -176,9 +208,7 @@ impl Shared {
         if inner.store.is_none() {
             return Err(Unavailable::Closed);
         }
-        if inner.stale {
-            self.reload(inner).map_err(Unavailable::Store)?;
-        }
+        self.refresh(inner)?;
         let result = act(&mut inner.machine, self.env.clock.now());
         self.flush(inner).map_err(Unavailable::Store)?;
         Ok(result)
@@ -191,9 +221,7 @@ impl Shared {
     ) -> Result<T, Unavailable> {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        if inner.stale {
-            self.reload(inner).map_err(Unavailable::Store)?;
-        }
+        self.refresh(inner)?;
         let store = inner.store.as_deref().ok_or(Unavailable::Closed)?;
         look(&inner.machine, store).map_err(Unavailable::Store)
     }
@@ -249,6 +277,7 @@ impl Shared {
         }
     }
 
+    /// The store failed: offline until it works again, which is tried after a pause.
     fn store_failed(&self, inner: &mut Inner, error: &StoreError) {
         tracing::warn!(%error, "the local store failed: offline until it works again");
         for (_, out) in std::mem::take(&mut inner.conns) {
@@ -257,17 +286,38 @@ impl Shared {
         inner.jobs.clear();
         inner.stale = true;
         if inner.store_pause.is_none() {
-            inner.wants_connection = inner.machine.connection() != tern_core::client::ConnectionState::Offline;
+            inner.wants_connection &= inner.machine.connection() != ConnectionState::Offline;
         }
-        let pause = STORE_PAUSE.saturating_mul(1 << inner.store_failures.min(5)).min(STORE_PAUSE_MAX);
-        inner.store_failures += 1;
-        inner.store_pause = Some(self.env.clock.now() + pause);
-        self.tell(Event::StoreFailed { message: error.to_string() });
+        self.store_again(inner, error);
         // The application may go on reading and sending at once, from what is stored.
         if let Err(error) = self.reload(inner) {
             tracing::warn!(%error, "the local store can't be read either");
         }
+    }
+
+    /// Plans the next try, and tells of it.
+    fn store_again(&self, inner: &mut Inner, error: &StoreError) {
+        let pause = STORE_PAUSE.saturating_mul(1 << inner.store_failures.min(5)).min(STORE_PAUSE_MAX);
+        inner.store_failures = inner.store_failures.saturating_add(1);
+        inner.store_pause = Some(self.env.clock.now() + pause);
+        inner.store_trouble = error.to_string();
+        self.tell(Event::StoreFailed { message: error.to_string() });
+        self.tell(Event::Connection(inner.connection()));
+        self.version.send_modify(|v| *v = v.wrapping_add(1));
         self.wake.notify_one();
+    }
+
+    /// Builds the machine from the store anew where that failed before. If it fails again, it is tried again by itself.
+    fn refresh(&self, inner: &mut Inner) -> Result<(), Unavailable> {
+        if !inner.stale {
+            return Ok(());
+        }
+        self.reload(inner).map_err(|error| {
+            if inner.store_pause.is_none() {
+                self.store_again(inner, &error);
+            }
+            Unavailable::Store(error)
+        })
     }
 
     fn reload(&self, inner: &mut Inner) -> Result<(), StoreError> {
@@ -282,12 +332,17 @@ impl Shared {
 
     /// Connects, unless that has to wait for the store.
     pub(crate) fn connect(&self) -> Result<(), Unavailable> {
-        self.lock().store_pause = None;
+        {
+            let mut inner = self.lock();
+            (inner.store_pause, inner.wants_connection) = (None, true);
+        }
         self.act(Machine::connect)
     }
 
     /// Ends the connection, makes none until [`Self::connect`], and brings the store to rest.
     pub(crate) fn suspend(&self) -> Result<(), Unavailable> {
+        // Also where the store fails now: it is not to connect by itself when that is over.
+        self.lock().wants_connection = false;
         self.act(Machine::stop)?;
         let mut inner = self.lock();
         let store = inner.store.as_deref_mut().ok_or(Unavailable::Closed)?;

@@ -146,7 +146,7 @@ async fn where_a_proxy_is_the_only_way_out_dispatch_and_tcp_go_through_it() {
     let mut config = config(&edge);
     config.edge_name = Some("localhost".into());
     config.dispatch.push(DispatchServer { address: dispatch.to_string(), server_name: "localhost".into() });
-    config.proxy = Some(HttpProxy { address: edge.listen_proxy().await.to_string(), authorization: None });
+    config.proxy = Some(edge.listen_proxy().await.to_string().parse::<HttpProxy>().unwrap());
     let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
     let token = Arc::new(StaticToken("t".into()));
     let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
@@ -261,7 +261,7 @@ async fn a_server_that_is_not_trusted_gets_no_token() {
         .build()
         .unwrap();
     eventually("a round has failed", || {
-        matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_) })
+        matches!(client.connection(), ConnectionState::Connecting { retry_at: Some(_), .. })
     })
     .await;
     assert!(edge.core.lock().unwrap().hellos.is_empty());

@@ -94,6 +94,20 @@ impl Admission {
         Admitted::Yes(Ticket { admission: self.clone(), key, proven })
     }
 
+    /// A connection of a trusted proxy. Whose requests it will carry is not known yet, and each of them is looked at by its own
+    /// address; so the proxy's block has no share, and is given a place wherever there is one.
+    pub(crate) fn arrive_trusted(&self, from: IpAddr) -> Admitted {
+        let key = block(from);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.all.proven >= self.most {
+            return Admitted::No;
+        }
+        places.all.proven += 1;
+        places.blocks.entry(key).or_default().proven += 1;
+        drop(places);
+        Admitted::Yes(Ticket { admission: self.clone(), key, proven: true })
+    }
+
     fn has_room(&self, all: Held, held: Held) -> bool {
         let free = self.most.saturating_sub(all.proven);
         let share = if free <= self.most / RESERVE { 1 } else { (free / SHARE_OF_FREE).max(FIRST_FEW) };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tern_core::limits;
 use tern_core::wire::v1;
+use tern_net::prefix::IpPrefix;
 use tern_net::quic::QuicParams;
 use tern_net::reset::ResetKey;
 use tern_net::resume::Tickets;
@@ -42,6 +43,9 @@ pub struct EdgeConfig {
     /// Web pages (`https://example.org`) whose scripts may connect by WebSocket or polls. Empty: those of any
     /// site, since tokens are in the Hello and no cookie is looked at. Clients that are no browsers name none.
     pub origins: Vec<String>,
+    /// Load balancers that end TLS towards clients, or pass HTTP on: `X-Forwarded-For` counts from them alone, for
+    /// WebSockets and polls. QUIC and the raw protocol over TCP have no such header; clients must reach them without a proxy.
+    pub trusted_proxies: Vec<IpPrefix>,
     /// Kept over restarts, so that clients of an edge that was killed learn of it at once. `None`: one for
     /// this start.
     pub reset_key: Option<ResetKey>,
@@ -71,6 +75,7 @@ impl Default for EdgeConfig {
             heartbeat: None,
             drain_per_second: 1_000,
             origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             reset_key: None,
             tickets: Tickets::new(TICKETS as usize),
             limits: EdgeLimits::default(),

@@ -400,6 +400,11 @@ impl Edge {
         self.doomed.load(Ordering::Acquire)
     }
 
+    /// Whether what it says of its clients' addresses is believed.
+    pub(crate) fn is_proxy(&self, from: IpAddr) -> bool {
+        self.config.trusted_proxies.iter().any(|proxies| proxies.contains(from))
+    }
+
     /// Refused for failing too often, and for how long.
     pub(crate) fn blocked(&self, from: IpAddr) -> Option<Duration> {
         lock(&self.guard).blocked(from, self.env.clock.now())
@@ -409,6 +414,8 @@ impl Edge {
     pub(crate) fn handshake_failed(&self, from: IpAddr, code: Code) {
         self.metrics.handshake_failed(code.name());
         match code {
+            // It was a client's fault, and there is no telling whose.
+            _ if self.is_proxy(from) => {}
             // No fault of the client's: there is no telling whether it would have finished.
             Code::Draining | Code::CoreUnreachable | Code::UnsupportedVersion => {}
             // Whoever is told to come later and comes at once all the same.
@@ -420,6 +427,9 @@ impl Edge {
     /// A connection of a proven address ended before its Hello was accepted, without having been refused.
     pub(crate) fn handshake_abandoned(&self, from: IpAddr) {
         self.metrics.handshake_failed("gone");
+        if self.is_proxy(from) {
+            return;
+        }
         lock(&self.guard).abandoned(from, self.env.clock.now());
     }
 
@@ -430,7 +440,9 @@ impl Edge {
 
     /// Whether a handshake from there may begin. `proven`: see [`Admission::arrive`].
     pub(crate) fn admit(&self, from: IpAddr, proven: bool) -> Admitted {
-        let admitted = if self.blocked(from).is_some() {
+        let admitted = if self.is_proxy(from) {
+            self.admission.arrive_trusted(from)
+        } else if self.blocked(from).is_some() {
             self.metrics.handshake_failed(Code::TooManyFailures.name());
             return Admitted::No;
         } else {

@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use tern_core::codes::Code;
 use tern_core::limits::FRAME_BYTES;
 use tern_net::env::Stream;
+use tern_net::forwarded::Caller;
 use tern_net::http::{Handler, HttpLimits, read_body, serve_stream};
 use tern_net::websocket::{SUBPROTOCOL, accept_key, are_whole_frames, is_key};
 use tokio::sync::Notify;
@@ -81,9 +82,11 @@ pub(crate) struct Front {
     from: SocketAddr,
     /// Its place among the handshakes.
     ticket: Mutex<Option<Ticket>>,
-    upgrade: Mutex<Option<OnUpgrade>>,
+    /// What becomes a WebSocket, and whose.
+    upgrade: Mutex<Option<(OnUpgrade, SocketAddr)>>,
     /// A request was refused, so this connection is to end.
     finish: Arc<Notify>,
+    finishing: AtomicBool,
     fault: AtomicBool,
 }
 
@@ -94,21 +97,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Front {
     pub(crate) fn new(edge: Arc<Edge>, conn: Arc<Conn>, from: SocketAddr, ticket: Ticket) -> Arc<Self> {
         let (ticket, upgrade) = (Mutex::new(Some(ticket)), Mutex::new(None));
-        let (finish, fault) = (Arc::new(Notify::new()), AtomicBool::new(false));
-        Arc::new(Self { edge, conn, from, ticket, upgrade, finish, fault })
+        let (finishing, fault) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { edge, conn, from, ticket, upgrade, finish: Arc::new(Notify::new()), finishing, fault })
     }
 
     /// Serves until the connection ends, and says as what it ended.
     pub(crate) async fn serve(self: Arc<Self>, stream: Box<dyn Stream>, alpn: Option<Vec<u8>>) -> &'static str {
         let late = self.serve_http(stream, alpn).await;
         let upgrade = lock(&self.upgrade).take();
-        if let Some(upgrade) = upgrade
+        if let Some((upgrade, client)) = upgrade
             && let Ok(Ok(upgraded)) = timeout(self.edge.tuning().hello_timeout, upgrade).await
         {
             let transport = "ws";
             self.edge.relabel(HTTP, transport);
             let ticket = lock(&self.ticket).take();
-            drive_websocket(&self.edge, &self.conn, TokioIo::new(upgraded), self.from, ticket).await;
+            drive_websocket(&self.edge, &self.conn, TokioIo::new(upgraded), client, ticket).await;
             return transport;
         }
         self.conn.mailbox().close(&self.edge.metrics);
@@ -160,7 +163,14 @@ impl Front {
         .await;
     }
 
+    /// This answer is the last one of the connection.
+    fn finish(&self) {
+        self.finishing.store(true, Ordering::Relaxed);
+        self.finish.notify_one();
+    }
+
     async fn respond(&self, request: Request<Incoming>) -> Answer {
+        let says_close = request.version() < Version::HTTP_2;
         let allowed = self.allowed_origin(request.headers());
         let answered = match (&allowed, request.uri().path(), request.method()) {
             (_, WEBSOCKET, method) if method != Method::GET => Err(HttpError::Method("GET")),
@@ -177,13 +187,17 @@ impl Front {
         let mut response = answered.unwrap_or_else(|e| {
             // Not for a misfit: the session goes on, and asks again on this connection.
             if !matches!(e, HttpError::Misfit(_)) {
-                self.finish.notify_one();
+                self.finish();
             }
             if e.is_fault() {
                 self.fault.store(true, Ordering::Relaxed);
             }
             e.response()
         });
+        if says_close && self.finishing.load(Ordering::Relaxed) {
+            // Or the next request might be on its way when the connection ends.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Ok(Some(origin)) = allowed {
             let headers = response.headers_mut();
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -223,9 +237,10 @@ impl Front {
         let Some(accept) = key.and_then(|key| HeaderValue::try_from(accept_key(key)).ok()) else {
             return Err(HttpError::Header("Sec-WebSocket-Key is 16 random bytes in base64"));
         };
-        let ticket = self.take_ticket()?;
+        let client = self.client(headers);
+        let ticket = self.take_ticket(client)?;
         *lock(&self.ticket) = Some(ticket);
-        *lock(&self.upgrade) = Some(hyper::upgrade::on(&mut request));
+        *lock(&self.upgrade) = Some((hyper::upgrade::on(&mut request), client));
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -236,12 +251,22 @@ impl Front {
         Ok(response)
     }
 
-    /// This connection's place among the handshakes, or another one where it has given that away.
-    fn take_ticket(&self) -> Result<Ticket, HttpError> {
-        if let Some(ticket) = lock(&self.ticket).take() {
+    /// Who asks: the other end of the connection, or the client that a trusted proxy asks for.
+    fn client(&self, headers: &HeaderMap) -> SocketAddr {
+        if !self.edge.is_proxy(self.from.ip()) {
+            return self.from;
+        }
+        let caller = Caller::of(self.from.ip(), headers, &self.edge.config.trusted_proxies);
+        if caller.direct { self.from } else { SocketAddr::new(caller.address, 0) }
+    }
+
+    /// This connection's place among the handshakes; another one where it has given that away, or is a proxy's.
+    fn take_ticket(&self, client: SocketAddr) -> Result<Ticket, HttpError> {
+        let own = lock(&self.ticket).take();
+        if let Some(ticket) = own.filter(|_| client == self.from) {
             return Ok(ticket);
         }
-        match self.edge.admit(self.from.ip(), true) {
+        match self.edge.admit(client.ip(), true) {
             Admitted::Yes(ticket) => Ok(ticket),
             Admitted::Retry | Admitted::No => Err(HttpError::Full),
         }
@@ -249,26 +274,27 @@ impl Front {
 
     async fn poll(&self, request: Request<Incoming>) -> Result<Answer, HttpError> {
         let wait = Duration::from_millis(number(request.headers(), WAIT, Some(0))?).min(WAIT_MAX);
+        let client = self.client(request.headers());
         match request.headers().get(NAME) {
-            None => self.begin_session(request.into_body(), wait).await,
+            None => self.begin_session(request.into_body(), wait, client).await,
             Some(name) => {
-                let exchange = self.session(name)?;
+                let exchange = self.session(name, client)?;
                 let number = number(request.headers(), NUMBER, None)?;
                 if number == 0 {
                     return Err(HttpError::Header("Tern-Number is 1 in the second request of a session"));
                 }
-                let answer = self.go_on(&exchange, number, request.into_body(), wait).await?;
+                let answer = self.go_on(&exchange, number, request.into_body(), wait, client).await?;
                 Ok(respond(StatusCode::OK, "application/octet-stream", answer))
             }
         }
     }
 
     /// The session of this name, which shows that somebody is there.
-    fn session(&self, name: &HeaderValue) -> Result<Arc<Exchange>, Misfit> {
+    fn session(&self, name: &HeaderValue, client: SocketAddr) -> Result<Arc<Exchange>, Misfit> {
         let name = name.to_str().ok().and_then(poll::read_name).ok_or(Misfit::Over)?;
         let exchange = self.edge.polls.get(&name).ok_or(Misfit::Over)?;
         if lock(&self.ticket).take().is_some() {
-            self.edge.handshake_done(self.from.ip());
+            self.edge.handshake_done(client.ip());
         }
         exchange.carry(&self.finish);
         Ok(exchange)
@@ -276,21 +302,21 @@ impl Front {
 
     /// As closing a connection is elsewhere.
     fn end_session(&self, headers: &HeaderMap) -> Result<Answer, HttpError> {
-        self.session(headers.get(NAME).ok_or(Misfit::Over)?)?.hang_up();
+        self.session(headers.get(NAME).ok_or(Misfit::Over)?, self.client(headers))?.hang_up();
         Ok(respond(StatusCode::OK, "application/octet-stream", Bytes::new()))
     }
 
-    async fn begin_session(&self, body: Incoming, wait: Duration) -> Result<Answer, HttpError> {
-        let ticket = self.take_ticket()?;
+    async fn begin_session(&self, body: Incoming, wait: Duration, client: SocketAddr) -> Result<Answer, HttpError> {
+        let ticket = self.take_ticket(client)?;
         let hello_timeout = self.edge.tuning().hello_timeout;
         let body = timeout(hello_timeout, read_body(body, HELLO_BYTES)).await.map_err(|_| HttpError::Late)??;
         if body.is_empty() || !are_whole_frames(&body) {
-            self.edge.handshake_failed(self.from.ip(), Code::BadFrame);
+            self.edge.handshake_failed(client.ip(), Code::BadFrame);
             return Err(HttpError::Frames);
         }
         let conn = self.edge.enter("poll").ok_or(HttpError::Full)?;
-        let exchange = Arc::new(Exchange::new(self.edge.metrics.clone(), self.from, &body, self.edge.env.clock.now()));
-        let turn = exchange.arrive(0, self.from, self.edge.env.clock.now())?;
+        let exchange = Arc::new(Exchange::new(self.edge.metrics.clone(), client, &body, self.edge.env.clock.now()));
+        let turn = exchange.arrive(0, client, self.edge.env.clock.now())?;
         exchange.carry(&self.finish);
         let name = poll::start(&self.edge, conn, ticket, exchange.clone());
         // If the client goes before it was told the session's name, nobody will ever use it.
@@ -303,7 +329,7 @@ impl Front {
         unnamed.0 = None;
         let mut response = respond(StatusCode::OK, "application/octet-stream", answer);
         if over {
-            self.finish.notify_one();
+            self.finish();
         } else if let Ok(name) = HeaderValue::try_from(poll::write_name(&name)) {
             response.headers_mut().insert(NAME, name);
         }
@@ -316,8 +342,9 @@ impl Front {
         number: u64,
         body: Incoming,
         wait: Duration,
+        client: SocketAddr,
     ) -> Result<Bytes, HttpError> {
-        let turn = exchange.arrive(number, self.from, self.edge.env.clock.now())?;
+        let turn = exchange.arrive(number, client, self.edge.env.clock.now())?;
         let body = tokio::select! {
             biased;
             // Then the turn says so.

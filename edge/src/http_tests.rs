@@ -449,6 +449,87 @@ async fn polls_that_are_none_are_refused_and_change_nothing() {
     assert!(options.contains("access-control-allow-headers: content-type, tern-poll"), "{options}");
 }
 
+#[tokio::test]
+async fn the_last_answer_of_a_connection_says_so() {
+    let scene = start(EdgeConfig::default()).await;
+    let post = "POST /v1/poll HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n\x03\x01\x01";
+    for (request, status) in [("GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", 404), (post, 400)] {
+        let answer = scene.say(&[b"http/1.1"], request.as_bytes()).await.to_ascii_lowercase();
+        assert!(answer.starts_with(&format!("http/1.1 {status}")), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+}
+
+/// A Hello by polls through a proxy that names this client: the address that the client is told, or the refusal.
+async fn through_proxy(scene: &Scene, user: &str, forwarded: &str) -> Result<String, u16> {
+    let mut writer = FrameWriter::new();
+    writer.put(&v1::Frame::new(1, hello(user)));
+    let request = Request::post("/v1/poll").header("x-forwarded-for", forwarded);
+    let request = request.body(Full::new(writer.buffer().split().freeze())).unwrap();
+    let client = scene.polls(&ALPN_HTTP).client;
+    let answer = client.request(scene.at, "localhost", request, 256 * 1024, LONG).await.unwrap();
+    if answer.status() != StatusCode::OK {
+        return Err(answer.status().as_u16());
+    }
+    match &bodies(&answer)[..] {
+        [Body::Welcome(welcome)] => Ok(welcome.seen_address.clone()),
+        [Body::Error(_)] => Err(200),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn behind_proxies() -> EdgeConfig {
+    EdgeConfig { trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()], ..EdgeConfig::default() }
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_a_client_is_the_one_that_it_names_and_no_stranger_is_believed() {
+    let scene = start(behind_proxies()).await;
+    assert_eq!(through_proxy(&scene, "alice", "198.51.100.1, 203.0.113.7").await, Ok("203.0.113.7:0".into()));
+    assert_eq!(through_proxy(&scene, "bob", "203.0.113.8, 127.0.0.9").await, Ok("203.0.113.8:0".into()));
+    // A health check of the proxy's own.
+    let mut own = scene.polls(&ALPN_HTTP);
+    own.enter("carol").await;
+    // By WebSocket.
+    let mut stream = scene.tls(&[b"http/1.1"]).await;
+    stream.write_all(opening("X-Forwarded-For: 2001:db8::7\r\n").as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(timeout(LONG, stream.read_u8()).await.unwrap().unwrap());
+    }
+    let socket = WebSocket::client(stream, scene.edge.env.rng.clone());
+    let mut dave = Socket { socket, reader: FrameReader::new(FRAME_BYTES), writer: FrameWriter::new() };
+    dave.say(1, hello("dave")).await;
+    let Body::Welcome(welcome) = dave.body().await else { panic!("no Welcome") };
+    assert_eq!(welcome.seen_address, "[2001:db8::7]:0");
+    // Where nobody is trusted, the header is anybody's.
+    let scene = start(EdgeConfig::default()).await;
+    let told = through_proxy(&scene, "alice", "203.0.113.7").await.unwrap();
+    assert!(told.starts_with("127.0.0.1:") && told != "127.0.0.1:0", "{told}");
+}
+
+#[tokio::test]
+async fn one_client_behind_a_proxy_that_fails_too_often_is_refused_and_the_others_are_not() {
+    let limits = EdgeLimits { failed_handshakes_per_second: 1, failed_handshakes_burst: 4, ..EdgeLimits::default() };
+    let scene = start(EdgeConfig { limits, ..behind_proxies() }).await;
+    let bad = async || {
+        let request = Request::post("/v1/poll").header("x-forwarded-for", "203.0.113.7");
+        let request = request.body(Full::new(Bytes::from_static(b"\x03\x01\x01"))).unwrap();
+        let client = scene.polls(&ALPN_HTTP).client;
+        client.request(scene.at, "localhost", request, 256 * 1024, LONG).await.unwrap().status().as_u16()
+    };
+    let mut answers = Vec::new();
+    for _ in 0..12 {
+        answers.push(bad().await);
+    }
+    assert_eq!((answers.first(), answers.last()), (Some(&400), Some(&503)), "{answers:?}");
+    assert_eq!(through_proxy(&scene, "mallory", "203.0.113.7").await, Err(503));
+    for (n, user) in ["alice", "bob", "carol"].into_iter().enumerate() {
+        let address = format!("198.51.{n}.1");
+        assert_eq!(through_proxy(&scene, user, &address).await, Ok(format!("{address}:0")));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_that_is_not_asked_for_a_minute_ends_and_one_that_is_stays() {
     let (edge, core) = crate::testing::edge(EdgeConfig::default());

@@ -35,7 +35,8 @@ mod tests {
 
     #[test]
     fn text_gets_shorter_and_what_does_not_stays_as_it_is() {
-        let text = page(|seq| format!("Shall we meet at the station at {seq} o'clock? I have the tickets.").into_bytes());
+        let text =
+            page(|seq| format!("Shall we meet at the station at {seq} o'clock? I have the tickets.").into_bytes());
         let Some(Body::Packed(packed)) = pack(&text).unwrap().body else { panic!("packed") };
         assert!(packed.zstd.len() * 3 < text.encoded_len());
         let back = zstd::bulk::decompress(&packed.zstd, 1 << 17).unwrap();

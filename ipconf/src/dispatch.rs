@@ -14,18 +14,18 @@ use tern_core::ranking::{
     RttTable, SiteKey, Standing, Whence, rank,
 };
 use tern_net::env::Env;
+use tern_net::forwarded::Caller;
+use tern_net::prefix::IpPrefix;
 
 use crate::api::{
     ClientView, DispatchAnswer, DispatchRequest, EdgeView, ExplainView, HealthView, HeartbeatView, NetworkKind,
     TimeoutsView, Transport, UnlistedView,
 };
-use crate::forwarded::Caller;
 use crate::geo::{Geo, Located, Unplaced};
 use crate::limits::{EXCLUDED, RETRY_AFTER_S, RTT_MS_MAX, RTT_SAMPLES, TTL_JITTER_PERCENT, TTL_S, UNLISTED};
 use crate::load::LoadTable;
 use crate::metrics::DispatchMetrics;
 use crate::pace::{Pace, PaceConfig};
-use crate::prefix::IpPrefix;
 
 /// Assumed for time-outs where nothing is known of the round trip: another continent.
 const UNKNOWN_RTT_MS: f64 = 150.0;

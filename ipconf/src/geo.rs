@@ -14,6 +14,7 @@ mod special;
 mod stamp;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::hash::{DefaultHasher, Hasher};
@@ -21,7 +22,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use maxminddb::Reader;
+use maxminddb::{LookupResult, Reader, WithinOptions};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use tern_core::ranking::{Country, Position};
@@ -271,6 +272,29 @@ impl Geo {
             Ok(None) => Located::Unknown(Unplaced::NotFound),
             Err(_) => Located::Unknown(Unplaced::Damaged),
         }
+    }
+
+    /// Some address that lies in this country by these data: the first one of IPv4, or else of IPv6. Looks through all
+    /// networks until there is one; the few different records that they have are read once each.
+    pub fn address_in(&self, country: Country) -> Option<IpAddr> {
+        let mut seen: BTreeMap<usize, bool> = BTreeMap::new();
+        let mut lies_there = |network: &LookupResult<'_, Vec<u8>>| {
+            let Some(offset) = network.offset() else { return false };
+            *seen.entry(offset).or_insert_with(|| {
+                let record = network.decode::<Record<'_>>().ok().flatten();
+                record.is_some_and(|record| record.located().country() == Some(country))
+            })
+        };
+        let address = |network: LookupResult<'_, Vec<u8>>| {
+            let one = match network.network().ok()?.network().to_canonical() {
+                IpAddr::V4(v4) => IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() | 1)),
+                IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() | 1)),
+            };
+            // Not one that is somebody's own in every network, whatever the data say.
+            (self.locate(one).country() == Some(country)).then_some(one)
+        };
+        let networks = self.reader.networks(WithinOptions::default()).ok()?;
+        networks.filter_map(Result::ok).filter(|network| lies_there(network)).find_map(address)
     }
 
     fn read(&self, address: IpAddr) -> Result<Option<Record<'_>>, String> {

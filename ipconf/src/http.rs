@@ -11,12 +11,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
 use serde::Serialize;
 use tern_core::wire::v1;
+use tern_net::forwarded::Caller;
 use tern_net::http::Handler;
 
 use crate::api::{DispatchRequest, ErrorBody, ErrorView};
 use crate::dispatch::{Dispatch, DispatchError};
 use crate::encoding::Encoding;
-use crate::forwarded::Caller;
 use crate::limits::{BODY_BYTES, BODY_TIMEOUT};
 use crate::metrics::Outcome;
 use crate::proto::ProtoError;

@@ -12,8 +12,6 @@ pub const RTT_SAMPLES: usize = 50;
 pub const EXCLUDED: usize = 50;
 /// Longest round trip that a request may tell, in milliseconds. What is longer is not one.
 pub const RTT_MS_MAX: f64 = 60_000.0;
-/// Hops of `X-Forwarded-For` that are looked at, from the right.
-pub const FORWARDED_HOPS: usize = 16;
 /// Media ranges of `Accept` that are looked at: browsers send a handful.
 pub const MEDIA_RANGES: usize = 32;
 /// Edges that an explanation names as not listed: what an operator can read.

@@ -20,6 +20,16 @@ fn locate(geo: &Geo, address: &str) -> Located {
 }
 
 #[test]
+fn a_country_has_an_address_and_one_that_is_none_has_none() {
+    for country in ["DE", "JP", "BR", "TV", "VA"] {
+        let country = Country::new(country).unwrap();
+        let address = shipped().address_in(country).unwrap();
+        assert_eq!(shipped().locate(address).country(), Some(country), "{address}");
+    }
+    assert_eq!(shipped().address_in(Country::new("ZZ").unwrap()), None);
+}
+
+#[test]
 fn real_addresses_are_in_their_countries() {
     for (address, country) in [
         ("91.0.0.1", "DE"),

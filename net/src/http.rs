@@ -21,9 +21,11 @@
 //! | connections, of both versions | [`HttpLimits::connections`]; the one idle longest makes room |
 //! | a connection without a request under way, whatever it waits for | [`HttpLimits::header`] |
 //!
-//! Parts: this file serves, `places` bounds how many, `client` asks, `protocol` tells the versions apart.
+//! Parts: this file serves, `ending` lets answers out before a connection ends, `places` bounds how many there are,
+//! `client` asks, `protocol` tells the versions apart.
 
 mod client;
+mod ending;
 mod places;
 mod protocol;
 #[cfg(test)]
@@ -49,6 +51,7 @@ use tokio_rustls::TlsAcceptor;
 pub use self::client::{HttpClient, HttpConnection, HttpError};
 pub use self::protocol::ALPN_HTTP;
 
+use self::ending::{Answer, Open, Watched};
 use self::places::{HeldPlace, Places, UnderWay};
 use self::protocol::{Tasks, Version, sniff};
 use crate::env::{Acceptor, Env, Spawner, Stream};
@@ -110,7 +113,8 @@ const SEND_BYTES: usize = 64 * 1024;
 pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// And ends the connection if that is not answered within this time.
 pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(10);
-/// A connection that was told to end gets so much time to take what was sent.
+/// A connection that is to end gets so much time for the answers under way before it says so, and, when all requests are
+/// answered, for what was sent to be taken.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves `handler` until the returned future is dropped, which also ends every connection.
@@ -223,8 +227,11 @@ async fn talk<G>(
 ) where
     G: Send + 'static,
 {
+    let (handling, unsent) = (watch::Sender::new(0usize), watch::Sender::new(0usize));
+    let open = Open { handling: handling.subscribe(), unsent: unsent.subscribe() };
     let service = service_fn(move |request| {
-        let counted = count();
+        let counted = (count(), Counted::new(handling.clone()));
+        let sending = Counted::new(unsent.clone());
         let answer = handler(from, request);
         async move {
             let answer = timeout(limits.request, answer).await.unwrap_or_else(|_| {
@@ -233,14 +240,14 @@ async fn talk<G>(
                 late
             });
             drop(counted);
-            Ok::<_, Infallible>(answer)
+            Ok::<_, Infallible>(answer.map(|body| Answer::new(body, sending)))
         }
     });
     // Dropped with this future; the connection's own tasks see that and end.
     let (_open, until) = watch::channel(());
     let served = match version {
-        Version::One => serve_one(stream, service, &limits, end).await,
-        Version::Two => serve_two(stream, service, &limits, Tasks { spawner, until }, end).await,
+        Version::One => serve_one(stream, service, &limits, end, open).await,
+        Version::Two => serve_two(stream, service, &limits, Tasks { spawner, until }, end, open).await,
     };
     if let Err(e) = served {
         tracing::debug!(%from, error = %e, "an HTTP connection ended early");
@@ -251,10 +258,11 @@ async fn serve_one<S>(
     stream: Box<dyn Stream>,
     service: S,
     limits: &HttpLimits,
-    idle: impl Future<Output = ()>,
+    end: impl Future<Output = ()>,
+    open: Open,
 ) -> hyper::Result<()>
 where
-    S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
+    S: HttpService<Incoming, ResBody = Answer, Error = Infallible>,
 {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -268,10 +276,9 @@ where
     tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        () = idle => connection.as_mut().graceful_shutdown(),
+        () = end => connection.as_mut().graceful_shutdown(),
     }
-    // What it still waits for is a client that does not take its answer.
-    timeout(END_WITHIN, connection).await.unwrap_or(Ok(()))
+    tokio::select! { biased; served = connection => served, () = open.not_taken() => Ok(()) }
 }
 
 async fn serve_two<S>(
@@ -279,12 +286,14 @@ async fn serve_two<S>(
     service: S,
     limits: &HttpLimits,
     tasks: Tasks,
-    idle: impl Future<Output = ()>,
+    end: impl Future<Output = ()>,
+    open: Open,
 ) -> hyper::Result<()>
 where
-    S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
+    S: HttpService<Incoming, ResBody = Answer, Error = Infallible>,
     S::Future: Send + 'static,
 {
+    let (stream, blocked) = Watched::new(stream);
     let connection = http2::Builder::new(tasks)
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -302,9 +311,18 @@ where
     tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        () = idle => connection.as_mut().graceful_shutdown(),
+        () = end => {}
     }
-    timeout(END_WITHIN, connection).await.unwrap_or(Ok(()))
+    let mut not_taken = std::pin::pin!(open.clone().not_taken());
+    tokio::select! {
+        biased;
+        // First: what was handed to it is written before the next line can be reached.
+        served = connection.as_mut() => return served,
+        () = open.answered(&blocked) => connection.as_mut().graceful_shutdown(),
+        // Its time begins here, and is not up yet.
+        () = not_taken.as_mut() => return Ok(()),
+    }
+    tokio::select! { biased; served = connection => served, () = not_taken.as_mut() => Ok(()) }
 }
 
 /// Ends when for so long no request was under way. Never, when nobody can begin one any more: then the

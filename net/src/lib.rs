@@ -18,7 +18,8 @@
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
 //! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides. [`proxy`]: TCP through an HTTP
-//!    proxy.
+//!    proxy. [`addresses`]: all addresses of a name, and the first good one of them.
+//! 8. [`prefix`], [`forwarded`]: blocks of addresses, and who asks through trusted proxies.
 //!
 //! Invariants:
 //!
@@ -31,10 +32,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod addresses;
 pub mod congestion;
 pub mod env;
+pub mod forwarded;
 pub mod frames;
 pub mod http;
+pub mod prefix;
 pub mod proxy;
 pub mod quic;
 pub mod reset;

@@ -34,6 +34,8 @@ pub const FIRST_CID_BYTES: usize = 20;
 /// Time between stateless resets of one endpoint: after a restart every client must learn soon that its
 /// connection is gone, and quinn's 20 ms would tell only 50 of them a second.
 pub const RESET_INTERVAL: Duration = Duration::from_millis(1);
+/// Likewise of one that accepts nothing: nobody waits for its resets, and whoever sends it noise is not to be answered.
+pub const CLIENT_RESET_INTERVAL: Duration = Duration::from_secs(1);
 /// Handshakes that may be waiting for this process at once; more are refused by quinn.
 pub const INCOMING: usize = 4096;
 /// Bytes kept for one handshake that waits, and for all of them.
@@ -218,8 +220,11 @@ fn open(
         Some(sounding) => sounding.wrap(socket),
         None => socket,
     };
-    Endpoint::new_with_abstract_socket(endpoint_config(env, reset), server, socket, env.net.quic_runtime())
-        .map_err(bind)
+    let mut config = endpoint_config(env, reset);
+    if server.is_none() {
+        config.min_reset_interval(CLIENT_RESET_INTERVAL);
+    }
+    Endpoint::new_with_abstract_socket(config, server, socket, env.net.quic_runtime()).map_err(bind)
 }
 
 /// What a server answers with; exposed for those that change it while running.

@@ -56,7 +56,8 @@ fn a_stop_in_order_leaves_them_to_the_next_start_once() {
     assert_eq!((next.take(&name(3)), next.take(&name(2))), (Some(vec![3; 200]), None));
     assert_eq!(next.take_up(&file, &key, "a").unwrap(), 0, "where there is none, nothing happens");
 
-    for (key, made_for, damage) in [(&other, "a", None), (&key, "b", None), (&key, "a", Some(0)), (&key, "a", Some(60))] {
+    for (key, made_for, damage) in [(&other, "a", None), (&key, "b", None), (&key, "a", Some(0)), (&key, "a", Some(60))]
+    {
         let mut bytes = kept.clone();
         if let Some(at) = damage {
             bytes[at] ^= 1;

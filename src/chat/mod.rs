@@ -15,8 +15,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use tern_client::{
-    Change, Changed, Client, ConnectionState, ConvId, Conversation, Draft, Event, Message, MessageId, MessageState,
-    Placed, UserId,
+    Change, Changed, Client, ConnectionState, ConvId, Conversation, Draft, Event, HttpProxy, Message, MessageId,
+    MessageState, Placed, Trouble, UserId,
 };
 use tern_core::clock::Clock as _;
 use tern_net::system::SystemClock;
@@ -77,6 +77,7 @@ impl Chat {
         let endpoints = Endpoints::read(data)?;
         let mut config = client_config(&endpoints, &args.user, args.near.as_deref())?;
         config.device = "tern chat".to_owned();
+        config.proxy = proxy(args.proxy.as_deref(), |name| std::env::var(name).ok())?;
         let tokens = tokens(&endpoints, data, &args.user)?;
         let client = Client::builder(config)
             .store(data.join("chat"))
@@ -401,10 +402,14 @@ impl Chat {
     }
 
     fn connection(&mut self, state: ConnectionState) -> Result<()> {
-        // Waiting times change with every attempt: say once that it is connecting.
+        let kind = |trouble: Option<&Trouble>| trouble.map(std::mem::discriminant);
+        // Waiting times and words change with every attempt: say once that it is connecting, and once why.
         let same = match (&self.told, &state) {
-            (Some(ConnectionState::Connecting { .. }), ConnectionState::Connecting { .. })
-            | (Some(ConnectionState::Recovering { .. }), ConnectionState::Recovering { .. }) => true,
+            (
+                Some(ConnectionState::Connecting { trouble: before, .. }),
+                ConnectionState::Connecting { trouble: now, .. },
+            ) => now.is_none() || kind(before.as_ref()) == kind(now.as_ref()),
+            (Some(ConnectionState::Recovering { .. }), ConnectionState::Recovering { .. }) => true,
             (told, state) => told.as_ref() == Some(state),
         };
         if !same {
@@ -458,10 +463,20 @@ impl Chat {
     }
 }
 
+/// The proxy that is asked for, or else that of the environment.
+fn proxy(asked: Option<&str>, var: impl Fn(&str) -> Option<String>) -> Result<Option<HttpProxy>> {
+    match asked {
+        Some("none" | "") => Ok(None),
+        Some(url) => url.parse().map(Some).context("--proxy can't be used"),
+        None => HttpProxy::of_environment(var).context("the proxy of the environment can't be used (see --proxy)"),
+    }
+}
+
 fn described(state: &ConnectionState) -> String {
     match state {
         ConnectionState::Offline => "offline".into(),
-        ConnectionState::Connecting { .. } => "connecting".into(),
+        ConnectionState::Connecting { trouble: None, .. } => "connecting".into(),
+        ConnectionState::Connecting { trouble: Some(trouble), .. } => format!("connecting; {trouble}"),
         ConnectionState::Recovering { edge, region, transport, .. } => {
             format!("catching up at {edge} in {region} by {}", transport.name())
         }
@@ -541,6 +556,18 @@ mod tests {
         let told = in_short(&of(tern_core::kinds::CELL, title.encode_to_vec()));
         assert_eq!(told.as_deref(), Some("ann named the group trip"));
         assert_eq!(in_short(&of(0, b"hi".to_vec())).as_deref(), Some("hi"));
+    }
+
+    #[test]
+    fn the_proxy_is_the_one_asked_for_or_that_of_the_environment() {
+        let var = |name: &str| (name == "HTTPS_PROXY").then(|| "http://user:pw@office:3128".to_owned());
+        let found = |asked| proxy(asked, var).unwrap().map(|proxy| proxy.address);
+        assert_eq!(found(None).as_deref(), Some("office:3128"));
+        assert_eq!(found(Some("http://other:8080")).as_deref(), Some("other:8080"));
+        assert_eq!(found(Some("none")), None);
+        assert_eq!(proxy(None, |_| None).unwrap(), None);
+        let error = format!("{:#}", proxy(Some("socks5://user:pw@x:1"), var).unwrap_err());
+        assert!(error.contains("--proxy") && error.contains("http://host:port") && !error.contains("pw"), "{error}");
     }
 
     #[test]

@@ -203,6 +203,10 @@ settings! {
     /// Whose web pages may connect to this edge from a browser, by WebSocket or polls. Empty: those of any site; a
     /// page has nothing to connect with but a token, since no cookie is looked at.
     edge_origins: Vec<WebOrigin> = "edge.origins", "[]", Restart, EDGES;
+    /// Load balancers in front of this edge whose `X-Forwarded-For` counts, for WebSockets and polls: who asks is then
+    /// the client that they name, for limits of handshakes and for the address that it is told. Those who pass TCP or
+    /// UDP on as it is belong here no more than clients do.
+    edge_trusted_proxies: Vec<IpPrefix> = "edge.trusted_proxies", "[]", Restart, EDGES;
     /// Interval of a client's heartbeats while it is in the foreground.
     heartbeat_foreground: Duration = "heartbeat.foreground", "\"25s\"", AtOnce, NODES, "1ms" to "10m";
     /// Shortest interval of heartbeats in the background.

@@ -5,13 +5,15 @@
 //! measured in a file that never has a name.) What can't be found out is said to be unknown, not fine.
 //!
 //! `machine`: limits of the kernel, memory, the clock. `listening`: ports and who has them. `identity`:
-//! certificates and keys. `storage`: the data directory and the store. `reach`: other nodes.
+//! certificates and keys. `storage`: the data directory and the store. `reach`: other nodes. `way`, which is asked for by
+//! `--from`: where dispatch sends a client, and whether these edges can be reached.
 
 mod identity;
 mod listening;
 mod machine;
 mod reach;
 mod storage;
+mod way;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,6 +25,8 @@ use serde_json::{Value, json};
 use tern_net::env::Env;
 use tern_net::http::HttpClient;
 use tern_net::system::system_env;
+
+pub use self::way::Whence;
 
 use crate::cli::{DoctorArgs, Global};
 use crate::config::Settings;
@@ -101,7 +105,12 @@ pub fn run(global: &Global, args: &DoctorArgs) -> Result<(), Failure> {
     let settings = crate::settings(&Global { json: false, ..global.clone() }, &[])?;
     let findings = crate::block_on(async {
         let env = system_env()?;
-        Ok(examine(settings, args.role.map(Into::into), env).await)
+        if args.from.is_empty() {
+            return Ok(examine(settings, args.role.map(Into::into), env).await);
+        }
+        let role = guess(&settings);
+        let scene = Scene { settings, role, env, running: true };
+        Ok(way::check(&scene, &args.from, args.ca.as_deref()).await)
     })?;
     for finding in &findings {
         if global.json {
@@ -176,10 +185,15 @@ fn configuration(scene: &Scene) -> Finding {
     Finding::ok(check, format!("enough for {role} {}, {state}", settings.node_name().unwrap_or_default()))
 }
 
+/// Where the admin listener of this configuration is asked from this machine.
+fn admin_of(settings: &Settings) -> SocketAddr {
+    let at: SocketAddr = settings.admin_listen();
+    if at.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], at.port())) } else { at }
+}
+
 /// Asks the admin address whether a node of this name and data serves there.
 async fn is_running(settings: &Settings, env: &Env) -> bool {
-    let at: SocketAddr = settings.admin_listen();
-    let at = if at.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], at.port())) } else { at };
+    let at = admin_of(settings);
     if at.port() == 0 {
         return false;
     }

@@ -63,16 +63,12 @@ class Http:
         wait_s = int(headers.get(WAIT_MS) or 0) / 1000 if (headers.get(WAIT_MS) or "0").isdigit() else 0.0
         timeout = httpx.Timeout(STEP_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
         extensions = {"sni_hostname": self._tls_name, "timeout": timeout.as_dict()}
-        for last in (False, True):
-            try:
-                answer = await self._client.request(
-                    method, self._base + path, content=body, headers=headers, extensions=extensions
-                )
-                break
-            except httpx.TransportError as error:
-                # Once more, on another connection: the first may have been about to close.
-                if last:
-                    raise ConnectionError(f"no answer: {error!r}") from error
+        try:
+            answer = await self._client.request(
+                method, self._base + path, content=body, headers=headers, extensions=extensions
+            )
+        except httpx.TransportError as error:
+            raise ConnectionError(f"no answer: {error!r}") from error
         return Answer(answer.status_code, answer.headers, answer.content, answer.http_version)
 
     async def poll(self, name: str, number: int, body: bytes = b"", wait_ms: int = 0) -> Answer:

@@ -4,25 +4,25 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
-use rustls::pki_types::ServerName;
 use tern_core::client::Failure;
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::codec::{self, FrameReader};
 use tern_core::wire::compact::Writer;
 use tern_core::wire::{Lane, v1};
+use tern_net::addresses::Addresses;
 use tern_net::frames::FrameWriter;
 use tern_net::http::{HttpClient, HttpConnection};
 use tern_net::websocket::{self, WebSocket};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
 
-use super::{Inbox, closing, encode, network};
+use super::{Inbox, closing, encode, network, tls_to};
 use crate::driver::Tls;
-use crate::limits::{POLL_ANSWER_BYTES, POLL_BYTES, POLL_PAUSE, POLL_TRIES, POLL_WAIT, POLL_WITHIN};
+use crate::limits::{POLL_ANSWER_BYTES, POLL_BYTES, POLL_PAUSE, POLL_PAUSE_MAX, POLL_TRIES, POLL_WAIT, POLL_WITHIN};
 use crate::shared::{ConnectJob, Outgoing, Shared};
 
 /// What was read, as far as it is whole.
@@ -41,11 +41,9 @@ fn take(out: &Outgoing, writer: &mut Writer, into: &mut BytesMut) {
     }
 }
 
-pub(super) async fn socket(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
+pub(super) async fn socket(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
     let host = &job.candidate.server_name;
-    let name = ServerName::try_from(host.clone()).map_err(network)?;
-    let stream = shared.env.net.connect(to).await.map_err(network)?;
-    let stream = TlsConnector::from(tls.websocket.clone()).connect(name, stream).await.map_err(network)?;
+    let stream = tls_to(shared, &tls.websocket, job, to).await?;
     let mut socket = websocket::open(stream, host, "/v1/ws", shared.env.rng.clone()).await.map_err(network)?;
     let mut out = FrameWriter::new();
     codec::put(&*job.hello.0, out.buffer());
@@ -142,19 +140,21 @@ async fn ask(
     }
 }
 
-pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: SocketAddr) -> Result<(), Failure> {
-    let http = HttpClient::new(shared.env.clone(), Some(tls.http.clone()));
+pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
+    let http = &HttpClient::new(shared.env.clone(), Some(tls.http.clone()));
     let host = job.candidate.server_name.as_str();
     let mut hello = BytesMut::new();
     codec::put(&*job.hello.0, &mut hello);
     let first = Ask { number: 0, name: None, body: hello.freeze() };
-    let (answer, connection) = ask(&http, to, host, None, first).await?;
+    let reached = to.race(|to| async move { Ok((to, http.connect(to, host, POLL_WITHIN).await.map_err(network)?)) });
+    let (to, connection) = reached.await?;
+    let (answer, connection) = ask(http, to, host, Some(connection), first).await?;
     let name = answer.headers().get("tern-poll").and_then(|name| name.to_str().ok()).map(str::to_owned);
     let mut inbox = Inbox::default();
     told(shared, job, &mut inbox, answer.body())?;
     let Some(name) = name else { return Err(network("the edge began no session")) };
     let mut free = VecDeque::from([connection]);
-    let session = exchange(shared, job, &http, to, &name, &mut inbox, &mut free);
+    let session = exchange(shared, job, http, to, &name, &mut inbox, &mut free);
     tokio::select! {
         biased;
         failure = session => return Err(failure),
@@ -172,7 +172,8 @@ pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to:
 fn told(shared: &Arc<Shared>, job: &ConnectJob, inbox: &mut Inbox, body: &[u8]) -> Result<(), Failure> {
     let mut reader = FrameReader::new(FRAME_BYTES);
     reader.extend(body);
-    deliver(shared, job, &mut reader, inbox)
+    deliver(shared, job, &mut reader, inbox)?;
+    if reader.in_frame() { Err(network("the answer to a poll ends in the middle of a frame")) } else { Ok(()) }
 }
 
 /// Always one request that waits; with something to send, a second one, which ends the first. Answers are taken
@@ -194,16 +195,29 @@ async fn exchange(
         Box::pin(ask(http, to, host, connection, Ask { number, name: Some(name.to_owned()), body }))
     };
     take(&job.out, &mut writer, &mut waiting);
+    let (mut asked_at, mut pause) = (shared.env.clock.now(), Duration::ZERO);
     let mut older = next(&mut waiting, free.pop_front());
     loop {
         if waiting.is_empty() {
             tokio::select! {
                 biased;
                 answer = &mut older => {
+                    let empty = answer.as_ref().is_ok_and(|(answer, _)| answer.body().is_empty());
                     if let Err(failure) = settle(shared, job, inbox, free, answer) {
                         return failure;
                     }
                     take(&job.out, &mut writer, &mut waiting);
+                    // It should have waited for something to tell, and may do so again as fast as it is asked.
+                    let hasty = empty && shared.env.clock.now() < asked_at + POLL_WAIT / 4;
+                    pause = if hasty { (pause * 2).clamp(POLL_PAUSE, POLL_PAUSE_MAX) } else { Duration::ZERO };
+                    if waiting.is_empty() && !pause.is_zero() {
+                        tokio::select! {
+                            biased;
+                            () = job.out.more[0].notified() => take(&job.out, &mut writer, &mut waiting),
+                            () = tokio::time::sleep(pause) => {}
+                        }
+                    }
+                    asked_at = shared.env.clock.now();
                     older = next(&mut waiting, free.pop_front());
                 }
                 // It may tell of what was taken already.

@@ -31,7 +31,10 @@ pub enum StoreError {
     #[error("the store can't be written; nothing was stored: {0}")]
     ReadOnly(String),
     /// The file is damaged. It is left as it is.
-    #[error("the store is damaged ({0}); it is left as it is: restore it from a backup, or move it away to begin anew")]
+    #[error(
+        "the store is damaged ({0}); it is left as it is: restore it from a backup, or move it away \
+         (`SqliteStore::set_aside`) to begin anew with what the servers have"
+    )]
     Corrupt(String),
     /// Another connection holds the file for longer than is waited for.
     #[error("the store is busy: another program reads or copies it; nothing was stored")]

@@ -67,19 +67,48 @@ impl SqliteStore {
         dir.join(format!("{name}.tern"))
     }
 
+    /// Moves a store that is damaged out of the way, so that [`Self::open`] begins an empty one; where it lies now.
+    /// Nothing is deleted. What was acknowledged comes back from the servers; what was not sent stays in that file alone.
+    pub fn set_aside(dir: &Path, user: &UserId) -> Result<PathBuf, OpenError> {
+        let path = Self::path(dir, user);
+        let _lock = Self::lock(&path)?;
+        let free = |n: &u32| Some(path.with_extension(format!("damaged-{n}"))).filter(|to| !to.exists());
+        let to = (1..=u32::MAX).find_map(|n| free(&n)).unwrap_or_else(|| path.with_extension("damaged"));
+        // The log first: without its database it is nothing, and beside a new one it would be taken for that one's.
+        for part in ["-wal", "-shm", ""] {
+            let of = |path: &Path| PathBuf::from(format!("{}{part}", path.display()));
+            match fs::rename(of(&path), of(&to)) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound || part.is_empty() => {
+                    return Err(OpenError::Io { path: of(&path), cause });
+                }
+                _ => {}
+            }
+        }
+        Ok(to)
+    }
+
+    fn lock(path: &Path) -> Result<File, OpenError> {
+        let lock_path = path.with_extension("lock");
+        let io = |cause| OpenError::Io { path: lock_path.clone(), cause };
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(cause)) => Err(io(cause)),
+        }
+    }
+
     /// Opens or makes the store of `user` in `dir`, and begins a new start of it: `fresh` becomes the install
     /// id if a new one is needed (R3). `keys` is the second place of the install id.
     pub fn open(dir: &Path, user: &UserId, keys: &dyn KeyStore, fresh: InstallId) -> Result<Self, OpenError> {
         let io = |path: &Path, cause| OpenError::Io { path: path.to_owned(), cause };
         fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
         let path = Self::path(dir, user);
-        let lock_path = path.with_extension("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
-        let lock = lock.map_err(|e| io(&lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
-            Err(TryLockError::Error(e)) => return Err(io(&lock_path, e)),
+        let lock = Self::lock(&path)?;
+        // SQLite takes an empty file for a new database. One that was in use is told by the install id beside it.
+        let is_empty = fs::metadata(&path).is_ok_and(|found| found.len() == 0);
+        if is_empty && keys.load().map_err(OpenError::Keys)?.is_some() {
+            return Err(StoreError::Corrupt("its file is empty, and was not when it was used last".to_owned()).into());
         }
         let db = Connection::open(&path).map_err(StoreError::from)?;
         let mut store = Self { db, user: user.clone(), _lock: lock };
@@ -133,7 +162,10 @@ impl SqliteStore {
         apply_install(&tx, &install, new)?;
         tx.commit().map_err(StoreError::from)?;
         // A crash before this line leaves two places that differ: the next start draws a new id, no harm.
-        keys.save(&install, starts).map_err(OpenError::Keys)
+        keys.save(&install, starts).map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::StorageFull => StoreError::Full.into(),
+            _ => OpenError::Keys(cause),
+        })
     }
 }
 

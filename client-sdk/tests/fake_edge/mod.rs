@@ -1,5 +1,6 @@
 //! An edge that speaks the wire over real sockets and keeps one conversation in memory: alice writes, bob
 //! answers each message.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -51,6 +52,11 @@ pub struct Core {
     pub tunnels: u32,
     /// Close the connection instead of answering this many sends: they are durable, their acks are lost.
     pub swallow: u32,
+    /// Say nothing after the Welcome.
+    pub mute: bool,
+    /// Refuse every token, by this code and in these words.
+    pub refuse: Option<(tern_core::codes::Code, &'static str)>,
+    pub refusals: u32,
     writers: BTreeMap<u64, Arc<Lanes>>,
     connections: u64,
 }
@@ -90,23 +96,34 @@ pub struct FakeEdge {
 
 impl FakeEdge {
     pub fn new(env: &Env) -> Self {
+        Self::with(env, |_| {})
+    }
+
+    /// With another certificate than it should have.
+    pub fn with(env: &Env, alter: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate_for(&PKCS_ED25519).unwrap()).unwrap();
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let names = ["e1.eu.tern.internal", "localhost", "127.0.0.1"].map(str::to_owned).to_vec();
-        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap();
+        let mut leaf = CertificateParams::new(names).unwrap();
+        alter(&mut leaf);
+        let leaf = leaf.signed_by(&key, &ca).unwrap();
         let certificate = Certificate::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap();
         Self { ca_pem: ca.pem(), certificate, core: Arc::default(), env: env.clone() }
     }
 
-    fn tls(&self, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
+    pub fn tls(&self, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
         server_tls(&self.certificate, alpn, self.env.clock.clone()).unwrap()
     }
 
     /// Serves QUIC at a free port.
     pub fn listen_quic(&self) -> SocketAddr {
-        let at: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        self.listen_quic_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    /// Serves QUIC here.
+    pub fn listen_quic_at(&self, at: SocketAddr) -> SocketAddr {
         let endpoint = server_endpoint(&self.env, at, self.tls(&[ALPN_CLIENT]), &QuicParams::edge()).unwrap();
         let address = endpoint.local_addr().unwrap();
         let (core, tasks) = (self.core.clone(), self.env.tasks.clone());
@@ -212,11 +229,16 @@ impl FakeEdge {
 
     /// Serves dispatch at a free port: one edge at `edge`.
     pub async fn listen_dispatch(&self, edge: SocketAddr, transports: &str) -> SocketAddr {
+        self.serve_dispatch(format!(
+            r#"{{"ttl_s": 300, "edges": [{{"id": "e1", "region": "eu", "addresses": ["{edge}"], "transports": {transports}}}]}}"#
+        ))
+        .await
+    }
+
+    /// Serves this as dispatch's answer at a free port.
+    pub async fn serve_dispatch(&self, answer: String) -> SocketAddr {
         let acceptor = self.env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = acceptor.local_addr();
-        let answer = format!(
-            r#"{{"ttl_s": 300, "edges": [{{"id": "e1", "region": "eu", "addresses": ["{edge}"], "transports": {transports}}}]}}"#
-        );
         let handler: tern_net::http::Handler = Arc::new(move |_, _| {
             let answer = Response::new(Full::from(Bytes::from(answer.clone())));
             Box::pin(async move { answer })
@@ -383,6 +405,19 @@ async fn serve(core: &Arc<Mutex<Core>>, lanes: &Arc<Lanes>, reader: &mut Reader,
         lanes.write(lane, |_, out| codec::put(&v1::Frame::new(req, body), out)).await;
     };
     let read = reader.read(frame).unwrap();
+    let is_hello = matches!(&read, Read::Other(v1::Frame { body: Some(Body::Hello(_)), .. }));
+    let (mute, refuse) = {
+        let core = core.lock().unwrap();
+        (core.mute, core.refuse)
+    };
+    if is_hello && let Some((code, words)) = refuse {
+        answer(Lane::Control, Body::Error(tern_core::codes::Refusal::new(code, words).to_wire())).await;
+        core.lock().unwrap().refusals += 1;
+        return true;
+    }
+    if mute && !is_hello {
+        return true;
+    }
     match read {
         Read::Send(send) => {
             let (ack, push, swallow) = core.lock().unwrap().send(&send);

@@ -8,10 +8,11 @@ use super::candidates::{ConnNo, EngineOut, Failure, Transport};
 use super::data::Op;
 use super::effects::{Effect, Event, Hello};
 use super::heartbeat::Way;
-use super::limits::UNSTABLE_ASK_FIRST;
+use super::limits::{UNSTABLE_ASK_FIRST, WORDS_BYTES};
 use super::machine::Machine;
 use super::networks::NetInfo;
 use super::session::Session;
+use super::trouble::cut;
 use crate::codes::Code;
 use crate::ids::{Cursor, InstallId};
 use crate::limits::{CURSORS, UNSTABLE_PER_FRAME};
@@ -186,7 +187,7 @@ impl Machine {
             match out {
                 EngineOut::Start { conn, candidate, transport, race, attempt, rtt } => {
                     let Some(token) = self.token.as_ref().map(|t| t.0.clone()) else {
-                        self.engine.token_failed(now);
+                        self.engine.token_failed(now, "it is gone");
                         continue;
                     };
                     let install = self.wanted_install();
@@ -235,6 +236,6 @@ pub(super) fn failure_of(error: &v1::Error) -> Failure {
         code: error.code,
         retry: Retry::try_from(error.retry).unwrap_or(Retry::Elsewhere),
         after: Duration::from_millis(error.retry_after_ms.into()),
-        message: error.message.clone(),
+        message: cut(&error.message, WORDS_BYTES).to_owned(),
     }
 }

@@ -7,8 +7,9 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::effects::ConnectionState;
-use super::limits::JOURNAL_LINES;
+use super::limits::{JOURNAL_LINES, WORDS_BYTES};
 use super::machine::Machine;
+use super::trouble::cut;
 
 /// The last things that happened to connections, with the moments by the client's clock.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ impl Journal {
             self.lines.pop_front();
             self.left_out += 1;
         }
-        self.lines.push_back((now, what.to_string()));
+        self.lines.push_back((now, cut(&what.to_string(), 2 * WORDS_BYTES).to_owned()));
     }
 }
 
@@ -83,8 +84,10 @@ impl Machine {
 fn state(state: &ConnectionState) -> String {
     match state {
         ConnectionState::Offline => "offline".to_owned(),
-        ConnectionState::Connecting { retry_at: None } => "connecting".to_owned(),
-        ConnectionState::Connecting { retry_at: Some(_) } => "waiting before it connects again".to_owned(),
+        ConnectionState::Connecting { retry_at, trouble } => {
+            let doing = if retry_at.is_some() { "waiting before it connects again" } else { "connecting" };
+            trouble.as_ref().map_or_else(|| doing.to_owned(), |trouble| format!("{doing}; {trouble}"))
+        }
         ConnectionState::Recovering { edge, region, behind, .. } => {
             format!("recovering at {edge} in {region}, {behind} conversations behind")
         }

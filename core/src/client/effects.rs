@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::candidates::{Asking, Candidate, ConnNo, Transport};
 use super::data::{MessageId, Op};
 use super::networks::NetInfo;
+use super::trouble::Trouble;
 use crate::codes::Code;
 use crate::edge_api::SendRequest;
 use crate::ids::{ConvId, Origin, Seq, UserId};
@@ -118,6 +119,8 @@ pub enum ConnectionState {
     Connecting {
         /// See above.
         retry_at: Option<Duration>,
+        /// Why there is no connection, once something is known of it. It is told until there is one.
+        trouble: Option<Trouble>,
     },
     /// Connected; sends work; what was missed is still coming.
     Recovering {

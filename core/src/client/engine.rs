@@ -16,8 +16,9 @@
 mod climbing;
 mod dispatching;
 mod rounds;
+mod troubles;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -31,6 +32,7 @@ use super::limits::{
     SPREAD_MAX, SUSPECT_KEEP,
 };
 use super::networks::Networks;
+use super::trouble::Trouble;
 use crate::codes::Code;
 use crate::wire::v1::error::Retry;
 
@@ -60,6 +62,10 @@ struct Round {
     climbs: bool,
     /// QUIC was first tried then.
     quic_since: Option<Duration>,
+    /// Addresses of its candidates.
+    known: BTreeSet<String>,
+    /// Attempts that failed since dispatch was asked.
+    failures: u32,
 }
 
 #[derive(Debug)]
@@ -71,6 +77,8 @@ struct Live {
     since: Duration,
     suspect_since: Option<Duration>,
     may_recover: bool,
+    /// It has said something since its Welcome.
+    spoke: bool,
 }
 
 /// See the module's text.
@@ -86,6 +94,13 @@ pub struct Engine {
     demoted: BTreeMap<(bool, String), Duration>,
     round: Option<Round>,
     rounds_failed: u32,
+    /// Connections in a row that were over before they had settled.
+    brief: u32,
+    /// Tokens in a row that were refused.
+    tokens_refused: u32,
+    /// What failed in this round and says most, and why there is no connection.
+    worst: Option<(String, Transport, Failure)>,
+    trouble: Option<Trouble>,
     /// Since when nobody has answered at all.
     silent_since: Option<Duration>,
     foreground: bool,
@@ -125,6 +140,10 @@ impl Engine {
             demoted: BTreeMap::new(),
             round: None,
             rounds_failed: 0,
+            brief: 0,
+            tokens_refused: 0,
+            worst: None,
+            trouble: None,
             silent_since: None,
             foreground: true,
             spread: Duration::ZERO,
@@ -178,6 +197,7 @@ impl Engine {
     pub fn connect(&mut self, now: Duration) {
         self.running = true;
         self.rounds_failed = 0;
+        self.brief = 0;
         self.silent_since = None;
         self.retry_at = None;
         self.dispatching.not_before = now;
@@ -198,6 +218,7 @@ impl Engine {
         self.hold_until = None;
         self.leave_at = None;
         self.climb_at = None;
+        self.trouble = None;
         self.abort_round();
         if let Some(live) = self.live.take() {
             self.out.push_back(EngineOut::Close(live.conn));
@@ -233,14 +254,6 @@ impl Engine {
         }
     }
 
-    /// No token was to be had, or the one there was is of no use: ask again, after a pause.
-    pub fn token_failed(&mut self, now: Duration) {
-        self.has_token = false;
-        self.token_asked = false;
-        self.abort_round();
-        self.pause(now, Duration::ZERO);
-    }
-
     /// The attempt `conn` was welcomed; its predecessor and its rivals are closed. False: it is no attempt.
     pub fn welcomed(&mut self, now: Duration, conn: ConnNo) -> bool {
         let Some(attempt) = self.attempts.remove(&conn) else { return false };
@@ -254,6 +267,7 @@ impl Engine {
         self.networks.note(|network| network.welcomed(wall_ms, &edge, transport, lost_quic));
         self.silent_since = None;
         self.quic_silent = false;
+        (self.trouble, self.worst, self.tokens_refused) = (None, None, 0);
         let age_ms = now.saturating_sub(attempt.started).as_millis();
         self.journal.note(now, format_args!("welcomed by {edge} over {} after {age_ms} ms", transport.name()));
         self.live = Some(Live {
@@ -264,6 +278,7 @@ impl Engine {
             since: now,
             suspect_since: None,
             may_recover: false,
+            spoke: false,
         });
         self.leave_at = None;
         self.retry_at = None;
@@ -293,11 +308,12 @@ impl Engine {
             self.progress(now);
             return;
         }
+        self.failed(&attempt.candidate, attempt.transport, failure);
         if let Failure::Refused { retry, after, .. } = failure {
             // Somebody is there, and has said something.
             self.silent_since = None;
             if *retry == Retry::NewToken {
-                self.token_failed(now);
+                self.token_refused(now, &attempt.candidate, failure);
                 return;
             }
             // It has answered by one transport: the other would hear the same.
@@ -306,6 +322,7 @@ impl Engine {
             }
             if *retry == Retry::Here && !after.is_zero() && self.attempts.is_empty() && self.live.is_none() {
                 self.abort_round();
+                self.trouble_of_round();
                 self.pause(now, *after);
                 return;
             }
@@ -315,6 +332,7 @@ impl Engine {
         if !rival && !attempt.transport.is_web() {
             self.demote(now, &attempt.candidate, failure);
         }
+        self.doubt_list(now);
         self.hurry(now);
         self.progress(now);
     }
@@ -329,10 +347,7 @@ impl Engine {
             Failure::Renew => {}
             _ => self.demote(now, &live.candidate, failure),
         }
-        let settled = now.saturating_sub(live.since) >= SETTLED;
-        if settled {
-            self.rounds_failed = 0;
-        }
+        let settled = self.settle(now, &live, failure);
         if !matches!(failure, Failure::Silent | Failure::Stuck) && self.round.is_some() {
             // Something was heard, if only that the connection is gone: what was begun in the dark is older than that.
             self.abort_round();
@@ -349,6 +364,8 @@ impl Engine {
             _ => Duration::ZERO,
         };
         if !settled {
+            self.trouble_of_round();
+            let after = after.max(self.pause_of_brief());
             self.pause(now, after);
         } else if after.is_zero() {
             self.begin_round(now);
@@ -370,11 +387,32 @@ impl Engine {
         if self.round.as_ref().is_some_and(|round| !round.climbs) || self.retry_at.is_some() {
             return;
         }
-        let candidate = live.candidate.clone();
+        let (candidate, transport) = (live.candidate.clone(), live.transport);
+        let settled = now.saturating_sub(live.since) >= SETTLED;
+        // A silence after it spoke may be the network's; a Welcome and nothing more is not.
+        let in_vain = if live.suspect_since.is_some() { !live.spoke } else { !settled && *failure != Failure::Renew };
         if *failure != Failure::Renew {
             self.demote(now, &candidate, failure);
         }
-        self.begin_round(now);
+        if settled {
+            (self.brief, self.rounds_failed) = (0, 0);
+        }
+        self.brief = self.brief.saturating_add(u32::from(in_vain));
+        let pause = self.pause_of_brief();
+        if pause.is_zero() {
+            self.begin_round(now);
+        } else {
+            self.failed(&candidate, transport, failure);
+            self.trouble_of_round();
+            self.pause(now, pause);
+        }
+    }
+
+    /// Something came over the connection in use after its Welcome.
+    pub fn spoke(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.spoke = true;
+        }
     }
 
     /// The live connection that was left for its silence is heard again: stay.

@@ -103,6 +103,8 @@ pub const POLL_AFTER: Duration = Duration::from_millis(3500);
 pub const ATTEMPTS: usize = 3;
 /// Candidates of one round.
 pub const CANDIDATES: usize = 24;
+/// Edges of a list that are tried before a built-in one that it does not name.
+pub const LISTED_FIRST: usize = 3;
 /// Back-off between rounds: full jitter below this, doubling with each round.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// See [`BACKOFF_MIN`].
@@ -123,6 +125,10 @@ pub const DEMOTED_FOR: Duration = Duration::from_secs(60);
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The next dispatch address is asked beside one that has not answered for so long.
 pub const DISPATCH_NEXT: Duration = Duration::from_millis(400);
+/// So many attempts of a round must have failed before dispatch is asked for another list in the middle of it.
+pub const ASK_AFTER: u32 = 3;
+/// And so much time must have passed since it was asked: a list is not better after a moment.
+pub const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Dispatch addresses that are asked at once.
 pub const DISPATCHES: usize = 3;
 /// A start without a valid list waits this long for dispatch before it tries what it has.
@@ -191,6 +197,11 @@ pub const TOKEN_MARGIN: Duration = Duration::from_secs(600);
 pub const TOKEN_PAUSE: Duration = Duration::from_secs(5);
 /// See [`TOKEN_PAUSE`].
 pub const TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Tokens that may be refused one after the other before the application is asked less often, by [`TOKEN_PAUSE`]: the
+/// first may have expired, and an edge or two may have a wrong clock or lack a key.
+pub const TOKENS_AT_ONCE: u32 = 3;
+/// Bytes of what a server or the application says that are kept and passed on: a long sentence.
+pub const WORDS_BYTES: usize = 240;
 /// Pings whose answers are awaited; older ones are forgotten.
 pub const PINGS: usize = 64;
 /// Questions which logs a conversation has, on the way at once: they matter less than entries.

@@ -292,8 +292,19 @@ impl Machine {
         } else if let Some(session) = &mut self.session {
             session.token_again(now);
         } else {
-            self.engine.token_failed(now);
+            self.engine.token_failed(now, "the application has none");
         }
+        self.after(now);
+    }
+
+    /// No token was to be had, for a reason that the application gives.
+    pub fn no_token(&mut self, now: Duration, why: &str) {
+        if self.session.is_some() {
+            self.token(now, None);
+            return;
+        }
+        self.token_asked = false;
+        self.engine.token_failed(now, why);
         self.after(now);
     }
 
@@ -309,6 +320,12 @@ impl Machine {
     /// The candidates of a kept dispatch answer, and how long they still hold.
     pub fn cached_dispatch(&mut self, now: Duration, list: Vec<Candidate>, ttl: Duration) {
         self.engine.cached(now, list, ttl);
+    }
+
+    /// The dispatch request failed, for this reason.
+    pub fn dispatch_refused(&mut self, now: Duration, why: &str) {
+        self.engine.dispatch_said(now, why);
+        self.dispatch_failed(now);
     }
 
     /// The dispatch request failed.
@@ -350,6 +367,7 @@ impl Machine {
         if of_session {
             if let Some(session) = &mut self.session {
                 session.heard(now);
+                self.engine.spoke();
                 if session.leaving {
                     session.leaving = false;
                     self.suspect = None;
@@ -418,10 +436,10 @@ impl Machine {
     /// Whether and how the client is connected.
     pub fn connection(&self) -> ConnectionState {
         match &self.session {
-            None if self.engine.is_running() => ConnectionState::Connecting { retry_at: self.engine.retry_at() },
+            None if self.engine.is_running() => self.connecting(),
             None => ConnectionState::Offline,
             // It is kept for the case that it speaks again; nobody is to be told that all is well meanwhile.
-            Some(s) if s.leaving => ConnectionState::Connecting { retry_at: self.engine.retry_at() },
+            Some(s) if s.leaving => self.connecting(),
             Some(s) => {
                 let (edge, region, transport) = (s.edge.clone(), s.region.clone(), s.transport);
                 if s.caught_up {
@@ -431,6 +449,10 @@ impl Machine {
                 }
             }
         }
+    }
+
+    fn connecting(&self) -> ConnectionState {
+        ConnectionState::Connecting { retry_at: self.engine.retry_at(), trouble: self.engine.trouble().cloned() }
     }
 
     /// When [`Self::tick`] has something to do.

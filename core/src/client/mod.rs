@@ -50,6 +50,7 @@ mod sending;
 mod session;
 mod settings;
 mod stability;
+mod trouble;
 mod typing;
 
 pub use book::Book;
@@ -68,6 +69,7 @@ pub use intervals::Intervals;
 pub use machine::Machine;
 pub use networks::{NetInfo, NetKind};
 pub use settings::{DeviceInfo, FOR_EVER, SetRefused};
+pub use trouble::Trouble;
 
 #[cfg(test)]
 mod tests;

@@ -472,3 +472,69 @@ async fn a_handler_that_never_answers_gets_a_503_over_http_2_too() {
     };
     tokio::select! { () = serving => panic!("the connection ended"), () = asking => {} }
 }
+
+/// A connection in memory that is told to end by the handler, while it works on the request that it does so for.
+fn ended_by_a_request(answer: usize, takes: Duration) -> (Box<dyn Stream>, impl Future<Output = ()>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let finish = Arc::new(tokio::sync::Notify::new());
+    let told = finish.clone();
+    let handler: Handler = Arc::new(move |_, _| {
+        told.notify_one();
+        Box::pin(async move {
+            tokio::time::sleep(takes).await;
+            Response::new(Full::new(Bytes::from(vec![b'x'; answer])))
+        })
+    });
+    let from = "127.0.0.1:1".parse().unwrap();
+    let limits = HttpLimits { request: Duration::from_secs(60), ..HttpLimits::default() };
+    let tasks = system_env().unwrap().tasks;
+    let serving = async move {
+        let over = async { finish.notified().await };
+        serve_stream(tasks, Box::new(far), Some(b"h2"), from, limits, handler, over).await;
+    };
+    (Box::new(near), serving)
+}
+
+/// What is said until the end of the connection: frames' kinds and streams, repetitions left out. `window`: how much room
+/// the client makes after each DATA.
+async fn order_of(near: Box<dyn Stream>, streams: &[u32], window: u32) -> (Vec<(u8, u32)>, usize) {
+    let mut raw = Raw::begin(near, &[]).await;
+    for stream in streams {
+        raw.0.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, *stream, GET)).await.unwrap();
+    }
+    let (mut said, mut bytes) = (Vec::new(), 0);
+    while let Some((kind, stream, payload)) = raw.next().await {
+        if kind == DATA && !payload.is_empty() {
+            bytes += payload.len();
+            for of in [0, stream] {
+                // The server may be gone after the last one.
+                drop(raw.0.write_all(&frame(8, 0, of, &window.to_be_bytes())).await);
+            }
+        }
+        if said.last() != Some(&(kind, stream)) {
+            said.push((kind, stream));
+        }
+    }
+    (said, bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_answers_of_a_connection_are_out_before_its_end_is_told() {
+    // 200 KB is three times the window that a client has at first.
+    for (answer, window) in [(5, 1 << 16), (200_000, 1 << 16), (200_000, 1000)] {
+        let (near, serving) = ended_by_a_request(answer, Duration::from_millis(100));
+        let (_, (said, bytes)) = tokio::join!(serving, order_of(near, &[1, 3], window));
+        assert_eq!(bytes, 2 * answer);
+        let goaway = said.iter().position(|(kind, _)| *kind == GOAWAY).expect("the end is told");
+        assert!(said[goaway..].iter().all(|(kind, _)| *kind == GOAWAY), "{answer} bytes: {said:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_takes_longer_is_answered_behind_the_word_of_the_end_and_not_cut() {
+    let (near, serving) = ended_by_a_request(5, Duration::from_secs(25));
+    let at = tokio::time::Instant::now();
+    let (_, (said, bytes)) = tokio::join!(serving, order_of(near, &[1], 1 << 16));
+    assert_eq!((said.first(), said.last(), bytes), (Some(&(GOAWAY, 0)), Some(&(DATA, 1)), 5), "{said:?}");
+    assert!((25..=26).contains(&at.elapsed().as_secs()), "{:?}", at.elapsed());
+}

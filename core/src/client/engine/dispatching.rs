@@ -9,8 +9,9 @@ use std::time::Duration;
 use super::{Candidate, Engine, EngineOut};
 use crate::client::candidates::Asking;
 use crate::client::limits::{
-    BACKOFF_MAX, CANDIDATES, DISPATCH_NEXT, DISPATCH_TIMEOUT, DISPATCHES, EXCLUDES, TIMEOUT_DOUBLINGS,
+    BACKOFF_MAX, CANDIDATES, DISPATCH_NEXT, DISPATCH_TIMEOUT, DISPATCHES, EXCLUDES, TIMEOUT_DOUBLINGS, WORDS_BYTES,
 };
+use crate::client::trouble::cut;
 
 #[derive(Debug, Default)]
 pub(super) struct Dispatching {
@@ -24,6 +25,10 @@ pub(super) struct Dispatching {
     failures: u32,
     pub(super) not_before: Duration,
     pub(super) answered: bool,
+    /// What the last one said that gave no list.
+    pub(super) words: String,
+    /// When it was last asked.
+    pub(super) asked_at: Duration,
 }
 
 impl Dispatching {
@@ -42,15 +47,19 @@ impl Engine {
     /// A dispatch answer; `valid_for` from now. An empty one counts as none.
     pub fn dispatched(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
         if candidates.is_empty() {
+            self.dispatch_said(now, "dispatch names no edge");
             self.dispatch_failed(now);
             return;
         }
-        self.dispatching = Dispatching { next: self.dispatching.next, answered: true, ..Dispatching::default() };
+        let Dispatching { next, asked_at, .. } = self.dispatching;
+        self.dispatching = Dispatching { next, asked_at, answered: true, ..Dispatching::default() };
         self.list = candidates;
         self.list.truncate(CANDIDATES);
         self.list_until = now + valid_for;
         if self.hold_until.take().is_some() {
             self.begin_round(now);
+        } else {
+            self.join_round(now);
         }
     }
 
@@ -58,6 +67,12 @@ impl Engine {
     pub fn cached(&mut self, now: Duration, candidates: Vec<Candidate>, valid_for: Duration) {
         self.list = candidates;
         self.list_until = now + valid_for;
+    }
+
+    /// Why a dispatch request gave no list.
+    pub fn dispatch_said(&mut self, now: Duration, words: &str) {
+        self.dispatching.words = cut(words, WORDS_BYTES).to_owned();
+        self.journal.note(now, format_args!("no list: {words}"));
     }
 
     /// A dispatch request failed: ask the next address, or pause when all were asked.
@@ -105,6 +120,7 @@ impl Engine {
         let target = d.next % self.targets;
         d.next = (target + 1) % self.targets;
         d.tried += 1;
+        d.asked_at = now;
         let timeout = DISPATCH_TIMEOUT * (1 << d.failures.min(TIMEOUT_DOUBLINGS));
         // Whoever asks gives up after this time and says so. Without a word the next one is asked a little later: if both
         // happened at once, the second failure would be taken for one of the next request.

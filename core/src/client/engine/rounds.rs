@@ -14,20 +14,21 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport};
+use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport, Trouble};
 use crate::client::limits::{
-    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT, SECOND_AFTER,
-    SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
+    ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, LISTED_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT,
+    SECOND_AFTER, SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
 };
 
 impl Engine {
     pub(super) fn candidates(&mut self, now: Duration) -> Vec<Candidate> {
         self.demoted.retain(|_, until| *until > now);
         let mut all: Vec<Candidate> = self.list.clone();
-        for c in &self.fallback {
-            if !all.iter().any(|o| o.address == c.address) {
-                all.push(c.clone());
-            }
+        let built_in = self.fallback.iter().filter(|c| !self.list.iter().any(|o| o.address == c.address));
+        for (n, c) in built_in.enumerate() {
+            // A list may be stale or wrong as a whole: the first one that is known without it waits for three of its edges.
+            let place = if n == 0 { all.len().min(LISTED_FIRST) } else { all.len() };
+            all.insert(place, c.clone());
         }
         // The edge that was good last in this network first, but not out of a region that dispatch ranks lower.
         let (best, last) = (all.first().map(|c| c.region.clone()), self.networks.here().edge);
@@ -73,6 +74,7 @@ impl Engine {
         let candidates = self.candidates(now);
         if candidates.is_empty() {
             self.ask_dispatch(now);
+            self.trouble = Some(Trouble::NoEdge { message: self.dispatching.words.clone() });
             match self.dispatching.until() {
                 Some(deadline) => self.hold_until = Some(deadline),
                 None => self.pause(now, Duration::ZERO),
@@ -84,7 +86,9 @@ impl Engine {
     }
 
     pub(super) fn race(&mut self, now: Duration, legs: VecDeque<Leg>, climbs: bool) {
-        self.round = Some(Round { legs, race: self.rng.random(), attempts: 0, climbs, quic_since: None });
+        let known = legs.iter().map(|leg| leg.candidate.address.clone()).collect();
+        let race = self.rng.random();
+        self.round = Some(Round { legs, race, attempts: 0, climbs, quic_since: None, known, failures: 0 });
         self.progress(now);
     }
 
@@ -217,6 +221,7 @@ impl Engine {
         if climbs {
             self.climb_failed(now);
         } else {
+            self.trouble_of_round();
             self.pause(now, Duration::ZERO);
             self.ask_dispatch(now);
         }

@@ -45,14 +45,14 @@ fn failed_round(d: &mut Device) -> Vec<(String, Transport)> {
         let open: Vec<_> = d.connects.iter().map(|c| c.0).collect();
         all.extend(tried(d));
         open.into_iter().for_each(|conn| d.act(|m, now| m.ended(now, conn, &lost())));
-        if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_) }) {
+        if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_), .. }) {
             return all;
         }
     }
 }
 
 fn pause(d: &mut Device) {
-    let ConnectionState::Connecting { retry_at: Some(at) } = d.machine.connection() else { panic!("no pause") };
+    let ConnectionState::Connecting { retry_at: Some(at), .. } = d.machine.connection() else { panic!("no pause") };
     d.pass(at - d.now);
 }
 
@@ -228,11 +228,11 @@ fn failed_rounds_back_off_below_a_growing_bound_and_end_with_a_new_network() {
         for _ in 0..40 {
             let open: Vec<_> = std::mem::take(&mut d.connects).into_iter().map(|c| c.0).collect();
             open.into_iter().for_each(|conn| d.act(|m, now| m.ended(now, conn, &lost())));
-            if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_) }) {
+            if matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_), .. }) {
                 break;
             }
         }
-        let ConnectionState::Connecting { retry_at: Some(at) } = d.machine.connection() else { panic!("no pause") };
+        let ConnectionState::Connecting { retry_at: Some(at), .. } = d.machine.connection() else { panic!("no pause") };
         waits.push(at - d.now);
         d.pass(at - d.now);
     }

@@ -8,6 +8,7 @@ mod groups;
 mod histories;
 mod random;
 mod registers;
+mod troubles;
 mod typing;
 
 use std::sync::Arc;

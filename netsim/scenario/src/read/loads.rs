@@ -209,7 +209,17 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 
 /// What an action does, by its word.
 pub(crate) const ACTIONS: [&str; 12] = [
-    "read", "read-all", "mute", "unmute", "title", "erase", "add", "remove", "foreground", "background", "put-away",
+    "read",
+    "read-all",
+    "mute",
+    "unmute",
+    "title",
+    "erase",
+    "add",
+    "remove",
+    "foreground",
+    "background",
+    "put-away",
     "take-out",
 ];
 

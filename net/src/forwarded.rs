@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::{FORWARDED, HeaderMap, HeaderName};
 
-use crate::limits::FORWARDED_HOPS;
 use crate::prefix::IpPrefix;
+
+/// Hops of `X-Forwarded-For` that are looked at, from the right.
+pub const FORWARDED_HOPS: usize = 16;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
