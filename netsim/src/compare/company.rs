@@ -18,6 +18,7 @@ use super::told::{Order, SetUp, Told, What, text};
 use super::{CompareError, Outside, Peer};
 use crate::cluster::{CLIENT_PORT, DISPATCH_PORT};
 use crate::real::RealError;
+use crate::real::device::monotonic_ns;
 use crate::real::topology::nodes;
 
 const MQTT: &str = include_str!("mqtt.py");
@@ -44,6 +45,8 @@ pub struct Company {
     servers: Vec<Process>,
     certificates: Option<Certificates>,
     address: Ipv4Addr,
+    /// The run's moment 0 by the clock of the links.
+    lab_zero_ns: u64,
     record: Record,
     /// How much each device has written.
     counts: BTreeMap<String, u64>,
@@ -62,6 +65,7 @@ impl Company {
             servers: Vec::new(),
             certificates: None,
             address: Ipv4Addr::UNSPECIFIED,
+            lab_zero_ns: 0,
             record: Record::default(),
             counts: BTreeMap::new(),
             bytes: BTreeMap::new(),
@@ -93,6 +97,8 @@ impl Company {
 
     /// Opens every client on a device.
     pub fn open(&mut self, lab: &Lab, device: &str, user: &str, zero_ns: u64) -> Result<(), RealError> {
+        let run_now_ns = monotonic_ns().saturating_sub(zero_ns);
+        self.lab_zero_ns = lab.now_ns()?.saturating_sub(run_now_ns);
         for peer in self.peers.clone() {
             let client = self.client(lab, peer, device, user, zero_ns).map_err(beside)?;
             self.clients.insert((peer, device.to_owned()), client);
@@ -169,6 +175,11 @@ impl Company {
     pub fn all_shown(&self) -> bool {
         let written: u64 = self.counts.values().sum();
         self.peers.iter().all(|peer| self.count(*peer, What::Shown) >= written)
+    }
+
+    /// The run's moment 0 by the clock of the links, in nanoseconds.
+    pub fn lab_zero_ns(&self) -> u64 {
+        self.lab_zero_ns
     }
 
     /// Notes how much went between each device and each server.

@@ -16,10 +16,12 @@
 //!
 //! Reading order: [`frame`], [`messenger`], [`relay`] (the TCP messenger's format and its two machines), [`sockets`] (its
 //! two programs); `mqtt.py` and `xmpp.py` (clients of the stock servers), [`told`] (what clients are told and tell);
-//! [`servers`] and [`company`] (who runs beside tern), [`tally`] (from what was told to numbers), [`table`] (for people and
+//! [`servers`] and [`company`] (who runs beside tern), [`tally`] (from what was told to numbers), [`floor`] (what
+//! the links alone would take), [`table`] (for people and
 //! machines).
 
 pub mod company;
+pub mod floor;
 pub mod frame;
 pub mod messenger;
 pub mod relay;
@@ -45,7 +47,7 @@ use crate::real::{RealError, Surroundings, play_beside};
 use crate::stage::Heading;
 
 /// tern's 99th percentile is to be at most the others' over this.
-pub const RATIO: f64 = 3.0;
+pub const RATIO: u64 = 3;
 /// After the last message the weather goes on for so long: the longest of what was sent last must be seen. The run ends
 /// before if everybody has shown everything.
 pub const TAIL: Duration = Duration::from_secs(120);
@@ -164,6 +166,8 @@ pub struct Compared {
     pub lines: Vec<Line>,
     /// tern first.
     pub flows: Vec<tally::Flow>,
+    /// What the links alone would take, where that can be told.
+    pub floor: Option<tally::Flow>,
     /// How late the machine was with packets: 99th percentile, and the shortest way it was to simulate.
     pub late_ns: (u64, u64),
 }
@@ -236,14 +240,15 @@ pub fn compare(
     check(&plan)?;
     let devices: Vec<String> = plan.devices.iter().map(|device| device.id.clone()).collect();
     let company = company::Company::new(peers, outside, &surroundings.logs);
-    let (lines, company) = play_beside(plan, heading, surroundings, company)?;
+    let (lines, company) = play_beside(plan.clone(), heading, surroundings, company)?;
     let end_ns = lines.last().map_or(0, |line| line.at_ns);
     let late_ns = tally::lateness(&lines);
     let mut flows = vec![tally::Flow::of_tern(&lines, end_ns, &company.bytes_of_tern(&devices))];
     for peer in peers {
         flows.push(tally::Flow::of_peer(*peer, &company.told(*peer), end_ns, &company.bytes(*peer, &devices)));
     }
-    Ok(Compared { lines, flows, late_ns })
+    let floor = floor::floor(&plan, &lines, &flows[0].fates, company.lab_zero_ns(), end_ns);
+    Ok(Compared { lines, flows, floor, late_ns })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tern_netsim_tun::{Lab, Process};
 
 use super::{CompareError, Outside, Peer};
@@ -67,6 +67,8 @@ impl Certificates {
         let named = |names: Vec<String>, name: &str| {
             let mut params = CertificateParams::new(names)?;
             params.distinguished_name.push(DnType::CommonName, name);
+            // Dates of other centuries end ejabberd.
+            (params.not_before, params.not_after) = (date_time_ymd(2025, 1, 1), date_time_ymd(2040, 1, 1));
             Ok::<_, rcgen::Error>(params)
         };
         let mut authority = named(Vec::new(), "compare").map_err(tls)?;

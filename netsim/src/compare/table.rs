@@ -25,6 +25,8 @@ pub struct Table {
     pub seconds: u64,
     /// tern first.
     pub flows: Vec<Flow>,
+    /// What the links alone would take, where that can be told.
+    pub floor: Option<Flow>,
     /// Peers that could not be had, and why.
     pub skipped: Vec<(Peer, String)>,
     /// The machine was too slow: all of it is worth nothing.
@@ -47,6 +49,7 @@ impl Table {
             seed: plan.seed,
             seconds: plan.duration_ns.saturating_sub(from_ns) / 1_000_000_000,
             flows: compared.flows.clone(),
+            floor: compared.floor.clone(),
             skipped: skipped.to_vec(),
             too_slow: compared.too_slow(),
             late_p99_ns: compared.late_ns.0,
@@ -60,10 +63,16 @@ impl Table {
         (own > 0 && others > 0).then(|| seconds(others) / seconds(own))
     }
 
-    /// Whether tern's 99th percentile is at most a third of that of everybody who was measured, on a machine that kept up.
+    /// Whether tern's 99th percentile is at most a third of this flow's.
+    fn beaten(&self, flow: &Flow) -> bool {
+        let own = self.flows.first().map_or(0, |tern| tern.times.p99_ns);
+        own > 0 && flow.times.p99_ns >= own.saturating_mul(RATIO)
+    }
+
+    /// Whether it is at most a third of that of everybody who was measured, on a machine that kept up.
     pub fn reached(&self) -> bool {
         let others = self.flows.get(1..).unwrap_or_default();
-        !self.too_slow && !others.is_empty() && others.iter().all(|flow| self.ratio(flow).is_some_and(|r| r >= RATIO))
+        !self.too_slow && !others.is_empty() && others.iter().all(|flow| self.beaten(flow))
     }
 
     /// As Markdown, which is readable as it is.
@@ -77,7 +86,7 @@ impl Table {
             let times = &flow.times;
             let (up, down) = flow.bytes.get(&self.phone).copied().unwrap_or_default();
             let ratio = self.ratio(flow).map_or_else(String::new, |ratio| {
-                format!("{ratio:.2}{}", if ratio >= RATIO { "" } else { " **missed**" })
+                format!("{ratio:.2}{}", if self.beaten(flow) { "" } else { " **missed**" })
             });
             let _infallible = writeln!(
                 out,
@@ -91,6 +100,10 @@ impl Table {
                 show(times.max_ns),
                 flow.reconnects,
             );
+        }
+        if let Some(floor) = &self.floor {
+            let [p50, p95, p99, max] = floor.times.in_order().map(show);
+            let _infallible = writeln!(out, "| {} | | | {p50} | {p95} | {p99} | {max} | | | |", floor.name);
         }
         out
     }
@@ -137,7 +150,8 @@ pub fn document(tables: &[Table], command: &str) -> String {
     let mut out = format!(
         "# Comparison\n\nWritten by `{command}`, over real packets in real time: numbers differ from run to run, and the links \
          do not. p50, p95, p99 and max are times from the moment at which the author's client takes a message until the other \
-         device shows it; what was never shown counts until the end. Bytes are the phone's, with headers. tern's p99 is to be \
+         device shows it; what was never shown counts until the end. \"links alone\" is what each message would have taken as the \
+         only packet, without loss: nobody can be faster. Bytes are the phone's, with headers. tern's p99 is to be \
          at most a third of everybody's. How it is measured: [NETSIM.md](NETSIM.md#beside-others).\n"
     );
     for table in tables {
@@ -193,6 +207,7 @@ mod tests {
             seed: 7,
             seconds: 60,
             flows,
+            floor: Some(Flow { bytes: BTreeMap::new(), ..flow("links alone", 90) }),
             skipped: vec![(Peer::Xmpp, "there is no ejabberd".into())],
             too_slow: false,
             late_p99_ns: 100_000,
@@ -219,6 +234,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("1000 / 2000 | 2.50 **missed** |") && text.contains("| 10.00 |"), "{text}");
+        assert!(text.contains("| links alone | | | 0.00 ms | 0.00 ms | 90 ms | 0.00 ms | | | |"), "{text}");
         assert!(text.contains("xmpp was skipped: there is no ejabberd."), "{text}");
         assert!(text.contains("Seed 7, 60 s"), "{text}");
     }

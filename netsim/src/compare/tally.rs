@@ -28,6 +28,11 @@ pub struct Times {
 }
 
 impl Times {
+    /// p50, p95, p99 and max.
+    pub fn in_order(&self) -> [u64; 4] {
+        [self.p50_ns, self.p95_ns, self.p99_ns, self.max_ns]
+    }
+
     fn of(mut all: Vec<u64>) -> Self {
         all.sort_unstable();
         // The nearest rank.
@@ -115,6 +120,15 @@ impl Flow {
         for fate in &mut fates {
             fate.shown_ns = shown.get(fate.message.as_str()).copied();
         }
+        Self {
+            reconnects: live.values().map(|count| count.saturating_sub(1)).sum(),
+            bytes: bytes.clone(),
+            ..Self::of_fates(name, fates, end_ns)
+        }
+    }
+
+    /// Of what became of messages alone.
+    pub fn of_fates(name: &str, mut fates: Vec<Fate>, end_ns: u64) -> Self {
         fates.sort_by_key(|fate| fate.sent_ns);
         let took = |fate: &Fate| fate.shown_ns.unwrap_or(end_ns).saturating_sub(fate.sent_ns);
         let mut by_author: BTreeMap<String, Vec<u64>> = BTreeMap::new();
@@ -126,8 +140,8 @@ impl Flow {
             shown: fates.iter().filter(|fate| fate.shown_ns.is_some()).count(),
             times: Times::of(fates.iter().map(took).collect()),
             by_author: by_author.into_iter().map(|(device, all)| (device, Times::of(all))).collect(),
-            reconnects: live.values().map(|count| count.saturating_sub(1)).sum(),
-            bytes: bytes.clone(),
+            reconnects: 0,
+            bytes: BTreeMap::new(),
             fates,
         }
     }
