@@ -125,11 +125,7 @@ impl Messenger {
                 self.tries = 0;
                 self.outputs.push_back(Output::Live);
             }
-            Frame::Ack { id } => {
-                if self.unacked.remove(&id).is_some() {
-                    self.outputs.push_back(Output::Acked(id));
-                }
-            }
+            Frame::Ack { id } if self.unacked.remove(&id).is_some() => self.outputs.push_back(Output::Acked(id)),
             Frame::Deliver { from, id, text } => {
                 self.outputs.push_back(Output::Write(Frame::Got { from: from.clone(), id }));
                 if self.seen.insert((from, id)) {

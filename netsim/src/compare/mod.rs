@@ -166,6 +166,8 @@ pub struct Compared {
     pub lines: Vec<Line>,
     /// tern first.
     pub flows: Vec<tally::Flow>,
+    /// Those whose clients never got a connection: that tells of no link, but of how they were set up.
+    pub never_live: Vec<Peer>,
     /// What the links alone would take, where that can be told.
     pub floor: Option<tally::Flow>,
     /// How late the machine was with packets: 99th percentile, and the shortest way it was to simulate.
@@ -244,11 +246,17 @@ pub fn compare(
     let end_ns = lines.last().map_or(0, |line| line.at_ns);
     let late_ns = tally::lateness(&lines);
     let mut flows = vec![tally::Flow::of_tern(&lines, end_ns, &company.bytes_of_tern(&devices))];
+    let mut never_live = Vec::new();
     for peer in peers {
-        flows.push(tally::Flow::of_peer(*peer, &company.told(*peer), end_ns, &company.bytes(*peer, &devices)));
+        let told = company.told(*peer);
+        if told.iter().any(|(_, told)| told.what == told::What::Live) {
+            flows.push(tally::Flow::of_peer(*peer, &told, end_ns, &company.bytes(*peer, &devices)));
+        } else {
+            never_live.push(*peer);
+        }
     }
     let floor = floor::floor(&plan, &lines, &flows[0].fates, company.lab_zero_ns(), end_ns);
-    Ok(Compared { lines, flows, floor, late_ns })
+    Ok(Compared { lines, flows, never_live, floor, late_ns })
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl Table {
             seconds: plan.duration_ns.saturating_sub(from_ns) / 1_000_000_000,
             flows: compared.flows.clone(),
             floor: compared.floor.clone(),
-            skipped: skipped.to_vec(),
+            skipped: skipped.iter().cloned().chain(compared.never_live.iter().map(never)).collect(),
             too_slow: compared.too_slow(),
             late_p99_ns: compared.late_ns.0,
         }
@@ -143,6 +143,10 @@ impl Table {
         fates.truncate(count);
         fates
     }
+}
+
+fn never(peer: &Peer) -> (Peer, String) {
+    (*peer, "none of its clients ever got a connection; see the logs".to_owned())
 }
 
 /// The document of several.
