@@ -68,8 +68,9 @@ pub struct Flow {
     pub times: Times,
     /// By author's device.
     pub by_author: BTreeMap<String, Times>,
-    /// How often a device got a connection besides its first, all devices together.
-    pub reconnects: usize,
+    /// How often a device was live again after its first time, all devices together: for tern also when it only had to
+    /// catch up on the same connection.
+    pub live_again: usize,
     /// Bytes up and down between a device and the servers, headers of IP included.
     pub bytes: BTreeMap<String, (u64, u64)>,
     /// Every message, in the order in which they were sent.
@@ -121,7 +122,7 @@ impl Flow {
             fate.shown_ns = shown.get(fate.message.as_str()).copied();
         }
         Self {
-            reconnects: live.values().map(|count| count.saturating_sub(1)).sum(),
+            live_again: live.values().map(|count| count.saturating_sub(1)).sum(),
             bytes: bytes.clone(),
             ..Self::of_fates(name, fates, end_ns)
         }
@@ -140,7 +141,7 @@ impl Flow {
             shown: fates.iter().filter(|fate| fate.shown_ns.is_some()).count(),
             times: Times::of(fates.iter().map(took).collect()),
             by_author: by_author.into_iter().map(|(device, all)| (device, Times::of(all))).collect(),
-            reconnects: 0,
+            live_again: 0,
             bytes: BTreeMap::new(),
             fates,
         }
@@ -191,7 +192,7 @@ mod tests {
             told("phone", 600, What::Shown, "laptop/1"),
         ];
         let flow = Flow::of("tcp", &all, 10_000 * MS, &BTreeMap::new());
-        assert_eq!((flow.shown, flow.reconnects), (2, 1));
+        assert_eq!((flow.shown, flow.live_again), (2, 1));
         assert_eq!((flow.times.sent, flow.times.p50_ns, flow.times.max_ns), (3, 200 * MS, 8000 * MS));
         assert_eq!(flow.by_author["laptop"].max_ns, 100 * MS);
         let order: Vec<&str> = flow.fates.iter().map(|fate| fate.message.as_str()).collect();
