@@ -48,27 +48,32 @@ pub fn floor(plan: &Plan, lines: &[Line], sent: &[Fate], lab_zero_ns: u64, end_n
             path.map(|path| path.latency_ns)
         };
         let alone = Passage { plan, lab_zero_ns, bytes };
-        let at_region_ns = alone.up(author, &gaps(plan, lines, &author.id), fate.sent_ns)? + far(&author.place)?;
+        let at_region_ns = alone.up(author, &gaps(plan, lines, &author.id, true), fate.sent_ns)? + far(&author.place)?;
         let at_link_ns = at_region_ns + far(&recipient.place)?;
-        let shown_ns = alone.down(recipient, &gaps(plan, lines, &recipient.id), at_link_ns)?;
+        let shown_ns = alone.down(recipient, &gaps(plan, lines, &recipient.id, false), at_link_ns)?;
         Some(Fate { shown_ns: Some(shown_ns), ..fate.clone() })
     });
     Some(Flow::of_fates("links alone", fates.collect::<Option<Vec<_>>>()?, end_ns))
 }
 
-/// When a device was off for a hand-over.
-fn gaps(plan: &Plan, lines: &[Line], device: &str) -> Vec<Gap> {
-    let began = |line: &Line| {
+/// When a device was off for a hand-over, or one way of its link was dark by a fault.
+fn gaps(plan: &Plan, lines: &[Line], device: &str, up: bool) -> Vec<Gap> {
+    let began = |(number, line): (usize, &Line)| {
         let Event::Fault { fault: id, phase: FaultPhase::Begin, .. } = &line.event else { return None };
         let fault = plan.faults.iter().find(|fault| fault.id == *id)?;
         match &fault.effect {
             Effect::HandOver { device: of, how, .. } if of == device => {
                 Some((line.at_ns, line.at_ns.saturating_add(how.gap_ns)))
             }
+            Effect::LinkOutage { device: of, ways, .. } if of == device && (if up { ways.up } else { ways.down }) => {
+                let ends = |line: &&Line| matches!(&line.event, Event::Fault { fault, phase: FaultPhase::End, .. } if fault == id);
+                let end_ns = lines.get(number..).unwrap_or_default().iter().find(ends).map(|line| line.at_ns);
+                Some((line.at_ns, end_ns.unwrap_or(line.at_ns)))
+            }
             _ => None,
         }
     };
-    lines.iter().filter_map(began).collect()
+    lines.iter().enumerate().filter_map(began).collect()
 }
 
 /// The end of the gap that holds a moment, or the moment.
@@ -178,6 +183,12 @@ mod tests {
             target = "phone"
             at = "10s"
             gap = "2s"
+            [[fault]]
+            id = "lift"
+            kind = "outage"
+            target = "phone.cell.up"
+            at = "20s"
+            for = "3s"
             "#
         );
         let scenario = Scenario::from_toml(text, Path::new("alone.toml")).unwrap();
@@ -199,19 +210,26 @@ mod tests {
         assert_eq!(took(&plan, &[], "laptop", 1000), 100 + 50 + 10 + 10 + 3);
     }
 
+    fn fault(at_ms: u64, phase: FaultPhase, id: &str) -> Line {
+        let (fault, kind, target) = (id.to_owned(), String::new(), "phone".to_owned());
+        Line { at_ns: at_ms * MS, event: Event::Fault { fault, phase, kind, target, hits: 0 } }
+    }
+
     #[test]
     fn who_writes_in_a_gap_waits_for_its_end_and_what_comes_in_one_comes_again() {
         let plan = plan(r#"{ rate = "1Gbit/s", delay = "50ms" }"#);
-        let begin = Event::Fault {
-            fault: "cell".into(),
-            phase: FaultPhase::Begin,
-            kind: "handover".into(),
-            target: "phone".into(),
-            hits: 0,
-        };
-        let lines = [Line { at_ns: 10_000 * MS, event: begin }];
+        let lines = [fault(10_000, FaultPhase::Begin, "cell")];
         assert_eq!(took(&plan, &lines, "phone", 9999), 73);
         assert_eq!(took(&plan, &lines, "phone", 10_500), 1500 + 73);
         assert_eq!(took(&plan, &lines, "laptop", 9990), 2010 + 50);
+    }
+
+    #[test]
+    fn an_outage_of_one_way_stops_that_way() {
+        let plan = plan(r#"{ rate = "1Gbit/s", delay = "50ms" }"#);
+        let lines = [fault(20_000, FaultPhase::Begin, "lift"), fault(23_000, FaultPhase::End, "lift")];
+        assert_eq!(took(&plan, &lines, "phone", 21_000), 2000 + 73);
+        assert_eq!(took(&plan, &lines, "laptop", 21_000), 73);
+        assert_eq!(took(&plan, &lines, "phone", 23_000), 73);
     }
 }
