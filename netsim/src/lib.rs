@@ -41,6 +41,7 @@
 
 pub mod access;
 pub mod cluster;
+pub mod compare;
 pub(crate) mod congestion;
 pub(crate) mod connection;
 pub(crate) mod devices;

@@ -198,3 +198,38 @@ fn what_only_virtual_time_can_do_is_refused_before_anything_starts() {
     let missing = netsim(&["run", file.to_str().unwrap(), "--driver", "tun", "--twice"]);
     assert_eq!(missing.status.code(), Some(2), "{}", said(&missing));
 }
+
+#[test]
+fn tern_and_the_tcp_messenger_carry_the_same_messages_beside_each_other() {
+    let test = "tern_and_the_tcp_messenger_carry_the_same_messages_beside_each_other";
+    let Some(tern) = tern(test) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    let out = directory.path().join("runs");
+    let arguments = ["compare", file.to_str().unwrap(), "--against", "tcp", "--json", "--tern", tern.to_str().unwrap()];
+    // It writes for ten seconds, and no longer.
+    let refused = netsim(&[&arguments[..], &["--minutes", "1"]].concat());
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    let output = netsim(&[&arguments[..], &["--minutes", "0.15", "--out", out.to_str().unwrap()]].concat());
+    // What came of it depends on the machine; whether all of it is there does not.
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", said(&output));
+    let tables: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [own, other] = tables[0]["flows"].as_array().unwrap().as_slice() else { panic!("{tables}") };
+    assert_eq!((own["name"].as_str(), other["name"].as_str()), (Some("tern"), Some("tcp")));
+    let sent = own["times"]["sent"].as_u64().unwrap();
+    assert!(sent >= 15, "{sent}");
+    for flow in [own, other] {
+        assert_eq!(flow["shown"].as_u64(), Some(sent), "{flow}");
+        assert_eq!(flow["times"]["sent"].as_u64(), Some(sent), "{flow}");
+        let bytes = &flow["bytes"]["alice-phone"];
+        assert!(bytes[0].as_u64().unwrap() > 120 * sent / 4 && bytes[1].as_u64().unwrap() > 0, "{flow}");
+    }
+    // The same ones, at about the same moments.
+    let names = |flow: &serde_json::Value| -> std::collections::BTreeSet<String> {
+        flow["fates"].as_array().unwrap().iter().map(|fate| fate["message"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(own), names(other));
+    // The link alone takes 45 ms: nobody measures with another clock.
+    assert!(other["times"]["p50_ns"].as_u64().unwrap() > 45_000_000, "{other}");
+}

@@ -9,7 +9,7 @@ use tern_netsim_scenario::Scenario;
 use super::{Failure, Outcome};
 
 /// Directories below one that is named whose files are parts or special, and are run only when named themselves.
-const PARTS: [&str; 3] = ["topo", "gate", "figures"];
+const PARTS: [&str; 4] = ["topo", "gate", "figures", "compare"];
 
 /// All scenario files that are meant, in order.
 pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {

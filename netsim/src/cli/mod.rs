@@ -4,6 +4,7 @@
 //! 3, something outside is missing (a directory that can't be written, a permission).
 
 mod batch;
+mod compare;
 mod explore;
 mod figures;
 mod files;
@@ -20,6 +21,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use tern_netsim::compare::{CompareError, Peer, sockets};
+
+/// A day of minutes: nobody measures longer in one go.
+const MINUTES_MAX: f64 = 1440.0;
 
 /// tern in virtual time: whole regions, edges and clients over links that fail, replayable from a seed.
 #[derive(Debug, Parser)]
@@ -66,9 +71,24 @@ enum Command {
     /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
     /// All hosts are there, and no faults strike. Needs root.
     Shell(ShellArgs),
+    /// Measures tern beside other messengers, on the same links at the same time, over real packets. Needs root.
+    Compare(CompareArgs),
     /// Is a device of a run over real packets: what `run --driver tun` starts.
     #[command(hide = true)]
     Device,
+    /// Is the TCP messenger's server: what `compare` starts.
+    #[command(hide = true)]
+    Relay {
+        /// Where it listens.
+        listen: std::net::SocketAddr,
+        /// Its certificate.
+        chain: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+    /// Is the TCP messenger's client on a device: what `compare` starts.
+    #[command(hide = true)]
+    Messenger,
     /// Plays one plan and writes its history: what `run` starts.
     #[command(hide = true)]
     One(OneArgs),
@@ -170,6 +190,41 @@ struct ShellArgs {
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<String>,
+}
+
+/// Of `compare`.
+#[derive(Args, Debug)]
+struct CompareArgs {
+    /// Scenarios; the plan's first device is on the weak link. Without one, those of netsim/scenarios/compare.
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// The seed; each scenario's first, if not said.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// So long messages are written, at most as long as the scenario does: 10, or 0.5.
+    #[arg(long, value_name = "M", default_value_t = 10.0, value_parser = parse_minutes)]
+    minutes: f64,
+    /// Beside whom: tcp (a careful messenger over TCP and TLS), mqtt (mosquitto, paho-mqtt), xmpp (ejabberd, slixmpp).
+    #[arg(long, value_name = "PEERS", value_delimiter = ',', default_value = "tcp,mqtt,xmpp")]
+    against: Vec<Peer>,
+    /// The point of the matrix, if there are several: name=value.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    point: Vec<(String, String)>,
+    /// Prints everything as JSON, every message included.
+    #[arg(long)]
+    json: bool,
+    /// Writes the tables there, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// The tern program; beside this one, if not said.
+    #[arg(long, value_name = "PATH")]
+    tern: Option<PathBuf>,
+    /// A Python that has paho-mqtt and slixmpp.
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    python: PathBuf,
+    /// Where histories and logs go.
+    #[arg(long, value_name = "DIR", default_value = "netsim-runs/compare")]
+    out: PathBuf,
 }
 
 /// Of `explore`.
@@ -305,6 +360,9 @@ pub fn main() -> ExitCode {
             Ok(()) => Ok(true),
             Err(error) => Err(Failure::Outside(error.to_string())),
         },
+        Command::Compare(args) => compare::compare(&args),
+        Command::Relay { listen, chain, key } => end(sockets::relay(listen, &chain, &key)),
+        Command::Messenger => end(sockets::messenger()),
         Command::Check { paths } => files::check(&paths),
         Command::Replay { run } => replay::replay(&run),
         Command::Judge { history, html } => replay::judge_again(&history, html.as_deref()),
@@ -335,6 +393,11 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Of a program that only another one starts.
+fn end(result: Result<(), CompareError>) -> Outcome {
+    result.map(|()| true).map_err(|error| Failure::Outside(error.to_string()))
+}
+
 fn parse_range(text: &str) -> Result<Range<u64>, String> {
     let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
     match parsed {
@@ -356,6 +419,11 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     parsed.map(Duration::from_secs).ok_or_else(|| format!("{text} is no time; write 90s, 10m or 2h"))
 }
 
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    let parsed = text.parse::<f64>().ok().filter(|minutes| *minutes > 0.0 && *minutes <= MINUTES_MAX);
+    parsed.ok_or_else(|| format!("{text} are no minutes; write 10, or 0.5"))
+}
+
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     pair.ok_or_else(|| format!("{text} is no point; write name=value"))
@@ -373,6 +441,10 @@ mod tests {
         assert_eq!(parse_time("10m"), Ok(Duration::from_secs(600)));
         assert_eq!(parse_time("7"), Ok(Duration::from_secs(7)));
         assert!(parse_time("1d").unwrap_err().contains("2h"));
+        assert_eq!(parse_minutes("0.5"), Ok(0.5));
+        for text in ["0", "-1", "NaN", "inf", "1e9", "ten"] {
+            assert!(parse_minutes(text).unwrap_err().contains("write 10"), "{text}");
+        }
         assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert!(parse_pair("a").is_err());
     }

@@ -48,6 +48,23 @@ impl Book {
         self.told.push((at_ns, Told::Dark(device.to_owned(), begins)));
     }
 
+    /// Whether every message that was sent was shown on another device than its author's.
+    pub fn all_shown(&self) -> bool {
+        let (mut sent, mut shown) = (BTreeSet::new(), BTreeSet::new());
+        for (_, told) in &self.told {
+            match told {
+                Told::Event(Event::Invoke { message, .. }) => drop(sent.insert(message)),
+                Told::Event(Event::Shown { device, message, new: true, .. })
+                    if !message.starts_with(&format!("{device}/")) =>
+                {
+                    shown.insert(message);
+                }
+                _ => {}
+            }
+        }
+        sent.is_subset(&shown)
+    }
+
     /// A device offered messages again.
     pub fn reoffered(&mut self, at_ns: u64, count: u64) {
         self.told.push((at_ns, Told::Reoffered(count)));
@@ -76,6 +93,24 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_is_shown_when_another_device_than_the_authors_has_shown_it() {
+        let mut book = Book::default();
+        let (device, conversation, message) = ("a".to_owned(), "a+b".to_owned(), "a/1".to_owned());
+        let shown = |device: &str| Event::Shown {
+            device: device.into(),
+            conversation: "a+b".into(),
+            message: "a/1".into(),
+            new: true,
+        };
+        assert!(book.all_shown());
+        book.tell(1, Event::Invoke { device, conversation, message, bytes: 9 });
+        book.tell(2, shown("a"));
+        assert!(!book.all_shown());
+        book.tell(3, shown("b"));
+        assert!(book.all_shown());
+    }
 
     #[test]
     fn what_is_heard_late_stands_where_it_happened_and_nothing_is_acked_twice() {

@@ -52,6 +52,9 @@ pub enum RealError {
         /// The end of its log.
         said: String,
     },
+    /// What runs beside tern.
+    #[error("{0}")]
+    Beside(String),
     /// A name that is none.
     #[error("{0}")]
     Name(String),

@@ -36,6 +36,7 @@ use tern_netsim_verdict::Line;
 
 pub use self::error::RealError;
 use self::protocol::Report;
+use crate::compare::company::Company;
 use crate::stage::Heading;
 
 /// What a run needs besides its plan.
@@ -75,4 +76,16 @@ pub enum Said {
 pub fn play(plan: Plan, heading: &Heading, surroundings: &Surroundings) -> Result<Vec<Line>, RealError> {
     topology::check(&plan)?;
     run::Run::set(plan, heading, surroundings)?.play()
+}
+
+/// Plays a plan with other systems beside tern, and returns them with what they told. What was to be healed at the end stays,
+/// and nobody waits for calm: the run ends when everybody has shown everything, or [`crate::compare::TAIL`] after the load.
+pub fn play_beside(
+    plan: Plan,
+    heading: &Heading,
+    surroundings: &Surroundings,
+    company: Company,
+) -> Result<(Vec<Line>, Company), RealError> {
+    topology::check(&plan)?;
+    run::Run::set_beside(plan, heading, surroundings, company)?.play_beside()
 }

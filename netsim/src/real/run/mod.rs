@@ -1,6 +1,7 @@
 //! What happens when: the agenda of a run, and one thread that keeps it and hears what is said meanwhile.
-//! `striking` has the faults, `ending` the end.
+//! `striking` has the faults, `ending` the end, `beside` what other systems do at the same time.
 
+mod beside;
 mod ending;
 mod striking;
 
@@ -27,6 +28,7 @@ use super::seat::Seat;
 use super::topology::{lab_plan, nodes};
 use super::{Heard, Said, Surroundings};
 use crate::cluster::DISPATCH_PORT;
+use crate::compare::company::Company;
 use crate::limits::{LOOK_EVERY, MEETING};
 use crate::stage::app::direct_label;
 use crate::stage::writing::Writer;
@@ -56,6 +58,7 @@ enum Due {
 pub(super) struct Run {
     plan: Plan,
     // Processes end before the lab does.
+    company: Option<Company>,
     seats: BTreeMap<String, Seat>,
     deployment: Deployment,
     lab: Lab,
@@ -79,6 +82,15 @@ pub(super) struct Run {
 impl Run {
     /// Builds everything; the run's clock begins when regions serve and nobody has opened an app.
     pub(super) fn set(plan: Plan, heading: &Heading, surroundings: &Surroundings) -> Result<Self, RealError> {
+        Self::set_up(plan, heading, surroundings, None)
+    }
+
+    fn set_up(
+        plan: Plan,
+        heading: &Heading,
+        surroundings: &Surroundings,
+        company: Option<Company>,
+    ) -> Result<Self, RealError> {
         let tern = find_tern(surroundings.tern.as_deref())?;
         let lab = Lab::start(&lab_plan(&plan))?;
         let (sender, heard) = channel();
@@ -92,6 +104,7 @@ impl Run {
         let writers = plan.loads.iter().map(|load| Writer::new(plan.seed, load)).collect();
         let seats = plan.devices.iter().map(|device| (device.id.clone(), Seat::default())).collect();
         let mut run = Self {
+            company,
             seats,
             deployment,
             lab,
@@ -122,6 +135,9 @@ impl Run {
                 run.deployment.start(&run.lab, name)?;
             }
             run.wait_until_serving(&names)?;
+        }
+        if let Some(company) = &mut run.company {
+            company.serve(&run.lab, &run.plan)?;
         }
         run.listen_for(MEETING)?;
         // What happened so far happened before the beginning.
@@ -225,7 +241,10 @@ impl Run {
                 if !self.rig.holding.paused(&self.plan, &load.from)
                     && let Some(seat) = self.seats.get_mut(&load.from)
                 {
-                    seat.order(&Order::Send { to: load.to, bytes });
+                    seat.order(&Order::Send { to: load.to.clone(), bytes });
+                    if let Some(company) = &mut self.company {
+                        company.write(&load.from, &load.to, bytes)?;
+                    }
                 }
                 self.write_next(number);
                 Ok(())
@@ -244,6 +263,9 @@ impl Run {
                     && let Some(seat) = self.seats.get_mut(device)
                 {
                     seat.order(&Order::Network(to.clone()));
+                    if let Some(company) = &mut self.company {
+                        company.network_changed(device, to.as_deref())?;
+                    }
                 }
                 Ok(())
             }
@@ -272,7 +294,11 @@ impl Run {
         let log = OpenOptions::new().create(true).append(true).open(self.logs.join(format!("{device}.log")));
         let log = log.map_err(RealError::io("opening a device's log"))?;
         let Some(seat) = self.seats.get_mut(device) else { return Ok(()) };
-        seat.open(&self.lab, &setup, log, &self.sender)
+        seat.open(&self.lab, &setup, log, &self.sender)?;
+        match &mut self.company {
+            Some(company) => company.open(&self.lab, &planned.id, &planned.user, self.zero_ns),
+            None => Ok(()),
+        }
     }
 
     /// The system's names of direct conversations follow from the deployment's salt.

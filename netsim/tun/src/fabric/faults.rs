@@ -1,5 +1,6 @@
 //! What a driver does to the links while they run, and what it asks them. Everything by name, from the next packet on.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use tern_netsim_link::{HandOver, LinkSpec, Outage, Spec};
@@ -204,6 +205,11 @@ impl Fabric {
     /// What came and went at a host so far; of a device, what its radio did.
     pub fn traffic(&self, host: &str) -> Result<Traffic, LabError> {
         Ok(self.hosts[self.host(host)?].traffic)
+    }
+
+    /// Bytes that a device sent and received, by the port of the other end.
+    pub fn traffic_by_port(&self, device: &str) -> Result<BTreeMap<u16, (u64, u64)>, LabError> {
+        Ok(self.hosts[self.host(device)?].by_port.clone())
     }
 
     /// Where a host is reached from outside now.

@@ -25,6 +25,7 @@ impl Fabric {
             return;
         }
         host.traffic.note(now_ns, self.radio_tail_ns, bytes.len(), true);
+        host.note_port(bytes, true);
         match &mut host.kind {
             Kind::Server(address) if packet.source() == *address => {
                 let place = host.place;
@@ -189,8 +190,22 @@ impl Fabric {
             return;
         }
         host.traffic.note(due_ns, self.radio_tail_ns, parcel.bytes.len(), false);
+        host.note_port(&parcel.bytes, false);
         let way_ns = (!parcel.near).then(|| due_ns.saturating_sub(parcel.entered_ns));
         self.outputs.push_back(Output::Deliver { to, bytes: parcel.bytes, due_ns, way_ns });
+    }
+}
+
+impl super::Host {
+    /// Servers are on few ports, so that of a device this stays small.
+    fn note_port(&mut self, bytes: &[u8], up: bool) {
+        if let Kind::Device(_) = self.kind
+            && let Some(crate::packet::Kind::Ports { source, destination, .. }) =
+                Packet::parse(bytes).map(|packet| packet.kind())
+        {
+            let (sent, received) = self.by_port.entry(if up { destination } else { source }).or_default();
+            *if up { sent } else { received } += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        }
     }
 }
 

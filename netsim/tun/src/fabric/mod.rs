@@ -191,6 +191,8 @@ struct Host {
     place: usize,
     power: bool,
     traffic: Traffic,
+    /// Bytes up and down by the other end's port; devices only.
+    by_port: BTreeMap<u16, (u64, u64)>,
     kind: Kind,
 }
 
@@ -274,7 +276,14 @@ impl Fabric {
                 }
                 Attached::Access(interfaces) => Kind::Device(Box::new(fabric.device(index, &host.name, interfaces)?)),
             };
-            fabric.hosts.push(Host { name: host.name.clone(), place, power: true, traffic: Traffic::default(), kind });
+            fabric.hosts.push(Host {
+                name: host.name.clone(),
+                place,
+                power: true,
+                traffic: Traffic::default(),
+                by_port: BTreeMap::new(),
+                kind,
+            });
         }
         Ok(fabric)
     }

@@ -99,6 +99,8 @@ fn a_packet_arrives_when_link_and_path_say_and_comes_back_through_the_nat() {
     assert_eq!(arrivals(&mut fabric, 2000 * MS), [(WIFI_PORT, 1027 * MS, (SERVER, 53), (WIFI, 4000))]);
     let traffic = fabric.traffic("phone").unwrap();
     assert_eq!((traffic.up_packets, traffic.down_packets, traffic.up_bytes, traffic.wakeups), (1, 1, 33, 1));
+    assert_eq!(fabric.traffic_by_port("phone").unwrap(), [(53, (33, 33))].into());
+    assert_eq!(fabric.traffic_by_port("eu-1").unwrap(), [].into());
     // A stranger is kept out, and so is who writes to the inside address.
     fabric.handle_packet(2000 * MS, SERVER_PORT, &datagram((SERVER, 54), (HOME, 4000)));
     fabric.handle_packet(2000 * MS, SERVER_PORT, &datagram((SERVER, 53), (WIFI, 4000)));
