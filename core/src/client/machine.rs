@@ -455,6 +455,9 @@ impl Machine {
 
     /// What has come up since the last call; empty when nothing has.
     pub fn take_step(&mut self) -> Step {
+        mutant!(SentBeforeStored => if self.effects.iter().any(|e| matches!(e, Effect::Write { .. })) {
+            return Step { ops: Vec::new(), effects: std::mem::take(&mut self.effects) };
+        });
         mutant!(CursorBeforeHeads => if self.heads_wait() { return self.step_without_heads(); });
         for id in std::mem::take(&mut self.dirty_convs) {
             if let Some(conv) = self.convs.get(&id) {
