@@ -4,6 +4,7 @@
 mod connecting;
 mod eras;
 mod groups;
+mod heartbeat;
 mod histories;
 mod random;
 mod registers;
