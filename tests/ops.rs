@@ -282,7 +282,7 @@ fn a_token_key_is_changed_under_a_session_that_stays() {
     assert!(matches!(refused, Body::Error(_)), "{refused:?}");
     let (_, welcome) = hello(&node, &ca, &token(&other.path("data")), "laptop");
     assert!(matches!(welcome, Body::Welcome(_)), "{welcome:?}");
-    let pong = exchange(&mut open, Body::Ping(v1::Ping { echo: 5, foreground: true }));
+    let pong = exchange(&mut open, Body::Ping(v1::Ping { echo: 5, foreground: true, ..v1::Ping::default() }));
     assert!(matches!(pong, Body::Pong(ref pong) if pong.echo == 5), "{pong:?}");
 }
 

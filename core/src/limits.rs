@@ -53,6 +53,8 @@ pub const CLOCK_AHEAD_MS: u64 = 60_000;
 pub const CLOCK_STOP_MS: u64 = 10_000;
 /// A region whose clock is this far off the median alarms its operators.
 pub const CLOCK_ALARM_MS: u64 = 1_000;
+/// After so long at least, and at most, a Ping is answered a second time that asks for it.
+pub const AGAIN_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 /// A device that was pushed to and has not acked for this long gets `Advance` again.
 pub const PUSH_ACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// A log's origin that was not heard of for this long is silent: clients offer their messages elsewhere.

@@ -45,6 +45,8 @@ mutants! {
         "A store takes appends of an owner of an older epoch.";
     ResendWithNewIdentity, "resend-with-new-identity", "R3",
         "What was un-acked when a connection ended is sent again under new numbers.";
+    SentBeforeStored, "sent-before-stored", "R3",
+        "A message is on its way before the device has stored it.";
     BodyHashNotCompared, "body-hash-not-compared", "R3",
         "A number that is held is acked whatever its body.";
     FloorNotChecked, "floor-not-checked", "R3",

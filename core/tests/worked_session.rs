@@ -158,7 +158,7 @@ fn session() -> Vec<(&'static str, BytesMut)> {
         ("server, message: Stable", plain(0, Body::Stable(stable))),
         ("server, message: Define, Push of bob's answer", pushed),
         ("client, control: PushAck", plain(0, Body::PushAck(v1::PushAck { rev: own_row.rev.next().0 }))),
-        ("client, control: Ping", plain(3, Body::Ping(v1::Ping { echo: 5, foreground: true }))),
+        ("client, control: Ping", plain(3, Body::Ping(v1::Ping { echo: 5, foreground: true, ..v1::Ping::default() }))),
         (
             "server, control: Pong",
             plain(3, Body::Pong(v1::Pong { echo: 5, rev: own_row.rev.next().0, ..v1::Pong::default() })),

@@ -518,7 +518,7 @@ impl Session {
                     }
                     Some(Body::Pong(pong)) => {
                         pong.spread_ms = spread_ms(cx);
-                        self.open = self.open.saturating_sub(1);
+                        self.open = self.open.saturating_sub(u32::from(!pong.again));
                         if self.told_address != Some(cx.peer) {
                             self.told_address = Some(cx.peer);
                             pong.seen_address = cx.peer.to_string();

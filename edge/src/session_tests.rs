@@ -341,7 +341,7 @@ fn a_pull_counts_until_its_last_page_and_pulls_do_not_stop_messages() {
 fn without_a_core_the_edge_answers_what_it_can() {
     let mut scene = Scene::live();
     scene.core = false;
-    let out = scene.tell(3, Body::Ping(v1::Ping { echo: 8, foreground: true })).unwrap();
+    let out = scene.tell(3, Body::Ping(v1::Ping { echo: 8, foreground: true, ..v1::Ping::default() })).unwrap();
     match &out.answers[..] {
         [(Lane::Control, v1::Frame { req: 3, body: Some(Body::Pong(pong)) })] => {
             assert!(pong.rev_unknown && pong.echo == 8);

@@ -177,7 +177,7 @@ pub(crate) fn send(n: u64) -> Body {
 }
 
 pub(crate) fn ping(echo: u32) -> Body {
-    Body::Ping(v1::Ping { echo, foreground: true })
+    Body::Ping(v1::Ping { echo, foreground: true, ..v1::Ping::default() })
 }
 
 /// The client's side of one byte stream.

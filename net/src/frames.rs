@@ -198,7 +198,7 @@ mod tests {
     use tokio::io::duplex;
 
     fn ping(echo: u32) -> v1::Frame {
-        v1::Frame::new(echo, v1::frame::Body::Ping(v1::Ping { echo, foreground: false }))
+        v1::Frame::new(echo, v1::frame::Body::Ping(v1::Ping { echo, foreground: false, ..v1::Ping::default() }))
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tern_netsim_link::{Counts, InterfaceError, Interfaces, LinkSpec, Nat, NatSpec, SpecError, Way};
 use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
-use crate::limits::{NAT_TCP_IDLE, NAT_TCP_UNANSWERED};
+use crate::limits::{FORGOTTEN_MAX, NAT_TCP_IDLE, NAT_TCP_UNANSWERED};
 use crate::packets::Protocol;
 use crate::path::ip_v4;
 use crate::pipes::PipeId;
@@ -69,6 +69,17 @@ pub struct AccessCounts {
     pub queued_packets: usize,
     /// Their bytes.
     pub queued_bytes: u64,
+}
+
+/// A NAT had forgotten a device that was using it and went on as if nothing were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The interface.
+    pub interface: String,
+    /// Since then nothing could come in.
+    pub died_ns: u64,
+    /// Then the device sent something, and had another mapping.
+    pub again_ns: u64,
 }
 
 /// What came and went at a host so far. Bytes are counted with IP headers.
@@ -170,6 +181,8 @@ pub(crate) struct Line {
     pub(crate) link: PipeId,
     pub(crate) nat: Option<Nats>,
     pub(crate) block: Option<Block>,
+    /// When its NAT forgot whom.
+    pub(crate) forgotten: Vec<Forgotten>,
     pub(crate) portal: Portal,
 }
 
@@ -222,6 +235,18 @@ impl Access {
     pub(crate) fn nat(&mut self, line: usize, protocol: Protocol) -> Option<&mut Nat> {
         let nats = self.lines[line].nat.as_mut()?;
         Some(if protocol == Protocol::Udp { &mut nats.udp } else { &mut nats.tcp })
+    }
+
+    /// A NAT has opened another mapping in place of one that had died. While another interface was in use nobody was to be
+    /// reached by it.
+    pub(crate) fn forgotten(&mut self, line: usize, died_ns: u64, again_ns: u64) {
+        let used = self.interfaces.sending_index(again_ns) == Some(line);
+        let since_ns = self.interfaces.chosen_since_ns().filter(|_| used);
+        let forgotten = &mut self.lines[line].forgotten;
+        if since_ns.is_some_and(|since_ns| since_ns <= died_ns) && forgotten.len() < FORGOTTEN_MAX {
+            let interface = self.interfaces.all()[line].name.clone();
+            forgotten.push(Forgotten { interface, died_ns, again_ns });
+        }
     }
 
     /// What the captive portal of a line answers to a segment of the device.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use tern_netsim_link::{HandOver, Interface, Interfaces, Outage, Spec, Way, nearest};
 
-use crate::access::{Access, AccessCounts, AccessError, AccessSpec, Block, HostCounts, Line, Nats};
+use crate::access::{Access, AccessCounts, AccessError, AccessSpec, Block, Forgotten, HostCounts, Line, Nats};
 use crate::node::{HostId, SimNode};
 use crate::path::{Owner, ip_v4};
 use crate::pipes::{PipeId, Place};
@@ -78,7 +78,7 @@ impl State {
             let link = link.map_err(|source| AccessError::Spec { link: name, source })?;
             let nat = spec.nat.map(|(spec, outside)| Nats::new(spec, outside));
             self.by_ip.insert(outside[line], Owner { host, line: Some(line) });
-            lines.push(Line { link, nat, block: None, portal: Portal::default() });
+            lines.push(Line { link, nat, block: None, forgotten: Vec::new(), portal: Portal::default() });
         }
         self.hosts[host.0].access = Some(Access { interfaces, lines });
         Ok(())
@@ -265,6 +265,14 @@ impl World {
         self.shared.with(|state, _| {
             let host = state.host_named(name)?;
             Ok(state.host(host).counts)
+        })
+    }
+
+    /// When the NATs of a device's interfaces had forgotten its datagrams, by interface.
+    pub fn forgotten(&self, device: &str) -> Result<Vec<Forgotten>, AccessError> {
+        self.shared.with(|state, _| {
+            let host = state.host_named(device)?;
+            Ok(state.access(host, device)?.lines.iter().flat_map(|line| line.forgotten.iter().cloned()).collect())
         })
     }
 }

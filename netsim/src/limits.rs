@@ -40,6 +40,8 @@ pub const ORPHAN_GIVE_UP: Duration = Duration::from_secs(60);
 pub const NAT_TCP_IDLE: Duration = Duration::from_secs(7440);
 /// The same for a stream that was not answered: RFC 5382's least for connections that are not established.
 pub const NAT_TCP_UNANSWERED: Duration = Duration::from_secs(240);
+/// How often it is written down that an interface's NAT had forgotten its device: more is no news.
+pub const FORGOTTEN_MAX: usize = 10_000;
 /// Streams that a captive portal remembers to have taken; the oldest one is forgotten first.
 pub const PORTAL_STREAMS: usize = 1024;
 /// First of the ports handed out where 0 was asked for; the last is 65,535.

@@ -11,7 +11,7 @@ use std::fmt::{self, Debug};
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -207,6 +207,14 @@ impl SimNode {
         self.world.shared.with(|state, _| state.hosts[self.host.0].ended_tasks += ended);
     }
 
+    /// Calls this each time that one of its present tasks has been polled, until it is restarted: after what happens between
+    /// two awaits. It may [`SimNode::strike_down`] the node.
+    pub fn after_each_poll(&self, call: impl Fn() + Send + Sync + 'static) {
+        let tasks = self.world.shared.with(|state, _| Arc::clone(&state.host(self.host).tasks));
+        // A second one would make the first one miss polls; the first stays.
+        let _second = tasks.polled.set(Box::new(call));
+    }
+
     /// How many of its tasks ended with kills and without power, so far.
     pub fn ended_tasks(&self) -> u64 {
         self.world.shared.with(|state, _| state.host(self.host).ended_tasks)
@@ -236,10 +244,14 @@ impl SimNode {
     }
 }
 
+/// Who is called after each poll of a task.
+type Polled = Box<dyn Fn() + Send + Sync>;
+
 /// The tasks of one start of a node.
 pub(crate) struct NodeTasks {
     dead: Arc<AtomicBool>,
     pause: Arc<Pause>,
+    polled: Arc<OnceLock<Polled>>,
     panics: AtomicUsize,
     set: Mutex<JoinSet<()>>,
     runtime: Handle,
@@ -256,6 +268,7 @@ impl NodeTasks {
         Self {
             dead: Arc::new(AtomicBool::new(false)),
             pause: Arc::default(),
+            polled: Arc::default(),
             panics: AtomicUsize::new(0),
             set: Mutex::new(JoinSet::new()),
             runtime: Handle::current(),
@@ -307,7 +320,12 @@ impl Spawn for NodeTasks {
         if self.dead.load(Ordering::SeqCst) {
             return;
         }
-        let task = NodeTask { dead: Arc::clone(&self.dead), pause: Arc::clone(&self.pause), task };
+        let task = NodeTask {
+            dead: Arc::clone(&self.dead),
+            pause: Arc::clone(&self.pause),
+            polled: Arc::clone(&self.polled),
+            task,
+        };
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap(&mut set);
         set.spawn_on(task, &self.runtime);
@@ -348,6 +366,7 @@ impl Pause {
 struct NodeTask {
     dead: Arc<AtomicBool>,
     pause: Arc<Pause>,
+    polled: Arc<OnceLock<Polled>>,
     task: BoxFut<'static, ()>,
 }
 
@@ -361,7 +380,11 @@ impl Future for NodeTask {
         if self.pause.holds(cx) {
             return Poll::Pending;
         }
-        self.task.as_mut().poll(cx)
+        let polled = self.task.as_mut().poll(cx);
+        if let Some(call) = self.polled.get() {
+            call();
+        }
+        polled
     }
 }
 

@@ -253,6 +253,9 @@ impl State {
                     return;
                 }
             }
+            if let Some(died_ns) = nat.take_reopened() {
+                access.forgotten(line, died_ns, now_ns);
+            }
         }
         let (from, to, bytes) = (packet.from.into(), packet.to.into(), packet.payload_bytes());
         let record = Packet { at_ns: now_ns, from, to, protocol, bytes, lost: false };

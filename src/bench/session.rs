@@ -120,7 +120,7 @@ impl First {
             out
         };
         let commit = Body::Commit(v1::Commit { race: hello.race, attempt: hello.attempt, order: 0 });
-        let ping = Body::Ping(v1::Ping { echo: 1, foreground: true });
+        let ping = Body::Ping(v1::Ping { echo: 1, foreground: true, ..v1::Ping::default() });
         let define = v1::define::What::Conversation(Bytes::from_static(&[0; 16]));
         // The first Send binds the number anew.
         let define = Body::Define(v1::Define { r#ref: 1, what: Some(define) });

@@ -89,6 +89,9 @@ impl Machine {
         session.token_until(now, Some(welcome.wall_ms), welcome.token_expires_ms, jitter);
         self.session = Some(session);
         self.connected.clear();
+        if !self.foreground {
+            self.send_ping(now);
+        }
         self.learn_salt(welcome.direct_salt);
         self.commit();
         self.try_unknown_again(cursor.store);

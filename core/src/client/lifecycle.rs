@@ -37,8 +37,14 @@ impl Machine {
         }
         self.suspect = None;
         self.engine.connect(now);
+        let (here, wall_ms) = (self.engine.networks.here(), self.engine.wall_ms(now));
         if let Some(session) = &mut self.session {
+            let way = session.heartbeat.way();
+            let learned = here.silences.iter().find(|learned| way.is_of(learned));
+            session.heartbeat = session.heartbeat.elsewhere(learned, wall_ms);
             session.forget_beat();
+            // Another address is no wonder now, so the silence before tells nothing.
+            session.sent(now);
             self.tell_network();
             self.send_ping(now);
         }
@@ -54,10 +60,8 @@ impl Machine {
         if let Some(session) = &mut self.session {
             session.heartbeat.set_foreground(foreground);
             self.tell_network();
-            if foreground {
-                // Does it still live? The user is about to write.
-                self.send_ping(now);
-            }
+            // Does it still live? The user is about to write. And otherwise: until when does it?
+            self.send_ping(now);
         }
         self.after(now);
     }
@@ -97,7 +101,7 @@ impl Machine {
 
     /// A connection counts as dead. Was it a beat that found out?
     pub(super) fn suspect_gateway(&mut self) {
-        let open = self.session.as_ref().and_then(|s| Some((s.heartbeat.way(), s.beat_open()?)));
+        let open = self.session.as_ref().and_then(|s| s.beat_open().map(|b| (s.heartbeat.way(), (b.silence, b.at))));
         let address = self.engine.live().map(|(_, candidate, _)| candidate.address.clone());
         if let Some(((way, (silence, at)), address)) = open.zip(address) {
             self.suspect = Some(Suspect { way, silence, at, address });
@@ -113,13 +117,18 @@ impl Machine {
             return;
         }
         let same = self.engine.live().is_some_and(|(_, candidate, _)| candidate.address == address);
-        self.doubts = if same { 0 } else { self.doubts + 1 };
-        if !same && self.doubts < 2 {
+        let mut beat = self.heartbeat(now, way, None);
+        if self.is_doubtful(!same || beat.has_survived(silence)) {
             return;
         }
-        self.doubts = 0;
-        let mut beat = self.heartbeat(now, way, None);
         self.expired(now, &mut beat, silence);
+    }
+
+    /// Whether something that looks like a gateway's doing may be a radio's: once it may, twice in a row it is not.
+    fn is_doubtful(&mut self, may_be: bool) -> bool {
+        let doubts = may_be && !self.doubts;
+        self.doubts = doubts;
+        doubts
     }
 
     fn expired(&mut self, now: Duration, beat: &mut Heartbeat, silence: Duration) {
@@ -136,36 +145,63 @@ impl Machine {
         if moved {
             session.seen_address.clone_from(&pong.seen_address);
         }
-        let Some(silence) = session.beat_answered(pong.echo) else { return };
-        let mut beat = session.heartbeat.clone();
-        self.doubts = 0;
-        if moved {
-            self.expired(now, &mut beat, silence);
-        } else if beat.survived(silence) {
-            let learned = beat.learned();
+        if pong.again_ms > 0 {
+            session.will_answer_again(pong.echo);
+        }
+        let Some(beat) = session.beat_answered(pong.echo) else { return };
+        let proves = !session.answers_again();
+        if moved || beat.missed {
+            let survived = session.heartbeat.has_survived(beat.silence);
+            if self.is_doubtful(survived && !moved) {
+                self.send_ping(now);
+            } else {
+                self.way_was_closed(now, beat.silence);
+            }
+        } else if proves {
+            self.way_was_open(now, beat.silence);
+        }
+    }
+
+    /// A ping was answered for the second time, without having been asked for now.
+    pub(super) fn answered_again(&mut self, now: Duration, pong: &v1::Pong) {
+        let Some(silence) = self.session.as_mut().and_then(|s| s.answered_again(now, pong.echo)) else { return };
+        self.way_was_open(now, silence);
+        // The radio is awake anyway.
+        self.send_ping(now);
+    }
+
+    fn way_was_open(&mut self, now: Duration, silence: Duration) {
+        let wall_ms = self.engine.wall_ms(now);
+        let Some(session) = &mut self.session else { return };
+        self.doubts = false;
+        if session.heartbeat.survived(silence, wall_ms) {
+            let learned = session.heartbeat.learned();
             self.engine.networks.note(|network| network.learn(learned));
         }
+    }
+
+    fn way_was_closed(&mut self, now: Duration, silence: Duration) {
+        let Some(mut beat) = self.session.as_ref().map(|s| s.heartbeat.clone()) else { return };
+        self.expired(now, &mut beat, silence);
         if let Some(session) = &mut self.session {
             session.heartbeat = beat;
         }
+        // The next silence is shorter than what was asked for.
+        self.send_ping(now);
     }
 
     /// Something comes long after it was written, while the first ping after a silence is on its way: it could not come
     /// before, though this side could speak.
     pub(super) fn pushed_late(&mut self, now: Duration, push: &Push) {
         let Some(session) = &self.session else { return };
-        let (Some((silence, _)), Some(wall_ms)) = (session.beat_open(), session.wall_ms(now)) else { return };
+        let (Some(beat), Some(wall_ms)) = (session.beat_open(), session.wall_ms(now)) else { return };
         let newest = push.entries.iter().map(|entry| hlc::to_ms(entry.place.hlc)).max();
         let late_ms = u64::try_from(LATE_PUSH.as_millis()).unwrap_or(u64::MAX);
         if newest.is_some_and(|at_ms| at_ms.saturating_add(late_ms) < wall_ms) {
-            let mut beat = session.heartbeat.clone();
             if let Some(session) = &mut self.session {
                 session.forget_beat();
             }
-            self.expired(now, &mut beat, silence);
-            if let Some(session) = &mut self.session {
-                session.heartbeat = beat;
-            }
+            self.way_was_closed(now, beat.silence);
         }
     }
 }

@@ -147,6 +147,9 @@ pub const BEAT_FLOOR: Duration = Duration::from_secs(10);
 pub const BEAT_STEP: Duration = Duration::from_secs(60);
 /// Beats that must be answered before a longer silence is tried.
 pub const BEATS_STABLE: u32 = 3;
+/// After a silence that was too long nothing longer than what was survived is tried for so long: a phone that is deaf for
+/// minutes once a day may miss one message, and no gateway is worth more.
+pub const LONGER_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// The search ends when what was survived and what was too long are so close.
 pub const BEAT_GAP: Duration = Duration::from_secs(20);
 /// A beat stays below what was too long by an eighth of it, and by this at most.

@@ -119,8 +119,8 @@ pub struct Machine {
     pub(super) gather_until: Option<Duration>,
     /// A silence after which a connection did not answer any more.
     pub(super) suspect: Option<Suspect>,
-    /// How often in a row that was so, and another edge was there at once.
-    pub(super) doubts: u32,
+    /// A gateway may have closed the way, or it was something else: the next time counts.
+    pub(super) doubts: bool,
     pub(super) token: Option<Secret>,
     pub(super) token_refused: bool,
     /// A token was asked for and is awaited.
@@ -168,7 +168,7 @@ impl Machine {
             foreground: true,
             gather_until: None,
             suspect: None,
-            doubts: 0,
+            doubts: false,
             token: None,
             token_refused: false,
             token_asked: false,
@@ -391,9 +391,9 @@ impl Machine {
     pub(super) fn send_ping(&mut self, now: Duration) {
         let jitter = self.rng.random_range(900..=1000);
         if let Some(session) = &mut self.session {
-            let echo = session.ping(now, jitter);
+            let (echo, again_ms) = session.ping(now, jitter, true);
             let req = session.fresh_req();
-            self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: self.foreground }));
+            self.write_frame(req, Body::Ping(v1::Ping { echo, foreground: self.foreground, again_ms }));
         }
     }
 
@@ -404,9 +404,9 @@ impl Machine {
         for _ in 0..4 {
             let jitter = self.rng.random_range(900..=1000);
             match self.session.as_mut().and_then(|s| s.due(now, jitter).map(|due| (due, s.fresh_req()))) {
-                Some((Due::Ping(echo), req)) => {
+                Some((Due::Ping(echo, again_ms), req)) => {
                     let foreground = self.foreground;
-                    self.write_frame(req, Body::Ping(v1::Ping { echo, foreground }));
+                    self.write_frame(req, Body::Ping(v1::Ping { echo, foreground, again_ms }));
                 }
                 Some((Due::Silent, _)) => {
                     self.suspect_gateway();
@@ -481,6 +481,9 @@ impl Machine {
 
     /// What has come up since the last call; empty when nothing has.
     pub fn take_step(&mut self) -> Step {
+        mutant!(SentBeforeStored => if self.effects.iter().any(|e| matches!(e, Effect::Write { .. })) {
+            return Step { ops: Vec::new(), effects: std::mem::take(&mut self.effects) };
+        });
         mutant!(CursorBeforeHeads => if self.heads_wait() { return self.step_without_heads(); });
         for id in std::mem::take(&mut self.dirty_convs) {
             if let Some(conv) = self.convs.get(&id) {

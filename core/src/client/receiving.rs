@@ -441,9 +441,15 @@ impl Machine {
     }
 
     fn pong(&mut self, now: Duration, pong: &v1::Pong) {
-        self.beat_answered(now, pong);
+        if pong.again {
+            self.answered_again(now, pong);
+        } else {
+            self.beat_answered(now, pong);
+        }
         let Some(session) = &mut self.session else { return };
-        session.pong(now, pong.echo);
+        if !pong.again {
+            session.pong(now, pong.echo);
+        }
         self.engine.set_spread(Duration::from_millis(pong.spread_ms.into()));
         if let Some(rtt) = session.srtt() {
             self.engine.measured(rtt);

@@ -105,17 +105,36 @@ pub(super) struct Session {
     pub(super) heartbeat: Heartbeat,
     /// The address by which the edge sees this client.
     pub(super) seen_address: String,
-    /// The last ping that ended a silence: its echo, when, and how long the silence was.
-    beat: Option<(u32, Duration, Duration)>,
+    /// The last ping that ended a silence.
+    beat: Option<Beat>,
+    /// The last ping that asked for a second answer: its echo, and when that is due.
+    asks_again: Option<(u32, Duration)>,
+    /// Likewise once the region has agreed.
+    again: Option<(u32, Duration)>,
+    /// It does so at all: then its first answers prove nothing about silences.
+    answers_again: bool,
+    /// How long neither side had spoken when the last frame came.
+    silence: Duration,
     /// Permille of the heartbeat after which the next ping goes out.
     jitter: u32,
+}
+
+/// A ping that ended a silence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beat {
+    echo: u32,
+    /// When it was sent.
+    pub(super) at: Duration,
+    pub(super) silence: Duration,
+    /// A second answer had been due at the end of the silence, and did not come.
+    pub(super) missed: bool,
 }
 
 /// What is due on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Send a Ping with this echo.
-    Ping(u32),
+    /// Send a Ping with this echo that asks to be answered again after so many milliseconds, if any.
+    Ping(u32, u32),
     /// Nothing was heard for too long.
     Silent,
     /// Requests stay unanswered although the connection lives.
@@ -180,6 +199,10 @@ impl Session {
             heartbeat,
             seen_address: String::new(),
             beat: None,
+            asks_again: None,
+            again: None,
+            answers_again: false,
+            silence: Duration::ZERO,
             jitter: 950,
         }
     }
@@ -323,6 +346,10 @@ impl Session {
 
     /// Something was read.
     pub(super) fn heard(&mut self, now: Duration) {
+        let before = self.last_heard.max(self.last_sent);
+        if now > before {
+            self.silence = now - before;
+        }
         self.last_heard = now;
     }
 
@@ -344,12 +371,17 @@ impl Session {
         self.srtt
     }
 
-    /// Sends a Ping: its echo.
-    pub(super) fn ping(&mut self, now: Duration, jitter: u32) -> u32 {
+    /// Sends a Ping: its echo, and after how many milliseconds it asks to be answered again, if `asks`.
+    pub(super) fn ping(&mut self, now: Duration, jitter: u32, asks: bool) -> (u32, u32) {
         self.next_echo = self.next_echo.wrapping_add(1);
-        let silence = now.saturating_sub(self.last_heard.max(self.last_sent));
+        let before = self.last_heard.max(self.last_sent);
+        let missed = self.again.filter(|(_, at)| now >= *at + self.silence_limit()).map(|(_, at)| at);
+        let silence = missed.unwrap_or(now).saturating_sub(before);
         if silence >= BEAT_FLOOR / 2 {
-            self.beat = Some((self.next_echo, now, silence));
+            self.beat = Some(Beat { echo: self.next_echo, at: now, silence, missed: missed.is_some() });
+        }
+        if missed.is_some() {
+            self.again = None;
         }
         if self.pings.len() < PINGS {
             self.pings.insert(self.next_echo, now);
@@ -358,23 +390,49 @@ impl Session {
         self.jitter = jitter;
         self.sent(now);
         self.await_from(now);
-        self.next_echo
+        if !asks {
+            return (self.next_echo, 0);
+        }
+        let after = self.heartbeat.interval() * jitter / 1000;
+        self.asks_again = Some((self.next_echo, now + after));
+        (self.next_echo, u32::try_from(after.as_millis()).unwrap_or(u32::MAX))
     }
 
-    /// The silence that a ping ended which is answered now, or by an earlier answer than its own.
-    pub(super) fn beat_answered(&mut self, echo: u32) -> Option<Duration> {
-        let (_, _, silence) = self.beat.take_if(|(e, _, _)| e.wrapping_sub(echo).wrapping_sub(1) >= u32::MAX / 2)?;
-        Some(silence)
+    /// The region will answer a ping once more.
+    pub(super) fn will_answer_again(&mut self, echo: u32) {
+        self.answers_again = true;
+        if let Some(asked) = self.asks_again.take_if(|(asked, _)| *asked == echo) {
+            self.again = Some(asked);
+        }
     }
 
-    /// The silence before a ping that is not answered yet, and when that was sent.
-    pub(super) fn beat_open(&self) -> Option<(Duration, Duration)> {
-        self.beat.map(|(_, at, silence)| (silence, at))
+    /// See [`Self::will_answer_again`].
+    pub(super) fn answers_again(&self) -> bool {
+        self.answers_again
+    }
+
+    /// The second answer to a ping came: after how much silence the way in was open. `None`: it was not the one that was
+    /// waited for.
+    pub(super) fn answered_again(&mut self, now: Duration, echo: u32) -> Option<Duration> {
+        let (_, at) = self.again.take_if(|(awaited, _)| *awaited == echo)?;
+        // A device that slept reads it late, and what was sent since has opened the way anew.
+        let before = now.saturating_sub(self.silence);
+        Some(if self.last_sent > at { Duration::ZERO } else { at.saturating_sub(before).min(self.silence) })
+    }
+
+    /// The ping that ended a silence and is answered now, or by an earlier answer than its own.
+    pub(super) fn beat_answered(&mut self, echo: u32) -> Option<Beat> {
+        self.beat.take_if(|beat| beat.echo.wrapping_sub(echo).wrapping_sub(1) >= u32::MAX / 2)
+    }
+
+    /// A ping that ended a silence and is not answered yet.
+    pub(super) fn beat_open(&self) -> Option<Beat> {
+        self.beat
     }
 
     /// What is open says nothing any more: the network is another one.
     pub(super) fn forget_beat(&mut self) {
-        self.beat = None;
+        (self.beat, self.again, self.asks_again) = (None, None, None);
     }
 
     fn silence_from(&self) -> Option<Duration> {
@@ -392,6 +450,9 @@ impl Session {
     }
 
     fn heartbeat_at(&self) -> Duration {
+        if let Some((_, at)) = self.again {
+            return at + self.silence_limit();
+        }
         self.last_heard.max(self.last_sent) + self.heartbeat.interval() * self.jitter / 1000
     }
 
@@ -419,10 +480,12 @@ impl Session {
                 return Some(Due::Stuck);
             }
         }
-        let ping = self.probe_at().is_some_and(|t| now >= t)
-            || self.doubt_at().is_some_and(|t| now >= t)
-            || now >= self.heartbeat_at();
-        ping.then(|| Due::Ping(self.ping(now, jitter)))
+        let beat = now >= self.heartbeat_at();
+        let ping = beat || self.probe_at().is_some_and(|t| now >= t) || self.doubt_at().is_some_and(|t| now >= t);
+        ping.then(|| {
+            let (echo, again_ms) = self.ping(now, jitter, beat);
+            Due::Ping(echo, again_ms)
+        })
     }
 
     /// When something will be due.

@@ -16,6 +16,7 @@
 //! before the todo that stands for it goes; every collection is ordered, so equal inputs give equal outputs;
 //! the node never waits: what needs a read is parked and goes on when the answer comes.
 
+mod again;
 mod cells;
 mod clocks;
 pub mod conversation;
@@ -356,6 +357,7 @@ pub struct Node {
     marks: marks::Marks,
     regain: regain::Regain,
     signals: signals::Signals,
+    agains: again::Agains,
     pressure: Pressure,
     /// Its clones are the Sends that wait.
     waiting: Arc<()>,
@@ -420,6 +422,7 @@ impl Node {
             marks: marks::Marks::default(),
             regain: regain::Regain::default(),
             signals: signals::Signals::default(),
+            agains: again::Agains::default(),
             pressure: Pressure::default(),
             waiting: Arc::new(()),
             waited: Duration::ZERO,
@@ -628,6 +631,7 @@ impl Node {
         if self.signals.at.is_some_and(|at| at <= now.mono) {
             self.send_signals(now);
         }
+        self.answer_again(now);
         self.fan_out_due(now);
         self.remind(now);
         self.relay(now);
@@ -642,7 +646,8 @@ impl Node {
         let owing = self.owing.first().map(|(at, _, _)| *at);
         let relay = self.links.values().filter_map(Link::next_deadline).min();
         let fans = self.fans.first().map(|(at, _)| *at);
-        [flush, self.routes_at, owing, relay, self.signals.at, fans, self.seal_at].into_iter().flatten().min()
+        let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline()];
+        [flush, self.routes_at, owing, relay].into_iter().chain(others).flatten().min()
     }
 
     /// How long what is handed over next has waited since it reached this process: the measure of load.

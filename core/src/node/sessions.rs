@@ -229,17 +229,7 @@ impl Node {
         let req = frame.req;
         match frame.body {
             Some(Body::Commit(commit)) => self.bind(now, key, commit.order),
-            Some(Body::Ping(ping)) => {
-                let rev = self.users.get(&session.user).map(User::rev);
-                let pong = v1::Pong {
-                    echo: ping.echo,
-                    rev: rev.unwrap_or_default().0,
-                    rev_unknown: rev.is_none(),
-                    seen_address: String::new(),
-                    spread_ms: 0,
-                };
-                self.out.frame(key, req, Body::Pong(pong));
-            }
+            Some(Body::Ping(ping)) => self.ping(now, key, req, &ping),
             Some(Body::PushAck(ack)) => self.push_acked(key, Rev(ack.rev)),
             Some(Body::PullRows(pull)) => {
                 let Some(user) = self.users.get(&session.user) else { return };
@@ -349,6 +339,7 @@ impl Node {
 
     pub(super) fn close(&mut self, now: Now, key: ConnKey) {
         let Some(session) = self.sessions.remove(&key) else { return };
+        self.agains.forget(key);
         let id: UserId = session.user;
         let Some(device) = self.users.get_mut(&id).and_then(|u| u.devices.remove(&key)) else { return };
         if let Some(at) = device.remind_at {

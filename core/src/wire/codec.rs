@@ -110,7 +110,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ping(echo: u32) -> v1::Frame {
-        v1::Frame::new(1, v1::frame::Body::Ping(v1::Ping { echo, foreground: true }))
+        v1::Frame::new(1, v1::frame::Body::Ping(v1::Ping { echo, foreground: true, ..v1::Ping::default() }))
     }
 
     #[test]

@@ -388,7 +388,7 @@ impl Quic {
 }
 
 pub fn ping() -> Body {
-    Body::Ping(v1::Ping { echo: 4, foreground: true })
+    Body::Ping(v1::Ping { echo: 4, foreground: true, ..v1::Ping::default() })
 }
 
 pub fn send(n: u64) -> Body {

@@ -268,7 +268,7 @@ fn client_frame(script: &mut Script<'_>) -> Body {
     let id: Bytes = Bytes::copy_from_slice(&conversation(script).0);
     let log: v1::Origin = origin(script).into();
     match script.pick(9) {
-        0 => Body::Ping(v1::Ping { echo: 1, foreground: true }),
+        0 => Body::Ping(v1::Ping { echo: 1, foreground: true, ..v1::Ping::default() }),
         1 => {
             let above = v1::Cursor { region: 1, era: OWN.era, rev: script.number() };
             Body::PullRows(v1::PullRows { above: (script.pick(2) == 0).then_some(above), limit: script.number32() })

@@ -128,7 +128,7 @@ fn body(script: &mut Script<'_>) -> Body {
             r#ref: script.number32(),
             what: Some(v1::define::What::Conversation(conversation)),
         }),
-        6 | 7 => Body::Ping(v1::Ping { echo: script.number32(), foreground: true }),
+        6 | 7 => Body::Ping(v1::Ping { echo: script.number32(), foreground: true, ..v1::Ping::default() }),
         8 => Body::PushAck(v1::PushAck { rev: script.number() }),
         9 => Body::Commit(v1::Commit { race: 1, attempt: 1, order: script.number() }),
         10 => Body::Network(v1::Network::default()),
@@ -246,7 +246,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     }
     let mut raw = [hello.clone(), welcome].concat();
     raw.extend([8, 1]);
-    put_blob(&mut raw, &v1::Frame::new(4, Body::Ping(v1::Ping { echo: 1, foreground: true })).encode_to_vec());
+    put_blob(
+        &mut raw,
+        &v1::Frame::new(4, Body::Ping(v1::Ping { echo: 1, foreground: true, ..v1::Ping::default() })).encode_to_vec(),
+    );
     let storm = [&hello[..], &[10, 0, 1], &frame(2, &[1, 0, 3, 0, 1, b'x']), &[10, 0, 24]].concat();
     vec![whole.clone(), raw, storm, whole.repeat(3), vec![10, 0, 6, 0, 0, 5, 1, 1, 1, 3, 0, 1, 1, 2, 1]]
 }

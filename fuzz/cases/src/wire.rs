@@ -177,7 +177,10 @@ pub fn client_frame_seeds() -> Vec<Vec<u8>> {
         all(vec![Body::Page(page)]),
         all(vec![Body::Stable(stable), Body::Advance(v1::Advance { rev: 3 })]),
         all(vec![Body::Pull(pull), Body::PullRows(v1::PullRows { above: Some(cursor), limit: 0 })]),
-        all(vec![Body::Ping(v1::Ping { echo: 1, foreground: true }), Body::PushAck(v1::PushAck { rev: 4 })]),
+        all(vec![
+            Body::Ping(v1::Ping { echo: 1, foreground: true, ..v1::Ping::default() }),
+            Body::PushAck(v1::PushAck { rev: 4 }),
+        ]),
     ]
 }
 

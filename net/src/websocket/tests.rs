@@ -5,7 +5,7 @@ use tern_core::wire::{codec as wire, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 fn ping(echo: u32) -> v1::Frame {
-    v1::Frame::new(echo, v1::frame::Body::Ping(v1::Ping { echo, foreground: false }))
+    v1::Frame::new(echo, v1::frame::Body::Ping(v1::Ping { echo, foreground: false, ..v1::Ping::default() }))
 }
 
 fn frames(bytes: &[usize]) -> BytesMut {

@@ -113,6 +113,11 @@ impl Interfaces {
         self.used.map(|(index, _)| index)
     }
 
+    /// Since when the one in use is, or from when on it will be.
+    pub fn chosen_since_ns(&self) -> Option<u64> {
+        self.used.map(|(_, from_ns)| from_ns)
+    }
+
     /// Place in [`Interfaces::all`] of the one with this name.
     pub fn index(&self, name: &str) -> Option<usize> {
         self.all.iter().position(|one| one.name == name)

@@ -151,19 +151,24 @@ pub struct Nat {
     mappings: BTreeMap<u16, Mapping>,
     by_inside: BTreeMap<Inside, u16>,
     next_port: u16,
+    /// When the mapping died in whose place the last packet outwards opened another.
+    reopened: Option<u64>,
 }
 
 impl Nat {
     /// A NAT without mappings.
     pub fn new(spec: NatSpec, outside: IpAddr) -> Self {
         let next_port = *spec.ports.start();
-        Self { spec, outside, mappings: BTreeMap::new(), by_inside: BTreeMap::new(), next_port }
+        Self { spec, outside, mappings: BTreeMap::new(), by_inside: BTreeMap::new(), next_port, reopened: None }
     }
 
     /// A packet goes out: from which address the remote end sees it come.
     pub fn outwards(&mut self, now_ns: u64, inside: SocketAddr, remote: SocketAddr) -> Result<SocketAddr, NatDrop> {
         let key = (inside, self.spec.mapping.key(remote));
-        let known = self.by_inside.get(&key).copied().filter(|port| self.lives(*port, now_ns));
+        let known = self.by_inside.get(&key).copied();
+        self.reopened = known.and_then(|port| self.mappings.get(&port)).map(|mapping| self.dies_ns(mapping));
+        self.reopened.take_if(|died_ns| *died_ns > now_ns);
+        let known = known.filter(|port| self.lives(*port, now_ns));
         let port = match known {
             Some(port) => port,
             None => self.open(now_ns, key)?,
@@ -180,6 +185,12 @@ impl Nat {
             }
         }
         Ok(SocketAddr::new(self.outside, port))
+    }
+
+    /// When the mapping had died that the last packet outwards would have needed: until then its sender was out of reach
+    /// and did not know. `None`: it lived, or there never was one. Told once.
+    pub fn take_reopened(&mut self) -> Option<u64> {
+        self.reopened.take()
     }
 
     /// A packet comes in for one of the NAT's ports: for whom it is.

@@ -422,6 +422,10 @@ impl App {
             Told::Stable { id, .. } => self.acked(id, true),
             Told::Failed { id, code, message, .. } => self.failed(id, code, &message, false),
             Told::Unknown { id, code, message, .. } => self.failed(id, code, &message, true),
+            Told::GatewayForgot { silence } => {
+                let silence_ns = u64::try_from(silence.as_nanos()).unwrap_or(u64::MAX);
+                self.scribe.tell(Event::GatewayForgot { device: self.device.clone(), silence_ns });
+            }
             Told::ReOffered { count, .. } => self.scribe.reoffered(count),
             Told::Renamed { from, to } => {
                 if let Some(label) = self.names.label(from) {

@@ -14,6 +14,7 @@ use tern_netsim_verdict::{Event, Line, LinkSample};
 
 use super::app::{TITLE, name_in, settings};
 use super::{PlayError, Stage, nanos};
+use crate::access::Forgotten;
 use crate::limits::{CALM_FOR, LOOK_EVERY};
 use crate::node::HostState;
 
@@ -144,6 +145,10 @@ impl Stage {
                 wakeups: counts.wakeups,
                 over_ns,
             });
+            for Forgotten { interface, died_ns, again_ns } in self.world.forgotten(device)? {
+                let device = device.clone();
+                self.scribe.tell(Event::Forgotten { device, interface, died_ns, again_ns });
+            }
         }
         for (label, devices) in &self.audience {
             for device in devices.keys() {

@@ -66,6 +66,13 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         transport: Option<String>,
     },
+    /// A device found out that a gateway had forgotten its connection after so much silence.
+    GatewayForgot {
+        /// Which device.
+        device: String,
+        /// How long neither side had spoken, in nanoseconds.
+        silence_ns: u64,
+    },
     /// A user pressed send; the device has stored the message. From now on it may be seen.
     Invoke {
         /// By which device.
@@ -231,6 +238,18 @@ pub enum Event {
         wakeups: u64,
         /// How long it was observed, in nanoseconds.
         over_ns: u64,
+    },
+    /// A gateway had forgotten a device that was using it: what was sent to it was lost until it spoke itself. Told at the
+    /// end; virtual time only.
+    Forgotten {
+        /// Which device.
+        device: String,
+        /// Its interface.
+        interface: String,
+        /// Since when, in nanoseconds since the run began.
+        died_ns: u64,
+        /// Until when, likewise.
+        again_ns: u64,
     },
     /// What a device shows of a conversation at the end, top to bottom. One for each that it is a member of.
     Timeline {

@@ -5,6 +5,7 @@ mod connecting;
 mod engine;
 mod eras;
 mod groups;
+mod heartbeat;
 mod histories;
 mod random;
 mod registers;

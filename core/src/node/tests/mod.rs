@@ -1,6 +1,7 @@
 //! Histories of whole regions on their machines: three nodes with disks that crash, links that break, and
 //! connections that ask. No sockets, no tasks, time by hand.
 
+mod again;
 mod eras;
 mod groups;
 mod histories;

@@ -729,6 +729,9 @@ pub struct Ping {
     pub echo: u32,
     #[prost(bool, tag = "2")]
     pub foreground: bool,
+    /// answer a second time after so long, whatever was said meanwhile; the last Ping that
+    #[prost(uint32, tag = "3")]
+    pub again_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pong {
@@ -746,6 +749,12 @@ pub struct Pong {
     /// as in Welcome, as it is now
     #[prost(uint32, tag = "5")]
     pub spread_ms: u32,
+    /// the second answer will come after so long; 0 = none will
+    #[prost(uint32, tag = "6")]
+    pub again_ms: u32,
+    /// this is the second answer; the frame's req is 0
+    #[prost(bool, tag = "7")]
+    pub again: bool,
 }
 // ---- synchronizing -----------------------------------------------------------------------------------
 

@@ -29,6 +29,11 @@ pub enum Measure {
     WakeupsPerHour(String),
     /// From a fault's beginning until its device finds out that its connection does not carry any longer.
     NoticedAfterBegin(String),
+    /// From the moment at which a gateway forgot a device until this knows and is live again, in heartbeats: as parts of
+    /// the silence that ended when it found out.
+    FoundInBeats(String),
+    /// How often a gateway had forgotten a device that was using it, for each interface and each day that was begun.
+    ForgottenPerDay(String),
     /// Most devices that became live again in any second after a fault's beginning, each counted once, over the mean until
     /// 95 % of them were back: who was out of reach meanwhile tells nothing of the herd.
     PeakOverMean(String),
@@ -65,7 +70,11 @@ impl Measure {
     /// See [`Unit`].
     pub fn unit(&self) -> Unit {
         match self {
-            Self::BytesPerHour(_) | Self::WakeupsPerHour(_) | Self::PeakOverMean(_) => Unit::Plain,
+            Self::BytesPerHour(_)
+            | Self::WakeupsPerHour(_)
+            | Self::FoundInBeats(_)
+            | Self::ForgottenPerDay(_)
+            | Self::PeakOverMean(_) => Unit::Plain,
             _ => Unit::Seconds,
         }
     }
@@ -98,6 +107,8 @@ impl Measure {
             }),
             Self::BytesPerHour(device) => traffic(lines, device).map(|(bytes, _)| bytes).into_iter().collect(),
             Self::WakeupsPerHour(device) => traffic(lines, device).map(|(_, wakeups)| wakeups).into_iter().collect(),
+            Self::FoundInBeats(device) => found_in_beats(lines, device),
+            Self::ForgottenPerDay(device) => forgotten_per_day(lines, device),
             Self::PeakOverMean(fault) => each(fault, &|span| peak_over_mean(lines, span.begin_ns)),
         }
     }
@@ -201,6 +212,59 @@ fn traffic(lines: &[Line], of: &str) -> Option<(f64, f64)> {
         }
         _ => None,
     })
+}
+
+/// When a gateway had forgotten a device: interface, since when and until when.
+fn forgotten<'a>(lines: &'a [Line], of: &'a str) -> impl Iterator<Item = (&'a str, u64, u64)> {
+    lines.iter().filter_map(move |line| match &line.event {
+        Event::Forgotten { device, interface, died_ns, again_ns } if device == of => {
+            Some((interface.as_str(), *died_ns, *again_ns))
+        }
+        _ => None,
+    })
+}
+
+/// One that was never found out is infinitely late.
+fn found_in_beats(lines: &[Line], of: &str) -> Vec<f64> {
+    let found = |again_ns: u64| {
+        lines.iter().filter(|line| line.at_ns >= again_ns).find_map(|line| match &line.event {
+            Event::GatewayForgot { device, silence_ns } if device == of => Some((line.at_ns, *silence_ns)),
+            _ => None,
+        })
+    };
+    let late = |died_ns: u64, again_ns: u64| {
+        let (found_ns, silence_ns) = found(again_ns)?;
+        let live_ns = if is_live(lines, of, found_ns) { found_ns } else { live_after(lines, of, found_ns)? };
+        Some(since(live_ns, died_ns) / since(silence_ns, 0))
+    };
+    forgotten(lines, of).map(|(_, died_ns, again_ns)| late(died_ns, again_ns).unwrap_or(f64::INFINITY)).collect()
+}
+
+fn is_live(lines: &[Line], of: &str, at_ns: u64) -> bool {
+    let before = lines.iter().rev().filter(|line| line.at_ns <= at_ns);
+    let state = before.filter_map(|line| match &line.event {
+        Event::Connection { device, state, .. } if device == of => Some(state == "live"),
+        _ => None,
+    });
+    state.into_iter().next().unwrap_or(false)
+}
+
+/// For each interface of which something is told; none that was never forgotten is left out.
+fn forgotten_per_day(lines: &[Line], of: &str) -> Vec<f64> {
+    const DAY: u64 = 24 * 3600 * 1_000_000_000;
+    let prefix = format!("{of}.");
+    let mut days = BTreeMap::new();
+    for line in lines {
+        if let Event::Link(sample) = &line.event
+            && let Some(interface) = sample.link.strip_prefix(&prefix)
+        {
+            days.entry((interface, line.at_ns / DAY)).or_insert(0.0);
+        }
+    }
+    for (interface, _, again_ns) in forgotten(lines, of) {
+        *days.entry((interface, again_ns / DAY)).or_insert(0.0) += 1.0;
+    }
+    days.into_values().collect()
 }
 
 fn peak_over_mean(lines: &[Line], from_ns: u64) -> Option<f64> {

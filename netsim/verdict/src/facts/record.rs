@@ -33,6 +33,7 @@ impl<'a> Facts<'a> {
                     | Event::Log { .. }
                     | Event::Row { .. }
                     | Event::Traffic { .. }
+                    | Event::Forgotten { .. }
                     | Event::Setting { .. }
                     | Event::End { .. }
             )
@@ -205,6 +206,7 @@ impl<'a> Facts<'a> {
                 self.fault((number, at_ns), fault, *phase, (kind, target, *hits), form);
             }
             Event::Link(_) => {}
+            Event::GatewayForgot { device, .. } | Event::Forgotten { device, .. } => self.device(at_ns, device, form),
             Event::Traffic { device, up_bytes, down_bytes, wakeups, over_ns, .. } => {
                 self.device(at_ns, device, form);
                 let told =
