@@ -152,7 +152,7 @@ pub struct ChatArgs {
     /// Region to prefer, such as "ap": its dispatch is asked first
     #[arg(long, value_name = "REGION")]
     pub near: Option<String>,
-    /// HTTP proxy that everything but QUIC goes through, as http://[user:password@]host[:port]; "none" for none
+    /// HTTP proxy that everything but QUIC goes through, as `http://user:password@host:port`; "none" for none
     /// [default: HTTPS_PROXY or ALL_PROXY of the environment, but for NO_PROXY and this machine]
     #[arg(long, value_name = "URL")]
     pub proxy: Option<String>,
@@ -197,7 +197,7 @@ pub struct DoctorArgs {
     /// and whether these edges can be reached from here by each transport
     #[arg(long, value_name = "ADDRESS|COUNTRY", num_args = 1.., conflicts_with = "role")]
     pub from: Vec<crate::doctor::Whence>,
-    /// With `--from`: the authority that clients trust (PEM) [default: <data>/pki/public-ca.pem]
+    /// With `--from`: the authority that clients trust (PEM) [default: `pki/public-ca.pem` of the data directory]
     #[arg(long, value_name = "FILE", requires = "from")]
     pub ca: Option<PathBuf>,
 }
