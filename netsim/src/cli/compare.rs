@@ -122,3 +122,40 @@ fn command(args: &CompareArgs, path: &Path) -> String {
     words.push(format!("--write {}", path.display()));
     words.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn args(line: &[&str]) -> CompareArgs {
+        match Cli::parse_from([&["netsim", "compare"], line].concat()).command {
+            Command::Compare(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_scenarios_that_are_shipped_for_it_can_be_compared_over_for_an_hour() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for name in FILES {
+            let file = root.join(format!("netsim/scenarios/compare/{name}.toml"));
+            for seed in 0..20 {
+                let plan = plan(&args(&["--minutes", "60", "--seed", &seed.to_string()]), &file).unwrap();
+                assert!(plan.devices[0].interfaces[0].profile != "lte-good", "{name}: the phone is on the weak link");
+                assert_eq!(plan.loads.len(), 2);
+            }
+            let refused = plan(&args(&["--minutes", "61"]), &file).unwrap_err();
+            assert!(matches!(&refused, Failure::Usage(text) if text.contains("for 60 minutes")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_document_says_how_it_is_written_again() {
+        let args = args(&["a.toml", "--seed", "3", "--minutes", "0.5", "--against", "tcp,mqtt", "--json"]);
+        let words = "netsim compare a.toml --seed 3 --minutes 0.5 --against tcp,mqtt --write out.md";
+        assert_eq!(command(&args, Path::new("out.md")), words);
+    }
+}
