@@ -225,6 +225,8 @@ pub enum Action {
     Erase(Target),
     /// Looks at the app from now on, or not any longer.
     Foreground(bool),
+    /// Wants to know from now on whether another user is there.
+    Watch(String),
     /// Gives a group a title.
     Title {
         /// Which.

@@ -6,6 +6,7 @@ mod eras;
 mod groups;
 mod heartbeat;
 mod histories;
+mod presence;
 mod random;
 mod registers;
 mod typing;

@@ -208,8 +208,8 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 }
 
 /// What an action does, by its word.
-pub(crate) const ACTIONS: [&str; 10] =
-    ["read", "read-all", "mute", "unmute", "title", "erase", "add", "remove", "foreground", "background"];
+pub(crate) const ACTIONS: [&str; 11] =
+    ["read", "read-all", "mute", "unmute", "title", "erase", "add", "remove", "foreground", "background", "watch"];
 
 fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
     let word = f.need_text("do", "\"read\"")?;
@@ -234,6 +234,7 @@ fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
         "unmute" => cast.target(f, "conversation").map(Action::Unmute),
         "foreground" => Some(Action::Foreground(true)),
         "background" => Some(Action::Foreground(false)),
+        "watch" => user().map(Action::Watch),
         "erase" => cast.target(f, "conversation").map(Action::Erase),
         "title" => {
             let title = f.need_text("title", "\"Plans\"").map(str::to_owned);
