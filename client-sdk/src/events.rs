@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tern_core::client::{Change, ConnectionState, MessageId};
+use tern_core::client::{Change, ConnectionState, MessageId, Presence};
 use tern_core::ids::{ConvId, Origin, Seq, UserId};
 use tern_core::wire::v1::gap::Reason;
 use tokio::sync::broadcast;
@@ -97,6 +97,13 @@ pub enum Event {
         /// Whether he types.
         typing: bool,
     },
+    /// What is known of the presence of somebody who is watched changed: see `Client::watch_presence`.
+    Presence {
+        /// Whose.
+        user: UserId,
+        /// What is known now.
+        presence: Presence,
+    },
     /// A gateway on the way forgets connections that are silent for so long; the heartbeat was shortened.
     GatewayForgot {
         /// How long it was silent.
@@ -175,6 +182,7 @@ impl From<tern_core::client::Event> for Event {
             E::Read { conversation } => Self::Read { conversation },
             E::PeerRead { conversation } => Self::PeerRead { conversation },
             E::Typing { conversation, user, typing } => Self::Typing { conversation, user, typing },
+            E::Presence { user, presence } => Self::Presence { user, presence },
             E::GatewayForgot { silence } => Self::GatewayForgot { silence },
             E::Devices => Self::Devices,
             E::AtRisk { conversation, id } => Self::AtRisk { conversation, id },

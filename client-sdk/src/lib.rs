@@ -44,6 +44,7 @@ mod events;
 mod group;
 mod lifecycle;
 pub mod limits;
+mod presence;
 mod settings;
 mod shared;
 pub mod store;
@@ -57,11 +58,12 @@ pub use config::{ClientConfig, DispatchServer, FallbackEdge, StaticToken, TokenE
 pub use events::{Event, Events};
 pub use group::{Changed, GroupError};
 pub use lifecycle::Pushed;
+pub use presence::WatchError;
 pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
     Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, Failure, GroupInfo,
-    GroupOptions, GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, SendRefused,
-    SetRefused, Transport, Trouble, UnknownMessage,
+    GroupOptions, GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, Presence,
+    SendRefused, SetRefused, TooManyWatched, Transport, Trouble, UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;

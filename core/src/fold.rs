@@ -365,9 +365,14 @@ pub fn device_key(install: &InstallId) -> String {
 /// Key of the cell that ends older tokens.
 pub const REVOKE_KEY: &str = "revoke";
 
+/// Key of the cell that says who is told of the user's presence.
+pub const PRESENCE_KEY: &str = "presence";
+
 /// Which cells a conversation takes: a user's own log those of the user, a group those of the group.
 pub fn is_own_key(key: &str) -> bool {
-    key == REVOKE_KEY || ["mute/", "block/", "device/", "kick/"].iter().any(|prefix| key.starts_with(prefix))
+    key == REVOKE_KEY
+        || key == PRESENCE_KEY
+        || ["mute/", "block/", "device/", "kick/"].iter().any(|prefix| key.starts_with(prefix))
 }
 
 #[cfg(test)]

@@ -99,6 +99,15 @@ pub const VECTOR_ORIGINS: usize = 256;
 pub const SIGNAL_BYTES: usize = 256;
 /// Signals that wait for their window to end, in all; more are dropped.
 pub const SIGNALS_WAITING: usize = 10_000;
+/// Users whose presence one connection may watch: more than a screen of conversations shows.
+pub const WATCHED: usize = 100;
+/// A user counts as present for so long after his last connection ended: whoever changes from one network, edge or region
+/// to another is not gone.
+pub const PRESENCE_GRACE: Duration = Duration::from_secs(10);
+/// Changes of presence are told at most this often; a first one at once.
+pub const PRESENCE_WINDOW: Duration = Duration::from_secs(1);
+/// Users of whom a region remembers when they were seen last; the longest gone are forgotten: 100 bytes each.
+pub const PRESENCE_SEEN: usize = 200_000;
 /// Sends that wait in one node in all: of 200 bytes each 13 MB. More get `overloaded`.
 pub const SENDS_WAITING: usize = 65_536;
 /// Eras that one frame tells of, between regions or of one conversation: at most 115 KiB.

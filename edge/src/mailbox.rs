@@ -252,7 +252,8 @@ impl Mailbox {
 /// Unasked frames of which a later one, or a pull, says as much: a client asks again for `Stable`, and
 /// signals expire.
 fn may_give_way(frame: &v1::Frame) -> bool {
-    frame.req == 0 && matches!(frame.body, Some(Body::Stable(_) | Body::Signal(_) | Body::Advance(_)))
+    frame.req == 0
+        && matches!(frame.body, Some(Body::Stable(_) | Body::Signal(_) | Body::Presence(_) | Body::Advance(_)))
 }
 
 fn advance_of(frame: &v1::Frame) -> Option<Rev> {

@@ -22,7 +22,7 @@ use tern_core::buckets;
 use tern_core::codes::{Code, Refusal};
 use tern_core::edge_api::{ConnId, DownBody, SendRequest, Up};
 use tern_core::ids::{Cursor, Origin};
-use tern_core::limits::{CURSORS, SIGNAL_BYTES, UNSTABLE_PER_FRAME, VECTOR_ORIGINS};
+use tern_core::limits::{CURSORS, SIGNAL_BYTES, UNSTABLE_PER_FRAME, VECTOR_ORIGINS, WATCHED};
 use tern_core::mutants::{Mutant, on};
 use tern_core::pacing::{Bucket, Rate};
 use tern_core::pressure::Level;
@@ -350,6 +350,12 @@ impl Session {
                     .and_then(|_| if named { Ok(()) } else { Err(bad(format!("more than {VECTOR_ORIGINS} origins"))) });
                 return self.pull(check, frame, cx, out);
             }
+            Some(Body::Watch(watch)) => {
+                let known = watch.users.len() <= WATCHED && watch.users.iter().all(|user| convert::user(user).is_ok());
+                if !known {
+                    return self.one(req, at, bad(format!("a Watch of more than {WATCHED} users, or of none")), out);
+                }
+            }
             Some(Body::Signal(signal)) => {
                 // Nobody waits for one: what is too much, too long or for nobody is dropped.
                 let fits = signal.body.len() <= SIGNAL_BYTES && convert::conversation(&signal.conversation).is_ok();
@@ -373,6 +379,7 @@ impl Session {
                 | Body::Pong(_)
                 | Body::Advance(_)
                 | Body::Stable(_)
+                | Body::Presence(_)
                 | Body::Welcome(_)
                 | Body::GoAway(_)
                 | Body::Kick(_)
@@ -604,6 +611,7 @@ fn is_note(frame: &v1::Frame) -> bool {
             Body::PushAck(_)
             | Body::Commit(_)
             | Body::Network(_)
+            | Body::Watch(_)
             | Body::Unstable(_)
             | Body::Token(_)
             | Body::Signal(_),

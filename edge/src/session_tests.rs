@@ -598,3 +598,28 @@ mod any_bytes {
         }
     }
 }
+
+#[test]
+fn a_watch_passes_and_one_of_too_many_or_of_no_user_ends_the_connection() {
+    let watch = |users: Vec<String>| Body::Watch(v1::Watch { users });
+    let many = |count: usize| (0..count).map(|i| format!("u{i}")).collect();
+    let mut scene = Scene::live();
+    for users in [many(WATCHED), Vec::new()] {
+        assert_eq!(scene.tell(0, watch(users)).unwrap().ups.len(), 1);
+    }
+    for users in [many(WATCHED + 1), vec![String::new()], vec!["u".repeat(65)]] {
+        assert!(scene.tell(0, watch(users.clone())).is_err(), "{users:?}");
+        assert_eq!(scene.tell(7, watch(users)).unwrap().ups.len(), 0, "or is refused where an answer is wanted");
+    }
+}
+
+#[test]
+fn a_second_answer_to_a_ping_settles_no_other_request() {
+    let mut scene = Scene::live();
+    scene.tell(3, Body::Ping(v1::Ping { echo: 1, again_ms: 1_000, ..v1::Ping::default() })).unwrap();
+    scene.tell(4, Body::Ping(v1::Ping::default())).unwrap();
+    for again in [false, true] {
+        scene.completed(Body::Pong(v1::Pong { echo: 1, again, ..v1::Pong::default() }));
+    }
+    assert_eq!(scene.session.open, 1, "the other Ping waits");
+}

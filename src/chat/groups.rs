@@ -64,6 +64,10 @@ impl Chat {
                 let set = self.client.block(&user, blocked);
                 self.done(if blocked { "blocked" } else { "unblocked" }, user.as_str(), set);
             }
+            Input::Hide(hidden) => {
+                let set = self.client.hide_presence(hidden);
+                self.done(if hidden { "hidden" } else { "shown" }, "when you are here", set);
+            }
             Input::Kick(device, reason) => {
                 let set = self.client.kick(&device, &reason);
                 self.done("removed device", device.as_str(), set);
@@ -164,6 +168,7 @@ impl Chat {
         let text = format!("{} {title}", short_id(id));
         self.remark("talking in", text.trim_end(), json!({ "group": id.to_string(), "title": title }));
         self.turn(text, group)?;
+        self.watch(None)?;
         self.history(super::OPENING)
     }
 

@@ -37,6 +37,8 @@ pub enum Input {
     Mute(Option<u64>),
     /// Block a user, or lift that.
     Block(UserId, bool),
+    /// Let nobody know when one is here, or let all know.
+    Hide(bool),
     /// List one's devices.
     Devices,
     /// Remove a device, with a reason.
@@ -94,6 +96,7 @@ pub const HELP: &str = "/to USER   talk to USER\n\
                         /title TEXT  name this group\n\
                         /leave     leave this group\n\
                         /block USER, /unblock USER\n\
+                        /hide, /unhide  let nobody know when you are here, or all\n\
                         /devices   your devices; /kick DEVICE REASON removes one\n\
                         /history N the newest N messages\n\
                         /status    how you are connected\n\
@@ -166,6 +169,8 @@ impl Input {
                 _ => Err(format!("/history N: a number from 1 to {HISTORY_MAX}")),
             },
             "typing" => alone(Input::Typing),
+            "hide" => alone(Input::Hide(true)),
+            "unhide" => alone(Input::Hide(false)),
             "diagnostics" => alone(Input::Diagnostics),
             "list" => alone(Input::List),
             "status" => alone(Input::Status),
@@ -212,6 +217,7 @@ mod tests {
         assert_eq!(Input::parse("/to bob"), Ok(Input::To(UserId::new("bob").unwrap())));
         assert_eq!(Input::parse("/history"), Ok(Input::History(20)));
         assert_eq!(Input::parse("/typing"), Ok(Input::Typing));
+        assert_eq!(Input::parse("/unhide"), Ok(Input::Hide(false)));
         assert_eq!(Input::parse("/diagnostics"), Ok(Input::Diagnostics));
         assert_eq!(Input::parse("/history 3"), Ok(Input::History(3)));
     }

@@ -6,6 +6,7 @@
 mod groups;
 pub mod input;
 mod line;
+mod presence;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -66,6 +67,8 @@ struct Chat {
     terminal: Terminal,
     client: Client,
     with: Option<(String, Conversation)>,
+    /// The other user of it, if it is a direct one.
+    peer: Option<UserId>,
     told: Option<ConnectionState>,
     /// Messages that came while catching up, by conversation: they come in any order, so they are shown once
     /// all are there.
@@ -85,7 +88,7 @@ impl Chat {
             .build()
             .context("the local store can't be opened")?;
         let terminal = Terminal::open(json)?;
-        let mut chat = Self { json, terminal, client, with: None, told: None, caught_up: BTreeMap::new() };
+        let mut chat = Self { json, terminal, client, with: None, peer: None, told: None, caught_up: BTreeMap::new() };
         if let Some(peer) = &args.to {
             chat.turn_to(peer.clone())?;
         }
@@ -173,6 +176,7 @@ impl Chat {
         let conversation = self.client.direct(&peer)?;
         self.remark("talking to", peer.as_str(), json!({ "peer": peer.as_str() }));
         self.turn(peer.as_str().to_owned(), conversation)?;
+        self.watch(Some(peer))?;
         self.history(OPENING)
     }
 
@@ -297,6 +301,7 @@ impl Chat {
                 self.remark("refused", &format!("the change was undone: {message}"), json!({ "code": code }));
             }
             Event::GatewayForgot { .. } => {}
+            Event::Presence { user, presence } => self.presence(&user, presence),
             Event::PeerRead { conversation } => self.peer_read(conversation)?,
             Event::Typing { conversation, user, typing } => {
                 let here = self.with.as_ref().is_some_and(|(_, c)| c.id() == conversation);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::candidates::{Asking, Candidate, ConnNo, Transport};
 use super::data::{MessageId, Op};
 use super::networks::NetInfo;
+use super::presence::Presence;
 use super::trouble::Trouble;
 use crate::codes::Code;
 use crate::edge_api::SendRequest;
@@ -229,6 +230,13 @@ pub enum Event {
         user: UserId,
         /// Whether he types.
         typing: bool,
+    },
+    /// What is known of a watched user's presence changed.
+    Presence {
+        /// Whose.
+        user: UserId,
+        /// What is known now.
+        presence: Presence,
     },
     /// A gateway on the way forgets connections that are silent for so long: from now on they are not.
     GatewayForgot {

@@ -62,6 +62,7 @@ impl Machine {
             self.tell_network();
             // Does it still live? The user is about to write. And otherwise: until when does it?
             self.send_ping(now);
+            self.say_watch(now);
         }
         self.after(now);
     }

@@ -188,6 +188,8 @@ pub const TYPISTS: usize = 256;
 pub const SIGNALS_PER_SECOND: u32 = 5;
 /// See [`SIGNALS_PER_SECOND`].
 pub const SIGNALS_BURST: u32 = 10;
+/// Whose presence is watched is said again this often: what was told of it may have been dropped under load.
+pub const WATCH_AGAIN: Duration = Duration::from_secs(300);
 /// Folds of a server on the way at once: they matter less than entries.
 pub const CELLS_IN_FLIGHT: usize = 2;
 /// Pause after a fold was not to be had.

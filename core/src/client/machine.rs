@@ -19,6 +19,7 @@ use super::lifecycle::Suspect;
 use super::marks::wants_mark;
 use super::networks::{NetInfo, Networks};
 use super::outbox::{Outbox, Own};
+use super::presence::Watching;
 use super::session::{Due, Request, Session};
 use crate::codes::Code;
 use crate::entry::Entry;
@@ -99,6 +100,8 @@ pub struct Machine {
     pub(super) giving: BTreeSet<ConvId>,
     /// Who is typing where, and until when that is believed.
     pub(super) typists: BTreeMap<(ConvId, UserId), Duration>,
+    /// Whose presence is wanted, and what was told of it.
+    pub(super) watching: Watching,
     /// Where the user's devices are, as last told: names or numbers of regions.
     pub(super) connected: BTreeMap<InstallId, Vec<String>>,
     /// The install whose device cell is known to be written.
@@ -155,6 +158,7 @@ impl Machine {
             unfolding: BTreeSet::new(),
             giving: BTreeSet::new(),
             typists: BTreeMap::new(),
+            watching: Watching::default(),
             connected: BTreeMap::new(),
             announced: None,
             last_served: ConvId([0; 16]),
@@ -422,6 +426,7 @@ impl Machine {
         self.synchronize(now);
         self.announce_device(now);
         self.expire_typists(now);
+        self.keep_watching(now);
         if self.session.as_mut().is_some_and(|s| s.token_at.take_if(|at| now >= *at).is_some()) {
             self.ask_token(true);
         }
@@ -463,7 +468,7 @@ impl Machine {
         let cells = self.session.as_ref().and_then(|_| self.cells_deadline());
         let eras = self.eras_deadline();
         let gathered = self.session.as_ref().and(self.gather_until);
-        let other = [self.mark_deadline(), cells, eras, self.typing_deadline(), gathered];
+        let other = [self.mark_deadline(), cells, eras, self.typing_deadline(), self.watch_deadline(), gathered];
         [self.engine.next_deadline(), session, sends, pulls].into_iter().chain(other).flatten().min()
     }
 

@@ -44,6 +44,7 @@ mod marks;
 mod networks;
 mod numbering;
 mod outbox;
+mod presence;
 mod pulling;
 mod receiving;
 mod sending;
@@ -68,6 +69,7 @@ pub use groups::{GroupOptions, GroupRefused};
 pub use intervals::Intervals;
 pub use machine::Machine;
 pub use networks::{NetInfo, NetKind};
+pub use presence::{Presence, TooManyWatched};
 pub use settings::{DeviceInfo, FOR_EVER, SetRefused};
 pub use trouble::Trouble;
 

@@ -100,6 +100,7 @@ impl Machine {
                 }
             }
             Some(Body::Signal(signal)) => self.on_signal(now, &signal)?,
+            Some(Body::Presence(told)) => self.on_presence(&told)?,
             Some(Body::Error(error)) if frame.req == 0 => self.session_error(now, &error),
             Some(Body::Error(error)) => self.refused(now, frame.req, &error),
             Some(Body::GoAway(go)) => self.go_away(now, &go),

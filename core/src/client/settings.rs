@@ -74,7 +74,13 @@ impl Machine {
         ConvId::own(self.salt.as_deref().unwrap_or_default(), &self.setup.user)
     }
 
-    fn set(&mut self, now: Duration, key: String, value: Vec<u8>, wall_ms: u64) -> Result<MessageId, SendRefused> {
+    pub(super) fn set(
+        &mut self,
+        now: Duration,
+        key: String,
+        value: Vec<u8>,
+        wall_ms: u64,
+    ) -> Result<MessageId, SendRefused> {
         let cell = v1::Cell { key: key.clone(), value: value.into() };
         self.may_enqueue(cell.encoded_len())?;
         let id = self.own_log();
@@ -89,7 +95,7 @@ impl Machine {
         Ok(message)
     }
 
-    fn setting(&self, key: &str) -> Option<Bytes> {
+    pub(super) fn setting(&self, key: &str) -> Option<Bytes> {
         self.convs.get(&self.own_log())?.cells(key).remove(key)
     }
 

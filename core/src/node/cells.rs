@@ -102,7 +102,7 @@ impl Node {
     }
 
     /// Of most users' own logs there is nothing to know; that takes less room than a conversation.
-    fn drop_if_empty(&mut self, own_log: ConvId) {
+    pub(super) fn drop_if_empty(&mut self, own_log: ConvId) {
         let unused = |c: &super::Conversation| {
             c.state.heads.is_empty() && c.is_idle() && c.todo.is_empty() && c.watchers.is_empty()
         };
@@ -120,6 +120,7 @@ impl Node {
         if !entries.iter().any(|(e, _)| e.kind == CELL) {
             return;
         }
+        self.presence_log(now, id);
         let Some(log) = self.conversations.get(&id) else { return };
         let Some(owner) = log.state.fold.owner(&self.settings.direct_salt, id) else { return };
         let Some(user) = self.users.get(owner) else { return };

@@ -24,6 +24,7 @@ mod erase;
 pub mod link;
 mod marks;
 mod peers;
+mod presence;
 pub mod refill;
 pub mod regain;
 mod rounds;
@@ -358,6 +359,7 @@ pub struct Node {
     regain: regain::Regain,
     signals: signals::Signals,
     agains: again::Agains,
+    presence: presence::Presence,
     pressure: Pressure,
     /// Its clones are the Sends that wait.
     waiting: Arc<()>,
@@ -423,6 +425,7 @@ impl Node {
             regain: regain::Regain::default(),
             signals: signals::Signals::default(),
             agains: again::Agains::default(),
+            presence: presence::Presence::new(now.mono),
             pressure: Pressure::default(),
             waiting: Arc::new(()),
             waited: Duration::ZERO,
@@ -550,6 +553,7 @@ impl Node {
             self.admit(now, open);
         }
         self.touched.extend(waiting.gates);
+        self.presence_log(now, id);
         self.erase_next(id);
         self.refill_loaded(now, id);
         self.pump_all(now);
@@ -632,6 +636,7 @@ impl Node {
             self.send_signals(now);
         }
         self.answer_again(now);
+        self.presence_due(now);
         self.fan_out_due(now);
         self.remind(now);
         self.relay(now);
@@ -646,7 +651,7 @@ impl Node {
         let owing = self.owing.first().map(|(at, _, _)| *at);
         let relay = self.links.values().filter_map(Link::next_deadline).min();
         let fans = self.fans.first().map(|(at, _)| *at);
-        let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline()];
+        let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline(), self.presence.next_deadline()];
         [flush, self.routes_at, owing, relay].into_iter().chain(others).flatten().min()
     }
 

@@ -40,6 +40,7 @@ impl Node {
         self.refill_up(now, region, hello);
         self.note_peer(region);
         self.note_era(Origin { region, era }, start);
+        self.presence_link(now, region, true);
         self.tell_eras(region);
         self.ship_all_marks(now, region);
         for snapshot in self.routes.snapshot() {
@@ -49,7 +50,8 @@ impl Node {
     }
 
     /// The link is gone.
-    pub fn peer_down(&mut self, region: Region) {
+    pub fn peer_down(&mut self, now: Now, region: Region) {
+        self.presence_link(now, region, false);
         if let Some(link) = self.links.get_mut(&region) {
             link.down();
         }
@@ -98,7 +100,7 @@ impl Node {
             }
             Body::CompareMarks(compare) => self.compare_marks_told(region, compare),
             Body::Routes(routes) => {
-                self.route_told(region, routes);
+                self.route_told(now, region, routes);
                 Ok(())
             }
             Body::Signal(signal) => self.signal_told(now, signal),
@@ -351,8 +353,12 @@ impl Node {
     }
 
     /// An install that is bound elsewhere since has left here: its old connections are ghosts.
-    fn route_told(&mut self, region: Region, routes: wire::Routes) {
-        for (user, install, bind) in self.routes.told(region, routes) {
+    fn route_told(&mut self, now: Now, region: Region, routes: wire::Routes) {
+        let bound = self.routes.told(region, routes);
+        for user in self.routes.take_told() {
+            self.presence_changed(now, &user);
+        }
+        for (user, install, bind) in bound {
             let Some(known) = self.users.get(&user) else { continue };
             let ghost =
                 |d: &super::user::Device| d.install == install && d.bound.is_some_and(|own| bind.is_newer_than(&own));

@@ -470,6 +470,10 @@ impl Node {
         let merged = user.merge(id, &change);
         conversation.fan_flush = self.flush.begun + 1;
         let Some(merged) = merged else { return };
+        // Of somebody who is watched something may be told from now on.
+        if let Some(peer) = &change.peer {
+            self.presence.touch(now.mono, peer);
+        }
         let may_read = |e: &Entry| mutated!(RemovedStillPushed => true; reader.may_read(e.place.origin, e.place.seq));
         let readable = |e: &Entry| may_read(e) && (!e.only_sender || e.by.user == *member);
         let fresh: Vec<Arc<Entry>> =

@@ -46,6 +46,8 @@ pub struct Routes {
     remote: BTreeMap<Region, BTreeMap<UserId, Route>>,
     /// A snapshot being received: replaces the region's part when its last frame came.
     incoming: BTreeMap<Region, BTreeMap<UserId, Route>>,
+    /// Users of whom a peer said something new.
+    told: BTreeSet<UserId>,
 }
 
 impl Routes {
@@ -123,21 +125,37 @@ impl Routes {
             let bind = |b: &node_v1::Bind| Bind { hlc: b.hlc, order: b.order, connections: 1 };
             let installs: BTreeMap<_, _> =
                 route.binds.iter().filter_map(|b| Some((InstallId::new(&b.install).ok()?, bind(b)))).collect();
+            if !receiving {
+                self.told.insert(user.clone());
+            }
             bound.extend(installs.iter().map(|(install, bind)| (user.clone(), install.clone(), *bind)));
             table.insert(user, Route { installs });
         }
         for user in routes.unset {
             if let Ok(user) = UserId::new(&user) {
                 table.remove(&user);
+                self.told.insert(user);
             }
         }
         if receiving
             && !routes.more
             && let Some(whole) = self.incoming.remove(&region)
         {
-            self.remote.insert(region, whole);
+            self.told.extend(whole.keys().cloned());
+            let before = self.remote.insert(region, whole).unwrap_or_default();
+            self.told.extend(before.into_keys());
         }
         bound
+    }
+
+    /// Users of whom a peer said something since it was last taken.
+    pub(super) fn take_told(&mut self) -> BTreeSet<UserId> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Who is in another region, as far as it has told.
+    pub(super) fn users_of(&self, region: Region) -> Vec<UserId> {
+        self.remote.get(&region).into_iter().flat_map(|table| table.keys().cloned()).collect()
     }
 
     /// Where a user is, own region not included.

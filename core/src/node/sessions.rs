@@ -260,6 +260,7 @@ impl Node {
             Some(Body::PullDevices(_)) => self.devices(key, req),
             Some(Body::Unstable(unstable)) => self.unstable(now, key, unstable.logs),
             Some(Body::Signal(signal)) => self.signal(now, key, signal),
+            Some(Body::Watch(watch)) => self.watch_users(now, key, &watch),
             Some(Body::Network(_)) => {}
             _ if req != 0 => {
                 let refusal = Refusal::new(Code::WrongMoment, "this region does not answer such a frame");
@@ -335,11 +336,13 @@ impl Node {
         }
         self.routes.bind(&id, &install, bind.hlc, order);
         self.route_changed(now);
+        self.presence_changed(now, &id);
     }
 
     pub(super) fn close(&mut self, now: Now, key: ConnKey) {
         let Some(session) = self.sessions.remove(&key) else { return };
         self.agains.forget(key);
+        self.presence.unwatch(key);
         let id: UserId = session.user;
         let Some(device) = self.users.get_mut(&id).and_then(|u| u.devices.remove(&key)) else { return };
         if let Some(at) = device.remind_at {
@@ -348,6 +351,7 @@ impl Node {
         if device.bound.is_some() {
             self.routes.unbind(&id, &session.install);
             self.route_changed(now);
+            self.presence_changed(now, &id);
         }
         for conversation in &session.watching {
             if let Some(c) = self.conversations.get_mut(conversation) {

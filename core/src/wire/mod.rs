@@ -66,6 +66,7 @@ impl v1::Frame {
             | B::Advance(_)
             | B::Stable(_)
             | B::Signal(_)
+            | B::Presence(_)
             | B::Define(_)
             | B::Mark(_)
             | B::Marked(_) => Lane::Message,
@@ -79,6 +80,7 @@ impl v1::Frame {
             | B::Kick(_)
             | B::Token(_)
             | B::Network(_)
+            | B::Watch(_)
             | B::Unstable(_)
             | B::TokenTaken(_)
             | B::PullDevices(_)

@@ -425,7 +425,7 @@ pub fn run(bytes: &[u8]) -> Came {
                 let hello = PeerHello { start, era: u64::from(region) * 1_000, commit: start, incomplete: start == 1 };
                 world.node.peer_up(now, region, &hello);
             }
-            12 => world.node.peer_down(region),
+            12 => world.node.peer_down(now, region),
             13 => {
                 world.now += Duration::from_millis(script.number() % 120_000);
                 let now = world.now();

@@ -227,6 +227,8 @@ pub enum Action {
     Foreground(bool),
     /// The system puts the app away, which closes its connection, or takes it out again.
     Away(bool),
+    /// Wants to know from now on whether another user is there.
+    Watch(String),
     /// Gives a group a title.
     Title {
         /// Which.

@@ -5,12 +5,14 @@
 //! writes a run's history counts them.
 
 /// All names, and what each counts.
-pub const NAMES: [(&str, &str); 13] = [
+pub const NAMES: [(&str, &str); 15] = [
     ("ack_lost_after_commit", "a message was committed, and its device lost its connection before the ack"),
     ("acked_unreplicated", "a region went down with acks for messages that no other region had"),
     ("caught_up", "a device was shown a message that was sent while it was not live"),
     ("edge_changed", "a device became live at another edge than before"),
     ("erased", "a user erased a message of his for everyone"),
+    ("friend_came", "a device was told that somebody it had seen gone, or not at all, is there"),
+    ("friend_gone", "a device was told that somebody who had been there is gone"),
     ("moved", "a message changed its place in a timeline after it had been shown"),
     ("quic_again", "a device that had been live over TCP became live over QUIC"),
     ("reconnected", "a device that had been live before became live"),

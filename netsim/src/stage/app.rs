@@ -5,12 +5,12 @@
 //! user's own mind would keep it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tern_client::{
     Client, ConnectionState, Conversation, Draft, Event as Told, Events, FOR_EVER, GroupOptions, Message, MessageId,
-    MessageState, NetInfo, Placed, UserId,
+    MessageState, NetInfo, Placed, Presence, UserId,
 };
 use tern_core::ids::ConvId;
 use tern_netsim_scenario::Plan;
@@ -56,6 +56,8 @@ pub struct Memory {
     acked: BTreeMap<String, bool>,
     /// Members of groups, as he last knew them.
     members: BTreeMap<String, BTreeSet<String>>,
+    /// Of whom he wants to know whether they are there.
+    watched: BTreeSet<UserId>,
 }
 
 impl Memory {
@@ -224,6 +226,10 @@ impl App {
                 Ok(())
             }
             Action::Away(false) => self.client.resume().map_err(text),
+            Action::Watch(user) => {
+                self.memory().watched.insert(UserId::new(user).map_err(text)?);
+                self.watch_presence()
+            }
             Action::Foreground(foreground) => self.client.set_foreground(*foreground).map_err(text),
             Action::Title { group, title } => {
                 self.set(group.clone(), TITLE, title);
@@ -343,7 +349,19 @@ impl App {
     }
 
     /// After a start: what came of messages while nobody listened.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watch_presence(&self) -> Result<(), String> {
+        let watched: Vec<UserId> = self.memory().watched.iter().cloned().collect();
+        self.client.watch_presence(&watched).map_err(text)
+    }
+
     fn catch_up(&self) {
+        if let Err(error) = self.watch_presence() {
+            self.broken(format!("it can't watch anybody: {error}"));
+        }
         let sent = self.memory.lock().unwrap_or_else(PoisonError::into_inner).sent.clone();
         for id in sent.keys() {
             if let Ok(Some(message)) = self.client.message(*id) {
@@ -425,6 +443,10 @@ impl App {
             Told::GatewayForgot { silence } => {
                 let silence_ns = u64::try_from(silence.as_nanos()).unwrap_or(u64::MAX);
                 self.scribe.tell(Event::GatewayForgot { device: self.device.clone(), silence_ns });
+            }
+            Told::Presence { user, presence } => {
+                let (user, online) = (user.as_str().to_owned(), presence == Presence::Online);
+                self.scribe.tell(Event::Presence { device: self.device.clone(), user, online });
             }
             Told::ReOffered { count, .. } => self.scribe.reoffered(count),
             Told::Renamed { from, to } => {

@@ -134,6 +134,8 @@ impl Stage {
         }
         self.sample()?;
         let over_ns = self.now_ns();
+        // The world is older than the run.
+        let older_ns = nanos(self.world.elapsed()).saturating_sub(over_ns);
         for device in self.devices.keys() {
             let counts = self.world.host_counts(device)?;
             self.scribe.tell(Event::Traffic {
@@ -147,6 +149,7 @@ impl Stage {
             });
             for Forgotten { interface, died_ns, again_ns } in self.world.forgotten(device)? {
                 let device = device.clone();
+                let (died_ns, again_ns) = (died_ns.saturating_sub(older_ns), again_ns.saturating_sub(older_ns));
                 self.scribe.tell(Event::Forgotten { device, interface, died_ns, again_ns });
             }
         }

@@ -61,6 +61,8 @@ struct Book {
     open: BTreeSet<String>,
     erased: BTreeSet<String>,
     devices: BTreeMap<String, Seat>,
+    /// By device and user: he is there.
+    presences: BTreeMap<(String, String), bool>,
     triggers: Vec<(Trigger, u64)>,
     counts: BTreeMap<&'static str, u64>,
 }
@@ -242,6 +244,15 @@ impl Book {
             }
             Event::Connection { device, state, edge, region, transport } => {
                 self.connection(device, state, edge.as_deref(), region.as_deref(), transport.as_deref())
+            }
+            Event::Presence { device, user, online } => {
+                let before = self.presences.insert((device.clone(), user.clone()), *online);
+                match (before, online) {
+                    (None | Some(false), true) => self.counted("friend_came"),
+                    (Some(true), false) => self.counted("friend_gone"),
+                    _ => {}
+                }
+                Vec::new()
             }
             Event::Start { who } => {
                 self.devices.entry(who.clone()).or_default();

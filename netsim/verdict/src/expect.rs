@@ -24,6 +24,9 @@ pub struct Expect {
     pub bytes_per_hour: Option<u64>,
     /// Of the radio, per device and hour of the run.
     pub wakeups_per_hour: Option<u64>,
+    /// A device is told at most so many times that one other user has come or gone, after what it was told first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence_changes: Option<u64>,
     /// Devices may be told that a message failed.
     pub failures: bool,
     /// Messages that were never acked may stay so (a region that is gone for good with all its devices).

@@ -73,6 +73,15 @@ pub enum Event {
         /// How long neither side had spoken, in nanoseconds.
         silence_ns: u64,
     },
+    /// A device was told whether another user is there.
+    Presence {
+        /// Which device.
+        device: String,
+        /// Of whom.
+        user: String,
+        /// He is there.
+        online: bool,
+    },
     /// A user pressed send; the device has stored the message. From now on it may be seen.
     Invoke {
         /// By which device.

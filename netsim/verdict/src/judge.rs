@@ -71,6 +71,7 @@ fn check(facts: &Facts<'_>, findings: &mut Findings) -> Figures {
     settings::check(facts, &beyond, findings);
     figures.recoveries = recovery::check(facts, findings);
     load::traffic(facts, findings);
+    load::presence(facts, findings);
     coverage::check(facts, findings);
     figures
 }

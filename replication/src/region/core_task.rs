@@ -193,14 +193,14 @@ impl Core {
             Input::PeerUp { region, link, hello, sender } => {
                 if let Some((_, old)) = self.peers.insert(region, (link, sender)) {
                     old.close("a newer link of this peer took over");
-                    self.node.peer_down(region);
+                    self.node.peer_down(now, region);
                 }
                 self.node.peer_up(now, region, &hello);
             }
             Input::PeerDown { region, link } => {
                 if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
                     self.peers.remove(&region);
-                    self.node.peer_down(region);
+                    self.node.peer_down(now, region);
                 }
             }
             Input::PeerFrames { region, link, frames } => {

@@ -76,7 +76,8 @@ fn enters(d: &mut Device, id: &str) {
 /// Connected in a network, with nothing awaited.
 fn connected(id: &str) -> (Device, ConnNo) {
     let mut d = Device::new(setup("alice"));
-    (d.act(|m, now| m.set_wall(now, 1_700_000_000_000)), enters(&mut d, id));
+    d.act(|m, now| m.set_wall(now, 1_700_000_000_000));
+    enters(&mut d, id);
     let conn = d.connect(1, 0);
     let pull = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap();
     d.body(conn, pull.req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
@@ -123,7 +124,7 @@ fn each_network_keeps_what_was_learned_in_it_over_changes_and_restarts() {
     enters(&mut d, "train");
     way.ttl = s(1000);
     way.pass(&mut d, s(3600));
-    assert_eq!(blamed(&mut d), [s(0); 0], "a change of the network is no silence that was too long");
+    assert!(blamed(&mut d).is_empty(), "a change of the network is no silence that was too long");
     way.pings = 0;
     way.pass(&mut d, s(3600));
     assert!(way.pings <= 3600 / 240, "what was learned at home holds there only: {} pings an hour", way.pings);
@@ -154,7 +155,7 @@ fn a_hand_over_soon_after_the_last_word_does_not_make_the_beat_quick() {
     let (req, ping) = ping.expect("does it still live?");
     let seen_address = "192.0.2.9:9".to_owned();
     d.body(way.conn, req, Body::Pong(v1::Pong { echo: ping.echo, seen_address, ..v1::Pong::default() }));
-    assert_eq!(blamed(&mut d), [s(0); 0]);
+    assert!(blamed(&mut d).is_empty());
     way.pass(&mut d, s(3600));
     assert!(way.pings < 60, "{} pings", way.pings);
 }
@@ -207,7 +208,7 @@ fn a_radio_that_was_away_for_a_moment_is_not_taken_for_a_gateway() {
         way.pass(d, at - d.now + s(2));
     };
     lose_one(&mut d, &mut way);
-    assert_eq!(blamed(&mut d), [s(0); 0], "so long a silence was survived before");
+    assert!(blamed(&mut d).is_empty(), "so long a silence was survived before");
     way.pass(&mut d, s(3600));
     lose_one(&mut d, &mut way);
     lose_one(&mut d, &mut way);

@@ -7,6 +7,7 @@ mod eras;
 mod groups;
 mod heartbeat;
 mod histories;
+mod presence;
 mod random;
 mod registers;
 mod troubles;

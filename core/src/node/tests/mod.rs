@@ -7,6 +7,7 @@ mod groups;
 mod histories;
 mod load;
 mod peers;
+mod presence;
 #[cfg(feature = "client")]
 mod random;
 mod regain;
@@ -482,8 +483,9 @@ impl World {
         if self.up.remove(&pair(a, b)) {
             for (from, to) in [(a, b), (b, a)] {
                 self.links.remove(&(from, to));
+                let now = self.now(0);
                 if let Some(Some(core)) = self.cores.get_mut(&from) {
-                    core.node.peer_down(to);
+                    core.node.peer_down(now, to);
                     self.carry_out(from);
                 }
             }

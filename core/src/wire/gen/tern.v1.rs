@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 60")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 60")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -43,6 +43,9 @@ pub mod frame {
         /// m, both: gives a short reference to what repeats
         #[prost(message, tag = "11")]
         Define(super::Define),
+        /// m, server: no answer
+        #[prost(message, tag = "12")]
+        Presence(super::Presence),
         /// c, client: the first frame of a connection
         #[prost(message, tag = "16")]
         Hello(super::Hello),
@@ -67,6 +70,9 @@ pub mod frame {
         /// c, client
         #[prost(message, tag = "23")]
         Network(super::Network),
+        /// c, client: answered by Presence, as far as there is something to tell
+        #[prost(message, tag = "24")]
+        Watch(super::Watch),
         /// b, client
         #[prost(message, tag = "32")]
         PullRows(super::PullRows),
@@ -468,6 +474,31 @@ pub struct Signal {
     /// from the server: who
     #[prost(message, optional, tag = "5")]
     pub from: ::core::option::Option<Author>,
+}
+/// Whose presence this connection wants to be told: all of them, in place of what it said before. Users with whom the
+/// user has a direct conversation, at most 100; of others, and of those who hide it or have blocked him, nothing is told.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Watch {
+    #[prost(string, repeated, tag = "1")]
+    pub users: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What is new of those who are watched: never stored, merged per second, dropped first under load. Say Watch again from
+/// time to time, and on each connection: then all is told anew.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Presence {
+    #[prost(message, repeated, tag = "1")]
+    pub users: ::prost::alloc::vec::Vec<UserPresence>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UserPresence {
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// connected anywhere, or was within the last 10 s
+    #[prost(bool, tag = "2")]
+    pub online: bool,
+    /// if not: since when, in whole minutes; 0 = not known, or not told
+    #[prost(uint64, tag = "3")]
+    pub last_seen_ms: u64,
 }
 // ---- session -----------------------------------------------------------------------------------------
 
@@ -1158,6 +1189,12 @@ pub struct MuteCell {
 pub struct BlockCell {
     #[prost(bool, tag = "1")]
     pub blocked: bool,
+}
+/// Value of "presence".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PresenceCell {
+    #[prost(bool, tag = "1")]
+    pub hidden: bool,
 }
 /// Kind 21: erases the body of a message: of one's own, or, as an admin, of any of the group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

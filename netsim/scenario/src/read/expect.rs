@@ -59,6 +59,7 @@ pub(crate) fn read(root: &Table, topology: &Topology, bases: &BTreeMap<String, V
     expect.connects_per_second = f.whole("connects_per_second", 1, u64::MAX);
     expect.bytes_per_hour = f.whole("bytes_per_hour", 1, u64::MAX);
     expect.wakeups_per_hour = f.whole("wakeups_per_hour", 1, u64::MAX);
+    expect.presence_changes = f.whole("presence_changes", 0, u64::MAX);
     expect.failures = f.flag("failures").unwrap_or(false);
     expect.unacked = f.flag("unacked").unwrap_or(false);
     if let Some(node) = f.get("recover_within")

@@ -208,7 +208,7 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 }
 
 /// What an action does, by its word.
-pub(crate) const ACTIONS: [&str; 12] = [
+pub(crate) const ACTIONS: [&str; 13] = [
     "read",
     "read-all",
     "mute",
@@ -221,6 +221,7 @@ pub(crate) const ACTIONS: [&str; 12] = [
     "background",
     "put-away",
     "take-out",
+    "watch",
 ];
 
 fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
@@ -248,6 +249,7 @@ fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
         "background" => Some(Action::Foreground(false)),
         "put-away" => Some(Action::Away(true)),
         "take-out" => Some(Action::Away(false)),
+        "watch" => user().map(Action::Watch),
         "erase" => cast.target(f, "conversation").map(Action::Erase),
         "title" => {
             let title = f.need_text("title", "\"Plans\"").map(str::to_owned);

@@ -38,6 +38,7 @@ pub(super) fn mend(plan: &mut Plan, before: &Plan) {
                 Action::Read(target) | Action::Mute(target) | Action::Unmute(target) | Action::Erase(target) => {
                     reachable(target)
                 }
+                Action::Watch(user) => users.contains(user),
                 Action::ReadAll | Action::Foreground(_) | Action::Away(_) => true,
                 Action::Title { group, .. } => members.contains_key(group),
                 Action::Add { group, user } | Action::Remove { group, user } => {

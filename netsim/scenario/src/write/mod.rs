@@ -170,6 +170,10 @@ impl Plan {
                     page.text("do", if *foreground { "foreground" } else { "background" });
                 }
                 Action::Away(away) => page.text("do", if *away { "put-away" } else { "take-out" }),
+                Action::Watch(user) => {
+                    page.text("do", "watch");
+                    page.text("user", user);
+                }
                 Action::Erase(conversation) => {
                     page.text("do", "erase");
                     page.text("conversation", target(conversation));
@@ -259,6 +263,7 @@ impl Plan {
             ("connects_per_second", expect.connects_per_second),
             ("bytes_per_hour", expect.bytes_per_hour),
             ("wakeups_per_hour", expect.wakeups_per_hour),
+            ("presence_changes", expect.presence_changes),
         ];
         numbers.into_iter().filter_map(|(key, most)| Some((key, most?))).for_each(|(key, most)| page.raw(key, most));
         page.raw("failures", expect.failures);

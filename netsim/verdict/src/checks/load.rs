@@ -66,6 +66,22 @@ fn limited(
     }
 }
 
+/// Who goes from network to network is there all the time.
+pub(crate) fn presence(facts: &Facts<'_>, findings: &mut Findings) {
+    let Some(limit) = facts.run.expect.presence_changes else { return };
+    if facts.presences.is_empty() {
+        findings.add("presence", Verdict::Unknown, facts.last_ns, || "nobody was told who is there".into());
+    }
+    for ((device, user), told) in &facts.presences {
+        let changes: Vec<u64> = told.windows(2).filter(|two| two[0].1 != two[1].1).map(|two| two[1].0).collect();
+        if let Some(too_many) = usize::try_from(limit).ok().and_then(|limit| changes.get(limit)) {
+            findings.fail("presence", *too_many, || {
+                format!("{device} saw {user} come or go {} times, at most {limit} are allowed", changes.len())
+            });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::examples::Example;
@@ -105,5 +121,17 @@ mod tests {
         let example = Example::good().expect(|e| e.bytes_per_hour = Some(u64::MAX)).ends_well();
         let judged = example.remove(|e| matches!(e, Event::Traffic { .. })).judge();
         assert_eq!(judged.verdict, Verdict::Unknown);
+    }
+
+    #[test]
+    fn comings_and_goings_that_friends_see_are_counted() {
+        let told = |online| Event::Presence { device: "bob-phone".into(), user: "alice".into(), online };
+        let example = |limit, times: &[bool]| {
+            let example = Example::good().expect(|e| e.presence_changes = Some(limit));
+            times.iter().fold(example, |example, online| example.event(told(*online))).ends_well()
+        };
+        assert_eq!(example(1, &[true, true, false, false]).found(), [""; 0]);
+        assert_eq!(example(0, &[true, false]).found(), ["presence"]);
+        assert_eq!(example(0, &[]).judge().verdict, Verdict::Unknown);
     }
 }

@@ -165,6 +165,8 @@ pub(crate) struct Facts<'a> {
     /// (region, message) of erased ones whose content is still there.
     pub(crate) kept: Vec<(&'a str, &'a str)>,
     pub(crate) traffic: BTreeMap<&'a str, Traffic>,
+    /// By device and user: whether he is there, as it was told, and when.
+    pub(crate) presences: BTreeMap<(&'a str, &'a str), Vec<(u64, bool)>>,
     pub(crate) sometimes: BTreeMap<&'a str, u64>,
     pub(crate) lateness: Option<Late>,
     pub(crate) broken: Vec<(u64, &'a str, &'a str)>,

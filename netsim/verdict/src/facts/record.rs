@@ -90,6 +90,7 @@ impl<'a> Facts<'a> {
             erased: BTreeMap::new(),
             kept: Vec::new(),
             traffic: BTreeMap::new(),
+            presences: BTreeMap::new(),
             sometimes: BTreeMap::new(),
             lateness: None,
             broken: Vec::new(),
@@ -207,6 +208,10 @@ impl<'a> Facts<'a> {
             }
             Event::Link(_) => {}
             Event::GatewayForgot { device, .. } | Event::Forgotten { device, .. } => self.device(at_ns, device, form),
+            Event::Presence { device, user, online } => {
+                self.device(at_ns, device, form);
+                self.presences.entry((device, user)).or_default().push((at_ns, *online));
+            }
             Event::Traffic { device, up_bytes, down_bytes, wakeups, over_ns, .. } => {
                 self.device(at_ns, device, form);
                 let told =
