@@ -116,6 +116,8 @@ pub(crate) struct Driver<L> {
     unheard: Option<(u64, Duration)>,
     /// Pushes are held back: see [`Lanes::received`].
     holding: bool,
+    /// Bytes of messages that were given all the same.
+    blind: usize,
 }
 
 impl<L: Lanes> Driver<L> {
@@ -141,6 +143,7 @@ impl<L: Lanes> Driver<L> {
             unread: true,
             unheard: None,
             holding: false,
+            blind: 0,
         }
     }
 
@@ -305,20 +308,33 @@ impl<L: Lanes> Driver<L> {
             return Ok(());
         }
         self.holding = self.is_unheard(scene.now);
+        let blind_bytes = if self.holding { self.lanes.blind_bytes() } else { 0 };
+        if !self.holding {
+            self.blind = 0;
+        }
         let packs = self.session.packs();
         let (mut encoded, mut frames) = (0, 0);
         let mut bodies = Vec::new();
         loop {
             let taken = frames;
-            for lane in Lane::ALL.into_iter().filter(|lane| !self.holding || *lane == Lane::Control) {
+            for lane in Lane::ALL.into_iter().filter(|lane| !self.holding || *lane != Lane::Bulk) {
                 let carrier = self.lanes.carrier(lane);
                 let room = WRITE_AHEAD.saturating_sub(self.lanes.writer(carrier).len());
-                self.conn.mailbox().take(lane, room, &mut bodies, &self.edge.metrics);
+                let (blind, so_far) = (self.holding && lane == Lane::Message, encoded);
+                if blind {
+                    let room = room.min(blind_bytes.saturating_sub(self.blind));
+                    self.conn.mailbox().take_within(lane, room, &mut bodies, &self.edge.metrics);
+                } else {
+                    self.conn.mailbox().take(lane, room, &mut bodies, &self.edge.metrics);
+                }
                 frames += bodies.len() as u64;
                 for mut body in bodies.drain(..) {
                     let lane = self.session.down(&mut body, scene).unwrap_or(lane);
                     let carrier = self.lanes.carrier(lane);
                     encoded += encode(&body, packs, self.lanes.writer(carrier), &mut self.writers[carrier.index()]);
+                }
+                if blind {
+                    self.blind += encoded - so_far;
                 }
             }
             // What came meanwhile, or had no room.

@@ -22,6 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// A WebSocket is closed with this plus the code of the error (4000-4999 are free for such, RFC 6455, 7.4.2).
 const CLOSE_CODES: u16 = 4000;
 
+/// Given to a client on QUIC that is not heard: a dozen short messages, and a third of what may be in flight at first.
+const BLIND_BYTES: usize = 4 * 1024;
+
 /// A transport as the driver sees it.
 pub(crate) trait Lanes: Send {
     /// "quic", "tcp", "ws" or "poll".
@@ -65,6 +68,12 @@ pub(crate) trait Lanes: Send {
     /// was given.
     fn received(&self) -> Option<u64> {
         None
+    }
+
+    /// So many bytes of messages may be given to a client that is not heard, all the same: often the way back alone is dark.
+    /// They must leave room in the congestion window.
+    fn blind_bytes(&self) -> usize {
+        0
     }
 
     /// To the client and back, where it matters to [`Self::received`].
@@ -221,6 +230,11 @@ impl Lanes for QuicLanes {
 
     fn received(&self) -> Option<u64> {
         Some(self.connection.stats().udp_rx.datagrams)
+    }
+
+    fn blind_bytes(&self) -> usize {
+        let window = self.connection.stats().path.cwnd;
+        usize::try_from(window / 3).unwrap_or(BLIND_BYTES).min(BLIND_BYTES)
     }
 
     fn round_trip(&self) -> Duration {

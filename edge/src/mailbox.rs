@@ -185,9 +185,27 @@ impl Mailbox {
 
     /// Takes what fits into `room` bytes, at least one where there is any room.
     pub(crate) fn take(&mut self, lane: Lane, room: usize, out: &mut Vec<DownBody>, metrics: &EdgeMetrics) {
+        self.take_while(lane, room, |taken, _| taken < room, out, metrics);
+    }
+
+    /// The same, but nothing that is larger than the room that is left.
+    pub(crate) fn take_within(&mut self, lane: Lane, room: usize, out: &mut Vec<DownBody>, metrics: &EdgeMetrics) {
+        self.take_while(lane, room, |taken, bytes| taken + bytes <= room, out, metrics);
+    }
+
+    fn take_while(
+        &mut self,
+        lane: Lane,
+        room: usize,
+        fits: impl Fn(usize, usize) -> bool,
+        out: &mut Vec<DownBody>,
+        metrics: &EdgeMetrics,
+    ) {
         let mut taken = 0;
-        while taken < room {
-            let Some(w) = self.lanes[lane.index()].pop_front() else { break };
+        while let Some(next) = self.lanes[lane.index()].front()
+            && fits(taken, next.bytes)
+            && let Some(w) = self.lanes[lane.index()].pop_front()
+        {
             taken += w.bytes;
             out.push(w.body);
             self.count(lane, w.bytes, false, metrics);

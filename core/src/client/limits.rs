@@ -49,9 +49,13 @@ pub const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// A silent connection is kept beside its successor's attempts for this long: it may only have been slow, and after a
 /// ride in an elevator it is the one that needs no handshake.
 pub const SUSPECT_KEEP: Duration = Duration::from_secs(120);
-/// While nothing was heard for this long, no more messages are given to a connection: they would fill its window, and
-/// there would be no room left for the probes that find the end of an outage.
+/// While nothing was heard for this long, or for two round trips, little more is given to a connection: it would fill its
+/// window, and there would be no room left for the probes that find the end of an outage.
 pub const HOLD_AFTER: Duration = Duration::from_millis(250);
+/// So much is given to it all the same, for the case that only the way back is dark.
+pub const BLIND_BYTES: usize = 4 * 1024;
+/// What a Send takes beside its body, generously.
+pub const SEND_HEAD: usize = 128;
 /// A request without an answer on a connection that lives: the server is stuck, go elsewhere.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The edge can't reach the user's owner for this long: go elsewhere.

@@ -21,7 +21,7 @@ use super::effects::Event;
 use super::eras::merge_told;
 use super::limits::{BEHIND_GRACE, CELLS_PAUSE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
 use super::machine::{Conv, Machine};
-use super::session::Request;
+use super::session::{Request, Session};
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{Push, RowState};
 use crate::entry::Entry;
@@ -462,7 +462,8 @@ impl Machine {
             }
         } else {
             session.rev_unknown_since = None;
-            self.behind(Rev(pong.rev), now + BEHIND_GRACE);
+            let rtt = self.session.as_ref().and_then(Session::srtt).unwrap_or_default();
+            self.behind(Rev(pong.rev), now + BEHIND_GRACE.max(rtt * 5 / 4));
         }
     }
 }

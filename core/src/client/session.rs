@@ -4,12 +4,14 @@
 //! ten seconds lasts twenty.
 //!
 //! *Rule.* While an answer is awaited, silence is measured from the later of the last byte heard and the
-//! moment the first answer was awaited. After 250 ms tiny probes start; after four round trips, and a second
+//! moment the first answer was awaited. After 250 ms, or as soon as an answer is late, tiny probes start; after four round trips, and a second
 //! at least, the connection counts as dead and another is made. Without anything awaited only the heartbeat
 //! tells; the heartbeat's own Pong is awaited.
 //!
 //! *Why the simpler way fails.* Measuring from the last byte heard alone: a client that was idle for a minute
-//! would call its connection dead with the first message it sends.
+//! would call its connection dead with the first message it sends. Probes after 250 ms wherever: with a round trip of more
+//! than that they are awaited themselves, and never end. Nothing said in the dark: often one direction alone is dark, and
+//! what goes the other way would arrive at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +21,7 @@ use super::comparing::Comparison;
 use super::data::MessageId;
 use super::heartbeat::Heartbeat;
 use super::limits::{
-    BEAT_FLOOR, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SILENCE_MIN, TOKEN_MARGIN,
+    BEAT_FLOOR, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SEND_HEAD, SILENCE_MIN, TOKEN_MARGIN,
     TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
 use super::typing::Said;
@@ -99,7 +101,10 @@ pub(super) struct Session {
     last_ping: Duration,
     last_heard: Duration,
     last_sent: Duration,
+    last_request: Duration,
     last_answer: Duration,
+    /// Bytes that were given to the connection since it fell silent.
+    blind: usize,
     awaiting_since: Option<Duration>,
     srtt: Option<Duration>,
     pub(super) heartbeat: Heartbeat,
@@ -193,7 +198,9 @@ impl Session {
             last_ping: now,
             last_heard: now,
             last_sent: now,
+            last_request: now,
             last_answer: now,
+            blind: 0,
             awaiting_since: None,
             srtt: None,
             heartbeat,
@@ -266,9 +273,15 @@ impl Session {
             }
             Request::Cells { .. } | Request::Eras { .. } | Request::Token | Request::Devices => {}
         }
+        if let Request::Send { bytes, .. } | Request::Give { bytes, .. } = &request
+            && self.is_silent(now)
+        {
+            self.blind += bytes + SEND_HEAD;
+        }
         if self.requests.is_empty() {
             self.last_answer = now;
         }
+        self.last_request = now;
         self.requests.insert(req, (request, now));
         self.sent(now);
         self.await_from(now);
@@ -322,9 +335,8 @@ impl Session {
 
     /// Whether one more send of so many bytes may go out.
     pub(super) fn room(&self, now: Duration, bytes: usize) -> bool {
-        let after = HOLD_AFTER.max(self.srtt.unwrap_or_default() * 2);
-        let silent = self.silence_from().is_some_and(|since| now >= since + after);
-        !silent
+        let blind = self.is_silent(now) && self.blind + bytes + SEND_HEAD > BLIND_BYTES;
+        !blind
             && self.sends < self.in_flight_max
             && (self.bytes == 0 || self.bytes + bytes <= super::limits::WINDOW_BYTES)
     }
@@ -351,6 +363,7 @@ impl Session {
             self.silence = now - before;
         }
         self.last_heard = now;
+        self.blind = 0;
     }
 
     /// A Pong: measures the round trip, and answers all earlier pings.
@@ -446,7 +459,23 @@ impl Session {
     fn probe_at(&self) -> Option<Duration> {
         let from = self.silence_from()?;
         let step = if self.last_ping.saturating_sub(from) < PROBE_FAST_FOR { PROBE } else { PROBE_SLOW };
-        Some((from + PROBE).max(self.last_ping + step))
+        let patience = self.answer_within();
+        let at = (from + patience).max(self.last_ping + step);
+        // On a long way one goes out sooner, behind what was asked last: its arrival tells the transport of a loss before
+        // that, which otherwise only a timer of several round trips would. It is no reason for another one.
+        let behind = self.last_request + PROBE;
+        let follows = patience > PROBE && !self.requests.is_empty() && self.last_ping < self.last_request;
+        Some(if follows { at.min(behind) } else { at })
+    }
+
+    /// Before that no answer is late, so silence means nothing.
+    fn answer_within(&self) -> Duration {
+        PROBE.max(self.srtt.unwrap_or_default() * 5 / 4)
+    }
+
+    fn is_silent(&self, now: Duration) -> bool {
+        let after = HOLD_AFTER.max(self.srtt.unwrap_or_default() * 2);
+        self.silence_from().is_some_and(|since| now >= since + after)
     }
 
     fn heartbeat_at(&self) -> Duration {

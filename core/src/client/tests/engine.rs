@@ -89,7 +89,7 @@ fn a_single_edge_is_tried_again_by_quic_as_soon_as_an_answer_could_have_come_whe
     engine.set_wall(now, 1_800_000_000_000);
     engine.token_ready(now);
     engine.connect(now);
-    let mut starts = |engine: &mut Engine, transport: &mut Vec<Transport>| {
+    let starts = |engine: &mut Engine, transport: &mut Vec<Transport>| {
         let mut last = 0;
         while let Some(out) = engine.poll_output() {
             if let EngineOut::Start { conn, transport: by, .. } = out {
