@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
-//! `sessions` (what clients ask), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
+//! `sessions` (what clients ask; `again`, `presence`), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
 //! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was
 //! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where).
 //!
@@ -648,11 +648,10 @@ impl Node {
     /// When to tick at the latest.
     pub fn next_deadline(&self) -> Option<Duration> {
         let flush = if self.flush.in_flight { None } else { self.flush.at };
-        let owing = self.owing.first().map(|(at, _, _)| *at);
         let relay = self.links.values().filter_map(Link::next_deadline).min();
         let fans = self.fans.first().map(|(at, _)| *at);
         let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline(), self.presence.next_deadline()];
-        [flush, self.routes_at, owing, relay].into_iter().chain(others).flatten().min()
+        [flush, self.routes_at, self.owing.first().map(|(at, ..)| *at), relay].into_iter().chain(others).flatten().min()
     }
 
     /// How long what is handed over next has waited since it reached this process: the measure of load.
