@@ -127,6 +127,9 @@ async fn quic_to(
 
 async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
     let (_endpoint, connection, streams) = to.race(|to| quic_to(shared, tls, job, to)).await?;
+    let rtt = connection.rtt();
+    // Where the store fails nothing is connected to anyway, and it was told.
+    let _told = shared.act(|machine, _| machine.path_measured(job.conn, rtt));
     let [(control, from_control), (message, from_message), (bulk, from_bulk)] = streams;
     let out = &job.out;
     let lanes = all([

@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 
-/// Bytes that may always be in flight: the probes of an outage of two minutes (8 KiB) beside two messages of 4 KiB; hardly
-/// more than a new connection may send (14,720).
-pub const WINDOW_FLOOR: u64 = 16 * 1024;
+/// Bytes that may always be in flight: the probes of an outage of two minutes (8 KiB) beside two messages of 4 KiB, and what
+/// is said in the dark (4 KiB); little more than a new connection may send (14,720).
+pub const WINDOW_FLOOR: u64 = 20 * 1024;
 
 /// See the module.
 #[derive(Debug, Default)]

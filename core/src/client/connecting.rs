@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::candidates::{ConnNo, EngineOut, Failure, Transport};
+use super::candidates::{ConnNo, EngineOut, Failure};
 use super::data::Op;
 use super::effects::{Effect, Event, Hello};
 use super::heartbeat::Way;
@@ -54,7 +54,7 @@ impl Machine {
                 return;
             }
         };
-        let age = self.engine.attempt_age(now, conn);
+        let rtt = self.engine.attempt_rtt(now, conn);
         let Some(install) = self.installs.remove(&conn).filter(|_| self.engine.welcomed(now, conn)) else { return };
         self.run_engine(now);
         let Some((_, candidate, transport)) = self.engine.live() else { return };
@@ -66,15 +66,11 @@ impl Machine {
         let heartbeat = self.heartbeat(now, way, welcome.heartbeat.as_ref());
         let in_flight = welcome.limits.map_or(0, |l| l.in_flight);
         let mut session = Session::new(now, conn, install, names, transport, cursor, heartbeat, in_flight);
-        if let Some(age) = age {
-            // Handshakes and Hello, in round trips.
-            session.measured(
-                age / match transport {
-                    Transport::Quic => 2,
-                    Transport::Tcp | Transport::Poll => 3,
-                    Transport::WebSocket => 4,
-                },
-            );
+        if let Some((rtt, measured)) = rtt {
+            session.measured(rtt);
+            if measured {
+                self.engine.measured(rtt);
+            }
         }
         session.seen_address = welcome.seen_address;
         self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));

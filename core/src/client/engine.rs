@@ -43,6 +43,8 @@ struct Attempt {
     deadline: Duration,
     started: Duration,
     race: (u64, u32),
+    /// As the transport has measured it.
+    rtt: Option<Duration>,
 }
 
 /// An attempt to come.
@@ -287,9 +289,24 @@ impl Engine {
         true
     }
 
-    /// How long the attempt has been under way: a first measure of the round trip.
-    pub fn attempt_age(&self, now: Duration, conn: ConnNo) -> Option<Duration> {
-        self.attempts.get(&conn).map(|a| now.saturating_sub(a.started))
+    /// The transport of an attempt has measured a round trip.
+    pub fn path_measured(&mut self, conn: ConnNo, rtt: Duration) {
+        if let Some(attempt) = self.attempts.get_mut(&conn) {
+            attempt.rtt = Some(rtt);
+        }
+    }
+
+    /// The round trip that an attempt has shown, and whether it was measured: else it is a part of the attempt's age, which
+    /// losses have made longer.
+    pub fn attempt_rtt(&self, now: Duration, conn: ConnNo) -> Option<(Duration, bool)> {
+        let attempt = self.attempts.get(&conn)?;
+        let trips = match attempt.transport {
+            Transport::Quic => 2,
+            Transport::Tcp | Transport::Poll => 3,
+            Transport::WebSocket => 4,
+        };
+        let by_age = (now.saturating_sub(attempt.started) / trips, false);
+        Some(attempt.rtt.map_or(by_age, |rtt| (rtt, true)))
     }
 
     /// An attempt or the live connection has ended.

@@ -275,6 +275,11 @@ impl Machine {
         self.after(now);
     }
 
+    /// The transport of an attempt has measured a round trip: better than what is concluded from how long it took.
+    pub fn path_measured(&mut self, conn: ConnNo, rtt: Duration) {
+        self.engine.path_measured(conn, rtt);
+    }
+
     /// Closes the connection and makes none until [`Self::connect`].
     pub fn stop(&mut self, now: Duration) {
         self.engine.stop();

@@ -5,7 +5,7 @@
 //! them, another one each time; never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
 //! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. A single edge is tried by QUIC more than once
-//! at a time. An attempt that fails makes everything after
+//! at a time; the first of two such gives way to another transport. An attempt that fails makes everything after
 //! it earlier by what is left until the next. After a round without an answer all of it is slower, as time-outs are longer:
 //! on 2G it is the racers that hold each other up.
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::{Attempt, Candidate, Engine, EngineOut, Leg, Round, Transport, Trouble};
+use super::{Attempt, Candidate, ConnNo, Engine, EngineOut, Leg, Round, Transport, Trouble};
 use crate::client::limits::{
     ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, LISTED_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT,
     SECOND_AFTER, SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
@@ -101,11 +101,11 @@ impl Engine {
         let second = here.rtt().map_or(SECOND_AFTER.1, |rtt| rtt * 3 / 2).clamp(SECOND_AFTER.0, SECOND_AFTER.1);
         let only = matches!(candidates, [only] if only.quic) && self.rounds_failed == 0;
         let known = here.rtt().filter(|_| only && here.has_quic(self.wall_ms(now)) && !self.quic_silent);
-        let other_after = match (self.quic_silent, quic_loses) {
-            _ if known.is_some() => KNOWN_TCP_AFTER,
-            (true, _) => SILENT_TCP_AFTER,
-            (false, true) => QUIC_AFTER,
-            (false, false) => TCP_AFTER,
+        let other_after = match (known, self.quic_silent, quic_loses) {
+            (Some(rtt), ..) => (rtt * 4).clamp(TCP_AFTER, KNOWN_TCP_AFTER),
+            (None, true, _) => SILENT_TCP_AFTER,
+            (None, false, true) => QUIC_AFTER,
+            (None, false, false) => TCP_AFTER,
         };
         let mut planned = Vec::new();
         let mut late = Vec::new();
@@ -128,7 +128,10 @@ impl Engine {
             // Where there is no other, a second try beside the first, and more when they are given up: one lost packet
             // costs each of them its time. Sooner where QUIC gets through, as soon as an answer could have come.
             let tries = match known {
-                Some(rtt) => [rtt * 5 / 4, rtt * 5 / 2, THIRD_AFTER].map(|at| at.clamp(SECOND_AFTER.0, THIRD_AFTER)),
+                Some(rtt) => {
+                    let answer = (rtt * 5 / 4).clamp(SECOND_AFTER.0, THIRD_AFTER);
+                    [answer, answer * 2, answer * 2 + THIRD_AFTER]
+                }
                 None => [second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER],
             };
             planned.extend(tries.map(|at| (at, only, favoured)));
@@ -170,7 +173,7 @@ impl Engine {
         let race = (round.race, round.attempts);
         let Leg { candidate, transport, .. } = leg;
         self.journal.note(now, format_args!("trying {} over {}", candidate.address, transport.name()));
-        let attempt = Attempt { candidate: candidate.clone(), transport, deadline, started: now, race };
+        let attempt = Attempt { candidate: candidate.clone(), transport, deadline, started: now, race, rtt: None };
         self.attempts.insert(self.last_conn, attempt);
         self.out.push_back(EngineOut::Start {
             conn: self.last_conn,
@@ -200,20 +203,37 @@ impl Engine {
     }
 
     pub(super) fn progress(&mut self, now: Duration) {
-        while let Some(round) = &mut self.round {
+        while let Some(round) = &self.round {
             let Some(next) = round.legs.front() else {
                 if self.attempts.is_empty() {
                     self.round_failed(now);
                 }
                 return;
             };
-            if next.at > now || self.attempts.len() >= ATTEMPTS {
+            if next.at > now {
                 return;
             }
-            if let Some(leg) = round.legs.pop_front() {
+            if self.attempts.len() >= ATTEMPTS {
+                let Some(conn) = self.gives_way(next) else { return };
+                self.attempts.remove(&conn);
+                self.out.push_back(EngineOut::Close(conn));
+            }
+            if let Some(leg) = self.round.as_mut().and_then(|round| round.legs.pop_front()) {
                 self.start(now, leg);
             }
         }
+    }
+
+    /// Of two attempts by one transport at one address, the older one, for a transport that is not under way.
+    fn gives_way(&self, next: &Leg) -> Option<ConnNo> {
+        if self.attempts.values().any(|attempt| attempt.transport == next.transport) {
+            return None;
+        }
+        let twins = self.attempts.iter().filter(|(conn, one)| {
+            let same = |other: &Attempt| (&other.candidate, other.transport) == (&one.candidate, one.transport);
+            self.attempts.range(*conn + 1..).any(|(_, other)| same(other))
+        });
+        twins.map(|(conn, _)| *conn).next()
     }
 
     fn round_failed(&mut self, now: Duration) {
@@ -230,6 +250,6 @@ impl Engine {
     /// When [`Self::progress`] has something to do.
     pub(super) fn next_leg(&self) -> Option<Duration> {
         let leg = self.round.as_ref()?.legs.front()?;
-        (self.attempts.len() < ATTEMPTS).then_some(leg.at)
+        (self.attempts.len() < ATTEMPTS || self.gives_way(leg).is_some()).then_some(leg.at)
     }
 }

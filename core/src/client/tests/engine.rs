@@ -89,17 +89,25 @@ fn a_single_edge_is_tried_again_by_quic_as_soon_as_an_answer_could_have_come_whe
     engine.set_wall(now, 1_800_000_000_000);
     engine.token_ready(now);
     engine.connect(now);
-    let starts = |engine: &mut Engine, transport: &mut Vec<Transport>| {
+    let mut closed = 0;
+    let mut starts = |engine: &mut Engine, transport: &mut Vec<Transport>| {
         let mut last = 0;
         while let Some(out) = engine.poll_output() {
-            if let EngineOut::Start { conn, transport: by, .. } = out {
-                transport.push(by);
-                last = conn;
+            match out {
+                EngineOut::Start { conn, transport: by, .. } => {
+                    transport.push(by);
+                    last = conn;
+                }
+                EngineOut::Close(_) => closed += 1,
+                _ => {}
             }
         }
         last
     };
     let first = starts(&mut engine, &mut Vec::new());
+    engine.path_measured(first, ms(120));
+    let rtt = engine.attempt_rtt(now, first);
+    assert_eq!(rtt, Some((ms(120), true)));
     assert!(engine.welcomed(now, first));
     engine.measured(ms(120));
     now += Duration::from_secs(60);
@@ -113,6 +121,7 @@ fn a_single_edge_is_tried_again_by_quic_as_soon_as_an_answer_could_have_come_whe
         now += ms(10);
         engine.tick(now);
     }
-    use Transport::Quic;
-    assert_eq!(tried, [(ms(0), Quic), (ms(150), Quic), (ms(300), Quic)], "and TCP when one of them is given up");
+    use Transport::{Quic, Tcp};
+    assert_eq!(tried, [(ms(0), Quic), (ms(150), Quic), (ms(300), Quic), (ms(480), Tcp)]);
+    assert_eq!(closed, 1, "three at a time: the first of them gives way to TCP");
 }

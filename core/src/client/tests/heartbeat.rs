@@ -1,7 +1,7 @@
 //! Histories of silence: gateways that forget, and what is learned of them.
 
 use super::*;
-use crate::client::limits::BEAT_FLOOR;
+use crate::client::limits::{BEAT_FLOOR, GATHER};
 use crate::client::networks::NetInfo;
 
 fn s(seconds: u64) -> Duration {
@@ -176,9 +176,10 @@ fn a_second_answer_that_comes_after_the_client_spoke_proves_nothing() {
     d.act(|m, now| m.set_foreground(now, false));
     way.up(&mut d);
     let (at, echo) = way.again.take().unwrap();
-    d.now = at - s(1);
+    d.now = at - s(1) - GATHER;
     // Opens the way anew.
     d.send("x");
+    d.pass(GATHER);
     d.now = at + Duration::from_millis(30);
     d.body(conn, 0, Body::Pong(v1::Pong { echo, again: true, ..v1::Pong::default() }));
     let told = d.machine.diagnostics(d.now, 1);
