@@ -99,9 +99,9 @@ async fn quic_to(
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
     let params = QuicParams::client();
-    // A lost first packet is sent again after three of these. Where the round trip is known, that is after two of it: not
-    // before an answer can have come, and soon after.
-    let known = |rtt: Duration| (rtt * 2 / 3).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
+    // A lost first packet is sent again after three of these. Where the round trip is known, that is after one and a half of
+    // it: not before an answer can have come, and soon after.
+    let known = |rtt: Duration| (rtt / 2).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
     let initial_rtt = job.rtt.map_or(params.initial_rtt, known);
     let params = QuicParams { initial_rtt, ..params };
     let session = tls.quic.towards(&format!("{} {to}", job.candidate.server_name));

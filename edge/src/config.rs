@@ -55,7 +55,7 @@ pub struct EdgeConfig {
     pub limits: EdgeLimits,
 }
 
-/// Two for each connection that an edge has by default: 14 MiB.
+/// Those of ten thousand handshakes: 14 MiB.
 pub const TICKETS: u32 = 40_000;
 
 impl Default for EdgeConfig {

@@ -26,8 +26,8 @@ use tern_core::clock::Entropy;
 
 use crate::reset::{ResetKey, write};
 
-/// Given with each handshake: one for the next connection, and one for a second attempt beside it.
-const TICKETS_PER_HANDSHAKE: usize = 2;
+/// Given with each handshake: for the next connection, and three attempts beside it.
+const TICKETS_PER_HANDSHAKE: usize = 4;
 /// Servers whose tickets a client keeps: those of a dispatch list, and of one before it.
 const SERVERS: usize = 16;
 /// Bytes of a session's name, as rustls draws them.

@@ -74,6 +74,8 @@ pub const SECOND_AFTER: (Duration, Duration) = (Duration::from_millis(100), Dura
 pub const TCP_AFTER: Duration = Duration::from_millis(300);
 /// Likewise where QUIC gets through and there is one edge only: two more attempts by QUIC are better before that.
 pub const KNOWN_TCP_AFTER: Duration = Duration::from_millis(600);
+/// Of two attempts by one transport at one address the older one is kept for so long at least.
+pub const TWIN_FOR: Duration = Duration::from_millis(500);
 /// Likewise where a connection by QUIC has just fallen silent: UDP may be lost from now on, or only that edge.
 pub const SILENT_TCP_AFTER: Duration = Duration::from_millis(20);
 /// Where QUIC has lost lately, it is what starts so long after TCP+TLS.

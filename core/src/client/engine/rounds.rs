@@ -17,7 +17,7 @@ use rand::Rng;
 use super::{Attempt, Candidate, ConnNo, Engine, EngineOut, Leg, Round, Transport, Trouble};
 use crate::client::limits::{
     ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, LISTED_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT,
-    SECOND_AFTER, SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, WEBSOCKET_AFTER,
+    SECOND_AFTER, SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, TWIN_FOR, WEBSOCKET_AFTER,
 };
 
 impl Engine {
@@ -130,11 +130,12 @@ impl Engine {
             let tries = match known {
                 Some(rtt) => {
                     let answer = (rtt * 5 / 4).clamp(SECOND_AFTER.0, THIRD_AFTER);
-                    [answer, answer * 2, answer * 2 + THIRD_AFTER]
+                    let pause = TWIN_FOR.max(answer * 3);
+                    vec![answer, answer * 2, answer * 2 + pause, answer * 2 + pause * 2, answer * 2 + pause * 3]
                 }
-                None => [second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER],
+                None => vec![second, THIRD_AFTER, THIRD_AFTER + NEXT_AFTER],
             };
-            planned.extend(tries.map(|at| (at, only, favoured)));
+            planned.extend(tries.into_iter().map(|at| (at, only, favoured)));
         }
         planned.sort_by_key(|(at, _, _)| *at);
         let mut at = planned.last().map_or(Duration::ZERO, |(at, _, _)| *at);
@@ -214,7 +215,10 @@ impl Engine {
                 return;
             }
             if self.attempts.len() >= ATTEMPTS {
-                let Some(conn) = self.gives_way(next) else { return };
+                let Some((at, conn)) = self.gives_way(next) else { return };
+                if at > now {
+                    return;
+                }
                 self.attempts.remove(&conn);
                 self.out.push_back(EngineOut::Close(conn));
             }
@@ -224,16 +228,16 @@ impl Engine {
         }
     }
 
-    /// Of two attempts by one transport at one address, the older one, for a transport that is not under way.
-    fn gives_way(&self, next: &Leg) -> Option<ConnNo> {
-        if self.attempts.values().any(|attempt| attempt.transport == next.transport) {
-            return None;
-        }
-        let twins = self.attempts.iter().filter(|(conn, one)| {
+    /// Of two attempts by one transport at one address the older one gives way: to another transport at once, to another
+    /// attempt by the same after a while. What it says is said again later each time, and the new one says it at once.
+    /// From when on, and which.
+    fn gives_way(&self, next: &Leg) -> Option<(Duration, ConnNo)> {
+        let (conn, twin) = self.attempts.iter().find(|(conn, one)| {
             let same = |other: &Attempt| (&other.candidate, other.transport) == (&one.candidate, one.transport);
             self.attempts.range(*conn + 1..).any(|(_, other)| same(other))
-        });
-        twins.map(|(conn, _)| *conn).next()
+        })?;
+        let under_way = self.attempts.values().any(|attempt| attempt.transport == next.transport);
+        Some((if under_way { next.at.max(twin.started + TWIN_FOR) } else { next.at }, *conn))
     }
 
     fn round_failed(&mut self, now: Duration) {
@@ -250,6 +254,6 @@ impl Engine {
     /// When [`Self::progress`] has something to do.
     pub(super) fn next_leg(&self) -> Option<Duration> {
         let leg = self.round.as_ref()?.legs.front()?;
-        (self.attempts.len() < ATTEMPTS || self.gives_way(leg).is_some()).then_some(leg.at)
+        if self.attempts.len() < ATTEMPTS { Some(leg.at) } else { self.gives_way(leg).map(|(at, _)| at) }
     }
 }
