@@ -88,7 +88,7 @@ async fn closing(out: &Outgoing) -> Code {
     }
 }
 
-/// A connection to one address, before anything was said. The endpoint is its own.
+/// A connection to one address, on which Hello was said: nobody is bound to that. The endpoint is its own.
 async fn quic_to(
     shared: &Arc<Shared>,
     tls: &Tls,
