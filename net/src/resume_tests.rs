@@ -82,7 +82,9 @@ fn serve(env: &Env, pki: &Pki, tickets: &Arc<Tickets>) -> Endpoint {
     env.tasks.spawn(async move {
         while let Some(incoming) = accepting.accept().await {
             tasks.spawn(async move {
-                let Ok((connection, _)) = incoming.accept().unwrap().into_0rtt() else { panic!("a server has its connection") };
+                let Ok((connection, _)) = incoming.accept().unwrap().into_0rtt() else {
+                    panic!("a server has its connection")
+                };
                 while let Ok((mut send, mut recv)) = connection.accept_bi().await {
                     let how = if recv.is_0rtt() { "early " } else { "late " };
                     let got = recv.read_to_end(1024).await.unwrap();

@@ -21,8 +21,8 @@ use super::comparing::Comparison;
 use super::data::MessageId;
 use super::heartbeat::Heartbeat;
 use super::limits::{
-    BEAT_FLOOR, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SEND_HEAD, SILENCE_MIN, TOKEN_MARGIN,
-    TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
+    BEAT_FLOOR, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SEND_HEAD,
+    SILENCE_MIN, TOKEN_MARGIN, TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
 use super::typing::Said;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Rev, Seq};
