@@ -57,6 +57,9 @@ fn every_frame(scene: &Scene) -> Vec<(&'static str, Body, Sender)> {
         ("cells", Body::Cells(v1::Cells::default()), Server),
         ("pull_eras", Body::PullEras(v1::PullEras::default()), Ignored),
         ("eras", Body::Eras(v1::Eras::default()), Server),
+        ("watch", Body::Watch(v1::Watch { users: vec!["bob".to_owned()] }), Client),
+        ("presence", Body::Presence(v1::Presence::default()), Server),
+        ("packed", Body::Packed(v1::Packed::default()), Server),
     ]
 }
 
