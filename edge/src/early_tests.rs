@@ -20,6 +20,7 @@ use crate::testing::{FakeCore, LONG, Pki, hello, send, until};
 
 /// Passes datagrams on. Once `deaf`, one more of each client is let through, and nothing else: its handshake begins and
 /// never ends.
+#[expect(clippy::disallowed_methods, reason = "it is no node, but what lies between two")]
 async fn relay(to: SocketAddr, deaf: Arc<AtomicBool>) -> SocketAddr {
     let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
     let at = front.local_addr().unwrap();
