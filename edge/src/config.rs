@@ -55,7 +55,7 @@ pub struct EdgeConfig {
     pub limits: EdgeLimits,
 }
 
-/// Those of ten thousand handshakes: 14 MiB.
+/// Those of thirteen thousand handshakes: 14 MiB.
 pub const TICKETS: u32 = 40_000;
 
 impl Default for EdgeConfig {

@@ -26,8 +26,8 @@ use tern_core::clock::Entropy;
 
 use crate::reset::{ResetKey, write};
 
-/// Given with each handshake: for the next connection, and three attempts beside it.
-const TICKETS_PER_HANDSHAKE: usize = 4;
+/// Given with each handshake: for the next connection, and two attempts beside it. Each costs an edge memory.
+const TICKETS_PER_HANDSHAKE: usize = 3;
 /// Servers whose tickets a client keeps: those of a dispatch list, and of one before it.
 const SERVERS: usize = 16;
 /// Bytes of a session's name, as rustls draws them.
