@@ -163,7 +163,7 @@ impl Machine {
         }
     }
 
-    /// A ping was answered for the second time, without having been asked for now.
+    /// The second answer to an earlier ping has come.
     pub(super) fn answered_again(&mut self, now: Duration, pong: &v1::Pong) {
         let Some(silence) = self.session.as_mut().and_then(|s| s.answered_again(now, pong.echo)) else { return };
         self.way_was_open(now, silence);
