@@ -351,7 +351,7 @@ mod tests {
                         };
                         DownBody::Frame(Box::new(v1::Frame::new(frame.req, body)))
                     }
-                    Up::Close { .. } => continue,
+                    Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => continue,
                 };
                 desk.deliver(vec![Down { conn, body }]);
             }

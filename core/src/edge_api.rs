@@ -126,6 +126,30 @@ pub enum Up {
         /// As decoded.
         frame: v1::Frame,
     },
+    /// The connection, which another core node has accepted, is about to speak of conversations that are this node's.
+    Attach {
+        /// The connection.
+        conn: ConnId,
+        /// By the token.
+        user: UserId,
+        /// By the Hello.
+        install: InstallId,
+        /// Of the token, wall clock.
+        token_issued_ms: u64,
+    },
+    /// The connection is in use, and its user is this core node's now: it was another's.
+    Resume {
+        /// The connection.
+        conn: ConnId,
+        /// By the token.
+        user: UserId,
+        /// By the Hello.
+        install: InstallId,
+        /// Of the token, wall clock.
+        token_issued_ms: u64,
+        /// Of its Commit.
+        order: u64,
+    },
     /// The connection is gone.
     Close {
         /// The connection.
@@ -137,7 +161,12 @@ impl Up {
     /// Which connection it is from.
     pub fn conn(&self) -> ConnId {
         match self {
-            Up::Open { conn, .. } | Up::Send { conn, .. } | Up::Frame { conn, .. } | Up::Close { conn } => *conn,
+            Up::Open { conn, .. }
+            | Up::Send { conn, .. }
+            | Up::Frame { conn, .. }
+            | Up::Attach { conn, .. }
+            | Up::Resume { conn, .. }
+            | Up::Close { conn } => *conn,
         }
     }
 }
@@ -273,4 +302,13 @@ pub trait EdgePort: Send + Sync + std::fmt::Debug + 'static {
     /// Hands over what connections are to be told, in order. Never blocks: the edge bounds each
     /// connection's queue and lets pushes give way to `Advance`.
     fn deliver(&self, downs: Vec<Down>);
+    /// Hands back what is another core node's to answer: see [`crate::router::Router::bounced`].
+    fn bounced(&self, ups: Vec<Up>) {
+        let _an_edge_with_one_core_is_never_handed_anything_back = ups;
+    }
+    /// Tells who owns which slots of the region, where several core nodes share them: all of it at first, then what
+    /// changed.
+    fn owners(&self, owners: node_v1::Owners) {
+        let _an_edge_with_one_core_asks_no_other = owners;
+    }
 }

@@ -15,7 +15,8 @@
 //!    stay short although each crash begins a log.
 //! 5. [`store`]: what the machines ask of a store, and no more.
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links; [`pressure`]: what is
-//!    given up under load, at edges as well.
+//!    given up under load, at edges as well; [`slots`]: what each core node of a region owns; [`owners`],
+//!    [`router`]: how nodes and edges find it; [`placement`]: how it is shared out.
 //! 7. [`ranking`]: which edges a client should try.
 //! 8. [`mutants`]: bugs that tests can switch on, to see what a test is worth.
 //!
@@ -42,12 +43,16 @@ pub mod membership;
 pub mod mutants;
 #[cfg(feature = "node")]
 pub mod node;
+pub mod owners;
 pub mod pacing;
 mod pack;
+pub mod placement;
 pub mod pressure;
 pub mod ranking;
 pub mod receipt;
+pub mod router;
 pub mod sequencer;
+pub mod slots;
 pub mod store;
 pub mod wire;
 mod writes;

@@ -83,6 +83,8 @@ mutants! {
         "A shipment is acked when it is judged, not when it is durable.";
     CopiesNotRelayed, "copies-not-relayed", "R6",
         "A region offers nobody the entries of another, though their author may be gone.";
+    RowHeldFromMemory, "row-held-from-memory", "R6",
+        "The owner of a member says that his row is durable when it is in memory.";
     RevReused, "rev-reused-after-crash", "R7",
         "After a crash revisions continue from the disk, in the old era, and are given a second time.";
     CursorBeforeHeads, "cursor-before-heads", "R7",

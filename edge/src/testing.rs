@@ -117,7 +117,7 @@ impl FakeCore {
                 }
                 _ => None,
             },
-            Up::Close { .. } => None,
+            Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => None,
         }
     }
 }

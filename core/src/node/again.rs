@@ -55,19 +55,21 @@ impl Node {
             again_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
             self.agains.plan(key, now.mono + after, ping.echo);
         }
-        self.pong(key, req, v1::Pong { echo: ping.echo, again_ms, ..v1::Pong::default() });
+        self.pong(now, key, req, v1::Pong { echo: ping.echo, again_ms, ..v1::Pong::default() });
     }
 
     /// Second answers that are due.
     pub(super) fn answer_again(&mut self, now: Now) {
         while let Some((key, echo)) = self.agains.take_due(now.mono) {
-            self.pong(key, 0, v1::Pong { echo, again: true, ..v1::Pong::default() });
+            self.pong(now, key, 0, v1::Pong { echo, again: true, ..v1::Pong::default() });
         }
     }
 
-    fn pong(&mut self, key: ConnKey, req: u32, pong: v1::Pong) {
+    fn pong(&mut self, now: Now, key: ConnKey, req: u32, pong: v1::Pong) {
         let Some(session) = self.sessions.get(&key) else { return };
         let rev = self.users.get(&session.user).map(User::rev);
+        // Another node may be his owner by now.
+        let rev = rev.filter(|_| self.has_lease(now));
         let pong = v1::Pong { rev: rev.unwrap_or_default().0, rev_unknown: rev.is_none(), ..pong };
         self.out.frame(key, req, Body::Pong(pong));
     }

@@ -86,7 +86,7 @@ impl Node {
                 return;
             };
             if let Err(refusal) =
-                may_connect(&log.state.fold, &session.install, session.token_issued_ms, !open.operator)
+                may_connect(&log.state.fold, &session.install, session.token_issued_ms, !open.is_operator())
             {
                 self.sessions.remove(&key);
                 return self.out.down(key, DownBody::Last(refusal));
@@ -148,8 +148,8 @@ impl Node {
         let own = self.routes.here(&session.user).into_iter().flat_map(|route| route.installs.keys());
         let mut devices: Vec<v1::Device> =
             own.map(|i| device(i, self.settings.region, &self.settings.region_name)).collect();
-        for (region, route) in self.routes.elsewhere(&session.user) {
-            devices.extend(route.installs.keys().map(|i| device(i, region, "")));
+        for (holder, route) in self.routes.elsewhere(&session.user) {
+            devices.extend(route.installs.keys().map(|i| device(i, holder.region, "")));
         }
         self.out.frame(key, req, v1::frame::Body::Devices(v1::Devices { devices }));
     }

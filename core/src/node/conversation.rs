@@ -21,9 +21,10 @@ use crate::sequencer::LogState;
 use crate::store::{Appended, Target};
 use crate::wire::v1;
 
-use super::ConnKey;
 use super::erase::EraseJob;
+use super::siblings::Away;
 use super::user::Open;
+use super::{ConnKey, CoreId};
 
 /// Something to judge.
 #[derive(Clone, Debug)]
@@ -83,6 +84,8 @@ pub(super) struct Waiting {
     /// Hellos of the owner of this log.
     pub opens: Vec<Open>,
     pub cells: Vec<(ConnKey, u32)>,
+    /// Core nodes that need to know what follows from this log.
+    pub cores: BTreeSet<CoreId>,
     /// Who asks which logs there are, and of which else.
     pub eras: Vec<(ConnKey, u32, BTreeSet<Origin>)>,
 }
@@ -90,6 +93,8 @@ pub(super) struct Waiting {
 /// See the module.
 #[derive(Debug)]
 pub struct Conversation {
+    /// Another node's: a copy of a user's own log, of which only the fold counts.
+    pub(super) replica: bool,
     /// With the round in flight applied: may run ahead of the store.
     pub(super) state: LogState,
     /// What is decided.
@@ -105,6 +110,8 @@ pub struct Conversation {
     pub(super) todo: BTreeMap<Target, Heads>,
     /// Members whose rows are not merged yet because they are being loaded.
     pub(super) fan_pending: usize,
+    /// Members whose rows are another node's and not known to be durable there.
+    pub(super) away: BTreeMap<UserId, Away>,
     /// The flush after which all merged rows are on disk.
     pub(super) fan_flush: u64,
     /// Connections that wait for stability: what each was told.
@@ -123,8 +130,10 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn loading(id: ConvId, now: Duration) -> Self {
+    pub(super) fn loading(id: ConvId, replica: bool, now: Duration) -> Self {
         Self {
+            replica,
+            away: BTreeMap::new(),
             state: LogState::new(id),
             published: Heads::new(),
             damaged: BTreeMap::new(),
@@ -187,9 +196,16 @@ impl Conversation {
         }
     }
 
+    /// Nothing is to be done any more but to await the store's answer to the round in flight.
+    pub(super) fn reset(&mut self) {
+        let left = Self::loading(self.id(), true, self.active_at);
+        let round = self.round.take();
+        *self = Self { round, ..left };
+    }
+
     /// Whether a round may start.
     pub(super) fn is_ready(&self) -> bool {
-        self.loading.is_none() && self.round.is_none() && !self.queue.is_empty()
+        self.loading.is_none() && self.round.is_none() && !self.replica && !self.queue.is_empty()
     }
 
     pub(super) fn is_full(&self) -> bool {

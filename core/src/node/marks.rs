@@ -56,6 +56,19 @@ pub(super) struct Marks {
 pub(super) enum Owed {
     Client(ConnKey, u32),
     Peer(Region, UserId, Rev),
+    /// The owner of a conversation: a member's row that it told.
+    Row {
+        id: ConvId,
+        user: UserId,
+        no: u64,
+    },
+    /// The owner of a user of a direct conversation: what he has read of it.
+    Read {
+        by: UserId,
+        user: UserId,
+        id: ConvId,
+        no: u64,
+    },
 }
 
 impl Marks {
@@ -78,6 +91,25 @@ impl Marks {
     /// Whether a region has acked all marks that it was to be told.
     pub(super) fn is_told(&self, region: Region) -> bool {
         self.links.get(&region).is_none_or(|users| !users.values().any(|position| position.todo))
+    }
+
+    /// A user is another node's: so are his marks.
+    pub(super) fn forget(&mut self, user: &UserId) {
+        for users in self.links.values_mut() {
+            users.remove(user);
+        }
+    }
+
+    /// Whether anybody of these waits for an answer.
+    pub(super) fn owes(&self, these: impl Fn(&Owed) -> bool) -> bool {
+        self.owed.iter().chain(&self.flushing.1).any(these)
+    }
+
+    /// Drops whom nobody here can answer any more.
+    pub(super) fn drop_owed(&mut self, mut lost: impl FnMut(&Owed) -> bool) {
+        for owed in [&mut self.owed, &mut self.flushing.1] {
+            owed.retain(|owed| !lost(owed));
+        }
     }
 
     /// The connection is gone: what was told again on it is forgotten, and what came by it is told again.
@@ -127,11 +159,15 @@ impl Node {
         self.push_row(now, user, id, merged, Vec::new());
         let peer = self.users.get(user).and_then(|u| u.row(id)).and_then(|row| row.peer.clone());
         if let Some(peer) = peer.filter(|peer| peer != user) {
-            self.peer_marked(now, &peer, id, read);
+            self.peer_marked(now, user, &peer, id, read);
         }
     }
 
-    pub(super) fn peer_marked(&mut self, now: Now, peer: &UserId, id: ConvId, read: &Heads) {
+    /// `by` has read so far; `peer` is the other user of the conversation.
+    pub(super) fn peer_marked(&mut self, now: Now, by: &UserId, peer: &UserId, id: ConvId, read: &Heads) {
+        if !self.owns_user(peer) {
+            return self.tell_peer_read(now, by, peer, id, read);
+        }
         if let Some(waiting) = self.user(peer).waiting() {
             waiting.marks.push((None, vec![(id, read.clone())]));
             return;
@@ -168,7 +204,8 @@ impl Node {
     pub(super) fn resume_marks(&mut self, region: Region, user: &UserId, prefix: &Heads) {
         let acked = Rev(prefix.values().next().copied().unwrap_or(0));
         // Everything that any owner can have issued before this start.
-        let wanted = Rev::start_of(self.settings.epoch);
+        let Some(epoch) = self.epoch_of_user(user) else { return };
+        let wanted = Rev::start_of(epoch);
         let position = Position { acked, shipped: None, wanted, todo: true, frames: 0 };
         self.marks.links.entry(region).or_default().insert(user.clone(), position);
     }
@@ -227,6 +264,9 @@ impl Node {
     /// A peer region tells what a user has read there.
     pub(super) fn marks_told(&mut self, now: Now, region: Region, marks: wire::Marks) -> Result<(), Refusal> {
         let user = crate::wire::convert::user(&marks.user)?;
+        if !self.owns_user(&user) {
+            return Ok(()); // it is told again, to his owner
+        }
         let mut told = Vec::with_capacity(marks.marks.len());
         for mark in marks.marks {
             told.push((crate::wire::convert::conversation(&mark.conversation)?, heads_from_wire(mark.read)?));
@@ -250,7 +290,8 @@ impl Node {
     ) {
         for (id, read) in marks.into_iter().filter(|_| from.is_none() || !on(Mutant::MarkUpdateDropped)) {
             if from.is_none() {
-                self.peer_marked(now, user, id, &read);
+                // It waited for the other user's rows, here.
+                self.peer_marked(now, user, user, id, &read);
             } else if let Some(merged) =
                 self.users.get_mut(user).and_then(|u| u.mark(id, &read, false, &self.era_table))
             {
@@ -290,9 +331,23 @@ impl Node {
     }
 
     /// Marks are on disk: whoever waits for that is told.
-    pub(super) fn marks_flushed(&mut self) {
+    pub(super) fn marks_flushed(&mut self, now: Now) {
         let (_, owed) = std::mem::take(&mut self.marks.flushing);
+        if !self.has_lease(now) {
+            // Durable, but perhaps in rows that are another node's: nobody is told (R6).
+            self.marks.owed.splice(0..0, owed);
+            return;
+        }
         for owed in owed {
+            let reader = match &owed {
+                Owed::Client(key, _) => self.sessions.get(key).map(|s| &s.user),
+                Owed::Peer(_, user, _) => Some(user),
+                Owed::Row { .. } | Owed::Read { .. } => None,
+            };
+            if reader.is_some_and(|user| self.siblings.waits_for_marks_of(user)) {
+                self.marks.owed.push(owed); // until the other users' owners hold them too
+                continue;
+            }
             match owed {
                 Owed::Client(key, req) if self.sessions.contains_key(&key) => {
                     self.out.frame(key, req, v1::frame::Body::Marked(v1::Marked {}));
@@ -302,6 +357,9 @@ impl Node {
                     let ack = wire::MarksAck { user: user.as_str().to_owned(), upto: upto.0 };
                     self.out.link(region, wire::node_frame::Body::MarksAck(ack));
                 }
+                Owed::Row { id, user, no } if self.owns_user(&user) => self.answer_row(id, &user, no),
+                Owed::Read { by, user, id, no } if self.owns_user(&user) => self.answer_read(&by, &user, id, no),
+                Owed::Row { .. } | Owed::Read { .. } => {}
             }
         }
     }

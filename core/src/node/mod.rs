@@ -4,7 +4,9 @@
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask; `again`, `presence`), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
 //! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was
-//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where).
+//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where), `flush` (what is derived
+//! reaches the disk). Where several nodes share a region: [`slots`] (what is whose) and `siblings` (what owners say to
+//! each other).
 //!
 //! The node is handed what happened and the time, and collects what is to be done in [`Outputs`]:
 //!
@@ -21,6 +23,7 @@ mod cells;
 mod clocks;
 pub mod conversation;
 mod erase;
+mod flush;
 pub mod link;
 mod marks;
 mod peers;
@@ -31,7 +34,9 @@ mod rounds;
 pub mod routes;
 pub mod seal;
 mod sessions;
+mod siblings;
 pub mod signals;
+pub mod slots;
 mod stable;
 mod sums;
 #[cfg(test)]
@@ -43,16 +48,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codes::Refusal;
-use crate::edge_api::{ConnId, Down, DownBody};
+use crate::edge_api::{ConnId, Down, DownBody, Up};
 use crate::entry::Entry;
 use crate::eras::EraTable;
 use crate::ids::{ConvId, InstallId, Origin, Region, Rev, UserId};
-use crate::limits::TODO_LINGER;
 use crate::mutants::{Mutant, on};
 use crate::mutated;
 use crate::pressure::{Level, Pressure};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
+use crate::slots::Slot;
 use crate::store::{Append, Put, Range, Target, Todo};
 use crate::wire::{node_v1, v1};
 
@@ -61,6 +66,7 @@ use conversation::Conversation;
 use link::Link;
 use refill::{Known, Refill};
 use routes::Routes;
+pub use siblings::CoreId;
 use user::User;
 
 /// Rows and todo removals are written this often.
@@ -106,8 +112,10 @@ pub struct Settings {
     pub region_name: String,
     /// Region and current era.
     pub origin: Origin,
-    /// This start's epoch: fences older owners and orders revisions.
+    /// This start's epoch: fences older owners and orders revisions. Where slots are shared, each has its own.
     pub epoch: u64,
+    /// Other nodes of the region own slots too: this one owns none before [`Node::gain`].
+    pub shared: bool,
     /// Counts the starts of the store; orders the region's eras for its peers.
     pub start: u64,
     /// The other regions.
@@ -197,6 +205,8 @@ pub enum Notice {
     },
     /// Another owner has taken over: this node must stop.
     Fenced,
+    /// Another node owns this slot: it was given up here.
+    SlotLost(Slot),
     /// The store has been compared with a peer, and both hold what each did.
     Refilled {
         /// Which region.
@@ -231,6 +241,14 @@ pub struct Outputs {
     pub wants: Vec<Want>,
     /// For connections.
     pub downs: BTreeMap<EdgeId, Vec<Down>>,
+    /// Not for this node: for the edges, which hand it to the owner of what it is about.
+    pub bounced: BTreeMap<EdgeId, Vec<Up>>,
+    /// For the owners of slots of this region.
+    pub owners: BTreeMap<Slot, Vec<node_v1::node_frame::Body>>,
+    /// For other core nodes of this region.
+    pub cores: BTreeMap<CoreId, Vec<node_v1::node_frame::Body>>,
+    /// For all of them.
+    pub everyone: Vec<node_v1::node_frame::Body>,
     /// For peer regions.
     pub links: BTreeMap<Region, Vec<node_v1::node_frame::Body>>,
     /// For the operator.
@@ -301,6 +319,10 @@ struct Session {
 }
 
 impl Session {
+    fn new(user: UserId, install: InstallId, token_issued_ms: u64) -> Self {
+        Self { user, install, token_issued_ms, acked: BTreeMap::new(), watching: BTreeSet::new() }
+    }
+
     /// Message `n` will be acked on this connection, after those that were judged before it.
     fn will_ack(&mut self, conversation: ConvId, n: u64) {
         if self.acked.len() >= crate::limits::REFERENCES as usize {
@@ -341,6 +363,8 @@ pub struct Node {
     era_table: EraTable,
     seal_at: Option<Duration>,
     routes: Routes,
+    ownership: slots::Ownership,
+    siblings: siblings::Siblings,
     clocks: Clocks,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
@@ -354,7 +378,7 @@ pub struct Node {
     dirty: BTreeSet<UserId>,
     /// Devices that owe an ack: (when to remind, whose, which).
     owing: BTreeSet<(Duration, UserId, ConnKey)>,
-    flush: Flush,
+    flush: flush::Flush,
     marks: marks::Marks,
     regain: regain::Regain,
     signals: signals::Signals,
@@ -376,19 +400,6 @@ pub struct Node {
     out: Outputs,
 }
 
-/// Writing rows: at most one flush is in flight.
-#[derive(Debug, Default)]
-struct Flush {
-    /// Counts the flushes that were begun.
-    begun: u64,
-    /// Counts those that ended.
-    done: u64,
-    in_flight: bool,
-    at: Option<Duration>,
-    /// What is under way: dirty again if it fails.
-    rows: Vec<(UserId, ConvId)>,
-}
-
 impl Node {
     /// A node that has just opened its store; `todo` is what the store says is left to do.
     pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
@@ -407,6 +418,8 @@ impl Node {
             era_table: settings.eras.clone(),
             seal_at: None,
             routes: Routes::default(),
+            ownership: slots::Ownership::new(settings.shared),
+            siblings: siblings::Siblings::default(),
             clocks: Clocks::default(),
             conversations: BTreeMap::new(),
             empty_logs: BTreeSet::new(),
@@ -420,7 +433,7 @@ impl Node {
             fans: BTreeSet::new(),
             dirty: BTreeSet::new(),
             owing: BTreeSet::new(),
-            flush: Flush::default(),
+            flush: flush::Flush::default(),
             marks: marks::Marks::default(),
             regain: regain::Regain::default(),
             signals: signals::Signals::default(),
@@ -499,12 +512,17 @@ impl Node {
 
     /// The conversation, which starts loading if it is not in memory.
     fn conversation(&mut self, id: ConvId, now: Now) -> &mut Conversation {
-        let (wants, empty) = (&mut self.out.wants, &mut self.empty_logs);
-        self.conversations.entry(id).or_insert_with(|| {
-            empty.remove(&id);
-            wants.push(Want::Conversation(id));
-            Conversation::loading(id, now.mono)
-        })
+        if !self.conversations.contains_key(&id) {
+            self.empty_logs.remove(&id);
+            let replica = !self.owns_log(id);
+            if replica {
+                self.ask_log(now, id);
+            } else {
+                self.out.wants.push(Want::Conversation(id));
+            }
+            self.conversations.insert(id, Conversation::loading(id, replica, now.mono));
+        }
+        self.conversations.entry(id).or_insert_with(|| Conversation::loading(id, false, now.mono))
     }
 
     /// The user, whose rows start loading if they are not in memory.
@@ -513,8 +531,7 @@ impl Node {
             self.out.wants.push(Want::User(id.clone()));
             self.users.insert(id.clone(), User::loading());
         }
-        let epoch = self.settings.epoch;
-        self.users.entry(id.clone()).or_insert_with(|| User::new(epoch, Vec::new()))
+        self.users.entry(id.clone()).or_insert_with(User::loading)
     }
 
     /// A conversation that was wanted: its state with all decided entries above its checkpoint applied, and
@@ -552,6 +569,9 @@ impl Node {
         for open in waiting.opens {
             self.admit(now, open);
         }
+        for core in waiting.cores {
+            self.tell_log(core, id);
+        }
         self.touched.extend(waiting.gates);
         self.presence_log(now, id);
         self.erase_next(id);
@@ -563,10 +583,13 @@ impl Node {
 
     /// A user's rows that were wanted.
     pub fn user_loaded(&mut self, now: Now, id: &UserId, rows: Vec<(ConvId, crate::store::RowRecord)>) {
-        let epoch = self.settings.epoch;
+        let Some(epoch) = self.epoch_of_user(id) else { return };
         let Some(slot) = self.users.get_mut(id) else { return };
         let Some(waiting) = slot.take_waiting() else { return };
         *slot = User::new(epoch, rows);
+        for row in waiting.told {
+            self.take_row(now, id, row);
+        }
         for conversation in waiting.merges {
             self.merged_late(conversation);
             self.merge_row(now, id, conversation, &[]);
@@ -579,6 +602,12 @@ impl Node {
         }
         for open in waiting.opens {
             self.welcome(now, open);
+        }
+        for (key, order) in waiting.resumed {
+            self.resumed(now, key, order);
+        }
+        for (key, frame) in waiting.frames {
+            self.frame(now, key, frame);
         }
     }
 
@@ -601,28 +630,6 @@ impl Node {
         self.out.wants.push(Want::Range { ticket: self.next_ticket, range });
     }
 
-    /// The flush that was asked for ended.
-    pub fn flushed(&mut self, now: Now) {
-        self.flush.in_flight = false;
-        self.flush.rows.clear();
-        self.flush.done = self.flush.begun;
-        self.marks_flushed();
-        self.settle(now);
-    }
-
-    /// The flush failed: its rows are written again.
-    pub fn flush_failed(&mut self, now: Now) {
-        self.flush.in_flight = false;
-        self.marks.flush_failed();
-        for (id, conversation) in std::mem::take(&mut self.flush.rows) {
-            if let Some(user) = self.users.get_mut(&id) {
-                user.mark_dirty(conversation);
-                self.dirty.insert(id);
-            }
-        }
-        self.flush.at = Some(now.mono + FLUSH_AGAIN);
-    }
-
     /// Time has passed: see [`Node::next_deadline`].
     pub fn tick(&mut self, now: Now) {
         if self.flush.at.is_some_and(|at| at <= now.mono) && !self.flush.in_flight {
@@ -636,6 +643,7 @@ impl Node {
             self.send_signals(now);
         }
         self.answer_again(now);
+        self.siblings_due(now);
         self.presence_due(now);
         self.fan_out_due(now);
         self.remind(now);
@@ -651,6 +659,7 @@ impl Node {
         let relay = self.links.values().filter_map(Link::next_deadline).min();
         let fans = self.fans.first().map(|(at, _)| *at);
         let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline(), self.presence.next_deadline()];
+        let others = others.into_iter().chain([self.siblings.next_deadline()]);
         [flush, self.routes_at, self.owing.first().map(|(at, ..)| *at), relay].into_iter().chain(others).flatten().min()
     }
 
@@ -681,7 +690,7 @@ impl Node {
 
     /// Whether everything is on disk and every connected peer has acked what it was to get.
     pub fn is_settled(&self) -> bool {
-        let busy = |c: &Conversation| !c.is_idle();
+        let busy = |c: &Conversation| !c.is_idle() || !c.away.is_empty();
         self.dirty.is_empty()
             && !self.marks.is_waiting()
             && !self.flush.in_flight
@@ -694,103 +703,6 @@ impl Node {
     pub fn last_puts(&self) -> Vec<Put> {
         let ready = self.conversations.iter().filter(|(_, c)| c.since_checkpoint > 0 && c.is_idle());
         ready.map(|(id, c)| Put::Checkpoint { conversation: *id, value: c.state.checkpoint() }).collect()
-    }
-
-    fn schedule_flush(&mut self, now: Now) {
-        self.flush.at.get_or_insert(now.mono + FLUSH_EVERY);
-    }
-
-    fn begin_flush(&mut self, now: Now) {
-        let mut puts = self.marks.begin_flush();
-        for id in std::mem::take(&mut self.dirty) {
-            if let Some(user) = self.users.get_mut(&id) {
-                for (conversation, row) in user.take_dirty() {
-                    self.flush.rows.push((id.clone(), conversation));
-                    puts.push(Put::Row { user: id.clone(), conversation, row });
-                }
-            }
-        }
-        self.flush.begun += 1;
-        self.flush.at = if self.active.is_empty() { None } else { Some(now.mono + FLUSH_EVERY) };
-        if puts.is_empty() {
-            self.flush.done = self.flush.begun;
-            self.marks_flushed();
-            self.settle(now);
-        } else {
-            self.flush.in_flight = true;
-            self.out.flush = Some(puts);
-        }
-    }
-
-    /// Removes todo whose target has caught up and whose conversation is quiet, and writes checkpoints.
-    fn settle(&mut self, now: Now) {
-        let ids: Vec<ConvId> = self.active.iter().copied().collect();
-        for id in ids {
-            let Some(conversation) = self.conversations.get_mut(&id) else {
-                self.active.remove(&id);
-                continue;
-            };
-            if conversation.since_checkpoint >= CHECKPOINT_ENTRIES && conversation.is_idle() {
-                conversation.since_checkpoint = 0;
-                let value = conversation.state.checkpoint();
-                self.out.puts.push(Put::Checkpoint { conversation: id, value });
-            }
-            if now.mono.saturating_sub(conversation.active_at) < TODO_LINGER || !conversation.is_idle() {
-                continue;
-            }
-            let links = &self.links;
-            let flushed = self.flush.done;
-            let done: Vec<Target> = conversation
-                .todo
-                .keys()
-                .copied()
-                .filter(|target| match target {
-                    Target::Fanout => conversation.fan_pending == 0 && conversation.fan_flush <= flushed,
-                    Target::Peer(region) => links.get(region).is_none_or(|l| l.has_acked(id, &conversation.published)),
-                })
-                .collect();
-            for target in done {
-                conversation.todo.remove(&target);
-                let prefix = crate::ids::Heads::new();
-                self.out.puts.push(Put::Todo(Todo { target, conversation: id, prefix, user: None }));
-                if let Target::Peer(region) = target
-                    && let Some(link) = self.links.get_mut(&region)
-                {
-                    link.forget(id);
-                }
-            }
-            if conversation.todo.is_empty() {
-                conversation.state.shrink();
-                self.active.remove(&id);
-            }
-        }
-    }
-
-    /// Drops idle conversations and users above the limits. What is dropped is on disk.
-    fn evict(&mut self) {
-        if self.conversations.len() > CONVERSATIONS_IN_MEMORY {
-            let excess = self.conversations.len() - CONVERSATIONS_IN_MEMORY + CONVERSATIONS_IN_MEMORY / 10;
-            let idle = |c: &&Conversation| c.is_idle() && c.todo.is_empty() && c.watchers.is_empty();
-            let mut oldest: Vec<(Duration, ConvId)> =
-                self.conversations.values().filter(idle).map(|c| (c.active_at, c.id())).collect();
-            oldest.sort_unstable();
-            for (_, id) in oldest.into_iter().take(excess) {
-                if let Some(c) = self.conversations.remove(&id)
-                    && c.since_checkpoint > 0
-                {
-                    let value = c.state.checkpoint();
-                    self.out.puts.push(Put::Checkpoint { conversation: id, value });
-                }
-            }
-        }
-        if self.users.len() > USERS_IN_MEMORY {
-            let excess = self.users.len() - USERS_IN_MEMORY + USERS_IN_MEMORY / 10;
-            let idle: Vec<UserId> =
-                self.users.iter().filter(|(_, u)| u.is_idle()).map(|(id, _)| id.clone()).take(excess).collect();
-            for id in idle {
-                self.users.remove(&id);
-            }
-        }
     }
 
     /// The newest rev of a user, if he is in memory.

@@ -17,6 +17,7 @@ use crate::wire::node_v1::{self as wire, node_frame::Body};
 
 use super::conversation::Job;
 use super::refill::{Known, PeerHello};
+use super::routes::Holder;
 use super::{ConnKey, Node, Notice, Now, Ticket};
 
 /// Reads for shipping that may be under way per link.
@@ -40,7 +41,7 @@ impl Node {
         self.refill_up(now, region, hello);
         self.note_peer(region);
         self.note_era(Origin { region, era }, start);
-        self.presence_link(now, region, true);
+        self.presence_link(now, Holder::only(region), true);
         self.tell_eras(region);
         self.ship_all_marks(now, region);
         for snapshot in self.routes.snapshot() {
@@ -51,7 +52,7 @@ impl Node {
 
     /// The link is gone.
     pub fn peer_down(&mut self, now: Now, region: Region) {
-        self.presence_link(now, region, false);
+        self.presence_link(now, Holder::only(region), false);
         if let Some(link) = self.links.get_mut(&region) {
             link.down();
         }
@@ -100,7 +101,7 @@ impl Node {
             }
             Body::CompareMarks(compare) => self.compare_marks_told(region, compare),
             Body::Routes(routes) => {
-                self.route_told(now, region, routes);
+                self.route_told(now, Holder::only(region), routes);
                 Ok(())
             }
             Body::Signal(signal) => self.signal_told(now, signal),
@@ -138,6 +139,9 @@ impl Node {
             entries.iter().zip(ship.first_seq..).all(|(e, seq)| e.place.origin == log && e.place.seq == seq);
         if !contiguous || entries.is_empty() || ship.first_seq == 0 || entries.len() > SHIP_ENTRIES {
             return Err(bad("a shipment that is not one part of one log"));
+        }
+        if !self.owns_log(id) {
+            return Ok(()); // another node's: it is offered again, to its owner
         }
         let conversation = self.conversation(id, now);
         if conversation.is_full() {
@@ -199,6 +203,9 @@ impl Node {
         let id = ConvId::from_slice(&offer.conversation)
             .ok_or_else(|| Refusal::new(Code::BadFrame, "an offer of no conversation"))?;
         let theirs = heads_from_wire(offer.heads)?;
+        if !self.owns_log(id) {
+            return Ok(());
+        }
         if let Some(waiting) = self.conversation(id, now).waiting() {
             waiting.offers.push((region, theirs));
         } else {
@@ -350,11 +357,14 @@ impl Node {
                 self.out.link(*region, Body::Routes(delta.clone()));
             }
         }
+        if self.is_shared() {
+            self.out.everyone.push(Body::Routes(delta));
+        }
     }
 
     /// An install that is bound elsewhere since has left here: its old connections are ghosts.
-    fn route_told(&mut self, now: Now, region: Region, routes: wire::Routes) {
-        let bound = self.routes.told(region, routes);
+    pub(super) fn route_told(&mut self, now: Now, from: Holder, routes: wire::Routes) {
+        let bound = self.routes.told(from, routes);
         for user in self.routes.take_told() {
             self.presence_changed(now, &user);
         }

@@ -21,11 +21,12 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::fold::PRESENCE_KEY;
-use crate::ids::{ConvId, Region, UserId};
+use crate::ids::{ConvId, UserId};
 use crate::limits::{PRESENCE_GRACE, PRESENCE_SEEN, PRESENCE_WINDOW, WATCHED};
 use crate::pressure::Level;
 use crate::wire::v1::{self, frame::Body};
 
+use super::routes::Holder;
 use super::{ConnKey, Node, Now};
 
 /// Last seen is told in whole minutes: it is nobody's business more exactly.
@@ -55,9 +56,9 @@ pub(super) struct Presence {
     /// Who will be gone for long enough then.
     due: BTreeSet<(Duration, UserId)>,
     /// Regions whose link is down, and since when.
-    down: BTreeMap<Region, Duration>,
+    down: BTreeMap<Holder, Duration>,
     /// When the users of a region that is down are to be looked at.
-    down_due: BTreeSet<(Duration, Region)>,
+    down_due: BTreeSet<(Duration, Holder)>,
     /// Own logs that are being read, and whose they are.
     reading: BTreeMap<ConvId, UserId>,
     /// Watched users of whom something may be to tell.
@@ -167,7 +168,7 @@ impl Node {
     }
 
     /// The link to a region is up or down. What it said of its users holds for a while.
-    pub(super) fn presence_link(&mut self, now: Now, region: Region, up: bool) {
+    pub(super) fn presence_link(&mut self, now: Now, region: Holder, up: bool) {
         if let Some(since) = self.presence.down.remove(&region) {
             self.presence.down_due.remove(&(since + PRESENCE_GRACE, region));
         }
@@ -178,14 +179,14 @@ impl Node {
         self.look_at_users_of(now, region);
     }
 
-    fn look_at_users_of(&mut self, now: Now, region: Region) {
+    fn look_at_users_of(&mut self, now: Now, region: Holder) {
         for user in self.routes.users_of(region) {
             self.presence_changed(now, &user);
         }
     }
 
     fn is_anywhere(&self, now: Now, user: &UserId) -> bool {
-        let counts = |region: Region| {
+        let counts = |region: Holder| {
             let down = self.presence.down.get(&region);
             down.is_none_or(|since| now.mono < *since + PRESENCE_GRACE)
         };

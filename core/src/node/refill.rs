@@ -25,6 +25,7 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region};
 use crate::mutants::{Mutant, on};
+use crate::slots::Slot;
 use crate::store::{ConversationHeads, Put, Target, Todo};
 use crate::wire::node::heads_to_wire;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
@@ -34,7 +35,7 @@ use super::{Node, Notice, Now, Ticket, Want, sums};
 
 /// Sums that are compared: with 10,000 conversations of which 1 % differ, about 240 are offered, and the sums are
 /// 32 KiB.
-pub const SLOTS: usize = 4096;
+pub const SLOTS: usize = crate::slots::SLOTS as usize;
 /// Conversations per read of all heads: some 50 KiB.
 pub const HEADS_PAGE: usize = 512;
 /// Offers of a comparison that may wait for an answer; the rest of a link's is for what is live.
@@ -46,9 +47,9 @@ pub const MARK_KEY: &str = "refill/";
 /// Meta key: this store was restored and has not been compared with a peer since.
 pub const RESTORED_KEY: &str = "restored";
 
-/// In which slot a conversation lies: the first 12 bits of SHA-256 over "conversation" and its id.
+/// In which slot a conversation lies.
 pub fn slot(conversation: ConvId) -> usize {
-    sums::slot(&[b"conversation", &conversation.0], SLOTS.ilog2())
+    usize::from(Slot::of(conversation).number())
 }
 
 /// The hash of a conversation with its heads: see `sums::hash`.
@@ -251,9 +252,14 @@ impl Node {
     /// A page of heads that was wanted; one of fewer than the limit is the last.
     pub fn heads_read(&mut self, now: Now, ticket: u64, page: &[ConversationHeads]) {
         let Some(Ticket::Heads { region, asking }) = self.tickets.remove(&ticket) else { return };
-        let Some(side) = self.refill.side(region, asking) else { return };
+        if self.refill.side(region, asking).is_none() {
+            return;
+        }
         let last = page.last().map(|(id, _)| *id);
         let more = page.len() >= HEADS_PAGE;
+        // Others of this region compare what is theirs.
+        let page: Vec<&ConversationHeads> = page.iter().filter(|(id, _)| self.owns_log(*id)).collect();
+        let Some(side) = self.refill.side(region, asking) else { return };
         side.heard = now.mono;
         match &mut side.stage {
             Stage::Survey => {

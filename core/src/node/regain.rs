@@ -42,7 +42,7 @@ fn mark_hash(user: &UserId, conversation: ConvId, read: &Heads) -> u64 {
     sums::hash(&[b"tern mark 1", &(name.len() as u64).to_be_bytes(), name, &conversation.0], read)
 }
 
-fn add(sums: &mut [u64], page: &[UserMarks]) {
+fn add(sums: &mut [u64], page: &[&UserMarks]) {
     for (user, marks) in page {
         let sum = &mut sums[slot(user)];
         *sum = marks.iter().fold(*sum, |sum, (id, read)| sum.wrapping_add(mark_hash(user, *id, read)));
@@ -98,10 +98,12 @@ impl Node {
         let Some(Ticket::Marks { region, asking }) = self.tickets.remove(&ticket) else { return };
         let after = page.last().map(|(user, _)| user.clone());
         let more = page.len() >= MARKS_PAGE;
+        // Others of this region compare what is theirs.
+        let page: Vec<&UserMarks> = page.iter().filter(|(user, _)| self.owns_user(user)).collect();
         if asking {
             self.refill_heard(now, region);
             let Some(sums) = self.regain.asking.get_mut(&region) else { return };
-            add(sums, page);
+            add(sums, &page);
             if more {
                 return self.want_marks(region, true, after);
             }
@@ -112,7 +114,7 @@ impl Node {
         let Some(giving) = self.regain.giving.get_mut(&region) else { return };
         match &giving.slots {
             None => {
-                add(&mut giving.sums, page);
+                add(&mut giving.sums, &page);
                 if more {
                     return self.want_marks(region, false, after);
                 }

@@ -17,6 +17,7 @@ use crate::mutants::{Mutant, on};
 use crate::pressure::Level;
 use crate::receipt::{RECEIPT_BYTES, ReceiptKey};
 use crate::sequencer::{Court, LogState, Sender, Verdict};
+use crate::slots::Slot;
 use crate::store::{Append, Appended, Range, Target, Todo};
 use crate::wire::v1;
 use crate::{mutant, mutated};
@@ -97,8 +98,10 @@ impl Node {
 
     pub(super) fn start_round(&mut self, now: Now, id: ConvId) {
         let Some(blocked) = self.senders_blocked(now, id) else { return };
+        let epoch = self.epoch_of_log(id);
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let mut round = Round::default();
+        let Some(epoch) = epoch else { return };
         while let Some(job) = conversation.next_job(&round) {
             match job {
                 Job::Copies { .. } => {
@@ -196,7 +199,7 @@ impl Node {
         if round.entries.is_empty() {
             self.finish_round(now, id, round);
         } else {
-            self.append(now, id, round);
+            self.append(now, id, epoch, round);
         }
     }
 
@@ -230,7 +233,7 @@ impl Node {
     }
 
     /// Hands a round's batches to the store, with the todo that they need and that is not noted yet.
-    fn append(&mut self, now: Now, id: ConvId, mut round: Round) {
+    fn append(&mut self, now: Now, id: ConvId, epoch: u64, mut round: Round) {
         mutant!(AckBeforeCommit => std::mem::take(&mut round.acks).into_iter().for_each(|ack| self.ack(id, ack)));
         mutant!(LinkAckFromMemory => self.ack_shipments(id, &round.shipments));
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
@@ -264,7 +267,6 @@ impl Node {
                     todo.push(Todo { target, conversation: id, prefix: noted.clone(), user: None });
                 }
             }
-            let epoch = self.settings.epoch;
             self.out.appends.push(Append { conversation: id, origin, epoch, entries, todo });
         }
         conversation.active_at = now.mono;
@@ -286,6 +288,7 @@ impl Node {
                 && let Some(round) = conversation.round.take()
             {
                 match &round.failure {
+                    _ if conversation.replica => self.finish_lost(id, round),
                     None => self.finish_round(now, id, round),
                     Some(_) => self.failed_round(now, id, round),
                 }
@@ -309,7 +312,7 @@ impl Node {
                     Refusal::new(Code::StoreFull, "the disk of this region is nearly full; nothing was stored")
                         .after_ms(5_000)
                 }
-                (Appended::Fenced, Job::Send { .. }) => {
+                (Appended::Fenced, Job::Send { .. }) if !self.is_shared() => {
                     Refusal::new(Code::Internal, "this node no longer owns the conversation; nothing was stored")
                 }
                 (Appended::Damaged, Job::Send { .. }) => {
@@ -332,7 +335,8 @@ impl Node {
                 self.refuse_send(key, req, &refusal);
             }
         }
-        if failure == Appended::Fenced {
+        let fenced = failure == Appended::Fenced;
+        if fenced && !self.is_shared() {
             self.out.notices.push(Notice::Fenced);
         }
         for (region, origin, upto) in round.shipments {
@@ -344,6 +348,11 @@ impl Node {
             conversation.reload(again);
             conversation.active_at = now.mono;
             self.out.wants.push(Want::Conversation(id));
+        }
+        if fenced && self.is_shared() {
+            // Another node has raised the epoch: it owns the slot, and this one never will under its own.
+            self.out.notices.push(Notice::SlotLost(Slot::of(id)));
+            self.lose(now, &[Slot::of(id)].into());
         }
     }
 
@@ -376,6 +385,7 @@ impl Node {
         if !round.entries.is_empty() {
             self.ship_decided(now, id, &round.entries);
             self.cells_changed(now, id, &round.entries);
+            self.log_changed(id);
             self.erase_next(id);
             self.fan_out_or_merge(now, id, round.entries);
         }
@@ -389,6 +399,13 @@ impl Node {
     }
 
     fn ack(&mut self, id: ConvId, ack: PendingAck) {
+        let (key, place) = (ack.key, ack.entry.place);
+        self.ack_lost(id, ack);
+        self.watch_acked(key, id, place.origin, place.seq);
+    }
+
+    /// Of a conversation that is another node's by now its owner tells how far it is stable.
+    pub(super) fn ack_lost(&mut self, id: ConvId, ack: PendingAck) {
         let sign = |e: &Entry| self.settings.receipt_key.sign(id, e.display_key(), &e.by, &e.proof());
         let cut = |e: &Entry| e.stamp.as_ref().map(|s| s.cut.clone()).unwrap_or_default();
         let entry = &ack.entry;
@@ -406,7 +423,6 @@ impl Node {
             cut: cut(entry),
         };
         self.out.down(ack.key, DownBody::Ack { req: ack.req, ack: body });
-        self.watch_acked(ack.key, id, entry.place.origin, entry.place.seq);
     }
 
     /// Merges the rows of all members and pushes to their devices. Under load large groups wait for a window, so
@@ -452,6 +468,9 @@ impl Node {
     }
 
     pub(super) fn merge_row(&mut self, now: Now, member: &UserId, id: ConvId, entries: &[(Arc<Entry>, bool)]) {
+        if !self.owns_user(member) {
+            return self.tell_row(now, member, id, entries);
+        }
         if let Some(waiting) = self.user(member).waiting() {
             if waiting.merges.insert(id)
                 && let Some(conversation) = self.conversations.get_mut(&id)
@@ -464,6 +483,7 @@ impl Node {
         let Some(reader) = conversation.state.fold.reader(member) else { return };
         let change = row_change(&conversation.state, &conversation.published, &self.era_table, member, reader);
         let Some(user) = self.users.get_mut(member) else { return };
+        conversation.away.remove(member);
         // A mark may have come from another region before anything of the conversation did.
         let marked = user.row(id).filter(|row| row.peer.is_none() && !row.read.is_empty());
         let told = marked.map(|row| row.read.clone()).zip(change.peer.clone());
@@ -482,7 +502,7 @@ impl Node {
         self.flush.at.get_or_insert(now.mono + super::FLUSH_EVERY);
         self.push_row(now, member, id, merged, fresh);
         if let Some((read, peer)) = told.filter(|(_, peer)| peer != member) {
-            self.peer_marked(now, &peer, id, &read);
+            self.peer_marked(now, member, &peer, id, &read);
         }
     }
 
@@ -624,14 +644,7 @@ fn row_change<'a>(
     reader: Reader<'a>,
 ) -> RowChange<'a> {
     let heads = mutated!(RemovedStillPushed => Cow::Borrowed(published); reader.clip(published));
-    let folded = match eras.fold(&heads) {
-        Cow::Borrowed(_) => None,
-        Cow::Owned(folded) => Some(folded),
-    };
-    let (heads, unfolded) = match folded {
-        Some(folded) => (Cow::Owned(folded), Some(Unfolded { heads, eras })),
-        None => (heads, None),
-    };
+    let (heads, unfolded) = folded(heads, eras);
     RowChange {
         heads,
         last_hlc: state.highest_hlc,
@@ -642,4 +655,13 @@ fn row_change<'a>(
         from: reader.from(),
         unfolded,
     }
+}
+
+/// Heads as a row has them, and what they were if eras are folded in them.
+pub(super) fn folded<'a>(heads: Cow<'a, Heads>, eras: &'a EraTable) -> (Cow<'a, Heads>, Option<Unfolded<'a>>) {
+    let folded = match eras.fold(&heads) {
+        Cow::Borrowed(_) => return (heads, None),
+        Cow::Owned(folded) => folded,
+    };
+    (Cow::Owned(folded), Some(Unfolded { heads, eras }))
 }

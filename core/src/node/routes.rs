@@ -9,8 +9,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{InstallId, Region, UserId};
 use crate::wire::node_v1;
 
+use super::CoreId;
+
 /// Routes per frame of a snapshot: bounds the frame.
 const ROUTES_PER_FRAME: usize = 512;
+
+/// Who has told a part of the routes: another region's only core node (0), or one of several; of this region, another
+/// core node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder {
+    /// Which region.
+    pub region: Region,
+    /// Which of its core nodes.
+    pub core: CoreId,
+}
+
+impl Holder {
+    /// The only core node of a region.
+    pub fn only(region: Region) -> Self {
+        Self { region, core: 0 }
+    }
+}
 
 /// A bound install.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,9 +62,9 @@ pub struct Route {
 pub struct Routes {
     own: BTreeMap<UserId, Route>,
     changed: BTreeSet<UserId>,
-    remote: BTreeMap<Region, BTreeMap<UserId, Route>>,
+    remote: BTreeMap<Holder, BTreeMap<UserId, Route>>,
     /// A snapshot being received: replaces the region's part when its last frame came.
-    incoming: BTreeMap<Region, BTreeMap<UserId, Route>>,
+    incoming: BTreeMap<Holder, BTreeMap<UserId, Route>>,
     /// Users of whom a peer said something new.
     told: BTreeSet<UserId>,
 }
@@ -113,7 +132,7 @@ impl Routes {
 
     /// What a peer says of its part. Returns the users and installs that are now bound there. Ids that are
     /// none are left out.
-    pub(super) fn told(&mut self, region: Region, routes: node_v1::Routes) -> Vec<(UserId, InstallId, Bind)> {
+    pub(super) fn told(&mut self, region: Holder, routes: node_v1::Routes) -> Vec<(UserId, InstallId, Bind)> {
         if routes.snapshot {
             self.incoming.insert(region, BTreeMap::new());
         }
@@ -153,14 +172,14 @@ impl Routes {
         std::mem::take(&mut self.told)
     }
 
-    /// Who is in another region, as far as it has told.
-    pub(super) fn users_of(&self, region: Region) -> Vec<UserId> {
+    /// Who is at another core node, as far as it has told.
+    pub(super) fn users_of(&self, region: Holder) -> Vec<UserId> {
         self.remote.get(&region).into_iter().flat_map(|table| table.keys().cloned()).collect()
     }
 
-    /// Where a user is, own region not included.
-    pub fn elsewhere(&self, user: &UserId) -> impl Iterator<Item = (Region, &Route)> {
-        self.remote.iter().filter_map(move |(region, table)| Some((*region, table.get(user)?)))
+    /// Where a user is, this node not included.
+    pub fn elsewhere(&self, user: &UserId) -> impl Iterator<Item = (Holder, &Route)> {
+        self.remote.iter().filter_map(move |(holder, table)| Some((*holder, table.get(user)?)))
     }
 
     /// A user's presence here.
@@ -170,7 +189,11 @@ impl Routes {
 
     /// Users present here, and per other region as far as known.
     pub fn counts(&self) -> (usize, BTreeMap<Region, usize>) {
-        (self.own.len(), self.remote.iter().map(|(region, table)| (*region, table.len())).collect())
+        let mut regions = BTreeMap::new();
+        for (holder, table) in &self.remote {
+            *regions.entry(holder.region).or_default() += table.len();
+        }
+        (self.own.len(), regions)
     }
 }
 
@@ -206,17 +229,20 @@ mod tests {
         for i in 0..1200 {
             here.bind(&user(i), &phone(), 1, 0);
         }
-        there.told(1, node_v1::Routes { set: vec![to_wire(&user(9999), &Route::default())], ..Default::default() });
+        there.told(
+            Holder::only(1),
+            node_v1::Routes { set: vec![to_wire(&user(9999), &Route::default())], ..Default::default() },
+        );
         let frames = here.snapshot();
         assert_eq!(frames.len(), 3);
         for frame in frames {
-            there.told(1, frame);
+            there.told(Holder::only(1), frame);
         }
         assert_eq!(there.counts().1, [(1, 1200)].into(), "a snapshot replaces what was told before");
         here.take_delta();
         here.unbind(&user(3), &phone());
         here.bind(&user(5000), &phone(), 2, 9);
-        let bound = there.told(1, here.take_delta().unwrap());
+        let bound = there.told(Holder::only(1), here.take_delta().unwrap());
         assert_eq!(bound, [(user(5000), phone(), Bind { hlc: 2, order: 9, connections: 1 })]);
         assert_eq!(there.counts().1, [(1, 1200)].into());
         assert!(there.elsewhere(&user(3)).next().is_none());

@@ -1,13 +1,13 @@
 //! What clients ask, through their edges.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::buckets;
 use crate::codes::{Code, Refusal};
-use crate::edge_api::{DownBody, OPERATOR, Page, Up};
+use crate::edge_api::{DownBody, Page, Up};
 use crate::entry::Entry;
 use crate::ids::{ConvId, Cursor, Origin, Rev, Seq, UserId};
 use crate::limits::{
@@ -16,6 +16,7 @@ use crate::limits::{
 };
 use crate::mutants::{Mutant, on};
 use crate::mutated;
+use crate::router::conversation_of;
 use crate::store::{Range, RowRecord};
 use crate::wire::compact::Table;
 use crate::wire::{VERSION, convert, v1};
@@ -50,13 +51,19 @@ impl Node {
     pub fn ups(&mut self, now: Now, edge: EdgeId, ups: Vec<Up>) {
         for up in ups {
             let key = ConnKey { edge, conn: up.conn() };
+            let Some(up) = self.is_for_us(key, up) else { continue };
             match up {
                 Up::Open {
                     req, user, install, hello, address, transport, token_expires_ms, token_issued_ms, ..
                 } => {
-                    let operator = transport == OPERATOR;
-                    let open = Open { key, req, user, hello, address, token_expires_ms, operator };
+                    let open = Open { key, req, user, hello, address, token_expires_ms, transport };
                     self.open(now, open, install, token_issued_ms);
+                }
+                Up::Attach { user, install, token_issued_ms, .. } => {
+                    self.sessions.entry(key).or_insert_with(|| Session::new(user, install, token_issued_ms));
+                }
+                Up::Resume { user, install, token_issued_ms, order, .. } => {
+                    self.resume(now, key, Session::new(user, install, token_issued_ms), order);
                 }
                 Up::Send { req, send, .. } => self.send(now, key, req, send),
                 Up::Frame { frame, .. } => self.frame(now, key, frame),
@@ -91,14 +98,34 @@ impl Node {
             return self.out.down(key, refuse(Code::BadFrame, "more cursors than regions"));
         }
         let user = open.user.clone();
-        let session = Session { user, install, token_issued_ms, acked: BTreeMap::new(), watching: BTreeSet::new() };
-        self.sessions.insert(key, session);
+        self.sessions.insert(key, Session::new(user, install, token_issued_ms));
         self.admit(now, open);
+    }
+
+    /// A connection that is in use comes with its user's slot: what this node can't know of it, its row tells.
+    fn resume(&mut self, now: Now, key: ConnKey, session: Session, order: u64) {
+        let user = session.user.clone();
+        self.sessions.insert(key, session);
+        if let Some(waiting) = self.user(&user).waiting() {
+            waiting.resumed.push((key, order));
+        } else {
+            self.resumed(now, key, order);
+        }
+    }
+
+    pub(super) fn resumed(&mut self, now: Now, key: ConnKey, order: u64) {
+        let Some(session) = self.sessions.get(&key) else { return };
+        let (id, install) = (session.user.clone(), session.install.clone());
+        let Some(user) = self.users.get_mut(&id) else { return };
+        // Older than any revision: it is told where the user stands, and pulls if that is above what it has.
+        user.devices.insert(key, Box::new(Device::new(install, Rev::default())));
+        self.bind(now, key, order);
     }
 
     /// Answers a Hello: one round trip connects and tells what changed.
     pub(super) fn welcome(&mut self, now: Now, open: Open) {
-        let Open { key, req, user: id, hello, address, token_expires_ms, operator } = open;
+        let operator = open.is_operator();
+        let Open { key, req, user: id, hello, address, token_expires_ms, transport: _ } = open;
         let Some(install) = self.sessions.get(&key).map(|s| s.install.clone()) else { return };
         let Some(user) = self.users.get(&id) else { return };
         let others = user.devices.values().filter(|d| d.bound.is_some() && d.install != install);
@@ -139,15 +166,7 @@ impl Node {
             spread_ms: 0,
         };
         if let Some(user) = self.users.get_mut(&id) {
-            let device = Device {
-                install,
-                bound: None,
-                welcomed: rev,
-                pushed: Rev::default(),
-                acked: Rev::default(),
-                remind_at: None,
-            };
-            user.devices.insert(key, Box::new(device));
+            user.devices.insert(key, Box::new(Device::new(install, rev)));
         }
         self.out.frame(key, req, v1::frame::Body::Welcome(welcome));
         self.unstable(now, key, hello.unstable);
@@ -223,10 +242,18 @@ impl Node {
         v1::Rows { rows, origins: table.wire_origins, senders: table.wire_senders, ..v1::Rows::default() }
     }
 
-    fn frame(&mut self, now: Now, key: ConnKey, frame: v1::Frame) {
+    pub(super) fn frame(&mut self, now: Now, key: ConnKey, frame: v1::Frame) {
         use v1::frame::Body;
         let Some(session) = self.sessions.get(&key) else { return };
         let req = frame.req;
+        // Where slots move, a connection may be here before its user's rows are.
+        if frame.body.as_ref().is_some_and(|body| conversation_of(body).is_none()) {
+            let user = session.user.clone();
+            if let Some(waiting) = self.user(&user).waiting() {
+                return waiting.frames.push((key, frame));
+            }
+        }
+        let Some(session) = self.sessions.get(&key) else { return };
         match frame.body {
             Some(Body::Commit(commit)) => self.bind(now, key, commit.order),
             Some(Body::Ping(ping)) => self.ping(now, key, req, &ping),
@@ -343,6 +370,11 @@ impl Node {
         let Some(session) = self.sessions.remove(&key) else { return };
         self.agains.forget(key);
         self.presence.unwatch(key);
+        for conversation in &session.watching {
+            if let Some(c) = self.conversations.get_mut(conversation) {
+                c.watchers.remove(&key);
+            }
+        }
         let id: UserId = session.user;
         let Some(device) = self.users.get_mut(&id).and_then(|u| u.devices.remove(&key)) else { return };
         if let Some(at) = device.remind_at {
@@ -352,11 +384,6 @@ impl Node {
             self.routes.unbind(&id, &session.install);
             self.route_changed(now);
             self.presence_changed(now, &id);
-        }
-        for conversation in &session.watching {
-            if let Some(c) = self.conversations.get_mut(conversation) {
-                c.watchers.remove(&key);
-            }
         }
     }
 

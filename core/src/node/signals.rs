@@ -11,7 +11,7 @@ use crate::ids::{ConvId, InstallId, Region, UserId};
 use crate::limits::{SIGNAL_BYTES, SIGNALS_WAITING};
 use crate::wire::{convert, node_v1 as wire, v1};
 
-use super::{ConnKey, Node, Now};
+use super::{ConnKey, CoreId, Node, Now};
 use crate::pressure::Level;
 
 /// Signals of one sender, conversation and kind within this time are one: the newest.
@@ -81,7 +81,8 @@ impl Node {
             let Some(conversation) = self.conversations.get(&id).filter(|c| !c.is_loading()) else {
                 // The first thing that happens in a conversation after a start may be that somebody types. Who has no
                 // row of it reads nothing from the disk.
-                let known = signal.relayed || self.users.get(&from).is_some_and(|u| u.row(id).is_some());
+                let elsewhere = !self.owns_user(&from);
+                let known = signal.relayed || elsewhere || self.users.get(&from).is_some_and(|u| u.row(id).is_some());
                 if known && now.mono < signal.until {
                     self.conversation(id, now);
                     self.hold_signal(now, (id, from, kind), signal);
@@ -93,37 +94,59 @@ impl Node {
             if !present(&from) {
                 continue;
             }
-            let told = v1::Signal {
+            let relayed = wire::Signal {
                 conversation: Bytes::copy_from_slice(&id.0),
+                user: from.as_str().to_owned(),
+                install: signal.install.as_str().to_owned(),
                 kind,
                 body: signal.body.clone(),
                 ttl_ms: signal.ttl_ms,
-                from: Some(v1::Author { user: from.as_str().to_owned(), install: signal.install.as_str().to_owned() }),
             };
+            let told = to_client(&relayed);
+            let mut siblings = BTreeMap::<CoreId, Vec<String>>::new();
+            let group = fold.group().is_some();
             let mut regions = BTreeSet::<Region>::new();
-            for user in fold.users().into_iter().filter(|user| *user != from && present(user)) {
-                regions.extend(self.routes.elsewhere(&user).map(|(region, _)| region));
+            let present: Vec<UserId> = fold.users().into_iter().filter(|user| *user != from && present(user)).collect();
+            for user in present {
+                for (holder, _) in self.routes.elsewhere(&user) {
+                    if holder.region == self.settings.region {
+                        siblings.entry(holder.core).or_default().push(user.as_str().to_owned());
+                    } else {
+                        regions.insert(holder.region);
+                    }
+                }
                 // A user's own log is in memory where he is connected, so that is where he is asked.
-                if fold.group().is_none() && self.has_blocked(&user, &from) {
-                    continue;
+                if group || !self.has_blocked(&user, &from) {
+                    self.hand_signal(&user, &told);
                 }
-                let devices = self.users.get(&user).into_iter().flat_map(|u| &u.devices);
-                for (key, _) in devices.filter(|(_, d)| d.bound.is_some()) {
-                    self.counters.signals += 1;
-                    self.out.frame(*key, 0, v1::frame::Body::Signal(told.clone()));
-                }
+            }
+            for (core, users) in siblings {
+                let for_them = wire::SignalFor { signal: Some(relayed.clone()), users, group };
+                self.out.cores.entry(core).or_default().push(wire::node_frame::Body::SignalFor(for_them));
             }
             for region in regions.into_iter().filter(|_| !signal.relayed) {
-                let relayed = wire::Signal {
-                    conversation: told.conversation.clone(),
-                    user: from.as_str().to_owned(),
-                    install: signal.install.as_str().to_owned(),
-                    kind,
-                    body: signal.body.clone(),
-                    ttl_ms: signal.ttl_ms,
-                };
-                self.out.link(region, wire::node_frame::Body::Signal(relayed));
+                self.out.link(region, wire::node_frame::Body::Signal(relayed.clone()));
             }
         }
+    }
+
+    /// To all devices of a user that are connected to this node.
+    pub(super) fn hand_signal(&mut self, user: &UserId, told: &v1::Signal) {
+        let devices = self.users.get(user).into_iter().flat_map(|u| &u.devices);
+        for (key, _) in devices.filter(|(_, d)| d.bound.is_some()) {
+            self.counters.signals += 1;
+            self.out.frame(*key, 0, v1::frame::Body::Signal(told.clone()));
+        }
+    }
+}
+
+/// As a client is told.
+pub(super) fn to_client(signal: &wire::Signal) -> v1::Signal {
+    v1::Signal {
+        conversation: signal.conversation.clone(),
+        kind: signal.kind,
+        body: signal.body.clone(),
+        ttl_ms: signal.ttl_ms,
+        from: Some(v1::Author { user: signal.user.clone(), install: signal.install.clone() }),
     }
 }

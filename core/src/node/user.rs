@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::edge_api::OPERATOR;
 use crate::eras::EraTable;
 use crate::ids::{ConvId, Heads, InstallId, Region, Rev, UserId};
 use crate::limits::VECTOR_ORIGINS;
@@ -24,6 +25,7 @@ use crate::wire::v1;
 
 use super::ConnKey;
 use super::routes::Bind;
+use super::siblings::ToldRow;
 
 /// A Hello that waits for the user's rows.
 #[derive(Clone, Debug)]
@@ -34,8 +36,15 @@ pub(super) struct Open {
     pub hello: Box<v1::Hello>,
     pub address: String,
     pub token_expires_ms: u64,
-    /// An operator's own connection.
-    pub operator: bool,
+    /// See `edge_api::Up::Open`.
+    pub transport: &'static str,
+}
+
+impl Open {
+    /// Whether this is an operator's own connection.
+    pub fn is_operator(&self) -> bool {
+        self.transport == OPERATOR
+    }
 }
 
 /// Which region told read marks, and up to which of the user's revisions there.
@@ -49,6 +58,12 @@ pub(super) type WaitingMarks = (Option<MarksFrom>, Vec<(ConvId, Heads)>);
 pub(super) struct Waiting {
     pub opens: Vec<Open>,
     pub merges: BTreeSet<ConvId>,
+    /// Rows that other nodes have told.
+    pub told: Vec<ToldRow>,
+    /// What connections said of themselves before he was here.
+    pub frames: Vec<(ConnKey, v1::Frame)>,
+    /// Connections in use that came here with his slot, and their order.
+    pub resumed: Vec<(ConnKey, u64)>,
     /// Read marks: whose region told them (`None`: the other user of a direct conversation has read).
     pub marks: Vec<WaitingMarks>,
     /// Regions that are to be told of the user's read marks.
@@ -68,6 +83,14 @@ pub(super) struct Device {
     pub acked: Rev,
     /// When it will be reminded, while it owes an ack.
     pub remind_at: Option<Duration>,
+}
+
+impl Device {
+    /// One that is not in use yet, and has been told of the user's rows up to `welcomed`.
+    pub(super) fn new(install: InstallId, welcomed: Rev) -> Self {
+        let none = Rev::default();
+        Self { install, bound: None, welcomed, pushed: none, acked: none, remind_at: None }
+    }
 }
 
 /// How a row is to change.

@@ -86,6 +86,14 @@ pub fn up_to_wire(up: Up) -> node::Up {
             node::Up { conn, req, body: Some(Body::Send(body)) }
         }
         Up::Frame { conn, frame } => node::Up { conn, req: 0, body: Some(Body::Frame(frame.encode_to_vec().into())) },
+        Up::Attach { conn, user, install, token_issued_ms } => {
+            let (user, install) = (user.as_str().to_owned(), install.as_str().to_owned());
+            node::Up { conn, req: 0, body: Some(Body::Attach(node::Attach { user, install, token_issued_ms })) }
+        }
+        Up::Resume { conn, user, install, token_issued_ms, order } => {
+            let (user, install) = (user.as_str().to_owned(), install.as_str().to_owned());
+            node::Up { conn, req: 0, body: Some(Body::Resume(node::Resume { user, install, token_issued_ms, order })) }
+        }
         Up::Close { conn } => node::Up { conn, req: 0, body: Some(Body::Close(node::Close {})) },
     }
 }
@@ -138,6 +146,19 @@ pub fn up_from_wire(up: node::Up) -> Result<Up, Refusal> {
             },
         },
         Body::Frame(bytes) => Up::Frame { conn, frame: v1::Frame::decode(bytes).map_err(bad)? },
+        Body::Attach(attach) => Up::Attach {
+            conn,
+            user: convert::user(&attach.user)?,
+            install: convert::install(&attach.install)?,
+            token_issued_ms: attach.token_issued_ms,
+        },
+        Body::Resume(resume) => Up::Resume {
+            conn,
+            user: convert::user(&resume.user)?,
+            install: convert::install(&resume.install)?,
+            token_issued_ms: resume.token_issued_ms,
+            order: resume.order,
+        },
         Body::Close(_) => Up::Close { conn },
     })
 }

@@ -104,7 +104,7 @@ impl FakeCore {
                 }
                 _ => None,
             },
-            Up::Close { .. } => None,
+            Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => None,
         }
     }
 }

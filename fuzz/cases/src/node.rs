@@ -225,6 +225,7 @@ fn settings() -> Settings {
         region_name: "eu".into(),
         origin: OWN,
         epoch: 1,
+        shared: false,
         start: 1,
         peers: PEERS.into(),
         known: BTreeMap::new(),

@@ -42,6 +42,7 @@ impl Owed {
                     assert!(self.opened, "the core hears of nobody whom it has not welcomed");
                     self.frames.push(frame);
                 }
+                Up::Attach { .. } | Up::Resume { .. } => panic!("only a router says those"),
                 Up::Close { .. } => panic!("a session does not close itself"),
             }
         }

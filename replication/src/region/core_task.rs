@@ -275,7 +275,7 @@ impl Core {
     }
 
     fn carry_out(&mut self) {
-        let Outputs { appends, puts, flush, wants, downs, links, notices } = self.node.take_outputs();
+        let Outputs { appends, puts, flush, wants, downs, links, notices, .. } = self.node.take_outputs();
         for (edge, downs) in downs {
             if let Some(port) = self.edges.get(&edge) {
                 port.deliver(downs);
@@ -381,6 +381,9 @@ fn report(notice: &Notice) {
         Notice::Fenced => tracing::error!("another process has taken over this store; this one serves no more sends"),
         Notice::Refilled { region, offers } => {
             tracing::info!(region, offers, "this store was compared with a peer region: both hold what each did");
+        }
+        Notice::SlotLost(slot) => {
+            tracing::warn!(slot = slot.number(), "another node of this region has taken over a slot");
         }
         Notice::Sealed { origin } => {
             tracing::info!(era = %origin, "a former era of this region is sealed: every region holds what any holds of it");

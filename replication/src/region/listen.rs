@@ -134,6 +134,8 @@ async fn edge(
         region_name: shared.config.name.clone(),
         era: life.era,
         direct_salt: shared.config.direct_salt.clone().into(),
+        node: shared.config.node.clone(),
+        shared: false,
     };
     let frame = NodeFrame { body: Some(Body::EdgeWelcome(welcome)) };
     if write_one(&mut send, &frame).await.is_err() {

@@ -178,7 +178,9 @@ impl Inbox {
         if let Input::Ups(_, ups) = &input {
             let bytes = |up: &Up| match up {
                 Up::Send { send, .. } => UP_BYTES + send.body.len(),
-                Up::Open { .. } | Up::Frame { .. } | Up::Close { .. } => UP_BYTES,
+                Up::Open { .. } | Up::Frame { .. } | Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => {
+                    UP_BYTES
+                }
             };
             self.bytes.fetch_add(ups.iter().map(bytes).sum(), Ordering::Relaxed);
         }
@@ -316,6 +318,7 @@ impl Region {
             region_name: config.name.clone(),
             origin: begun.origin,
             epoch: begun.epoch,
+            shared: false,
             start: begun.start,
             peers: regions,
             known: begun.known,

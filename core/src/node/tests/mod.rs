@@ -13,6 +13,7 @@ mod random;
 mod regain;
 mod registers;
 mod seal;
+mod slots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -366,6 +367,7 @@ impl World {
             region_name: format!("r{region}"),
             origin: Origin { region, era },
             epoch: starts,
+            shared: false,
             start: starts,
             peers: peers.clone(),
             known: [EU, US, AP].into_iter().filter_map(known).collect(),
@@ -497,7 +499,7 @@ impl World {
         loop {
             let now = self.now(self.cores[&region].as_ref().map_or(0, |c| c.skew_ms));
             let Some(Some(core)) = self.cores.get_mut(&region) else { return };
-            let Outputs { appends, puts, flush, wants, downs, links, notices } = core.node.take_outputs();
+            let Outputs { appends, puts, flush, wants, downs, links, notices, .. } = core.node.take_outputs();
             let again = !wants.is_empty() || flush.is_some();
             core.appends.extend(appends);
             core.notices.extend(notices);
