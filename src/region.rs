@@ -226,6 +226,8 @@ async fn config(node: &Node) -> Result<RegionConfig> {
         deployment_also,
         reoffer_after: settings.reoffer_after,
         heartbeat: heartbeat(settings),
+        server_name: region_server_name(&node.region_name),
+        sharing: None,
         store_damaged: false,
     })
 }

@@ -13,7 +13,7 @@
 //! 4. [`identity`], [`sequencer`]: what makes a resend harmless, and what gives a message its place.
 //!    [`kinds`], [`membership`], [`fold`]: groups and cells; [`buckets`]: rows compared by hashes; [`eras`]: how rows
 //!    stay short although each crash begins a log.
-//! 5. [`store`]: what the machines ask of a store, and no more.
+//! 5. [`store`]: what the machines ask of a store, and no more; [`leases`]: what nodes ask that share one.
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links; [`pressure`]: what is
 //!    given up under load, at edges as well; [`slots`]: what each core node of a region owns; [`owners`],
 //!    [`router`]: how nodes and edges find it; [`placement`]: how it is shared out.
@@ -38,6 +38,7 @@ pub mod hlc;
 pub mod identity;
 pub mod ids;
 pub mod kinds;
+pub mod leases;
 pub mod limits;
 pub mod membership;
 pub mod mutants;

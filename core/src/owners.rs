@@ -124,7 +124,7 @@ impl Owners {
             shares: shares
                 .map(|(share, (node, epoch))| wire::Share {
                     share: u32::from(share.number()),
-                    node: node.map_or_else(String::new, |n| n.to_string()),
+                    node: node.map_or_else(String::new, ToString::to_string),
                     epoch,
                 })
                 .collect(),

@@ -28,8 +28,9 @@ use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
 use tern_net::tls::{Identity, TlsError, node_client_tls, node_server_tls, server_tls};
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig, RegionError};
 use tern_replication::store::memory::{Latency, MemoryStore};
-use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
+use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY, SharedMemory};
 
+use crate::cores::CoreSeat;
 use crate::node::SimNode;
 use crate::pki::{Pki, key_bytes};
 use crate::random::derive;
@@ -42,7 +43,7 @@ pub const CLIENT_PORT: u16 = 7400;
 /// Where regions answer dispatch requests.
 pub const DISPATCH_PORT: u16 = 7401;
 /// Where nodes of all regions listen for each other.
-pub const NODE_PORT: u16 = 7402;
+pub(crate) const NODE_PORT: u16 = 7402;
 /// The deployment, as tokens name it.
 pub const AUDIENCE: &str = "sim";
 /// How long a token is good: longer than any scenario.
@@ -151,6 +152,9 @@ pub struct Cluster {
     signer: Arc<Signer>,
     seats: BTreeMap<String, Seat>,
     outposts: BTreeMap<String, Outpost>,
+    /// Core nodes of regions that several share, and what they share.
+    pub(crate) cores: BTreeMap<String, CoreSeat>,
+    pub(crate) shared: BTreeMap<String, SharedMemory>,
     tap: Option<Tap>,
 }
 
@@ -167,7 +171,18 @@ impl Cluster {
         let seed = world.seed();
         let (nodes, public) = (Pki::new(seed, "nodes")?, Pki::new(seed, "public")?);
         let signer = Arc::new(Signer::new(seed, AUDIENCE)?);
-        Ok(Self { seed, options, nodes, public, signer, seats, outposts: BTreeMap::new(), tap: None })
+        Ok(Self {
+            seed,
+            options,
+            nodes,
+            public,
+            signer,
+            seats,
+            outposts: BTreeMap::new(),
+            cores: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            tap: None,
+        })
     }
 
     /// From a region's next start on it has these receipt keys, told apart by numbers; the first signs.
@@ -507,11 +522,22 @@ impl Cluster {
             deployment_also: of("deployment").skip(1).collect(),
             reoffer_after: self.options.reoffer_after,
             heartbeat: self.options.heartbeat,
+            server_name: node_name(&seat.site.name),
+            sharing: None,
             store_damaged: false,
         }
     }
 
-    fn node_tls(&self, name: &str, env: &Env) -> Result<NodeTls, ClusterError> {
+    pub(crate) fn site(&self, name: &str) -> Result<&Site, ClusterError> {
+        Ok(&self.seat(name)?.site)
+    }
+
+    /// What a core node of a region is told that has no peers.
+    pub(crate) fn core_config(&self, region: &str) -> Result<RegionConfig, ClusterError> {
+        Ok(RegionConfig { peers: Vec::new(), ..self.region_config(self.seat(region)?) })
+    }
+
+    pub(crate) fn node_tls(&self, name: &str, env: &Env) -> Result<NodeTls, ClusterError> {
         let issued = self.nodes.issue(&[&node_name(name)])?;
         let identity = Identity::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
         let ca = self.nodes.ca_pem();
@@ -541,7 +567,7 @@ fn dispatch_server_name(region: &str) -> String {
 
 /// What edges report goes to dispatch and to the other regions.
 #[derive(Debug)]
-struct Loads(Arc<LoadTable>);
+pub(crate) struct Loads(pub(crate) Arc<LoadTable>);
 
 impl LoadExchange for Loads {
     fn report(&self, load: &node_v1::EdgeLoad, now: Duration) {

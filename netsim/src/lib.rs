@@ -44,6 +44,7 @@ pub mod cluster;
 pub mod compare;
 pub(crate) mod congestion;
 pub(crate) mod connection;
+pub mod cores;
 pub(crate) mod devices;
 pub mod limits;
 pub mod links;

@@ -42,6 +42,8 @@ use super::{Node, Notice, Now, Want, rounds};
 
 /// What was said and is not held is said again after so long.
 pub(super) const SAY_AGAIN: Duration = Duration::from_secs(2);
+/// A node that was asked for an own log may not have heard yet that it owns it: it is asked again so often.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// An own log whose owner does not answer by then is read from the store: it may be a moment old.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
 
@@ -70,8 +72,8 @@ pub(super) struct Siblings {
     rows_due: BTreeSet<(Duration, ConvId)>,
     /// Who has read; who is to know, and where.
     marks: BTreeMap<UserId, BTreeMap<(UserId, ConvId), Mark>>,
-    /// Own logs that were asked for: when the store is asked instead.
-    asked: BTreeMap<ConvId, Duration>,
+    /// Own logs that were asked for: when they are asked for again, and when the store is asked instead.
+    asked: BTreeMap<ConvId, (Duration, Duration)>,
     no: u64,
 }
 
@@ -79,7 +81,7 @@ impl Siblings {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let rows = self.rows_due.first().map(|(at, _)| *at);
         let marks = self.marks.values().flat_map(BTreeMap::values).map(|m| m.at + SAY_AGAIN).min();
-        [rows, marks, self.asked.values().min().copied()].into_iter().flatten().min()
+        [rows, marks, self.asked.values().map(|(again, _)| *again).min()].into_iter().flatten().min()
     }
 
     /// Whether a mark of this user is not held by somebody who is to know of it.
@@ -225,10 +227,15 @@ impl Node {
             }
         }
         self.say_marks(now, |_, mark| mark.at + SAY_AGAIN <= now.mono);
-        let late = self.siblings.asked.iter().filter(|(_, at)| **at <= now.mono).map(|(id, _)| *id);
-        for id in late.collect::<Vec<_>>() {
+        let late = self.siblings.asked.iter().filter(|(_, (again, _))| *again <= now.mono);
+        for (id, until) in late.map(|(id, (_, until))| (*id, *until)).collect::<Vec<_>>() {
             self.siblings.asked.remove(&id);
-            if self.conversations.get(&id).is_some_and(|c| c.replica && c.is_loading()) {
+            if !self.conversations.get(&id).is_some_and(|c| c.replica && c.is_loading()) {
+                continue;
+            }
+            if now.mono < until {
+                self.ask_log_until(now, id, until);
+            } else {
                 self.out.wants.push(Want::Conversation(id));
             }
         }
@@ -396,7 +403,11 @@ impl Node {
 
     /// A copy of another node's log is needed.
     pub(super) fn ask_log(&mut self, now: Now, id: ConvId) {
-        self.siblings.asked.insert(id, now.mono + ASK_WITHIN);
+        self.ask_log_until(now, id, now.mono + ASK_WITHIN);
+    }
+
+    fn ask_log_until(&mut self, now: Now, id: ConvId, until: Duration) {
+        self.siblings.asked.insert(id, (now.mono + ASK_AGAIN, until));
         self.out.owner(Slot::of(id), Body::LogAsk(wire::LogAsk { conversation: id_bytes(id) }));
     }
 
@@ -405,9 +416,9 @@ impl Node {
         if !self.owns_log(id) {
             return Ok(());
         }
-        if self.empty_logs.contains(&id) {
-            self.answer_log(core, &LogState::new(id));
-        } else if let Some(waiting) = self.conversation(id, now).waiting() {
+        if !self.empty_logs.contains(&id)
+            && let Some(waiting) = self.conversation(id, now).waiting()
+        {
             waiting.cores.insert(core);
         } else {
             self.tell_log(core, id);
@@ -417,6 +428,9 @@ impl Node {
 
     /// Tells a node that has asked what follows from an own log.
     pub(super) fn tell_log(&mut self, core: CoreId, id: ConvId) {
+        if self.empty_logs.contains(&id) {
+            return self.answer_log(core, &LogState::new(id));
+        }
         let Some(log) = self.conversations.get(&id).filter(|c| !c.is_loading()) else { return };
         let told = log_told(&log.state);
         self.out.cores.entry(core).or_default().push(told);

@@ -170,6 +170,22 @@ impl Node {
         }
     }
 
+    /// These slots are not handed over after all.
+    pub fn stay(&mut self, slots: &BTreeSet<Slot>) {
+        self.ownership.leaving.retain(|slot| !slots.contains(slot));
+    }
+
+    /// The epoch under which a conversation that is wanted is to be read, so that former owners are fenced before; `None`:
+    /// it is another's, or nobody else writes to the store.
+    pub fn fence_of(&self, id: ConvId) -> Option<u64> {
+        self.epoch_of_log(id).filter(|_| self.is_shared())
+    }
+
+    /// The epoch of the user whose rows are wanted, likewise: an answer that began under another is of no use.
+    pub fn fence_of_user(&self, user: &UserId) -> Option<u64> {
+        self.epoch_of_user(user).filter(|_| self.is_shared())
+    }
+
     /// Whether nothing is under way in these slots: no append, no row that is not on disk, nobody who waits for one.
     pub fn has_left(&self, slots: &BTreeSet<Slot>) -> bool {
         let of_user = |user: &UserId| slots.contains(&self.slot_of(user));

@@ -4,10 +4,10 @@
 //! of appends and one of puts under way: the next group starts when the previous one ended, so a slow disk
 //! makes groups larger, not queues longer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,10 +15,14 @@ use tern_core::edge_api::{EdgePort, Up};
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Origin, Region, UserId};
 use tern_core::node::refill::PeerHello;
-use tern_core::node::{EdgeId, Node, Notice, Outputs};
+use tern_core::node::{CoreId, EdgeId, Node, Notice, Now, Outputs, Want};
+use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::sequencer::LogState;
-use tern_core::store::{Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError, UserMarks};
+use tern_core::slots::{Share, Slot};
+use tern_core::store::{
+    Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError, Todo, UserMarks,
+};
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
@@ -29,6 +33,10 @@ use super::{PeerStats, Puts, Shared, Stats, Task, reads};
 const STATS_EVERY: Duration = Duration::from_secs(1);
 /// And while anything is given up for load: as often as that changes.
 const STATS_UNDER_LOAD: Duration = Duration::from_millis(50);
+/// What a node has for the owner of a slot that is itself comes from here: no link has this number.
+const OWN: CoreId = 0;
+/// How often it is looked whether a slot that is to be given away is free of work.
+const LEAVE_POLL: Duration = Duration::from_millis(5);
 /// How often a stopping core looks whether everything is settled.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
@@ -54,8 +62,32 @@ pub(crate) enum Input {
         link: u64,
         frames: Vec<Body>,
     },
-    ConversationLoaded(Box<LogState>, BTreeMap<Origin, String>),
-    UserLoaded(UserId, Vec<(ConvId, RowRecord)>),
+    /// With the epoch under which it was read, where several nodes share the store.
+    ConversationLoaded(Box<LogState>, BTreeMap<Origin, String>, Option<u64>),
+    UserLoaded(UserId, Vec<(ConvId, RowRecord)>, Option<u64>),
+    /// Another core node of this region.
+    CoreUp {
+        core: CoreId,
+        name: String,
+        sender: Arc<LinkSender>,
+    },
+    CoreDown {
+        core: CoreId,
+    },
+    CoreFrames {
+        core: CoreId,
+        frames: Vec<Body>,
+    },
+    /// Slots that are this node's, with their epochs, and what is left to do in them.
+    Gain(BTreeMap<Slot, u64>, Vec<Todo>),
+    /// Slots that are to be given away, until when that may take, and whether it was done.
+    Leave(BTreeSet<Slot>, Duration, oneshot::Sender<bool>),
+    Lose(BTreeSet<Slot>),
+    /// Until when what is owned counts.
+    Lease(Duration),
+    /// Shares that have another owner.
+    Moved(Vec<Share>),
+    TodoFound(Vec<Todo>),
     RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
     HeadsRead(u64, Vec<ConversationHeads>),
     /// This life counts as a later start than it did: see `dial::settle_start`.
@@ -90,6 +122,10 @@ struct Core {
     node: Node,
     edges: BTreeMap<EdgeId, Arc<dyn EdgePort>>,
     peers: BTreeMap<Region, (u64, Arc<LinkSender>)>,
+    /// Core nodes of this region; by name, which link is the one in use.
+    cores: BTreeMap<CoreId, Arc<LinkSender>>,
+    names: BTreeMap<String, CoreId>,
+    leaving: Vec<(BTreeSet<Slot>, Duration, oneshot::Sender<bool>)>,
     appends: Vec<Append>,
     appending: Option<Appending>,
     /// When that began.
@@ -119,6 +155,9 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         node,
         edges: BTreeMap::new(),
         peers: BTreeMap::new(),
+        cores: BTreeMap::new(),
+        names: BTreeMap::new(),
+        leaving: Vec::new(),
         appends: Vec::new(),
         appending: None,
         appending_since: Duration::ZERO,
@@ -172,6 +211,7 @@ impl Core {
         let now = self.shared.env.clock.now();
         let machine = self.node.next_deadline().map_or(STATS_EVERY, |at| at.saturating_sub(now));
         let stop = if self.stop.is_some() { STOP_POLL } else { STATS_EVERY };
+        let stop = if self.leaving.is_empty() { stop } else { LEAVE_POLL };
         machine.min(stop).min(self.stats_at.saturating_sub(now).max(Duration::from_millis(1)))
     }
 
@@ -179,6 +219,9 @@ impl Core {
         let now = self.shared.now();
         match input {
             Input::EdgeUp(edge, port) => {
+                if self.shared.config.sharing.is_some() {
+                    port.owners(self.owners().to_wire());
+                }
                 self.edges.insert(edge, port);
             }
             Input::EdgeDown(edge) => {
@@ -210,8 +253,55 @@ impl Core {
                     }
                 }
             }
-            Input::ConversationLoaded(state, damaged) => self.node.conversation_loaded(now, *state, damaged),
-            Input::UserLoaded(user, rows) => self.node.user_loaded(now, &user, rows),
+            // What was read before a slot went and came back is of no use: it is being read anew.
+            Input::ConversationLoaded(state, damaged, fence) => {
+                if self.node.fence_of(state.conversation()) == fence {
+                    self.node.conversation_loaded(now, *state, damaged);
+                }
+            }
+            Input::UserLoaded(user, rows, fence) => {
+                if self.node.fence_of_user(&user) == fence {
+                    self.node.user_loaded(now, &user, rows);
+                }
+            }
+            Input::CoreUp { core, name, sender } => {
+                self.cores.insert(core, sender);
+                if let Some(old) = self.names.insert(name.clone(), core) {
+                    self.cores.remove(&old);
+                    self.node.core_down(now, old);
+                }
+                self.node.core_up(now, core);
+                // What was said while there was no link was lost.
+                let theirs = self.shares_of(&name);
+                self.node.siblings_moved(now, |slot| theirs.contains(&slot.share()));
+            }
+            Input::CoreDown { core } => {
+                if self.cores.remove(&core).is_some() {
+                    self.names.retain(|_, current| *current != core);
+                    self.node.core_down(now, core);
+                }
+            }
+            Input::CoreFrames { core, frames } => {
+                if self.cores.contains_key(&core) {
+                    for frame in frames {
+                        self.node.core_frame(now, core, frame);
+                    }
+                }
+            }
+            Input::Gain(slots, todo) => self.node.gain(now, &slots, todo),
+            Input::Leave(slots, until, tell) => {
+                self.node.leave(now, &slots);
+                self.leaving.push((slots, until, tell));
+            }
+            Input::Lose(slots) => self.node.lose(now, &slots),
+            Input::Lease(until) => self.node.lease(until),
+            Input::Moved(shares) => {
+                let told = self.owners().some_to_wire(shares.iter().copied());
+                self.edges.values().for_each(|port| port.owners(told.clone()));
+                let shares: BTreeSet<Share> = shares.into_iter().collect();
+                self.node.siblings_moved(now, |slot| shares.contains(&slot.share()));
+            }
+            Input::TodoFound(todo) => self.node.todo_found(now, todo),
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::StartRaised(start) => self.node.start_raised(start),
@@ -220,6 +310,66 @@ impl Core {
                 self.node.drain();
                 self.stop = Some((until, tell));
             }
+        }
+    }
+
+    fn owners(&self) -> MutexGuard<'_, Owners> {
+        self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shares_of(&self, name: &str) -> BTreeSet<Share> {
+        let owners = self.owners();
+        Share::all().filter(|share| owners.of(*share).0.is_some_and(|owner| **owner == *name)).collect()
+    }
+
+    /// Slots that are to be given away are given up once nothing is under way in them.
+    fn give_up(&mut self, now: Now) {
+        let mut waiting = Vec::new();
+        for (slots, until, tell) in std::mem::take(&mut self.leaving) {
+            if self.node.has_left(&slots) {
+                self.node.lose(now, &slots);
+                let _the_keeper_is_gone = tell.send(true);
+            } else if now.mono >= until {
+                self.node.stay(&slots);
+                let _the_keeper_is_gone = tell.send(false);
+            } else {
+                waiting.push((slots, until, tell));
+            }
+        }
+        self.leaving = waiting;
+    }
+
+    /// What core nodes are to be told: the owners of slots, some of them, or all. What is for this node itself, which has
+    /// become an owner since, is handed to it.
+    fn tell_cores(
+        &mut self,
+        now: Now,
+        owners: BTreeMap<Slot, Vec<Body>>,
+        cores: BTreeMap<CoreId, Vec<Body>>,
+        everyone: Vec<Body>,
+    ) {
+        let mut own = Vec::new();
+        for (slot, frames) in owners {
+            let name = self.owners().of_slot(slot).cloned();
+            let Some(name) = name else { continue };
+            if *name == *self.shared.config.node {
+                own.extend(frames);
+            } else if let Some(sender) = self.names.get(&*name).and_then(|core| self.cores.get(core)) {
+                sender.send(frames);
+            }
+        }
+        for (core, frames) in cores {
+            if core == OWN {
+                own.extend(frames);
+            } else if let Some(sender) = self.cores.get(&core) {
+                sender.send(frames);
+            }
+        }
+        if !everyone.is_empty() {
+            self.cores.values().for_each(|sender| sender.send(everyone.clone()));
+        }
+        for frame in own {
+            self.node.core_frame(now, OWN, frame);
         }
     }
 
@@ -256,6 +406,7 @@ impl Core {
     fn turn(&mut self) -> bool {
         let now = self.shared.now();
         self.node.tick(now);
+        self.give_up(now);
         self.carry_out();
         if self.stats_at <= now.mono {
             let calm = self.node.gives_up(now) == Level::Normal;
@@ -275,7 +426,21 @@ impl Core {
     }
 
     fn carry_out(&mut self) {
-        let Outputs { appends, puts, flush, wants, downs, links, notices, .. } = self.node.take_outputs();
+        // What the node has for itself may make more of it.
+        while self.carry_out_once() {}
+        self.begin_append();
+        self.begin_put();
+    }
+
+    /// Whether there may be more.
+    fn carry_out_once(&mut self) -> bool {
+        let Outputs { appends, puts, flush, wants, downs, links, notices, bounced, owners, cores, everyone } =
+            self.node.take_outputs();
+        for (edge, ups) in bounced {
+            if let Some(port) = self.edges.get(&edge) {
+                port.bounced(ups);
+            }
+        }
         for (edge, downs) in downs {
             if let Some(port) = self.edges.get(&edge) {
                 port.deliver(downs);
@@ -287,7 +452,12 @@ impl Core {
             }
         }
         for want in wants {
-            self.shared.env.tasks.spawn(reads::read(self.shared.clone(), self.store.clone(), want));
+            let fence = match &want {
+                Want::Conversation(id) => self.node.fence_of(*id),
+                Want::User(user) => self.node.fence_of_user(user),
+                Want::Range { .. } | Want::Heads { .. } | Want::Marks { .. } => None,
+            };
+            self.shared.env.tasks.spawn(reads::read(self.shared.clone(), self.store.clone(), want, fence));
         }
         self.appends.extend(appends);
         if let Some(rows) = flush {
@@ -295,14 +465,15 @@ impl Core {
             self.flush = Flush::Waiting;
         }
         self.puts.extend(puts);
-        self.begin_append();
-        self.begin_put();
+        let more = owners.len() + cores.len() > 0;
+        self.tell_cores(self.shared.now(), owners, cores, everyone);
         for notice in notices {
             if let Notice::Refilled { region, .. } = &notice {
                 self.shared.unmark(*region);
             }
             report(&notice);
         }
+        more
     }
 
     fn begin_append(&mut self) {

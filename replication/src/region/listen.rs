@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
 use tern_core::wire::NODE_VERSION;
-use tern_core::wire::node::{down_to_wire, up_from_wire};
-use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::node::{down_to_wire, up_from_wire, up_to_wire};
+use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFrame, Owners, Refused, node_frame::Body};
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
 
 use super::core_task::Input;
 use super::link::{LinkSender, next_frames, reader};
-use super::{Shared, confirm, dial};
+use super::{Shared, confirm, cores, dial};
 
 /// A node that has not said what it is by then is dropped.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
@@ -70,6 +70,13 @@ async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
             Ok(false) => return connection.close(1u8.into(), b"no hello"),
             Err(refused) => refused,
         },
+        Body::CoreHello(theirs) => match cores::accepted(&shared, connection.clone(), send, frames, theirs).await {
+            Ok(()) => return connection.close(0u8.into(), b"link ended"),
+            Err(refused) => {
+                tracing::warn!(from = %connection.remote_address(), why = %refused.message, "a core node was refused");
+                return connection.close(1u8.into(), refused.message.as_bytes());
+            }
+        },
         Body::EdgeHello(hello) if hello.version == NODE_VERSION => {
             return edge(shared, connection, send, frames, hello).await;
         }
@@ -119,6 +126,14 @@ impl EdgePort for RemoteEdge {
     fn deliver(&self, downs: Vec<Down>) {
         self.0.send(downs.into_iter().map(|d| Body::Down(down_to_wire(d))));
     }
+
+    fn bounced(&self, ups: Vec<Up>) {
+        self.0.send(ups.into_iter().map(|up| Body::Bounced(up_to_wire(up))));
+    }
+
+    fn owners(&self, owners: Owners) {
+        self.0.send([Body::Owners(owners)]);
+    }
 }
 
 async fn edge(
@@ -135,7 +150,7 @@ async fn edge(
         era: life.era,
         direct_salt: shared.config.direct_salt.clone().into(),
         node: shared.config.node.clone(),
-        shared: false,
+        shared: shared.config.sharing.is_some(),
     };
     let frame = NodeFrame { body: Some(Body::EdgeWelcome(welcome)) };
     if write_one(&mut send, &frame).await.is_err() {

@@ -12,11 +12,13 @@
 
 mod confirm;
 mod core_task;
+mod cores;
 mod dial;
 mod link;
 mod listen;
 mod metrics;
 mod reads;
+pub mod shares;
 pub mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,10 +31,12 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort, Up};
 use tern_core::ids::Region as RegionId;
-use tern_core::node::{Node, Now, Settings};
+use tern_core::node::{CoreId, Node, Now, Settings};
+use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::receipt::ReceiptKey;
 use tern_core::store::{BoxFut, Durability, Put, Store};
+use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
 use tern_net::quic::QuicError;
@@ -40,6 +44,9 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use confirm::Eras;
 use core_task::{Input, SharedStats};
+use link::LinkSender;
+use shares::Keeper;
+pub use shares::{Sharing, SharingError};
 use start::StartError;
 
 /// A peer region.
@@ -88,6 +95,10 @@ pub struct RegionConfig {
     pub reoffer_after: Duration,
     /// What clients are told.
     pub heartbeat: v1::Heartbeat,
+    /// The name in the certificates of this region's core nodes.
+    pub server_name: String,
+    /// Other core nodes share this region and its store; then the store that is given at the start is this one.
+    pub sharing: Option<Sharing>,
     /// The store lost something, whatever its mark of a clean stop says: it gets a new era.
     pub store_damaged: bool,
 }
@@ -116,6 +127,15 @@ pub enum RegionError {
     /// The node port.
     #[error(transparent)]
     Listen(#[from] QuicError),
+    /// Sharing the region with others.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
+    /// What is not there.
+    #[error(
+        "a region that several core nodes share can't be linked to other regions yet: leave `peers` empty, or give the \
+         region a store of its own"
+    )]
+    SharedWithPeers,
 }
 
 /// A running core. Ends when it is stopped, or when its environment's tasks are.
@@ -148,6 +168,18 @@ pub(crate) struct Shared {
     pub commit_time: Mutex<Shortest>,
     edges: AtomicU64,
     stopped: AtomicBool,
+    /// Who owns what of this region, where several nodes share it.
+    pub owners: Mutex<Owners>,
+    /// Links to the others, by name.
+    pub cores: Mutex<BTreeMap<String, (CoreId, Arc<LinkSender>)>>,
+    /// Those that are being dialled or linked.
+    pub dialled: Mutex<BTreeSet<String>>,
+    pub tls: NodeTls,
+    /// Wakes the keeper of the lease: something may be this node's.
+    pub look: Notify,
+    /// This node is to give up all it owns; and whether it has.
+    pub draining: watch::Sender<bool>,
+    pub emptied: watch::Sender<bool>,
 }
 
 /// This life of the region, for its peers.
@@ -250,6 +282,13 @@ impl Shared {
         life.wait_for(Option::is_some).await.ok().and_then(|life| *life)
     }
 
+    /// To all other core nodes of this region.
+    pub fn tell_cores(&self, body: impl Fn() -> Body) {
+        for (_, sender) in self.cores.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            sender.send([body()]);
+        }
+    }
+
     pub fn is_marked(&self, region: RegionId) -> bool {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).contains(&region)
     }
@@ -277,6 +316,10 @@ impl Region {
     ) -> Result<Arc<Self>, RegionError> {
         let peers = config.peers.clone();
         let listen_at = config.listen;
+        let sharing = config.sharing.clone();
+        if sharing.is_some() && !peers.is_empty() {
+            return Err(RegionError::SharedWithPeers);
+        }
         let opened = start::open(&*store, config.region, config.store_damaged).await?;
         let shared = Arc::new(Shared {
             env: env.clone(),
@@ -293,6 +336,13 @@ impl Region {
             commit_time: Mutex::default(),
             edges: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            owners: Mutex::default(),
+            cores: Mutex::default(),
+            dialled: Mutex::default(),
+            tls: tls.clone(),
+            look: Notify::new(),
+            draining: watch::Sender::new(false),
+            emptied: watch::Sender::new(false),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -302,7 +352,10 @@ impl Region {
             None => false,
         };
         let regions: BTreeSet<RegionId> = peers.iter().map(|p| p.region).collect();
-        let begun = start::begin(&*store, opened, &regions, keep, &env.rng).await?;
+        let begun = match &sharing {
+            Some(sharing) => start::begin_shared(&*sharing.store, opened, &env.rng).await?,
+            None => start::begin(&*store, opened, &regions, keep, &env.rng).await?,
+        };
         let config = &shared.config;
         tracing::info!(
             region = %config.name, era = %begun.origin, start = begun.start, epoch = begun.epoch,
@@ -318,7 +371,7 @@ impl Region {
             region_name: config.name.clone(),
             origin: begun.origin,
             epoch: begun.epoch,
-            shared: false,
+            shared: sharing.is_some(),
             start: begun.start,
             peers: regions,
             known: begun.known,
@@ -335,7 +388,14 @@ impl Region {
         shared.commit.store(begun.commit, Ordering::Release);
         *shared.marks.lock().unwrap_or_else(PoisonError::into_inner) = begun.refill;
         shared.life.send_replace(Some(Life { era: begun.origin.era, start: begun.start }));
+        let keeper = match sharing {
+            Some(sharing) => Some(Keeper::begin(shared.clone(), sharing, node_addr).await?),
+            None => None,
+        };
         env.tasks.spawn(core_task::run(shared.clone(), store.clone(), node));
+        if let Some(keeper) = keeper {
+            env.tasks.spawn(keeper.run());
+        }
         for peer in peers {
             // One connection per pair: the lower number dials.
             if shared.config.region < peer.region {
@@ -388,11 +448,20 @@ impl Region {
     /// A clean stop: takes no more sends, waits until peers have acked what they were sent, at most `within`,
     /// then writes what makes the next start short and marks the store clean. Whether everything was acked.
     pub async fn stop(&self, within: Duration) -> bool {
+        let until = self.shared.env.clock.now() + within;
+        if self.shared.config.sharing.is_some() {
+            // Others take what this node has before it goes; if there are none, it goes as it is.
+            self.shared.draining.send_replace(true);
+            let mut emptied = self.shared.emptied.subscribe();
+            let _nobody_else = tokio::time::timeout(within, emptied.wait_for(|empty| *empty)).await;
+        }
         let (tell, told) = oneshot::channel();
-        self.shared.push(Input::Stop { until: self.shared.env.clock.now() + within, tell });
+        self.shared.push(Input::Stop { until, tell });
         let Ok((settled, mut puts)) = told.await else { return false };
         self.shared.stopped.store(true, Ordering::Release);
-        puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
+        if self.shared.config.sharing.is_none() {
+            puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
+        }
         match self.store.put(puts, Durability::Synced).await {
             Ok(()) => settled,
             Err(error) => {

@@ -9,6 +9,7 @@ use tern_core::ids::{ConvId, Origin};
 use tern_core::limits::{BATCH_ENTRIES, SHIP_BYTES};
 use tern_core::node::Want;
 use tern_core::sequencer::LogState;
+use tern_core::slots::Slot;
 use tern_core::store::{Range, Store, StoreError};
 
 use super::Shared;
@@ -17,19 +18,31 @@ use super::core_task::Input;
 /// A failed read of a conversation or user is tried again after so long: what waits for it waits.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Reads and tells the core. Never gives up on a conversation or a user: the machine waits for it.
-pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want) {
+/// Reads and tells the core; `fence` is the epoch of what is read, where several nodes share the store. Never gives up on a conversation or a user: the machine waits for it.
+pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want, fence: Option<u64>) {
     match want {
         Want::Conversation(id) => loop {
-            match conversation(&*store, id).await {
-                Ok((state, damaged)) => break shared.push(Input::ConversationLoaded(Box::new(state), damaged)),
+            // Nothing is read that a former owner could still add to.
+            let fenced = match (&shared.config.sharing, fence) {
+                (Some(sharing), Some(epoch)) => sharing.store.fence_log(id, epoch).await,
+                _ => Ok(true),
+            };
+            if fenced == Ok(false) {
+                break shared.push(Input::Lose([Slot::of(id)].into()));
+            }
+            let read = match fenced {
+                Ok(_) => conversation(&*store, id).await,
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok((state, damaged)) => break shared.push(Input::ConversationLoaded(Box::new(state), damaged, fence)),
                 Err(error) => tracing::error!(conversation = %id, %error, "a conversation can't be read; trying again"),
             }
             tokio::time::sleep(RETRY).await;
         },
         Want::User(user) => loop {
             match store.rows(user.clone()).await {
-                Ok(rows) => break shared.push(Input::UserLoaded(user, rows)),
+                Ok(rows) => break shared.push(Input::UserLoaded(user, rows, fence)),
                 Err(error) => tracing::error!(%error, "a user's rows can't be read; trying again"),
             }
             tokio::time::sleep(RETRY).await;

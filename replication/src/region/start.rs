@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tern_core::clock::Entropy;
 use tern_core::eras::{Era, EraTable, is_era};
 use tern_core::ids::{Origin, Region};
+use tern_core::leases::SharedStore;
 use tern_core::mutants::{Mutant, on};
 use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY};
 use tern_core::node::seal::ERAS_KEY;
@@ -190,6 +191,33 @@ pub async fn begin(
         known,
         eras,
         todo,
+    })
+}
+
+/// Begins a start of one of several nodes: era and the rest are the region's, whichever node comes first. Epochs come
+/// with shares, and so does what is left to do.
+pub async fn begin_shared(store: &dyn SharedStore, opened: Opened, rng: &Entropy) -> Result<Begun, StartError> {
+    let Opened { region, known, mut eras, restored, .. } = opened;
+    let era = store.settle(ERA_KEY.to_owned(), Bytes::copy_from_slice(&mint(rng).to_be_bytes())).await?;
+    let era = <[u8; 8]>::try_from(&era[..]).map_err(|_| StartError::Value(ERA_KEY))?;
+    let origin = Origin { region, era: u64::from_be_bytes(era) };
+    let mut puts = vec![meta(REGION_KEY, &[region])];
+    if eras.get(origin).is_none() {
+        eras.note(origin, Era { start: 1, sealed: false }, true);
+        puts.push(Put::Meta { key: format!("{ERAS_KEY}{region}"), value: eras.to_bytes(region) });
+    }
+    store.put(puts, Durability::Synced).await?;
+    Ok(Begun {
+        origin,
+        epoch: 0,
+        start: 1,
+        commit: 0,
+        era_replaced: false,
+        refill: BTreeSet::new(),
+        restored,
+        known,
+        eras,
+        todo: Vec::new(),
     })
 }
 

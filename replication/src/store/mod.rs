@@ -4,6 +4,7 @@
 //!
 //! - [`MemoryStore`] for simulation and tests. It is deterministic and starts no threads; its disk is a handle
 //!   that several lives of a node share, and it can be crashed between any two steps of any operation.
+//! - [`SharedMemory`], likewise, for several nodes of a region.
 //! - [`EmbeddedStore`] on fjall, for a region with one disk. One row per message, one writer thread that
 //!   commits whatever waits in one group with `fdatasync`, a checksum chain per log that is verified when the
 //!   store is opened.
@@ -31,8 +32,10 @@ pub mod embedded;
 pub mod format;
 pub mod limits;
 pub mod memory;
+pub mod shared;
 
 pub use conditions::{EPOCH_KEY, epoch_value, parse_epoch};
 pub use embedded::backup::{REFILL_ALL_KEY, RESTORED_KEY};
 pub use embedded::{EmbeddedStore, OpenError, OpenReport, Options, StoreMetrics};
 pub use memory::MemoryStore;
+pub use shared::SharedMemory;

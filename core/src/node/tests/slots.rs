@@ -631,6 +631,21 @@ fn a_block_that_another_node_holds_is_heeded_and_its_end_too() {
     assert_eq!(heard(&fleet), [1, 3]);
 }
 
+#[test]
+fn all_who_ask_for_a_log_while_it_is_read_are_answered() {
+    let mut fleet = three();
+    let (now, core) = (fleet.now(), fleet.home_of("carol"));
+    let own_log = ConvId::own(SALT, &user("carol"));
+    let ask = || LinkBody::LogAsk(crate::wire::node_v1::LogAsk { conversation: Bytes::copy_from_slice(&own_log.0) });
+    let node = &mut fleet.member(core).node;
+    node.core_frame(now, 11, ask());
+    node.core_frame(now, 12, ask());
+    assert!(matches!(node.take_outputs().wants[..], [Want::Conversation(id)] if id == own_log));
+    node.conversation_loaded(now, LogState::new(own_log), BTreeMap::new());
+    let told: Vec<CoreId> = node.take_outputs().cores.into_keys().collect();
+    assert_eq!(told, [11, 12]);
+}
+
 fn cell(key: &str, blocked: bool) -> Bytes {
     use prost::Message;
     let value = v1::BlockCell { blocked }.encode_to_vec().into();

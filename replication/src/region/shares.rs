@@ -1,0 +1,421 @@
+//! Keeping a node's lease, and with it its shares of the region.
+//!
+//! One task per node. A few times a second it renews the lease, reads who else lives and who owns what, draws the plan of
+//! [`tern_core::placement`], and carries out its own part: it takes what has no living owner and is to be its own, and
+//! gives away what is to be another's, after all that was begun in it is over. What changed is told to the other nodes and
+//! to the edges at once; the store is the truth.
+//!
+//! **Who is dead.** A node whose beat stood still for [`DEAD_AFTER`] by this node's clock, while this node itself read and
+//! renewed without a failure in all that time: so a store that does not answer kills nobody. Its generation is ended
+//! first. A node counts its own lease from before it asked for it, and for [`LEASE`], which is shorter; so what it says on
+//! the strength of it is said before another can have taken over.
+//!
+//! **A name that two processes have.** Whoever starts looks first whether the name's beat moves; the two would otherwise
+//! end each other's generations for ever.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tern_core::leases::{LeaseError, NodeLease, SharedStore};
+use tern_core::owners::CoreNode;
+use tern_core::placement::{self, Candidate, Plan};
+use tern_core::slots::{Share, Slot};
+use tern_core::store::StoreError;
+use tern_core::wire::node_v1::node_frame::Body;
+use tokio::sync::oneshot;
+
+use super::core_task::Input;
+use super::{Shared, cores};
+
+/// Between two renewals.
+pub const RENEW_EVERY: Duration = Duration::from_millis(400);
+/// What a node owns is its own for so long after it asked for the last renewal that it got.
+pub const LEASE: Duration = Duration::from_millis(1_400);
+/// A node whose beat stands still for so long has no lease any more. Longer than [`LEASE`]: clocks of two machines run at
+/// nearly one speed.
+pub const DEAD_AFTER: Duration = Duration::from_millis(1_800);
+const _: () = assert!(DEAD_AFTER.as_millis() > LEASE.as_millis() + 300);
+/// What is being given away must be over by then; otherwise it stays until the next plan.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// Shares that are given away at once: the fewer, the shorter each waits.
+const GIVE_AT_ONCE: usize = 16;
+/// Conditional writes under way at once.
+const WRITES_AT_ONCE: usize = 16;
+/// What the store says is left to do is looked at so often (R6).
+const TODO_EVERY: Duration = Duration::from_secs(30);
+
+/// How a node shares its region with others.
+#[derive(Clone, Debug)]
+pub struct Sharing {
+    /// What they share.
+    pub store: Arc<dyn SharedStore>,
+    /// Its part beside the others', at least 1.
+    pub weight: u32,
+    /// Where the others reach this node, if not where it listens.
+    pub advertise: Option<SocketAddr>,
+}
+
+/// A beat, and since when it has stood still while everything else went well.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    generation: u64,
+    beat: u64,
+    since: Duration,
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    sharing: Sharing,
+    lease: NodeLease,
+    heard: BTreeMap<String, Heard>,
+    /// What the core task holds, with its epochs.
+    held: BTreeMap<Share, u64>,
+    /// The last epoch of each share that this node had, in this life or an earlier one: it is not gone on with.
+    lived: Option<BTreeMap<Share, u64>>,
+    todo_at: Duration,
+}
+
+/// Why a node may not begin to share a region.
+#[derive(Debug, thiserror::Error)]
+pub enum SharingError {
+    /// Its name is another's.
+    #[error(
+        "another process serves this region under the name \"{0}\": its lease is being renewed. Stop it, or give each \
+         core node a name of its own (node.name)"
+    )]
+    Twice(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<LeaseError> for SharingError {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Lost => Self::Store(StoreError::Backend("another process was quicker".to_owned())),
+            LeaseError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl Keeper {
+    /// Begins the node's generation.
+    pub async fn begin(shared: Arc<Shared>, sharing: Sharing, addr: SocketAddr) -> Result<Self, SharingError> {
+        let name = shared.config.node.clone();
+        let alive = |nodes: Vec<NodeLease>| nodes.into_iter().find(|n| n.name == name).map(|n| (n.generation, n.beat));
+        let before = alive(sharing.store.nodes().await?);
+        if before.is_some() {
+            tokio::time::sleep(RENEW_EVERY * 3).await;
+            if alive(sharing.store.nodes().await?) != before {
+                return Err(SharingError::Twice(name));
+            }
+        }
+        let mut lease = NodeLease {
+            name,
+            generation: 0,
+            beat: 0,
+            addr: sharing.advertise.unwrap_or(addr),
+            weight: sharing.weight,
+            drained: false,
+            ended: false,
+        };
+        lease.generation = sharing.store.claim(lease.clone()).await?;
+        let todo_at = shared.env.clock.now() + TODO_EVERY;
+        Ok(Self { shared, sharing, lease, heard: BTreeMap::new(), held: BTreeMap::new(), lived: None, todo_at })
+    }
+
+    /// Keeps the lease until the region stops, and then gives up all that it owns.
+    pub async fn run(mut self) {
+        let mut stopping = self.shared.draining.subscribe();
+        loop {
+            if *stopping.borrow() && !self.lease.drained {
+                self.lease.drained = true;
+            }
+            if let Err(error) = self.turn().await {
+                match error {
+                    LeaseError::Lost => self.lost().await,
+                    LeaseError::Store(error) => {
+                        tracing::warn!(%error, "this node's lease could not be renewed, or its region not be read; trying on");
+                        // What was heard before is no sign of death any more.
+                        self.heard.clear();
+                    }
+                }
+            }
+            if self.lease.drained && self.held.is_empty() && !*self.shared.emptied.borrow() {
+                // Nobody need wait for it to be dead.
+                self.lease.beat += 1;
+                self.lease.ended = true;
+                if let Err(error) = self.sharing.store.renew(self.lease.clone()).await {
+                    tracing::warn!(%error, "the others could not be told that this node has stopped");
+                }
+                self.shared.emptied.send_replace(true);
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RENEW_EVERY) => {}
+                () = self.shared.look.notified() => {}
+                _ = stopping.changed() => {}
+            }
+        }
+    }
+
+    /// The lease was ended by another: all that was owned is lost, and a new generation begins with nothing.
+    async fn lost(&mut self) {
+        tracing::warn!("this node was taken for dead, or another runs under its name; it begins anew with nothing");
+        let slots: BTreeSet<Slot> = self.held.keys().flat_map(|share| share.slots()).collect();
+        self.held.clear();
+        self.shared.push(Input::Lose(slots));
+        match self.sharing.store.claim(self.lease.clone()).await {
+            Ok(generation) => self.lease.generation = generation,
+            Err(error) => tracing::warn!(%error, "no new lease; trying on"),
+        }
+        self.heard.clear();
+    }
+
+    async fn turn(&mut self) -> Result<(), LeaseError> {
+        let asked = self.shared.env.clock.now();
+        self.lease.beat += 1;
+        self.sharing.store.renew(self.lease.clone()).await?;
+        self.shared.push(Input::Lease(asked + LEASE));
+        let nodes = self.sharing.store.nodes().await?;
+        let shares = self.sharing.store.shares().await?;
+        let alive = self.look(&nodes).await;
+        let changed = {
+            let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut changed = Vec::new();
+            for lease in &shares {
+                if owners.set(lease.share, Some(lease.node.as_str().into()), lease.epoch) {
+                    changed.push(lease.share);
+                }
+            }
+            for node in &alive {
+                owners.node(&node.name, CoreNode { addr: node.addr, generation: node.generation });
+            }
+            let known: Vec<Arc<str>> = owners.nodes().keys().cloned().collect();
+            for gone in known.iter().filter(|name| !nodes.iter().any(|n| n.name == ***name && !n.ended)) {
+                owners.forget(gone);
+            }
+            changed
+        };
+        if self.lived.is_none() {
+            let mine = shares.iter().filter(|lease| lease.node == self.lease.name);
+            self.lived = Some(mine.map(|lease| (lease.share, lease.epoch)).collect());
+        }
+        cores::keep(&self.shared, &alive);
+        self.drop_lost();
+        self.moved(changed);
+        let candidates: Vec<Candidate> = alive
+            .iter()
+            .map(|n| Candidate { name: n.name.as_str().into(), weight: n.weight, drained: n.drained })
+            .collect();
+        let plan = {
+            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            placement::plan(&owners, &candidates)
+        };
+        self.take(&plan).await?;
+        self.give(&plan).await?;
+        if asked >= self.todo_at && !self.held.is_empty() {
+            self.todo_at = asked + TODO_EVERY;
+            let todo = self.sharing.store.todo_in(self.held.keys().copied().collect()).await?;
+            self.shared.push(Input::TodoFound(todo));
+        }
+        Ok(())
+    }
+
+    /// Who lives: those that are not known to be dead. Whoever is, is fenced.
+    async fn look(&mut self, nodes: &[NodeLease]) -> Vec<NodeLease> {
+        let now = self.shared.env.clock.now();
+        self.heard.retain(|name, _| nodes.iter().any(|n| n.name == *name));
+        let mut alive = Vec::new();
+        for node in nodes {
+            if node.name == self.lease.name {
+                alive.push(self.lease.clone());
+                continue;
+            }
+            if node.ended {
+                continue;
+            }
+            let heard = self.heard.entry(node.name.clone()).or_insert(Heard {
+                generation: node.generation,
+                beat: node.beat,
+                since: now,
+            });
+            if (heard.generation, heard.beat) != (node.generation, node.beat) {
+                *heard = Heard { generation: node.generation, beat: node.beat, since: now };
+            }
+            if now.saturating_sub(heard.since) < DEAD_AFTER {
+                alive.push(node.clone());
+            } else {
+                match self.sharing.store.fence(node.clone()).await {
+                    Ok(()) => {
+                        tracing::warn!(node = %node.name, "a core node of this region has died: its shares are taken over");
+                    }
+                    Err(LeaseError::Lost) => {
+                        // It has renewed, or another has ended it: the next look tells.
+                        self.heard.remove(&node.name);
+                        alive.push(node.clone());
+                    }
+                    Err(LeaseError::Store(error)) => {
+                        tracing::warn!(node = %node.name, %error, "whether a node was fenced is not known");
+                        alive.push(node.clone());
+                    }
+                }
+            }
+        }
+        alive
+    }
+
+    /// What another has taken since is not this node's, whatever it believed.
+    fn drop_lost(&mut self) {
+        let lost: Vec<Share> = {
+            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            self.held.iter().filter(|(share, epoch)| owners.of(**share).1 > **epoch).map(|(share, _)| *share).collect()
+        };
+        if !lost.is_empty() {
+            lost.iter().for_each(|share| {
+                self.held.remove(share);
+            });
+            tracing::warn!(shares = lost.len(), "shares of this region were taken by other nodes");
+            self.shared.push(Input::Lose(lost.into_iter().flat_map(Share::slots).collect()));
+        }
+    }
+
+    /// Takes what is to be this node's: what nobody living owns, and what the store says is its own and it does not hold,
+    /// from an earlier life or because another has given it.
+    async fn take(&mut self, plan: &Plan) -> Result<(), LeaseError> {
+        let mut wanted: Vec<(Share, u64, bool)> = Vec::new();
+        {
+            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            for share in Share::all() {
+                let (owner, epoch) = owners.of(share);
+                let mine = owner.is_some_and(|owner| **owner == *self.lease.name);
+                if mine && self.held.get(&share) != Some(&epoch) {
+                    // Given by another, under an epoch of its own; or left by an earlier life of this node, which a new
+                    // epoch fences.
+                    let last = self.lived.as_ref().and_then(|lived| lived.get(&share)).copied().unwrap_or(0);
+                    wanted.push((share, epoch, epoch > last));
+                } else if plan.take.get(&share).is_some_and(|to| **to == *self.lease.name) {
+                    wanted.push((share, epoch, false));
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut gained = BTreeMap::new();
+        for part in wanted.chunks(WRITES_AT_ONCE) {
+            let (store, name) = (&self.sharing.store, &self.lease.name);
+            let writes = part.iter().map(|(share, epoch, given)| async move {
+                if *given {
+                    return Ok((*share, *epoch));
+                }
+                let next = store.give(*share, *epoch, name.clone()).await;
+                next.map(|next| (*share, next))
+            });
+            for done in futures_join(writes).await {
+                match done {
+                    Ok((share, epoch)) => {
+                        gained.insert(share, epoch);
+                    }
+                    Err(LeaseError::Lost) => {} // another was quicker: the next turn reads who
+                    Err(error) => {
+                        self.gain(gained).await?;
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.gain(gained).await
+    }
+
+    async fn gain(&mut self, gained: BTreeMap<Share, u64>) -> Result<(), LeaseError> {
+        if gained.is_empty() {
+            return Ok(());
+        }
+        // What the store says is left to do is read under the new epochs.
+        let todo = self.sharing.store.todo_in(gained.keys().copied().collect()).await?;
+        let slots = gained.iter().flat_map(|(share, epoch)| share.slots().map(|slot| (slot, *epoch))).collect();
+        self.shared.push(Input::Gain(slots, todo));
+        {
+            let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            for (share, epoch) in &gained {
+                owners.set(*share, Some(self.lease.name.as_str().into()), *epoch);
+            }
+        }
+        tracing::info!(shares = gained.len(), "shares of this region are this node's now");
+        self.held.extend(gained.iter().map(|(share, epoch)| (*share, *epoch)));
+        self.lived.get_or_insert_default().extend(gained.iter().map(|(share, epoch)| (*share, *epoch)));
+        self.moved(gained.into_keys().collect());
+        Ok(())
+    }
+
+    /// Gives away what is to be another's, a few shares at a time.
+    async fn give(&mut self, plan: &Plan) -> Result<(), LeaseError> {
+        let mine = plan.give.iter().filter(|(share, _)| self.held.contains_key(share));
+        let mine: Vec<(Share, String)> = mine.take(GIVE_AT_ONCE).map(|(share, to)| (*share, to.to_string())).collect();
+        if mine.is_empty() {
+            return Ok(());
+        }
+        let slots: BTreeSet<Slot> = mine.iter().flat_map(|(share, _)| share.slots()).collect();
+        let (tell, told) = oneshot::channel();
+        self.shared.push(Input::Leave(slots, self.shared.env.clock.now() + LEAVE_WITHIN, tell));
+        if !matches!(told.await, Ok(true)) {
+            return Ok(()); // they are this node's as before
+        }
+        let mut given = Vec::new();
+        let mut failed = None;
+        for (share, to) in mine {
+            let Some(epoch) = self.held.remove(&share) else { continue };
+            match self.sharing.store.give(share, epoch, to.clone()).await {
+                Ok(next) => {
+                    let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                    owners.set(share, Some(to.into()), next);
+                    given.push(share);
+                }
+                // Whoever has it then: the next turn reads it, and takes it again if it is this node's.
+                Err(error) => failed = Some(error),
+            }
+        }
+        tracing::info!(shares = given.len(), "shares of this region were given to other nodes");
+        self.moved(given);
+        match failed {
+            Some(LeaseError::Store(error)) => Err(LeaseError::Store(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the other nodes, the edges and the core task.
+    fn moved(&self, shares: Vec<Share>) {
+        if shares.is_empty() {
+            return;
+        }
+        let told = {
+            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            owners.some_to_wire(shares.iter().copied())
+        };
+        self.shared.tell_cores(|| Body::Owners(told.clone()));
+        self.shared.push(Input::Moved(shares));
+    }
+}
+
+/// All of these, in order.
+async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut pinned: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
+    std::future::poll_fn(|cx| {
+        let mut pending = false;
+        for (future, done) in &mut pinned {
+            if done.is_none() {
+                match future.as_mut().poll(cx) {
+                    std::task::Poll::Ready(value) => *done = Some(value),
+                    std::task::Poll::Pending => pending = true,
+                }
+            }
+        }
+        if pending { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    pinned.into_iter().filter_map(|(_, done)| done).collect()
+}

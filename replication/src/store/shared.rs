@@ -1,0 +1,187 @@
+//! A store in memory that several core nodes of a region share, for simulation and tests.
+//!
+//! What the nodes write is at once there and outlives each of them, as it is with a quorum of a database: the store itself
+//! never dies. Fences and leases are as [`tern_core::leases`] says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tern_core::ids::{ConvId, UserId};
+use tern_core::leases::{LeaseError, Leases, NodeLease, ShareLease, SharedStore};
+use tern_core::mutants::{Mutant, on};
+use tern_core::node::Node;
+use tern_core::slots::Share;
+use tern_core::store::{
+    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
+    StoreError, Todo, UserMarks,
+};
+
+use super::MemoryStore;
+
+#[derive(Debug, Default)]
+struct Tables {
+    nodes: BTreeMap<String, NodeLease>,
+    shares: BTreeMap<Share, ShareLease>,
+    fences: BTreeMap<ConvId, u64>,
+    settled: BTreeMap<String, Bytes>,
+}
+
+/// See the module. Clones are the same store.
+#[derive(Clone)]
+pub struct SharedMemory {
+    store: MemoryStore,
+    tables: Arc<Mutex<Tables>>,
+    salt: Arc<[u8]>,
+}
+
+impl fmt::Debug for SharedMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedMemory(..)")
+    }
+}
+
+impl SharedMemory {
+    /// An empty one. `salt` is the deployment's, by which users have slots.
+    pub fn new(salt: &[u8]) -> Self {
+        Self { store: MemoryStore::new(), tables: Arc::default(), salt: salt.into() }
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for SharedMemory {
+    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+        Box::pin(async move {
+            let mut answers = Vec::with_capacity(batches.len());
+            for batch in batches {
+                let fence = self.tables().fences.get(&batch.conversation).copied().unwrap_or(0);
+                if batch.epoch < fence && !on(Mutant::FencedOwnerWrites) {
+                    answers.push(Appended::Fenced);
+                    continue;
+                }
+                // The one below knows one owner: who that is was judged here.
+                answers.extend(self.store.append(vec![Append { epoch: u64::MAX, ..batch }]).await);
+            }
+            answers
+        })
+    }
+
+    fn put(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+        self.store.put(puts, Durability::Synced)
+    }
+
+    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
+        self.store.conversation(conversation)
+    }
+
+    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<tern_core::entry::Entry>>, StoreError>> {
+        self.store.range(range)
+    }
+
+    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
+        self.store.rows(user)
+    }
+
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+        self.store.marks(after, limit)
+    }
+
+    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+        self.store.todo()
+    }
+
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
+        self.store.conversations(after, limit)
+    }
+
+    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
+        self.store.meta(key)
+    }
+}
+
+impl Leases for SharedMemory {
+    fn claim(&self, node: NodeLease) -> BoxFut<'_, Result<u64, LeaseError>> {
+        Box::pin(async move {
+            let mut tables = self.tables();
+            let generation = tables.nodes.get(&node.name).map_or(1, |known| known.generation + 1);
+            tables.nodes.insert(node.name.clone(), NodeLease { generation, beat: 0, ended: false, ..node });
+            Ok(generation)
+        })
+    }
+
+    fn renew(&self, node: NodeLease) -> BoxFut<'_, Result<(), LeaseError>> {
+        Box::pin(async move {
+            match self.tables().nodes.get_mut(&node.name) {
+                Some(known) if known.generation == node.generation => {
+                    *known = node;
+                    Ok(())
+                }
+                _ => Err(LeaseError::Lost),
+            }
+        })
+    }
+
+    fn fence(&self, node: NodeLease) -> BoxFut<'_, Result<(), LeaseError>> {
+        Box::pin(async move {
+            match self.tables().nodes.get_mut(&node.name) {
+                Some(known) if *known == node => {
+                    known.generation += 1;
+                    known.ended = true;
+                    Ok(())
+                }
+                _ => Err(LeaseError::Lost),
+            }
+        })
+    }
+
+    fn nodes(&self) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>> {
+        Box::pin(async move { Ok(self.tables().nodes.values().cloned().collect()) })
+    }
+
+    fn shares(&self) -> BoxFut<'_, Result<Vec<ShareLease>, StoreError>> {
+        Box::pin(async move { Ok(self.tables().shares.values().cloned().collect()) })
+    }
+
+    fn give(&self, share: Share, epoch: u64, node: String) -> BoxFut<'_, Result<u64, LeaseError>> {
+        Box::pin(async move {
+            let mut tables = self.tables();
+            if tables.shares.get(&share).map_or(0, |known| known.epoch) != epoch {
+                return Err(LeaseError::Lost);
+            }
+            let epoch = if on(Mutant::RevReused) { epoch.max(1) } else { epoch + 1 };
+            tables.shares.insert(share, ShareLease { share, node, epoch });
+            Ok(epoch)
+        })
+    }
+
+    fn settle(&self, name: String, value: Bytes) -> BoxFut<'_, Result<Bytes, StoreError>> {
+        Box::pin(async move { Ok(self.tables().settled.entry(name).or_insert(value).clone()) })
+    }
+}
+
+impl SharedStore for SharedMemory {
+    fn fence_log(&self, conversation: ConvId, epoch: u64) -> BoxFut<'_, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let mut tables = self.tables();
+            let fence = tables.fences.entry(conversation).or_default();
+            *fence = (*fence).max(epoch);
+            Ok(*fence == epoch)
+        })
+    }
+
+    fn todo_in(&self, shares: Vec<Share>) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+        Box::pin(async move {
+            let mut todo = self.store.todo().await?;
+            todo.retain(|t| shares.contains(&Node::slot_of_todo(&self.salt, t).share()));
+            Ok(todo)
+        })
+    }
+}
