@@ -23,6 +23,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod admin;
+pub mod backend;
 pub mod bench;
 pub mod certs;
 pub mod chat;
@@ -30,6 +31,7 @@ pub mod checker;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod database;
 pub mod demo;
 pub mod dev;
 pub mod doctor;

@@ -13,10 +13,10 @@ use tern_ipconf::LoadTable;
 use tern_net::env::Env;
 use tern_replication::gossip::GossipNode;
 use tern_replication::region::{LoadExchange, NodeTls, Peer, Region, RegionConfig};
-use tern_replication::store::embedded::{EmbeddedStore, Options};
 use tracing::Instrument;
 
 use crate::admin;
+use crate::backend::Backend;
 use crate::cli::{Global, RegionArgs};
 use crate::config::scope::Role;
 use crate::edge::{OwnEdge, heartbeat};
@@ -68,7 +68,7 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
 
 /// A region at work.
 struct Serving {
-    store: Arc<EmbeddedStore>,
+    store: Backend,
     region: Arc<Region>,
     edge: OwnEdge,
     loads: Arc<LoadTable>,
@@ -88,16 +88,16 @@ impl Serving {
         let mut config = config(node).await?;
         let edge = OwnEdge::new(node, &mut registry)?;
         let gossip = gossip::prepare(node).await?;
-        health.phase("opening the store: replaying its journal and verifying its logs");
-        let (store, whole) = open_store(node)?;
+        health.phase(Backend::opening(node));
+        let (store, whole) = Backend::open(node).await?;
         config.store_damaged = !whole;
-        store.metrics().register(&mut registry);
+        store.register_metrics(&mut registry);
 
         health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
         let exchange = Arc::new(Loads { table: loads.clone(), region: node.region, direct: direct.clone() });
-        let region = Region::start(node.env.clone(), config, store.clone(), NodeTls { server, client }, exchange)
+        let region = Region::start(node.env.clone(), config, store.store(), NodeTls { server, client }, exchange)
             .await
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
@@ -113,8 +113,7 @@ impl Serving {
             true => Ok(()),
             false => Err("its last commit failed; see the log".to_owned()),
         });
-        let (disk, reserve) = (store.clone(), node.settings.store_disk_reserve.0);
-        health.needs("disk", move || disk.disk_free_bytes().map_or(Ok(()), |free| has_room(free, reserve)));
+        store.add_needs(health, node);
         let restored = region.clone();
         health.needs("refill", move || match restored.refilling() {
             (_, false) => Ok(()),
@@ -122,8 +121,8 @@ impl Serving {
         });
         let watched = region.clone();
         health.watches("core", move || watched.core_silence());
-        operations.watch_store(node, store.clone());
-        operations.publish_store(store.clone());
+        operations.watch_store(node, store.store());
+        store.publish(&operations);
         operations.publish_region(&region, node);
         edge.add_parts(&operations);
         let told = own_loads(loads.clone(), node.region, node.env.clone());
@@ -154,52 +153,10 @@ impl Serving {
                 "some messages are not yet held by every other region; they are shipped after the next start"
             );
         }
-        self.store.close().await.context("the store could not be closed in order; the next start takes a new era")?;
+        self.store.close().await?;
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-/// Opens the store, or makes it. Whether nothing of it is missing.
-fn open_store(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
-    let settings = &node.settings;
-    let mut options = Options::new(node.region);
-    options.init = settings.region_init;
-    options.disk_reserve_bytes = settings.store_disk_reserve.0;
-    options.cache_bytes = settings.store_cache.0;
-    let (store, report) = EmbeddedStore::open(&settings.data.join("store"), options)?;
-    for cut in &report.cut {
-        tracing::warn!(
-            ?cut,
-            "the end of a log was torn and has been cut; what was acked of it is offered again by its senders"
-        );
-    }
-    for damaged in &report.damaged {
-        tracing::error!(?damaged, "a log is damaged and refused; other regions may hold it");
-    }
-    for unreadable in &report.unreadable {
-        tracing::error!(?unreadable, "part of the store can't be read; what lies in it is refused");
-    }
-    tracing::info!(
-        created = report.created,
-        logs = report.logs,
-        entries = report.entries,
-        took_ms = u64::try_from(report.duration.as_millis()).unwrap_or(u64::MAX),
-        "store verified"
-    );
-    Ok((Arc::new(store), report.may_keep_era()))
-}
-
-/// Whether there is room for messages beside what must stay free.
-fn has_room(free: u64, reserve: u64) -> Result<(), String> {
-    if free >= reserve {
-        return Ok(());
-    }
-    Err(format!(
-        "nearly full: {} MiB are free and {} MiB are kept free (store.disk_reserve), so sends are refused; free some",
-        free >> 20,
-        reserve >> 20
-    ))
 }
 
 async fn config(node: &Node) -> Result<RegionConfig> {
@@ -257,16 +214,4 @@ impl LoadExchange for Loads {
 
 fn own_loads(loads: Arc<LoadTable>, region: RegionId, env: Env) -> admin::Loads {
     Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()) }.encode_to_vec())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_said_with_what_to_do() {
-        assert_eq!(has_room(256 << 20, 256 << 20), Ok(()));
-        let why = has_room(200 << 20, 256 << 20).unwrap_err();
-        assert!(why.contains("200 MiB") && why.contains("store.disk_reserve") && why.contains("free some"), "{why}");
-    }
 }

@@ -26,6 +26,8 @@ use tern_replication::store::embedded::{
 
 use crate::admin;
 use crate::cli::Global;
+use crate::config::database::StoreKind;
+use crate::database;
 use crate::exit::Failure;
 
 /// Options of `store`.
@@ -39,7 +41,8 @@ pub struct StoreArgs {
 /// What to do with a store.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Action {
-    /// Compare all tables with the logs; the region must not run. Exit 0 sound, 1 something is wrong
+    /// Compare all tables with the logs; the region must not run. On ScyllaDB: read every log, beside the region or
+    /// not. Exit 0 sound, 1 something is wrong
     Check {
         /// Do what can be done: cut damaged logs into quarantine, make rows, todo and checkpoints anew
         #[arg(long)]
@@ -77,14 +80,24 @@ pub enum Action {
     },
     /// Rewrite the entries now, so that no file of the store holds an erased body any more
     Compact,
+    /// ScyllaDB: make keyspaces and tables, by store.replication; what is there stays as it is
+    Init,
+    /// ScyllaDB: bring the tables of an earlier version to this one's
+    Migrate,
+    /// ScyllaDB: after its snapshots were restored: the region takes a new era, and asks its peers. It must not run
+    NewEra,
 }
 
 /// Runs the command.
 pub fn run(global: &Global, args: &StoreArgs) -> Result<(), Failure> {
     let settings = crate::settings(global, &[])?;
+    if settings.store_kind == StoreKind::Scylla {
+        return database::run(&settings, &args.action, global.json);
+    }
     let dir = settings.data.join("store");
     let store = Store { dir, admin: settings.admin_listen(), json: global.json };
     match &args.action {
+        Action::Init | Action::Migrate | Action::NewEra => database::needs_database(&settings),
         Action::Check { repair } => store.check(*repair),
         Action::Backup { to, no_verify } => store.backup(to, !no_verify),
         Action::Verify { file } => verify(file, global.json),

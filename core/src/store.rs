@@ -240,4 +240,10 @@ pub trait Store: Send + Sync + Debug + 'static {
 
     /// A named value.
     fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>>;
+
+    /// Whether what was decided outlives the machine of this process, however it ends. A region on such a store goes on
+    /// in its era after any stop (R13); only an operator's word that the store was restored ends it.
+    fn outlives_its_machine(&self) -> bool {
+        false
+    }
 }

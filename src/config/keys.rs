@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tern_ipconf::IpPrefix;
 
+use super::database::{Replicas, StoreKind};
 use super::gossip::Seed;
 use super::origin::WebOrigin;
 use super::scope::{self, Reload, Role};
@@ -223,6 +224,27 @@ settings! {
     /// A connection that has not said hello by then is closed.
     limit_hello_timeout: Duration = "limits.hello_timeout", "\"5s\"", AtOnce, EDGES, "1ms" to "5m";
 
+    /// Where the region keeps what must outlive it: on its own disk below `data`, or on ScyllaDB (or Cassandra), which
+    /// the next keys name. A region can't be moved from one to the other.
+    store_kind: StoreKind = "store.kind", "\"embedded\"", Restart, REGION;
+    /// ScyllaDB: some of its nodes; the others are learned from them.
+    store_nodes: Vec<HostPort> = "store.nodes", "[]", Restart, REGION;
+    /// ScyllaDB: the datacenter of this region. Nodes of other datacenters are not asked.
+    store_datacenter: Option<String> = "store.datacenter", "", Restart, REGION;
+    /// ScyllaDB: the rack of this process, whose nodes are asked first.
+    store_rack: Option<String> = "store.rack", "", Restart, REGION;
+    /// ScyllaDB: the keyspace of this region, in its datacenter only. Unset: `tern_<region.name>`, with "_" for "-".
+    store_keyspace: Option<String> = "store.keyspace", "", Restart, REGION;
+    /// ScyllaDB: the keyspace of the messages. Regions on one cluster share it; it has replicas in all datacenters.
+    store_timeline_keyspace: String = "store.timeline_keyspace", "\"tern_timeline\"", Restart, REGION;
+    /// ScyllaDB: replicas in each datacenter that has regions, for `tern store init`, such as `["dc1:3", "dc2:3"]`.
+    store_replication: Vec<Replicas> = "store.replication", "[]", Restart, REGION;
+    /// ScyllaDB: the name to log in by. Unset: none.
+    store_user: Option<String> = "store.user", "", Restart, REGION;
+    /// ScyllaDB: its password. Best given by TERN_STORE_PASSWORD.
+    store_password: Option<Secret> = "store.password", "", Restart, REGION;
+    /// ScyllaDB: what a request may take.
+    store_request_timeout: Duration = "store.request_timeout", "\"3s\"", Restart, REGION, "100ms" to "60s";
     /// Free disk below which messages are refused with store_full.
     store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"", Restart, REGION;
     /// Memory for the store's block cache.

@@ -8,6 +8,7 @@
 //! silently ignored is found in an incident. All problems are told at once. Each value remembers where it
 //! came from.
 
+pub mod database;
 pub mod gossip;
 pub mod keys;
 pub mod origin;
@@ -20,6 +21,7 @@ pub mod value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use database::StoreKind;
 pub use keys::{KEYS, Settings};
 use source::Layers;
 
@@ -98,6 +100,17 @@ impl Settings {
         }
         if self.deployment.is_empty() {
             problem("deployment", "is empty; tokens need an audience");
+        }
+        if self.store_kind == StoreKind::Scylla {
+            if self.store_nodes.is_empty() {
+                problem("store.nodes", "is not set, and store.kind is \"scylla\": give some nodes of the database");
+            }
+            if self.store_datacenter.is_none() {
+                problem("store.datacenter", "is not set, and store.kind is \"scylla\": give that of this region");
+            }
+            if self.store_user.is_some() != self.store_password.is_some() {
+                problem("store.user", "and store.password belong together, and one of them is not set");
+            }
         }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");

@@ -347,7 +347,7 @@ impl Region {
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
         let keep = match opened.claim {
-            Some(_) if peers.is_empty() => true,
+            Some(_) if peers.is_empty() || store.outlives_its_machine() => true,
             Some(commit) => confirm::confirm(&shared, &tls.client, (opened.start, commit)).await,
             None => false,
         };

@@ -4,7 +4,8 @@
 //! them was lost. It goes on in its era only after a clean stop, and if every configured peer confirms that it
 //! has heard of nothing later (see `confirm`). Otherwise its log continues under another name, so nothing that
 //! only a lost tail held can meet a second entry of the same number; and in the same commit it is noted that the
-//! store must be compared with each peer.
+//! store must be compared with each peer. A store that outlives its machine ([`Store::outlives_its_machine`]) has lost
+//! nothing: its region goes on in its era and asks nobody, unless an operator has said that it was restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,7 +112,9 @@ pub async fn open(store: &dyn Store, region: Region, damaged: bool) -> Result<Op
     let all_marked = value(store, REFILL_ALL_KEY).await?.is_some();
     let restored = value(store, RESTORED_KEY).await?.is_some();
     let clean = value(store, CLEAN_KEY).await?.as_deref().and_then(clean_commit);
-    let claim = clean.filter(|_| era.is_some() && !damaged && !all_marked && !restored);
+    // Such a store has lost nothing, however the last life ended.
+    let kept = if store.outlives_its_machine() { Some(clean.unwrap_or(0)) } else { clean };
+    let claim = kept.filter(|_| era.is_some() && !damaged && !all_marked && !restored);
     let (mut known, mut marks, mut eras) = (BTreeMap::new(), BTreeSet::new(), EraTable::default());
     for peer in 1..=u8::MAX {
         if let Some(value) = value(store, &format!("{ERAS_KEY}{peer}")).await?
@@ -269,6 +272,14 @@ async fn read_u64(store: &dyn Store, key: &'static str) -> Result<Option<u64>, S
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tern_core::entry::Entry;
+    use tern_core::ids::{ConvId, UserId};
+    use tern_core::store::{
+        Append, Appended, BoxFut, ConversationHeads, ConversationImage, Range, RowRecord, UserMarks,
+    };
+
     use super::*;
     use crate::store::MemoryStore;
 
@@ -334,6 +345,70 @@ mod tests {
             let after = open(&store, 1, false).await.unwrap();
             assert!(after.era == Some(first.origin.era) || after.marks.len() == 2, "{steps}: {after:?}");
         }
+    }
+
+    /// Of a database with replicas.
+    #[derive(Debug)]
+    struct Lasting(MemoryStore);
+
+    impl Store for Lasting {
+        fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+            self.0.append(batches)
+        }
+        fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+            self.0.put(puts, durability)
+        }
+        fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
+            self.0.conversation(conversation)
+        }
+        fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
+            self.0.range(range)
+        }
+        fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
+            self.0.rows(user)
+        }
+        fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+            self.0.marks(after, limit)
+        }
+        fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+            self.0.todo()
+        }
+        fn conversations(
+            &self,
+            after: Option<ConvId>,
+            limit: usize,
+        ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
+            self.0.conversations(after, limit)
+        }
+        fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
+            self.0.meta(key)
+        }
+        fn outlives_its_machine(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_store_that_outlives_its_machine_only_an_operator_ends_the_era() {
+        let memory = MemoryStore::new();
+        let peers = [2, 3].into();
+        let begin_on = async |memory: &MemoryStore| {
+            let store = Lasting(memory.clone());
+            let opened = open(&store, 1, false).await.unwrap();
+            let keep = opened.claim.is_some();
+            begin(&store, opened, &peers, keep, &Entropy::seeded(memory.steps())).await.unwrap()
+        };
+        let first = begin_on(&memory).await;
+        assert_eq!(first.refill, peers, "a new store is compared with all");
+        set(&memory, vec![meta("refill/2", &[]), meta("refill/3", &[])]).await;
+        let memory = memory.crash();
+        let second = begin_on(&memory).await;
+        assert_eq!((second.origin, second.epoch, second.era_replaced), (first.origin, 2, false), "after a crash");
+        assert!(second.refill.is_empty());
+        set(&memory, vec![meta(RESTORED_KEY, &[1]), meta(REFILL_ALL_KEY, &[1])]).await;
+        let third = begin_on(&memory).await;
+        assert!(third.era_replaced && third.origin != first.origin && third.restored);
+        assert_eq!(third.refill, peers);
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ pub fn parse_epoch(value: &[u8]) -> Option<u64> {
 
 /// Checks that the entries follow `head` in their own log. The error says what is wrong; nothing may be
 /// written then. Bodies are not hashed again here: whoever made the entry did.
-pub(crate) fn follows(append: &Append, head: Seq) -> Result<(), String> {
+pub fn follows(append: &Append, head: Seq) -> Result<(), String> {
     let log = || format!("log {} of {}", append.conversation, append.origin);
     if append.entries.is_empty() {
         return Err(format!("an append without entries to {}; nothing was written", log()));
@@ -47,7 +47,7 @@ pub(crate) fn follows(append: &Append, head: Seq) -> Result<(), String> {
 }
 
 /// Checks what could not be read back. Nothing of `puts` may be written if one of them is refused.
-pub(crate) fn acceptable(puts: &[Put]) -> Result<(), StoreError> {
+pub fn acceptable(puts: &[Put]) -> Result<(), StoreError> {
     let bad = |what: String| Err(StoreError::Backend(format!("{what}; nothing of the put was written")));
     for put in puts {
         match put {

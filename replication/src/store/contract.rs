@@ -34,12 +34,34 @@ pub trait World {
     fn die_after(&mut self, _steps: u64) -> bool {
         false
     }
+    /// Whether each log remembers the highest epoch that it was appended or read with, over lives. A backend that does
+    /// may fence a life whose epoch is below one of an earlier life; none that does not may.
+    fn epochs_outlive_a_crash(&self) -> bool {
+        false
+    }
 }
 
-/// One test per function of the contract. `$make` makes a world.
+/// By what clock a backend is tested.
+#[allow(dead_code, reason = "each backend uses one of them")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// Paused: waits end at once. For backends that wait for nothing but tokio's clock and their own threads.
+    Paused,
+    /// The machine's: for backends that talk to another process.
+    Real,
+}
+
+/// One test per function of the contract. `$make` makes a world. With `real` before it the tests run by the machine's
+/// clock, on threads: see [`Time`].
 macro_rules! contract {
+    (real $make:expr) => {
+        $crate::contract::contract!(all [flavor = "multi_thread"] $make);
+    };
     ($make:expr) => {
-        $crate::contract::contract!(@ $make;
+        $crate::contract::contract!(all [start_paused = true] $make);
+    };
+    (all $time:tt $make:expr) => {
+        $crate::contract::contract!(@ $time $make;
             appended_entries_are_read_back_and_heads_follow,
             what_does_not_follow_the_head_is_refused_and_changes_nothing,
             an_older_epoch_is_fenced_and_stays_so_after_a_crash,
@@ -65,14 +87,15 @@ macro_rules! contract {
             all_fields_of_rows_and_todo_come_back,
         );
     };
-    (@ $make:expr; $($name:ident,)*) => {
-        $(
-            #[tokio::test(start_paused = true)]
-            async fn $name() {
-                let mut world = $make;
-                $crate::contract::$name(&mut world).await;
-            }
-        )*
+    (@ $time:tt $make:expr; $($name:ident,)*) => {
+        $($crate::contract::contract!(one $time $make; $name);)*
+    };
+    (one [$($time:tt)*] $make:expr; $name:ident) => {
+        #[tokio::test($($time)*)]
+        async fn $name() {
+            let mut world = $make;
+            $crate::contract::$name(&mut world).await;
+        }
     };
 }
 pub(crate) use contract;
@@ -663,4 +686,5 @@ pub async fn all_fields_of_rows_and_todo_come_back(world: &mut dyn World) {
 
 #[path = "contract_histories.rs"]
 mod histories;
-pub use histories::random_histories;
+#[allow(unused_imports, reason = "each backend uses one of them")]
+pub use histories::{random_histories, random_histories_by};

@@ -34,7 +34,7 @@ pub mod limits;
 pub mod memory;
 pub mod shared;
 
-pub use conditions::{EPOCH_KEY, epoch_value, parse_epoch};
+pub use conditions::{EPOCH_KEY, acceptable, epoch_value, follows, parse_epoch};
 pub use embedded::backup::{REFILL_ALL_KEY, RESTORED_KEY};
 pub use embedded::{EmbeddedStore, OpenError, OpenReport, Options, StoreMetrics};
 pub use memory::MemoryStore;

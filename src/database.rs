@@ -1,0 +1,180 @@
+//! A region's store on ScyllaDB or Cassandra: its options by the configuration, and what `tern store` does with it.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use serde_json::json;
+use tern_core::ids::Region;
+use tern_core::store::{Durability, Put, Store};
+use tern_net::system::system_env;
+use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
+use tern_scylla::inspect::{self, Inspection};
+use tern_scylla::schema::{self, Changes};
+use tern_scylla::{Cluster, Options, ScyllaError, ScyllaStore};
+
+use crate::config::database::StoreKind;
+use crate::config::keys::Settings;
+use crate::exit::Failure;
+use crate::store::Action;
+
+/// Damaged logs that are printed; the rest is counted.
+const SHOWN: usize = 100;
+/// Under which a region notes whose a store is.
+const REGION_KEY: &str = "region";
+
+/// Where the database is.
+pub fn options(settings: &Settings) -> Result<Options> {
+    let nodes = settings.store_nodes.iter().map(ToString::to_string).collect();
+    let keyspace = match &settings.store_keyspace {
+        Some(keyspace) => keyspace.clone(),
+        None => format!("tern_{}", settings.region_name()?.replace('-', "_")),
+    };
+    let datacenter = settings.store_datacenter.clone().unwrap_or_default();
+    let mut options = Options::new(nodes, &datacenter, &keyspace, &settings.store_timeline_keyspace);
+    options.rack = settings.store_rack.clone();
+    options.login =
+        settings.store_user.clone().zip(settings.store_password.as_ref().map(|password| password.reveal().to_owned()));
+    options.request_timeout = settings.store_request_timeout;
+    Ok(options)
+}
+
+/// Runs `tern store` where the store is a database.
+pub fn run(settings: &Settings, action: &Action, json: bool) -> Result<(), Failure> {
+    crate::block_on(async {
+        match action {
+            Action::Init => print_changes(&init(settings).await?, json),
+            Action::Migrate => print_changes(&schema::migrate(&options(settings)?).await.map_err(start)?, json),
+            Action::Check { repair: false } => return check(settings, json).await,
+            Action::NewEra => new_era(settings, json).await?,
+            Action::Check { repair: true } => {
+                return Err(Failure::Usage(
+                    "a store on a database is not repaired from here: see \"ScyllaDB\" in docs/OPERATIONS.md"
+                        .to_owned(),
+                ));
+            }
+            Action::Backup { .. }
+            | Action::Verify { .. }
+            | Action::Restore { .. }
+            | Action::Erasures { .. }
+            | Action::Compact => {
+                return Err(Failure::Usage(
+                    "this is for a store on the region's own disk; store.kind is \"scylla\": use the database's \
+                     snapshots, see \"ScyllaDB\" in docs/OPERATIONS.md"
+                        .to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Refuses what only a database has.
+pub fn needs_database(settings: &Settings) -> Result<(), Failure> {
+    if settings.store_kind == StoreKind::Scylla {
+        return Ok(());
+    }
+    Err(Failure::Usage("this is for a store on ScyllaDB; store.kind is \"embedded\"".to_owned()))
+}
+
+async fn init(settings: &Settings) -> Result<Changes, Failure> {
+    let replication: schema::Replication =
+        settings.store_replication.iter().map(|each| (each.datacenter.clone(), each.count)).collect();
+    if replication.is_empty() {
+        let what = "store.replication is not set: give the replicas of each datacenter that has regions, such as \
+                    --set store.replication=dc1:3";
+        return Err(Failure::Usage(what.to_owned()));
+    }
+    schema::init(&options(settings)?, &replication).await.map_err(start)
+}
+
+async fn check(settings: &Settings, json: bool) -> Result<(), Failure> {
+    let store = open(settings, settings.region_id()?).await?;
+    let found = inspect::inspect(&store).await.context("the check could not go on")?;
+    print_inspection(&found, json);
+    if found.damaged.is_empty() { Ok(()) } else { Err(Failure::Property) }
+}
+
+/// After a restore of the database's snapshots: what was written since is lost, and numbers must not be used again.
+async fn new_era(settings: &Settings, json: bool) -> Result<(), Failure> {
+    let region = settings.region_id()?;
+    let store = open(settings, region).await?;
+    if store.in_use().await.context("the database was not read")? {
+        return Err(start(ScyllaError::InUse(store.cluster().options().keyspace.clone())));
+    }
+    let mark = |key: &str| Put::Meta { key: key.to_owned(), value: Bytes::from_static(&[1]) };
+    store.put(vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY)], Durability::Synced).await.context("nothing is known")?;
+    store.close().await.context("the next start waits some seconds")?;
+    if json {
+        println!("{}", json!({ "region": region, "new_era": true }));
+    } else {
+        println!(
+            "region {region} takes a new era at its next start, and is compared with every peer before it serves clients"
+        );
+    }
+    Ok(())
+}
+
+/// A store that has written nothing yet, of the right region.
+async fn open(settings: &Settings, region: Region) -> Result<Arc<ScyllaStore>, Failure> {
+    let env = system_env().context("the system gives no randomness or clock")?;
+    let cluster = Cluster::connect(options(settings)?).await.map_err(start)?;
+    let store = Arc::new(ScyllaStore::new(cluster, env.clock.clone(), &env.rng));
+    let owner = store.meta(REGION_KEY).await.context("the database was not read")?;
+    match owner.as_deref() {
+        Some([found]) if *found != region => {
+            let keyspace = store.cluster().options().keyspace.clone();
+            Err(start(ScyllaError::OtherRegion { keyspace, found: *found, expected: region }))
+        }
+        _ => Ok(store),
+    }
+}
+
+fn start(error: ScyllaError) -> Failure {
+    Failure::Start(error.into())
+}
+
+fn print_changes(changes: &Changes, json: bool) {
+    if json {
+        println!("{}", json!({ "done": changes.done }));
+    } else if changes.done.is_empty() {
+        println!("nothing to do: keyspaces and tables are what this version needs");
+    } else {
+        changes.done.iter().for_each(|done| println!("{done}"));
+    }
+}
+
+fn print_inspection(found: &Inspection, json: bool) {
+    let damaged = found
+        .damaged
+        .iter()
+        .map(|(conversation, origin, what)| format!("conversation {conversation}, log of {origin}: {what}"));
+    if json {
+        let damaged: Vec<String> = damaged.collect();
+        println!(
+            "{}",
+            json!({
+                "conversations": found.conversations,
+                "logs": found.logs,
+                "entries": found.entries,
+                "users": found.users,
+                "todo": found.todo,
+                "damaged": damaged,
+            })
+        );
+        return;
+    }
+    damaged.take(SHOWN).for_each(|line| println!("{line}"));
+    println!(
+        "{} conversations, {} logs, {} entries, {} users, {} todo rows; {}",
+        found.conversations,
+        found.logs,
+        found.entries,
+        found.users,
+        found.todo,
+        match found.damaged.len() {
+            0 => "nothing is wrong".to_owned(),
+            n => format!("{n} logs are damaged and refused"),
+        }
+    );
+}
