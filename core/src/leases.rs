@@ -88,7 +88,7 @@ pub trait SharedStore: Store + Leases {
     /// readable. Whether that is so: not if a higher one stands already.
     fn fence_log(&self, conversation: ConvId, epoch: u64) -> BoxFut<'_, Result<bool, StoreError>>;
 
-    /// Todo of these shares, in order of (target, conversation): see `Node::slot_of_todo` for where it
-    /// lies.
-    fn todo_in(&self, shares: Vec<Share>) -> BoxFut<'_, Result<Vec<Todo>, StoreError>>;
+    /// Todo of these shares, in order of (target, conversation): see `Node::slot_of_todo` for where it lies. They are the
+    /// caller's, under these epochs: what he writes in them from now on counts for more than what an earlier owner does.
+    fn todo_in(&self, shares: Vec<(Share, u64)>) -> BoxFut<'_, Result<Vec<Todo>, StoreError>>;
 }

@@ -79,6 +79,10 @@ impl ScyllaStore {
             Ok(floor) => floor,
             Err(error) => return all(&Appended::Unknown(error.to_string())),
         };
+        if self.sharing.is_some() {
+            // No process has the region: each append is judged by its conversation's own epoch.
+            return join_all(batches.iter().map(|batch| self.append_one(batch, None))).await;
+        }
         let rows: usize = batches.iter().map(|batch| batch.todo.len()).sum();
         let mut stamp = match self.stamps.take(rows).await {
             Ok(stamp) => stamp,
@@ -95,17 +99,19 @@ impl ScyllaStore {
         }
         self.raise_floor(floor);
         let appends = judged.into_iter().map(|(batch, fenced, stamp)| async move {
-            if fenced { Appended::Fenced } else { self.append_one(batch, stamp).await }
+            if fenced { Appended::Fenced } else { self.append_one(batch, Some(stamp)).await }
         });
         join_all(appends).await
     }
 
-    async fn append_one(&self, batch: &Append, stamp: i64) -> Appended {
+    async fn append_one(&self, batch: &Append, stamp: Option<i64>) -> Appended {
         let _turn = self.turn(batch.conversation).lock().await;
         let Ok(_room) = self.appends.acquire().await else {
             return Appended::Unknown("the store is closed; nothing was written".to_owned());
         };
-        self.owned.fetch_max(batch.epoch, Ordering::AcqRel);
+        if self.sharing.is_none() {
+            self.owned.fetch_max(batch.epoch, Ordering::AcqRel);
+        }
         let mut tail = match self.tails.take(batch.conversation, batch.epoch).await {
             Ok(tail) => tail,
             Err(TakeError::Fenced) => return Appended::Fenced,
@@ -147,11 +153,18 @@ impl ScyllaStore {
     }
 
     /// What must be durable no later than the entries.
-    async fn prepare(&self, batch: &Append, tail: &Tail, stamp: i64) -> Result<(), StoreError> {
+    async fn prepare(&self, batch: &Append, tail: &Tail, stamp: Option<i64>) -> Result<(), StoreError> {
         if tail.logs.is_empty() {
             self.note_conversation(batch.conversation).await?;
         }
-        let todo = batch.todo.iter().zip(stamp..).map(|(todo, stamp)| self.put_todo(todo, stamp));
+        let mut stamps = Vec::with_capacity(batch.todo.len());
+        for (todo, at) in batch.todo.iter().zip(0..) {
+            stamps.push(match (&self.sharing, stamp) {
+                (Some(sharing), _) => sharing.stamp_of_todo(todo, Some(batch.epoch))?,
+                (None, first) => first.unwrap_or(0) + at,
+            });
+        }
+        let todo = batch.todo.iter().zip(stamps).map(|(todo, stamp)| self.put_todo(todo, stamp));
         try_join_all(todo).await.map(|_| ())
     }
 
@@ -259,6 +272,7 @@ impl ScyllaStore {
     pub(crate) async fn put_todo(&self, todo: &Todo, stamp: i64) -> Result<(), StoreError> {
         let statements = self.requests.statements();
         let (slot, target) = crate::lists::todo_key(todo);
+        let slot = self.sharing.as_ref().map_or(slot, |sharing| i32::from(sharing.slot_of_todo(todo).number()));
         let conversation = &todo.conversation.0[..];
         if todo.prefix.is_empty() {
             return self.requests.write(&statements.todo_remove, (stamp, slot, target, conversation)).await;

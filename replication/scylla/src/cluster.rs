@@ -265,6 +265,9 @@ statements! {
     /// Those of a range of tokens.
     todo_range: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE token(slot) > ? AND token(slot) <= ?";
 
+    /// Those of a slot.
+    todo_of: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE slot = ?";
+
     /// A checkpoint.
     checkpoint_put: Write, ROW_PAGE, "INSERT INTO {k}.checkpoint (conversation, value) VALUES (?, ?) USING TIMESTAMP ?";
     /// The newest one.
@@ -282,6 +285,25 @@ statements! {
     entries_up: Read, ENTRY_PAGE, "SELECT seq, entry FROM {t}.timeline WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ? LIMIT ?";
     /// Entries of a bucket, downwards.
     entries_down: Read, ENTRY_PAGE, "SELECT seq, entry FROM {t}.timeline WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ? ORDER BY seq DESC LIMIT ?";
+
+    /// A core node's lease.
+    core_node: SerialRead, ROW_PAGE, "SELECT generation, beat, state FROM {k}.core_node WHERE name = ?";
+    /// All of them, as a quorum knows them.
+    core_nodes: Read, ROW_PAGE, "SELECT name, generation, beat, state FROM {k}.core_node";
+    /// Of a core node nobody has heard of.
+    core_first: Conditional, ROW_PAGE, "INSERT INTO {k}.core_node (name, generation, beat, state) VALUES (?, ?, ?, ?) IF NOT EXISTS";
+    /// A core node's next beat or generation.
+    core_change: Conditional, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ?";
+    /// The end of a generation whose beat stands still.
+    core_end: Conditional, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ? AND beat = ?";
+    /// Who has a share.
+    share: SerialRead, ROW_PAGE, "SELECT node, epoch FROM {k}.share WHERE share = ?";
+    /// Who has which share, as a quorum knows it.
+    shares: Read, ROW_PAGE, "SELECT share, node, epoch FROM {k}.share";
+    /// A share nobody has had.
+    share_first: Conditional, ROW_PAGE, "INSERT INTO {k}.share (share, node, epoch) VALUES (?, ?, ?) IF NOT EXISTS";
+    /// A share's next owner.
+    share_give: Conditional, ROW_PAGE, "UPDATE {k}.share SET node = ?, epoch = ? WHERE share = ? IF epoch = ?";
 
     /// A node's lease.
     node: SerialRead, ROW_PAGE, "SELECT generation, renewed FROM {k}.node WHERE id = ?";

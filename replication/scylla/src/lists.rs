@@ -12,6 +12,7 @@ use std::sync::PoisonError;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tern_core::ids::{ConvId, Heads, UserId};
 use tern_core::node::refill;
+use tern_core::slots::Slot;
 use tern_core::store::{ConversationHeads, RowRecord, StoreError, Target, Todo, UserMarks};
 use tern_replication::store::format::{decode_row, decode_todo};
 
@@ -149,6 +150,14 @@ impl ScyllaStore {
         Ok(found)
     }
 
+    /// Todo of one slot.
+    pub(crate) async fn list_todo_of(&self, slot: Slot) -> Result<Vec<Todo>, StoreError> {
+        type Row = (i16, Vec<u8>, Option<Vec<u8>>);
+        let statement = &self.requests.statements().todo_of;
+        let rows: Vec<Row> = self.requests.rows(statement, (i32::from(slot.number()),)).await?;
+        rows.into_iter().filter_map(|row| todo_of(row).transpose()).collect()
+    }
+
     pub(crate) async fn list_todo(&self) -> Result<Vec<Todo>, StoreError> {
         type Row = (i16, Vec<u8>, Option<Vec<u8>>);
         let statement = &self.requests.statements().todo_range;
@@ -157,18 +166,25 @@ impl ScyllaStore {
             .map(|range| async move { self.requests.rows::<Row>(statement, range).await });
         let parts: Vec<Vec<Row>> = stream::iter(parts).buffer_unordered(RANGES_AT_ONCE).try_collect().await?;
         let mut all = BTreeMap::new();
-        for (target, id, value) in parts.into_iter().flatten() {
-            let Some(value) = value else { continue };
-            let conversation = ConvId::from_slice(&id).ok_or_else(|| odd("an id that is none"))?;
-            let target = match u8::try_from(target).map_err(odd)? {
-                0 => Target::Fanout,
-                region => Target::Peer(region),
-            };
-            let (prefix, user) = decode_todo(&value).map_err(|error| StoreError::Backend(error.to_string()))?;
-            all.insert((target, conversation), Todo { target, conversation, prefix, user });
+        for row in parts.into_iter().flatten() {
+            if let Some(todo) = todo_of(row)? {
+                all.insert((todo.target, todo.conversation), todo);
+            }
         }
         Ok(all.into_values().collect())
     }
+}
+
+/// A row of the table; `None`: one that is being removed.
+fn todo_of((target, id, value): (i16, Vec<u8>, Option<Vec<u8>>)) -> Result<Option<Todo>, StoreError> {
+    let Some(value) = value else { return Ok(None) };
+    let conversation = ConvId::from_slice(&id).ok_or_else(|| odd("an id that is none"))?;
+    let target = match u8::try_from(target).map_err(odd)? {
+        0 => Target::Fanout,
+        region => Target::Peer(region),
+    };
+    let (prefix, user) = decode_todo(&value).map_err(|error| StoreError::Backend(error.to_string()))?;
+    Ok(Some(Todo { target, conversation, prefix, user }))
 }
 
 #[cfg(test)]

@@ -105,17 +105,33 @@ impl ScyllaStore {
         match run {
             Run::Rows(rows) => {
                 // Their time-stamps are their revisions; but who lost the region writes none either.
-                self.stamps.take(1).await?;
+                self.may_write().await?;
                 let rows = rows.iter().map(|((user, conversation), row)| self.put_row(user, *conversation, row));
                 try_join_all(rows).await?;
             }
             Run::Todo(all) => {
-                let stamp = self.stamps.take(1).await?;
-                try_join_all(all.values().map(|todo| self.put_todo(todo, stamp))).await?;
+                let mut stamps = Vec::with_capacity(all.len());
+                match &self.sharing {
+                    Some(sharing) => {
+                        for todo in all.values() {
+                            stamps.push(sharing.stamp_of_todo(todo, None)?);
+                        }
+                    }
+                    None => stamps.resize(all.len(), self.stamps.take(1).await?),
+                }
+                try_join_all(all.values().zip(stamps).map(|(todo, stamp)| self.put_todo(todo, stamp))).await?;
             }
             Run::Checkpoints(all) => {
-                let stamp = self.stamps.take(1).await?;
-                let writes = all.iter().map(|(conversation, checkpoint)| {
+                let mut stamps = Vec::with_capacity(all.len());
+                match &self.sharing {
+                    Some(sharing) => {
+                        for conversation in all.keys() {
+                            stamps.push(sharing.stamp_of_log(*conversation)?);
+                        }
+                    }
+                    None => stamps.resize(all.len(), self.stamps.take(1).await?),
+                }
+                let writes = all.iter().zip(stamps).map(|((conversation, checkpoint), stamp)| {
                     let mut value = Vec::new();
                     format::encode_opaque(&mut value, checkpoint);
                     self.requests.write(&statements.checkpoint_put, (conversation.0.to_vec(), value, stamp))
@@ -123,19 +139,30 @@ impl ScyllaStore {
                 try_join_all(writes).await?;
             }
             Run::Erase(conversation, origin, seq) => {
-                self.stamps.take(1).await?;
+                self.may_write().await?;
                 self.erase(LogId { conversation, origin }, seq).await?;
             }
             // Claimed above.
             Run::Meta(key, _) if key == EPOCH_KEY => {}
             Run::Meta(key, meta) => {
-                let stamp = self.stamps.take(1).await?;
+                let stamp = match &self.sharing {
+                    Some(sharing) => sharing.stamp_of_region(),
+                    None => self.stamps.take(1).await?,
+                };
                 let mut value = Vec::new();
                 format::encode_opaque(&mut value, &meta);
                 self.requests.write(&statements.meta_put, (meta_name(&key), value, stamp)).await?;
             }
         }
         Ok(())
+    }
+
+    /// Whether this process has the region, if only one can.
+    async fn may_write(&self) -> Result<(), StampError> {
+        match &self.sharing {
+            Some(_) => Ok(()),
+            None => self.stamps.take(1).await.map(|_| ()),
+        }
     }
 
     /// Writes a row, unless one of at least this revision is there. Of two with the same time-stamp the database

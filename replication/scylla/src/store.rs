@@ -24,6 +24,7 @@ use crate::limits::{APPENDS_AT_ONCE, DAMAGED_LOGS, REV_CACHE, TURNS};
 use crate::metrics::ScyllaMetrics;
 use crate::puts::meta_name;
 use crate::requests::{Fates, Requests};
+use crate::shared::Sharing;
 use crate::stamps::Stamps;
 use crate::tails::{Tail, Tails};
 use crate::timeline::{Timeline, damaged};
@@ -31,6 +32,8 @@ use crate::timeline::{Timeline, damaged};
 /// A region's store on ScyllaDB or Cassandra. Share it in an [`Arc`]; one that writes fences all that wrote before.
 pub struct ScyllaStore {
     pub(crate) requests: Arc<Requests>,
+    /// Other processes share the region: each conversation has the epoch of its share.
+    pub(crate) sharing: Option<Arc<Sharing>>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) tails: Tails,
     pub(crate) stamps: Stamps,
@@ -63,6 +66,7 @@ impl ScyllaStore {
             tails: Tails::new(requests.clone(), timeline.clone()),
             stamps: Stamps::new(requests.clone(), clock, holder),
             requests,
+            sharing: None,
             timeline,
             appends: Semaphore::new(APPENDS_AT_ONCE),
             turns: (0..TURNS).map(|_| tokio::sync::Mutex::new(())).collect(),
@@ -72,6 +76,19 @@ impl ScyllaStore {
             buckets: Mutex::default(),
             revs: Mutex::new(Halves::new(REV_CACHE)),
             damaged: Mutex::default(),
+        }
+    }
+
+    /// The store of one of several processes that share the region.
+    pub(crate) fn sharing(cluster: Arc<Cluster>, clock: Arc<dyn Clock>, rng: &Entropy, sharing: Arc<Sharing>) -> Self {
+        Self { sharing: Some(sharing), ..Self::new(cluster, clock, rng) }
+    }
+
+    /// The epoch under which this process reads a conversation and takes it over by that; 0: it does not own it.
+    pub(crate) fn owned_epoch(&self, conversation: ConvId) -> u64 {
+        match &self.sharing {
+            Some(sharing) => sharing.epoch_of(conversation),
+            None => self.owned.load(Ordering::Acquire),
         }
     }
 
@@ -102,6 +119,9 @@ impl ScyllaStore {
 
     /// The highest epoch seen, the stored one included.
     pub(crate) async fn floor(&self) -> Result<u64, StoreError> {
+        if self.sharing.is_some() {
+            return Ok(0);
+        }
         let read = || async { self.stamps.epoch().await.map(|epoch| self.raise_floor(epoch)) };
         self.stored_floor.get_or_try_init(read).await?;
         Ok(self.floor.load(Ordering::Acquire))
@@ -154,7 +174,7 @@ impl ScyllaStore {
 
     /// What is decided of a conversation, which is taken over for it by a store that owns something.
     async fn had(&self, conversation: ConvId) -> Result<Tail, StoreError> {
-        let owned = self.owned.load(Ordering::Acquire);
+        let owned = self.owned_epoch(conversation);
         if owned == 0 {
             return self.tails.read(conversation).await;
         }
@@ -189,7 +209,7 @@ impl ScyllaStore {
         if let Some(what) = self.damage(log) {
             return Err(damaged(log, what));
         }
-        let tail = match self.tails.remembered(range.conversation, self.owned.load(Ordering::Acquire)) {
+        let tail = match self.tails.remembered(range.conversation, self.owned_epoch(range.conversation)) {
             Some(tail) => tail,
             None => self.tails.glance(range.conversation).await?,
         };

@@ -219,7 +219,7 @@ impl Keeper {
         self.give(&plan).await?;
         if asked >= self.todo_at && !self.held.is_empty() {
             self.todo_at = asked + TODO_EVERY;
-            let todo = self.sharing.store.todo_in(self.held.keys().copied().collect()).await?;
+            let todo = self.sharing.store.todo_in(self.held.iter().map(|(s, e)| (*s, *e)).collect()).await?;
             self.shared.push(Input::TodoFound(todo));
         }
         Ok(())
@@ -336,7 +336,7 @@ impl Keeper {
             return Ok(());
         }
         // What the store says is left to do is read under the new epochs.
-        let todo = self.sharing.store.todo_in(gained.keys().copied().collect()).await?;
+        let todo = self.sharing.store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect()).await?;
         let slots = gained.iter().flat_map(|(share, epoch)| share.slots().map(|slot| (slot, *epoch))).collect();
         self.shared.push(Input::Gain(slots, todo));
         {

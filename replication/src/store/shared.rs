@@ -177,10 +177,11 @@ impl SharedStore for SharedMemory {
         })
     }
 
-    fn todo_in(&self, shares: Vec<Share>) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+    fn todo_in(&self, shares: Vec<(Share, u64)>) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
         Box::pin(async move {
             let mut todo = self.store.todo().await?;
-            todo.retain(|t| shares.contains(&Node::slot_of_todo(&self.salt, t).share()));
+            let of = |t: &Todo| Node::slot_of_todo(&self.salt, t).share();
+            todo.retain(|t| shares.iter().any(|(share, _)| *share == of(t)));
             Ok(todo)
         })
     }
