@@ -5,8 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use tern_core::store::Store;
+use tern_replication::region::Sharing;
 use tern_replication::store::embedded::{EmbeddedStore, Options};
-use tern_scylla::{Cluster, ScyllaStore};
+use tern_scylla::{Cluster, ScyllaStore, SharedScylla};
 
 use crate::config::database::StoreKind;
 use crate::database;
@@ -21,6 +22,8 @@ pub enum Backend {
     Embedded(Arc<EmbeddedStore>),
     /// On ScyllaDB or Cassandra.
     Scylla(Arc<ScyllaStore>),
+    /// The same, for one of several processes that share the region.
+    Shared(Arc<SharedScylla>),
 }
 
 impl Backend {
@@ -43,6 +46,11 @@ impl Backend {
                 let cluster = Cluster::connect(database::options(&node.settings)?).await?;
                 let (up, all) = cluster.nodes();
                 tracing::info!(keyspace = cluster.options().keyspace, up, all, "connected to the database");
+                if node.settings.region_shared {
+                    let salt = node.direct_salt()?;
+                    let store = SharedScylla::new(cluster, node.env.clock.clone(), &node.env.rng, &salt);
+                    return Ok((Self::Shared(Arc::new(store)), true));
+                }
                 let store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
                 Ok((Self::Scylla(Arc::new(store)), true))
             }
@@ -54,7 +62,15 @@ impl Backend {
         match self {
             Self::Embedded(store) => store.clone(),
             Self::Scylla(store) => store.clone(),
+            Self::Shared(store) => store.clone(),
         }
+    }
+
+    /// How this process shares its region with others, if it does.
+    pub fn sharing(&self, node: &Node) -> Option<Sharing> {
+        let Self::Shared(store) = self else { return None };
+        let settings = &node.settings;
+        Some(Sharing { store: store.clone(), weight: settings.region_weight, advertise: settings.region_advertise })
     }
 
     /// Adds what it counts.
@@ -62,6 +78,7 @@ impl Backend {
         match self {
             Self::Embedded(store) => store.metrics().register(registry),
             Self::Scylla(store) => store.metrics().register(registry),
+            Self::Shared(store) => store.store().metrics().register(registry),
         }
     }
 
@@ -74,6 +91,10 @@ impl Backend {
             }
             Self::Scylla(store) => {
                 let cluster = store.cluster().clone();
+                health.needs("database", move || has_nodes(cluster.nodes()));
+            }
+            Self::Shared(store) => {
+                let cluster = store.store().cluster().clone();
                 health.needs("database", move || has_nodes(cluster.nodes()));
             }
         }
@@ -92,6 +113,7 @@ impl Backend {
             Self::Embedded(store) => {
                 store.close().await.context("the store could not be closed in order; the next start takes a new era")
             }
+            Self::Shared(_) => Ok(()),
             Self::Scylla(store) => store
                 .close()
                 .await

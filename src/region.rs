@@ -91,6 +91,7 @@ impl Serving {
         health.phase(Backend::opening(node));
         let (store, whole) = Backend::open(node).await?;
         config.store_damaged = !whole;
+        config.sharing = store.sharing(node);
         store.register_metrics(&mut registry);
 
         health.phase("confirming the era and taking up what was left to do");

@@ -126,6 +126,14 @@ settings! {
     region_init: bool = "region.init", "false", Restart, REGION;
     /// The other regions, by their node ports; each region must list all others.
     peers: Vec<Peer> = "peers", "[]", Restart, REGION;
+    /// Several processes serve this region, each with a name of its own and all on one database: they share its
+    /// conversations and users out among themselves, and each takes over from those that die.
+    region_shared: bool = "region.shared", "false", Restart, REGION;
+    /// This process's part of a shared region beside the others': with 2 it has twice as much as one with 1.
+    region_weight: u32 = "region.weight", "1", Restart, REGION, "1" to "1000";
+    /// Where the other processes of a shared region and its edges reach this one's node port. Unset: listen.ip with
+    /// listen.node, which must then be a real address.
+    region_advertise: Option<SocketAddr> = "region.advertise", "", Restart, REGION;
     /// Edges only: node ports of the cores of the region, tried in turn.
     core: Vec<HostPort> = "core", "[]", Restart, EDGE;
 

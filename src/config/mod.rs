@@ -112,6 +112,23 @@ impl Settings {
                 problem("store.user", "and store.password belong together, and one of them is not set");
             }
         }
+        if self.region_shared {
+            if self.store_kind != StoreKind::Scylla {
+                problem(
+                    "region.shared",
+                    "is true, and store.kind is \"embedded\": a disk has one process; use \"scylla\"",
+                );
+            }
+            if !self.peers.is_empty() {
+                problem(
+                    "region.shared",
+                    "is true, and peers are set: a region that several processes share can't be linked to others yet",
+                );
+            }
+            if self.region_advertise.is_none() && self.listen_ip.is_unspecified() {
+                problem("region.advertise", "is not set, and listen.ip is no address that others could reach: set one");
+            }
+        }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");
         }

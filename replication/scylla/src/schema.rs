@@ -39,8 +39,20 @@ const TIMELINE_STEPS: &[&[&str]] =
     &[&["CREATE TABLE IF NOT EXISTS {k}.timeline (conversation blob, region smallint, era bigint, bucket bigint, \
      seq bigint, entry blob, PRIMARY KEY ((conversation, region, era, bucket), seq))"]];
 
-const REGION_TABLES: &[&str] =
-    &["tail", "owner", "conversations", "buckets", "user_rows", "todo", "checkpoint", "meta", "slot", "node", "core_node", "share"];
+const REGION_TABLES: &[&str] = &[
+    "tail",
+    "owner",
+    "conversations",
+    "buckets",
+    "user_rows",
+    "todo",
+    "checkpoint",
+    "meta",
+    "slot",
+    "node",
+    "core_node",
+    "share",
+];
 const TIMELINE_TABLES: &[&str] = &["timeline"];
 
 /// The schema version that this version of tern reads and writes, of the region's keyspace and of the entries'.

@@ -70,7 +70,9 @@ impl Sharing {
         }
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((epoch, count)) = shares.get_mut(&share) else {
-            return Err(StoreError::Backend("this node does not own what it was to write; nothing was written".to_owned()));
+            return Err(StoreError::Backend(
+                "this node does not own what it was to write; nothing was written".to_owned(),
+            ));
         };
         *count += 1;
         if *count >> COUNT_BITS != 0 {
@@ -138,8 +140,7 @@ impl SharedScylla {
                     self.requests.conditional(&statements.core_change, values).await
                 }
                 Some((before, Some(beat_before))) => {
-                    let values =
-                        (generation, beat, &state[..], name, before.cast_signed(), beat_before.cast_signed());
+                    let values = (generation, beat, &state[..], name, before.cast_signed(), beat_before.cast_signed());
                     self.requests.conditional(&statements.core_end, values).await
                 }
             };

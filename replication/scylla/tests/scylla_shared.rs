@@ -154,11 +154,7 @@ async fn what_a_former_owner_still_writes_changes_nothing_whatever_its_clock_say
     let row = |epoch: u64, seq: u64| Put::Row {
         user: user.clone(),
         conversation: id,
-        row: RowRecord {
-            rev: Rev(Rev::start_of(epoch).0 + 1),
-            heads: [(OWN, seq)].into(),
-            ..RowRecord::default()
-        },
+        row: RowRecord { rev: Rev(Rev::start_of(epoch).0 + 1), heads: [(OWN, seq)].into(), ..RowRecord::default() },
     };
     new.put(vec![row(second, 4)], Durability::Synced).await.unwrap();
     old.put(vec![row(first, 3)], Durability::Synced).await.unwrap();
