@@ -47,6 +47,7 @@ pub(crate) mod connection;
 pub(crate) mod devices;
 pub mod limits;
 pub mod links;
+pub(crate) mod middlebox;
 pub mod net;
 pub mod node;
 pub mod packets;
