@@ -43,6 +43,14 @@ fn network(cause: impl std::fmt::Display) -> Failure {
     Failure::Network(cause.to_string())
 }
 
+/// No connection to an address came about.
+fn not_connected(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => Failure::NothingThere(error.to_string()),
+        _ => network(error),
+    }
+}
+
 /// Runs until the connection ends, by itself or because `job.out` was closed. Why it ended.
 pub(crate) async fn run(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob) -> Failure {
     let work = async {
@@ -263,7 +271,7 @@ async fn tls_to(
     let one = |to: SocketAddr| {
         let name = name.clone();
         async move {
-            let stream = shared.env.net.connect(to).await.map_err(network)?;
+            let stream = shared.env.net.connect(to).await.map_err(|e| not_connected(&e))?;
             TlsConnector::from(config.clone()).connect(name, stream).await.map_err(network)
         }
     };

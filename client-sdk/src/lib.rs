@@ -63,7 +63,7 @@ pub use settings::{DevicesError, EraseError, SetError};
 pub use tern_core::client::{
     Change, ConnectionState, DeviceInfo, DiscardRefused, EraseRefused, Erased, FOR_EVER, Failure, GroupInfo,
     GroupOptions, GroupRefused, MemberInfo, Message, MessageId, MessageState, NetInfo, NetKind, Placed, Presence,
-    SendRefused, SetRefused, TooManyWatched, Transport, Trouble, UnknownMessage,
+    Saving, SendRefused, SetRefused, TooManyWatched, Transport, Trouble, UnknownMessage,
 };
 pub use tern_core::ids::{ConvId, InstallId, UserId};
 pub use tern_core::membership::Role;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tern_core::client::{ConnectionState, MessageId, NetInfo, Placed, Trouble};
+use tern_core::client::{ConnectionState, MessageId, NetInfo, Placed, Saving, Trouble};
 use tokio::time::timeout;
 
 use crate::client::{CallError, Client};
@@ -34,6 +34,17 @@ impl Client {
     /// Where the client is closed, or its store failed.
     pub fn set_foreground(&self, foreground: bool) -> Result<(), CallError> {
         Ok(self.shared().act(|machine, now| machine.set_foreground(now, foreground))?)
+    }
+
+    /// When data is to be saved while the application is in the background: by default on networks that
+    /// [`Client::network_changed`] calls metered. Of what was missed then only the newest messages of each conversation are
+    /// fetched, enough for a notification; the rest comes with the foreground or with another network, and whatever the
+    /// application asks for comes at once. Kept until the client is closed.
+    ///
+    /// # Errors
+    /// Where the client is closed, or its store failed.
+    pub fn set_saving(&self, saving: Saving) -> Result<(), CallError> {
+        Ok(self.shared().act(|machine, now| machine.set_saving(now, saving))?)
     }
 
     /// The system is about to stop this process: what waits to be sent is given until `deadline` from now, then the

@@ -9,8 +9,8 @@ use std::time::Duration;
 use fake_edge::{FakeEdge, chat, eventually, user};
 use tern_client::store::memory::MemoryStore;
 use tern_client::{
-    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, FallbackEdge, InstallId, MessageId,
-    MessageState, StaticToken, Transport,
+    Client, ClientConfig, ConnectionState, DispatchServer, Draft, Event, Failure, FallbackEdge, InstallId, MessageId,
+    MessageState, StaticToken, Transport, Trouble,
 };
 use tern_net::env::Env;
 use tern_net::proxy::HttpProxy;
@@ -101,6 +101,27 @@ async fn where_udp_is_swallowed_it_is_tcp() {
     conversation.send(Draft::text("hi")).unwrap();
     eventually("the answer", || texts(&client) == ["hi", "re: hi"]).await;
     assert_eq!(live_by(&client), Some(Transport::Tcp));
+    client.close().await;
+}
+
+#[tokio::test]
+async fn where_nothing_listens_the_client_is_told_so() {
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    // It listens, and is gone.
+    let listener = env.net.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let at = listener.local_addr();
+    drop(listener);
+    let mut config = config(&edge);
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    let told = || match client.connection() {
+        ConnectionState::Connecting { trouble: Some(Trouble::NoConnection { failure, .. }), .. } => Some(failure),
+        _ => None,
+    };
+    eventually("it is told", || matches!(told(), Some(Failure::NothingThere(_)))).await;
     client.close().await;
 }
 

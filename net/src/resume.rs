@@ -10,7 +10,9 @@
 //! *Client.* [`Resuming`] keeps the tickets of each server apart: names may be shared by many servers, and a ticket
 //! shown to the wrong one is wasted. They live as long as the process: rustls 0.23 can't write them down.
 
-use std::collections::{BTreeMap, VecDeque};
+mod kept;
+
+use std::collections::VecDeque;
 use std::fmt::{self, Debug};
 use std::fs;
 use std::io;
@@ -24,48 +26,19 @@ use rustls::server::StoresServerSessions;
 use rustls::{ClientConfig, ServerConfig};
 use tern_core::clock::Entropy;
 
+use self::kept::{NAME_BYTES, Name, Ring};
 use crate::reset::{ResetKey, write};
 
 /// Given with each handshake: for the next connection, and two attempts beside it. Each costs an edge memory.
 const TICKETS_PER_HANDSHAKE: usize = 3;
 /// Servers whose tickets a client keeps: those of a dispatch list, and of one before it.
 const SERVERS: usize = 16;
-/// Bytes of a session's name, as rustls draws them.
-const NAME_BYTES: usize = 32;
-/// A session that is larger is not kept: those of clients without certificates have about 200 bytes.
-const SESSION_BYTES: usize = 1024;
 /// What is in the file; another number means that it can't be read by this version.
 const FILE_MAGIC: &[u8; 8] = b"terntk\0\x01";
 
-type Name = [u8; NAME_BYTES];
-
-#[derive(Default)]
-struct Sessions {
-    by_name: BTreeMap<Name, Box<[u8]>>,
-    /// In the order they came; those that were used since are in it, too.
-    order: VecDeque<Name>,
-}
-
-impl Sessions {
-    fn put(&mut self, name: Name, session: Box<[u8]>, most: usize) {
-        if self.by_name.insert(name, session).is_none() {
-            self.order.push_back(name);
-        }
-        while self.by_name.len() > most
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.by_name.remove(&oldest);
-        }
-        if self.order.len() > most.saturating_mul(2) {
-            let Self { by_name, order } = self;
-            order.retain(|name| by_name.contains_key(name));
-        }
-    }
-}
-
 /// See the module. Shared by all listeners of a node.
 pub struct Tickets {
-    sessions: Mutex<Sessions>,
+    sessions: Mutex<Ring>,
     most: usize,
 }
 
@@ -87,18 +60,19 @@ pub enum TicketsError {
 }
 
 impl Tickets {
-    /// At most so many are kept, about 350 bytes each; 0 = none, and no early data.
+    /// At most so many are kept, about 160 bytes each; 0 = none, and no early data. One that was used counts until those
+    /// that came before it have gone.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { sessions: Mutex::default(), most })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sessions> {
+    fn lock(&self) -> MutexGuard<'_, Ring> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sessions that may be taken up.
     pub fn len(&self) -> usize {
-        self.lock().by_name.len()
+        self.lock().len()
     }
 
     /// Whether there is none.
@@ -135,12 +109,8 @@ impl Tickets {
         }
         let plain = unseal(sealed, key, made_for).ok_or(TicketsError::Unreadable)?;
         let sessions = read_sessions(&plain).ok_or(TicketsError::Unreadable)?;
-        let count = sessions.len();
         let mut ours = self.lock();
-        for (name, session) in sessions {
-            ours.put(name, session, self.most);
-        }
-        Ok(count)
+        Ok(sessions.into_iter().filter(|(name, session)| ours.put(name, session, self.most)).count())
     }
 
     /// Leaves all of them to the next start, and keeps none: nothing can be taken up here any more.
@@ -148,13 +118,12 @@ impl Tickets {
     /// # Errors
     /// The file can't be written; they are lost then.
     pub fn leave(&self, file: &Path, key: &ResetKey, made_for: &str, rng: &Entropy) -> io::Result<usize> {
-        let Sessions { mut by_name, order } = std::mem::take(&mut *self.lock());
+        let sessions = std::mem::take(&mut *self.lock());
         let mut plain = Vec::new();
         let mut count = 0;
-        for name in &order {
-            let Some(session) = by_name.remove(name) else { continue };
+        for (name, session) in sessions.drain() {
             let length = u16::try_from(session.len()).unwrap_or(u16::MAX);
-            plain.extend_from_slice(name);
+            plain.extend_from_slice(&name);
             plain.extend_from_slice(&length.to_be_bytes());
             plain.extend_from_slice(&session);
             count += 1;
@@ -174,11 +143,7 @@ impl Tickets {
 impl StoresServerSessions for Tickets {
     fn put(&self, key: Vec<u8>, value: Vec<u8>) -> bool {
         let Ok(name) = Name::try_from(key) else { return false };
-        if value.len() > SESSION_BYTES || self.most == 0 {
-            return false;
-        }
-        self.lock().put(name, value.into_boxed_slice(), self.most);
-        true
+        self.lock().put(&name, &value, self.most)
     }
 
     /// None: a session is good once, and only TLS 1.2 asks without using it up.
@@ -188,7 +153,7 @@ impl StoresServerSessions for Tickets {
 
     fn take(&self, key: &[u8]) -> Option<Vec<u8>> {
         let name = Name::try_from(key).ok()?;
-        self.lock().by_name.remove(&name).map(Vec::from)
+        self.lock().take(&name)
     }
 
     fn can_cache(&self) -> bool {
@@ -221,13 +186,13 @@ fn unseal(mut sealed: Vec<u8>, key: &ResetKey, made_for: &str) -> Option<Vec<u8>
     Some(plain.to_vec())
 }
 
-fn read_sessions(mut plain: &[u8]) -> Option<Vec<(Name, Box<[u8]>)>> {
+fn read_sessions(mut plain: &[u8]) -> Option<Vec<(Name, &[u8])>> {
     let mut sessions = Vec::new();
     while !plain.is_empty() {
         let (name, rest) = plain.split_first_chunk::<NAME_BYTES>()?;
         let (length, rest) = rest.split_first_chunk::<2>()?;
         let (session, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        sessions.push((*name, session.into()));
+        sessions.push((*name, session));
         plain = rest;
     }
     Some(sessions)

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 
 use quinn::Endpoint;
 
+use super::kept::SESSION_BYTES;
 use super::*;
 use crate::env::Env;
 use crate::quic::{QuicParams, client_config, client_endpoint, server_endpoint};
@@ -28,7 +29,7 @@ fn each_is_good_once_and_the_oldest_give_way() {
         tickets.put(name(n), vec![n]);
         tickets.take(&name(n));
     }
-    assert!(tickets.lock().order.len() <= 6);
+    assert!(tickets.is_empty() && tickets.lock().pop().is_none());
     let none = Tickets::new(0);
     assert!(!none.put(name(1), vec![1]) && !none.can_cache());
 }
@@ -71,6 +72,23 @@ fn a_stop_in_order_leaves_them_to_the_next_start_once() {
         fs::write(&file, &kept[..length]).unwrap();
         assert!(Tickets::new(10).take_up(&file, &key, "a").is_err());
     }
+}
+
+#[test]
+fn a_file_of_an_earlier_version_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("e1.tickets");
+    let rng = Entropy::seeded(1);
+    let key = ResetKey::random(&rng);
+    // One after the other: name, length, session.
+    let plain = [&name(1)[..], &[0, 3], b"abc", &name(2), &[1, 94], &[5; 350], &name(3), &[3, 0], &[6; 768]].concat();
+    let sealed = seal(plain, &key, "a", &rng).unwrap();
+    assert_eq!(sealed[..8], *b"terntk\0\x01");
+    fs::write(&file, sealed).unwrap();
+    let tickets = Tickets::new(10);
+    assert_eq!(tickets.take_up(&file, &key, "a").unwrap(), 2, "and none that is too large");
+    assert_eq!(tickets.take(&name(1)).as_deref(), Some(b"abc".as_slice()));
+    assert_eq!(tickets.take(&name(2)), Some(vec![5; 350]));
 }
 
 /// A server that says how the connection's first stream came, and echoes it.
@@ -143,12 +161,24 @@ async fn the_second_connection_speaks_with_its_first_packet_and_a_server_that_fo
     for _ in 0..3 {
         assert_eq!(ask(&env, &resuming, at).await, ("early hello".into(), Some(true)));
     }
-    *tickets.lock() = Sessions::default();
+    *tickets.lock() = Ring::default();
     assert_eq!(ask(&env, &resuming, at).await, ("late hello".into(), Some(false)));
     // Another server of the same name is none that this ticket is for.
     let other = serve(&env, &pki, &Tickets::new(100));
     assert_eq!(ask(&env, &resuming, other.local_addr().unwrap()).await, ("late hello".into(), None));
     assert_eq!(ask(&env, &resuming, at).await, ("early hello".into(), Some(true)));
+}
+
+#[tokio::test]
+async fn a_handshake_leaves_three_tickets_of_73_bytes_and_two_names() {
+    let env = system_env().unwrap();
+    let pki = Pki::new();
+    let tickets = Tickets::new(100);
+    let server = serve(&env, &pki, &tickets);
+    let resuming = Resuming::new(tls::client_tls(pki.ca_pem.as_bytes(), &[b"t"], env.clock.clone()).unwrap());
+    ask(&env, &resuming, server.local_addr().unwrap()).await;
+    let lengths: Vec<_> = std::mem::take(&mut *tickets.lock()).drain().map(|(_, session)| session.len()).collect();
+    assert_eq!(lengths, [73 + "localhost".len() + "t".len(); 3]);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use tern_netsim_link::{Counts, InterfaceError, Interfaces, LinkSpec, Nat, NatSpe
 use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
 use crate::limits::{FORGOTTEN_MAX, NAT_TCP_IDLE, NAT_TCP_UNANSWERED};
+use crate::middlebox::{Middlebox, Verdict};
 use crate::packets::Protocol;
 use crate::path::ip_v4;
 use crate::pipes::PipeId;
@@ -47,13 +48,18 @@ pub enum Block {
     /// A captive portal: datagrams are lost, and whatever stream is opened, the access network itself takes it and
     /// never answers.
     Captive,
+    /// A middlebox: datagrams are lost, and so are streams that do not begin as TLS that offers HTTP.
+    AllButWeb {
+        /// Streams are cut at this age, by a reset to the device.
+        longest_ns: Option<u64>,
+    },
 }
 
 impl Block {
-    /// Whether it concerns packets of this kind.
+    /// Whether it concerns packets of this kind. A middlebox looks into streams itself.
     pub(crate) fn concerns(self, protocol: Protocol) -> bool {
         match self {
-            Self::Udp => protocol == Protocol::Udp,
+            Self::Udp | Self::AllButWeb { .. } => protocol == Protocol::Udp,
             Self::Tcp => protocol != Protocol::Udp,
             Self::Captive => true,
         }
@@ -184,6 +190,7 @@ pub(crate) struct Line {
     /// When its NAT forgot whom.
     pub(crate) forgotten: Vec<Forgotten>,
     pub(crate) portal: Portal,
+    pub(crate) middlebox: Middlebox,
 }
 
 /// A NAT keeps datagrams and streams apart, and streams longer.
@@ -261,6 +268,25 @@ impl Access {
             Says::Answer(head) => Some(head.packet().into()),
             Says::Nothing | Says::NotMine => None,
         }
+    }
+
+    /// What the middlebox of a line, if there is one, does with a segment of the device (`inside`, the packet), or for it.
+    pub(crate) fn middlebox(
+        &mut self,
+        line: usize,
+        now_ns: u64,
+        (inside, outside): (SocketAddrV4, SocketAddrV4),
+        segment: &[u8],
+        leaves: bool,
+    ) -> Verdict {
+        let line = &mut self.lines[line];
+        let Some(Block::AllButWeb { longest_ns }) = line.block else { return Verdict::Passes };
+        let head = Head::of(segment);
+        if !leaves {
+            return line.middlebox.enters(now_ns, (inside, outside), head, longest_ns);
+        }
+        let payload = &segment[segment.len().saturating_sub(head.payload)..];
+        line.middlebox.leaves(now_ns, (inside, outside), (head, payload), longest_ns)
     }
 
     /// The access link of a line.

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tern_netsim_link::{HandOver, Interface, Interfaces, Outage, Spec, Way, nearest};
 
 use crate::access::{Access, AccessCounts, AccessError, AccessSpec, Block, Forgotten, HostCounts, Line, Nats};
+use crate::middlebox::Middlebox;
 use crate::node::{HostId, SimNode};
 use crate::path::{Owner, ip_v4};
 use crate::pipes::{PipeId, Place};
@@ -78,7 +79,14 @@ impl State {
             let link = link.map_err(|source| AccessError::Spec { link: name, source })?;
             let nat = spec.nat.map(|(spec, outside)| Nats::new(spec, outside));
             self.by_ip.insert(outside[line], Owner { host, line: Some(line) });
-            lines.push(Line { link, nat, block: None, forgotten: Vec::new(), portal: Portal::default() });
+            lines.push(Line {
+                link,
+                nat,
+                block: None,
+                forgotten: Vec::new(),
+                portal: Portal::default(),
+                middlebox: Middlebox::default(),
+            });
         }
         self.hosts[host.0].access = Some(Access { interfaces, lines });
         Ok(())

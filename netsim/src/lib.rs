@@ -48,6 +48,7 @@ pub mod cores;
 pub(crate) mod devices;
 pub mod limits;
 pub mod links;
+pub(crate) mod middlebox;
 pub mod net;
 pub mod node;
 pub mod packets;

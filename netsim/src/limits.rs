@@ -44,6 +44,8 @@ pub const NAT_TCP_UNANSWERED: Duration = Duration::from_secs(240);
 pub const FORGOTTEN_MAX: usize = 10_000;
 /// Streams that a captive portal remembers to have taken; the oldest one is forgotten first.
 pub const PORTAL_STREAMS: usize = 1024;
+/// Streams that a middlebox remembers; the oldest one is forgotten first, and its packets are lost.
+pub const MIDDLEBOX_STREAMS: usize = 1024;
 /// First of the ports handed out where 0 was asked for; the last is 65,535.
 pub const PORT_FIRST: u16 = 32_768;
 /// Packets of a run that are kept for looking at; the shape covers all.

@@ -80,7 +80,7 @@ impl fmt::Display for Packet {
 pub struct Ledger {
     /// By hosts.
     pub sent: u64,
-    /// By captive portals.
+    /// By captive portals and middleboxes.
     pub made: u64,
     /// Second copies, by links.
     pub copied: u64,

@@ -8,7 +8,7 @@
 //!
 //! 1. *Socket*: the source is the address of the interface in use; none in use: lost.
 //! 2. *Access link*, up ([`crate::access`]).
-//! 3. *Access network*: what it blocks is lost; the NAT writes its own address over the source.
+//! 3. *Access network*: what it blocks, or its middlebox ([`crate::middlebox`]), is lost; the NAT writes its own address over the source.
 //! 4. *Between places*: blocks and filters ([`crate::links`]), then a latency or a link ([`crate::pipes`]).
 //! 5. *Access network* of the receiver: what it blocks, and what its NAT has no mapping for, is lost.
 //! 6. *Access link*, down.
@@ -27,6 +27,7 @@ use tern_netsim_link::{Cause, Fate, NatDrop, Roll, Way, flip};
 use crate::access::Block;
 use crate::limits::{MTU_BYTES, UDP_HEADER_BYTES};
 use crate::links::Fate as CoreFate;
+use crate::middlebox::Verdict;
 use crate::node::{HostId, HostState};
 use crate::packets::{Lost, Packet, Protocol};
 use crate::pipes::{PipeId, Place};
@@ -215,6 +216,14 @@ impl State {
                 }
             }
         }
+        if let Load::Tcp { bytes, .. } = &packet.load {
+            let verdict = access.middlebox(line, now_ns, (packet.to, packet.from), bytes, false);
+            if verdict != Verdict::Passes {
+                host.counts.blocked += 1;
+                self.cut(owner.host, line, verdict, &packet, (packet.from, packet.to));
+                return;
+            }
+        }
         let pipe = access.pipe(line, Way::Down);
         self.pipes.direction(pipe).send(now_ns, packet.wire_bytes(), packet);
         self.arm(pipe);
@@ -224,6 +233,7 @@ impl State {
     fn leaves_access(&mut self, host: HostId, line: usize, mut packet: IpPacket, after: &mut After) {
         let now_ns = self.now_ns;
         let protocol = packet.protocol();
+        let sender = host;
         let host = &mut self.hosts[host.0];
         let Some(access) = &mut host.access else { return };
         if let Some(block) = access.blocks(line, protocol) {
@@ -245,6 +255,14 @@ impl State {
             self.lose(Lost::Blocked);
             return;
         }
+        if let Load::Tcp { bytes, .. } = &packet.load {
+            let verdict = access.middlebox(line, now_ns, (packet.from, packet.to), bytes, true);
+            if verdict != Verdict::Passes {
+                host.counts.blocked += 1;
+                self.cut(sender, line, verdict, &packet, (packet.to, packet.from));
+                return;
+            }
+        }
         if let Some(nat) = access.nat(line, protocol) {
             match nat.outwards(now_ns, packet.from.into(), packet.to.into()) {
                 Ok(SocketAddr::V4(outside)) => packet.from = outside,
@@ -262,6 +280,27 @@ impl State {
         if let Err(why) = self.goes_out(packet, &record, after) {
             self.lose(why);
         }
+    }
+
+    /// A middlebox has lost a segment, and may have something to say to the device: in whose name, and where.
+    fn cut(
+        &mut self,
+        host: HostId,
+        line: usize,
+        verdict: Verdict,
+        lost: &IpPacket,
+        (from, to): (SocketAddrV4, SocketAddrV4),
+    ) {
+        let now_ns = self.now_ns;
+        if let (Verdict::Cut(head), Some(access)) = (verdict, &self.hosts[host.0].access) {
+            let load = Load::Tcp { bytes: head.packet().into(), of: None };
+            let back = IpPacket { sender: lost.sender, from, to, load };
+            let pipe = access.pipe(line, Way::Down);
+            self.pipes.direction(pipe).send(now_ns, back.wire_bytes(), back);
+            self.arm(pipe);
+            self.portals += 1;
+        }
+        self.lose(Lost::Blocked);
     }
 
     /// A packet has left the radio link of its receiver.

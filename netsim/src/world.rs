@@ -349,7 +349,7 @@ pub(crate) struct State {
     pub(crate) udp: BTreeMap<(HostId, u16), UdpPort>,
     pub(crate) listeners: BTreeMap<(HostId, u16), Listener>,
     pub(crate) connections: Connections,
-    /// Packets that captive portals made.
+    /// Packets that captive portals and middleboxes made.
     pub(crate) portals: u64,
 }
 

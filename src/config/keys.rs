@@ -202,7 +202,7 @@ settings! {
     /// Connections that this edge takes.
     edge_capacity: u32 = "edge.capacity", "100000", AtOnce, EDGES, "1" to "13000000";
     /// Sessions that clients on QUIC may take up again, each once: three are given with each handshake, and save the next
-    /// one a round trip. The oldest give way; about 350 bytes each. 0 = none.
+    /// one a round trip. The oldest give way; about 160 bytes each. 0 = none.
     edge_tickets: u32 = "edge.tickets", "40000", Restart, EDGES, "0" to "4000000";
     /// How long a stopping edge takes to send its clients away.
     edge_drain_window: Duration = "edge.drain_window", "\"5s\"", AtOnce, EDGES, "0s" to "1h";

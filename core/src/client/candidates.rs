@@ -72,8 +72,10 @@ impl Candidate {
 /// Why an attempt or a connection ended, or is to be left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Nothing listens there, no route, TLS failed, the stream broke.
+    /// No route, TLS failed, the stream broke.
     Network(String),
+    /// The machine is there and says that nothing listens (a refused connection): its process is gone. Or a gateway says so.
+    NothingThere(String),
     /// No Welcome in time.
     TimedOut,
     /// The other side refused or closed with a code.
@@ -98,7 +100,7 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Network(words) => f.write_str(words),
+            Self::Network(words) | Self::NothingThere(words) => f.write_str(words),
             Self::TimedOut => f.write_str("no answer in time"),
             Self::Refused { code, message, .. } => {
                 let name = crate::codes::Code::from_u32(*code).map_or("refused", crate::codes::Code::name);

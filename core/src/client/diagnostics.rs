@@ -70,6 +70,8 @@ impl Machine {
         let rtt = here.rtt().map_or_else(|| "?".to_owned(), |rtt| rtt.as_millis().to_string());
         writeln!(text, "network     QUIC: {quic}; last good edge {:?}, {rtt} ms", here.edge)?;
         let (queued, kept) = self.waiting();
+        let saves = if self.is_saving() { "saved: of what was missed the newest is taken" } else { "not saved" };
+        writeln!(text, "data        {saves}")?;
         writeln!(text, "outbox      {queued} not acked, {kept} acked and not stable")?;
         writeln!(text, "behind      {} conversations of {}", self.wanting.len(), self.convs.len())?;
         let journal = &self.engine.journal;

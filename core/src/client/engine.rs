@@ -15,6 +15,7 @@
 
 mod climbing;
 mod dispatching;
+mod gone;
 mod rounds;
 mod troubles;
 
@@ -25,11 +26,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use self::dispatching::Dispatching;
+use self::gone::Gone;
 use super::candidates::{Candidate, ConnNo, EngineOut, Failure, Transport};
 use super::diagnostics::Journal;
 use super::limits::{
     BACKOFF_MAX, BACKOFF_MIN, CANDIDATES, DEMOTED_FOR, OUTAGE, OUTAGE_BACKOFF_MAX, QUIC_LOST_AFTER, SETTLED,
-    SPREAD_MAX, SUSPECT_KEEP,
+    SOCKET_YOUNG, SPREAD_MAX, SUSPECT_KEEP,
 };
 use super::networks::Networks;
 use super::trouble::Trouble;
@@ -68,6 +70,8 @@ struct Round {
     known: BTreeSet<String>,
     /// Attempts that failed since dispatch was asked.
     failures: u32,
+    /// Where nothing listens.
+    gone: Gone,
 }
 
 #[derive(Debug)]
@@ -98,6 +102,8 @@ pub struct Engine {
     rounds_failed: u32,
     /// Connections in a row that were over before they had settled.
     brief: u32,
+    /// WebSockets in a row that were cut when they were young.
+    sockets_cut: u32,
     /// Tokens in a row that were refused.
     tokens_refused: u32,
     /// What failed in this round and says most, and why there is no connection.
@@ -106,8 +112,16 @@ pub struct Engine {
     /// Since when nobody has answered at all.
     silent_since: Option<Duration>,
     foreground: bool,
+    /// Data costs money, and nobody waits.
+    saving: bool,
     /// Within so long after a loss the last edge wants its clients to come back, one after the other.
     spread: Duration,
+    /// The address of the edge that was in use last.
+    last_address: String,
+    /// Something waits to be acked while the user looks.
+    waited_for: bool,
+    /// When it would be tried again, if what made the pause longer were not.
+    sooner: Option<Duration>,
     /// QUIC fell silent: it may be UDP that is lost from now on.
     quic_silent: bool,
     retry_at: Option<Duration>,
@@ -143,12 +157,17 @@ impl Engine {
             round: None,
             rounds_failed: 0,
             brief: 0,
+            sockets_cut: 0,
             tokens_refused: 0,
             worst: None,
             trouble: None,
             silent_since: None,
             foreground: true,
+            saving: false,
             spread: Duration::ZERO,
+            last_address: String::new(),
+            waited_for: false,
+            sooner: None,
             quic_silent: false,
             retry_at: None,
             hold_until: None,
@@ -189,6 +208,11 @@ impl Engine {
         self.foreground = foreground;
     }
 
+    /// Whether data is to be saved: fewer attempts beside each other, and fewer for a better transport.
+    pub fn set_saving(&mut self, saving: bool) {
+        self.saving = saving;
+    }
+
     /// What the edge in use says of a loss of many connections at once.
     pub fn set_spread(&mut self, spread: Duration) {
         self.spread = spread.min(SPREAD_MAX);
@@ -199,7 +223,7 @@ impl Engine {
     pub fn connect(&mut self, now: Duration) {
         self.running = true;
         self.rounds_failed = 0;
-        self.brief = 0;
+        (self.brief, self.sockets_cut) = (0, 0);
         self.silent_since = None;
         self.retry_at = None;
         self.dispatching.not_before = now;
@@ -272,6 +296,7 @@ impl Engine {
         (self.trouble, self.worst, self.tokens_refused) = (None, None, 0);
         let age_ms = now.saturating_sub(attempt.started).as_millis();
         self.journal.note(now, format_args!("welcomed by {edge} over {} after {age_ms} ms", transport.name()));
+        self.last_address.clone_from(&attempt.candidate.address);
         self.live = Some(Live {
             conn,
             candidate: attempt.candidate,
@@ -349,6 +374,9 @@ impl Engine {
         if !rival && !attempt.transport.is_web() {
             self.demote(now, &attempt.candidate, failure);
         }
+        if let Failure::NothingThere(_) = failure {
+            self.nothing_there(now, &attempt.candidate.address);
+        }
         self.doubt_list(now);
         self.hurry(now);
         self.progress(now);
@@ -363,6 +391,10 @@ impl Engine {
             Failure::Refused { retry: Retry::NewToken, .. } => self.has_token = false,
             Failure::Renew => {}
             _ => self.demote(now, &live.candidate, failure),
+        }
+        if live.transport == Transport::WebSocket {
+            let cut = matches!(failure, Failure::Network(_)) && now < live.since + SOCKET_YOUNG;
+            self.sockets_cut = if cut { self.sockets_cut.saturating_add(1) } else { 0 };
         }
         let settled = self.settle(now, &live, failure);
         if !matches!(failure, Failure::Silent | Failure::Stuck) && self.round.is_some() {
@@ -388,6 +420,7 @@ impl Engine {
             self.begin_round(now);
         } else {
             self.retry_at = Some(now + after.min(BACKOFF_MAX));
+            self.sooner = None;
         }
     }
 
@@ -496,6 +529,7 @@ impl Engine {
         let wait = self.jitter(self.rounds_failed, most).max(at_least.min(BACKOFF_MAX));
         self.rounds_failed = self.rounds_failed.saturating_add(1);
         self.retry_at = Some(now + wait);
+        self.sooner = None;
         self.journal.note(now, format_args!("pausing for {} ms", wait.as_millis()));
     }
 
@@ -527,6 +561,9 @@ impl Engine {
                 self.pause(now, Duration::ZERO);
             }
         }
+        if self.gone_at().is_some_and(|t| now >= t) {
+            self.wait_out(now);
+        }
         if self.hold_until.is_some_and(|t| now >= t) {
             self.hold_until = None;
             self.begin_round_unless_held(now, false);
@@ -551,7 +588,8 @@ impl Engine {
         let attempts = self.attempts.values().map(|a| a.deadline).min();
         let dispatch = self.dispatching.deadline();
         let climb = self.climb_at.filter(|_| self.live.is_some());
-        [round, refresh, suspect, attempts, dispatch, climb, self.leave_at, self.hold_until, self.retry_at]
+        let gone = self.gone_at();
+        [round, refresh, suspect, attempts, dispatch, climb, gone, self.leave_at, self.hold_until, self.retry_at]
             .into_iter()
             .flatten()
             .min()

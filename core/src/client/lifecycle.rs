@@ -7,6 +7,7 @@ use super::heartbeat::{Heartbeat, Way};
 use super::limits::{BLAME_WITHIN, LATE_PUSH};
 use super::machine::Machine;
 use super::networks::NetInfo;
+use super::saving::Saving;
 use crate::edge_api::Push;
 use crate::hlc;
 use crate::wire::v1::{self, frame::Body};
@@ -68,13 +69,13 @@ impl Machine {
     }
 
     /// What the application has told of the device, for a machine that takes the place of this one.
-    pub fn surroundings(&self) -> (bool, Option<NetInfo>) {
-        (self.foreground, self.network.clone())
+    pub fn surroundings(&self) -> (bool, Option<NetInfo>, Saving) {
+        (self.foreground, self.network.clone(), self.saving)
     }
 
     /// Of the machine whose place this one takes: nothing has changed, so nothing is done.
-    pub fn set_surroundings(&mut self, (foreground, network): (bool, Option<NetInfo>)) {
-        self.foreground = foreground;
+    pub fn set_surroundings(&mut self, (foreground, network, saving): (bool, Option<NetInfo>, Saving)) {
+        (self.foreground, self.saving) = (foreground, saving);
         self.engine.set_foreground(foreground);
         if let Some(info) = network {
             self.engine.networks.enter(&info.id);

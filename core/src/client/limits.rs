@@ -20,6 +20,11 @@ pub const OUTBOX_MESSAGES: usize = 10_000;
 pub const OUTBOX_BYTES: usize = 64 * 1024 * 1024;
 /// Entries pulled below the head when a conversation is seen for the first time: two screens.
 pub const FIRST_SIGHT: u64 = 50;
+/// Entries below the head of each log that are pulled where data is to be saved: one screen, and more than a notification
+/// shows.
+pub const SAVED_ENTRIES: u64 = 20;
+/// So many times longer a client that saves data waits before it tries to get back to a better transport.
+pub const SAVED_CLIMB: u32 = 4;
 /// Pulls of entries on the way at once: fills a long pipe, leaves room for what is more urgent.
 pub const PULLS_IN_FLIGHT: usize = 4;
 /// First pause after entries were not to be had; it doubles up to [`PULL_PAUSE_MAX`].
@@ -105,6 +110,11 @@ pub const WEB_ROUNDS: u32 = 6;
 pub const WEBSOCKET_AFTER: Duration = Duration::from_secs(2);
 /// Likewise polls.
 pub const POLL_AFTER: Duration = Duration::from_millis(3500);
+/// A WebSocket that is ended by others within this time was cut by somebody on the way, who may want to see requests and
+/// answers.
+pub const SOCKET_YOUNG: Duration = Duration::from_secs(60);
+/// So many of them in a row, and polls are tried first: they outlive the streams that carry them.
+pub const SOCKETS_CUT: u32 = 2;
 /// Connection attempts at once.
 pub const ATTEMPTS: usize = 3;
 /// Candidates of one round.
@@ -122,6 +132,9 @@ pub const OUTAGE_BACKOFF_MAX: Duration = Duration::from_secs(1);
 pub const OUTAGE: Duration = Duration::from_secs(120);
 /// An edge's word over how long its clients are to come back is followed up to this: nobody is to wait for longer.
 pub const SPREAD_MAX: Duration = Duration::from_secs(10);
+/// Where nothing listens at any edge any more, an attempt by QUIC that is under way has so long to show the contrary: three
+/// round trips of a usual network. A gateway may refuse TCP by itself.
+pub const GONE_AFTER: Duration = Duration::from_millis(500);
 /// A connection that lived this long ends the back-off.
 pub const SETTLED: Duration = Duration::from_secs(5);
 /// An edge or region that failed goes to the end of the list for this long.

@@ -20,6 +20,7 @@ use super::marks::wants_mark;
 use super::networks::{NetInfo, Networks};
 use super::outbox::{Outbox, Own};
 use super::presence::Watching;
+use super::saving::Saving;
 use super::session::{Due, Request, Session};
 use crate::codes::Code;
 use crate::entry::Entry;
@@ -46,6 +47,8 @@ pub(super) struct Conv {
     pub(super) giving: Option<Giving>,
     pub(super) gave: u32,
     pub(super) give_at: Duration,
+    /// The application asked for older entries, and some are missing still.
+    pub(super) asked_back: bool,
 }
 
 impl Conv {
@@ -61,6 +64,7 @@ impl Conv {
             giving: None,
             gave: 0,
             give_at: Duration::ZERO,
+            asked_back: false,
         }
     }
 }
@@ -118,6 +122,7 @@ pub struct Machine {
     pub(super) network: Option<NetInfo>,
     /// The user looks at the application.
     pub(super) foreground: bool,
+    pub(super) saving: Saving,
     /// Nobody waits: what else is written until then goes out with what was.
     pub(super) gather_until: Option<Duration>,
     /// A silence after which a connection did not answer any more.
@@ -170,6 +175,7 @@ impl Machine {
             installs: BTreeMap::new(),
             network: None,
             foreground: true,
+            saving: Saving::default(),
             gather_until: None,
             suspect: None,
             doubts: false,
@@ -408,6 +414,8 @@ impl Machine {
 
     /// What follows from any input.
     pub(super) fn after(&mut self, now: Duration) {
+        self.engine.set_waited_for(now, self.foreground && self.queued.0 > 0);
+        self.engine.set_saving(self.is_saving());
         self.engine.tick(now);
         self.run_engine(now);
         for _ in 0..4 {

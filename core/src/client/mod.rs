@@ -47,6 +47,7 @@ mod outbox;
 mod presence;
 mod pulling;
 mod receiving;
+mod saving;
 mod sending;
 mod session;
 mod settings;
@@ -70,6 +71,7 @@ pub use intervals::Intervals;
 pub use machine::Machine;
 pub use networks::{NetInfo, NetKind};
 pub use presence::{Presence, TooManyWatched};
+pub use saving::Saving;
 pub use settings::{DeviceInfo, FOR_EVER, SetRefused};
 pub use trouble::Trouble;
 

@@ -45,7 +45,7 @@ pub struct NetInfo {
     pub id: String,
     /// What kind it is.
     pub kind: NetKind,
-    /// Data costs money.
+    /// Data costs money: in the background less of it is used, see [`super::Saving`].
     pub metered: bool,
 }
 

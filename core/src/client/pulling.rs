@@ -184,8 +184,14 @@ impl Machine {
 
     /// Forgets conversations of which nothing is missing any more.
     pub(super) fn mark_wanting(&mut self) {
-        let convs = &self.convs;
-        self.wanting.retain(|id| convs.get(id).is_some_and(|c| c.origins.values().any(|o| !o.missing().is_empty())));
+        let convs = &mut self.convs;
+        self.wanting.retain(|id| {
+            convs.get_mut(id).is_some_and(|conv| {
+                let missing = conv.origins.values().any(|o| !o.missing().is_empty());
+                conv.asked_back &= missing;
+                missing
+            })
+        });
     }
 
     fn plan_pulls(&mut self, now: Duration) {
@@ -201,6 +207,7 @@ impl Machine {
             _ => None,
         });
         let busy: BTreeSet<_> = busy.collect();
+        let saves = self.is_saving();
         let mut plan = Vec::new();
         'all: for conv in order {
             for (origin, state) in &conv.origins {
@@ -209,6 +216,9 @@ impl Machine {
                 }
                 let mut open = super::Intervals::new();
                 state.missing().iter().for_each(|(a, b)| open.insert(*a, *b));
+                if saves {
+                    open.remove(1, conv.left_below(state));
+                }
                 for (c, o, a, b) in &busy {
                     if (*c, *o) == (conv.record.id, *origin) {
                         open.remove(*a, *b);
@@ -263,6 +273,7 @@ impl Machine {
             }
         }
         let reached = lowered.is_empty();
+        conv.asked_back |= !reached;
         self.dirty_vectors.extend(lowered.into_iter().map(|o| (id, o)));
         self.wanting.insert(id);
         self.tick(now);

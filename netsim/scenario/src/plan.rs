@@ -225,6 +225,8 @@ pub enum Action {
     Erase(Target),
     /// Looks at the app from now on, or not any longer.
     Foreground(bool),
+    /// The system says that the network costs money, or that it does not. Of another network nothing is said at first.
+    Metered(bool),
     /// The system puts the app away, which closes its connection, or takes it out again.
     Away(bool),
     /// Wants to know from now on whether another user is there.
@@ -461,6 +463,11 @@ pub enum Blocked {
     Tcp,
     /// A captive portal: datagrams are lost, and whatever stream is opened, somebody takes it and never answers.
     Captive,
+    /// A middlebox: datagrams are lost, and so are streams that do not begin as TLS that offers HTTP.
+    AllButWeb {
+        /// Streams are cut at this age.
+        longest_ns: Option<u64>,
+    },
 }
 
 /// How a node goes down.

@@ -239,7 +239,7 @@ impl Story {
                 (format!("kind = \"degrade\"\ntarget = \"{path}\"\n{change}"), true)
             }
             6 => {
-                let what = self.picks.of(&["udp", "tcp", "captive"]);
+                let what = self.picks.of(&["udp", "tcp", "captive", "all-but-web"]);
                 (format!("kind = \"block\"\ntarget = \"{id}\"\nwhat = \"{what}\""), true)
             }
             7 => {

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tern_netsim_scenario::Plan;
-use tern_netsim_scenario::plan::Target;
+use tern_netsim_scenario::plan::{LoadPlan, Target};
 use tern_netsim_tun::{Lab, Process};
 
 use super::servers::{Certificates, DOMAIN, start};
@@ -34,6 +35,18 @@ struct Client {
     input: ChildStdin,
 }
 
+/// Writes of the systems are so far apart, tern's first; closer where the load writes so often that the last would be told
+/// together with tern's next.
+const APART: Duration = Duration::from_millis(400);
+
+/// How long after tern the peer with this number is told to write, in nanoseconds, where a load writes every `every_ns` on
+/// average and there are so many peers.
+fn behind_ns(number: usize, peers: usize, every_ns: u64) -> u64 {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX).saturating_add(1);
+    let apart = u64::try_from(APART.as_nanos()).unwrap_or(u64::MAX).min(every_ns / count(peers));
+    apart.saturating_mul(count(number))
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Company {
@@ -48,6 +61,9 @@ pub struct Company {
     /// The run's moment 0 by the clock of the links.
     lab_zero_ns: u64,
     record: Record,
+    /// Orders to come: when, by the run's clock, in the order in which they were made; to whose client on which device.
+    later: BTreeMap<(u64, u64), (Peer, String, Order)>,
+    orders: u64,
     /// How much each device has written.
     counts: BTreeMap<String, u64>,
     /// By device and port of the other end: bytes up and down.
@@ -67,6 +83,8 @@ impl Company {
             address: Ipv4Addr::UNSPECIFIED,
             lab_zero_ns: 0,
             record: Record::default(),
+            later: BTreeMap::new(),
+            orders: 0,
             counts: BTreeMap::new(),
             bytes: BTreeMap::new(),
         }
@@ -157,18 +175,35 @@ impl Company {
         Ok(Client { _process: process, input })
     }
 
-    /// A load writes: everybody does.
-    pub fn write(&mut self, device: &str, to: &Target, bytes: u32) -> Result<(), RealError> {
-        let Target::User(to) = to else { return Ok(()) };
-        let count = self.counts.entry(device.to_owned()).or_default();
+    /// A load writes: everybody does, one after the other, so that nobody's packet waits in the queue of a slow link behind
+    /// those that were made in the same moment. When [`Self::say`] is to be called for that, by the run's clock.
+    pub fn write(&mut self, now_ns: u64, load: &LoadPlan, bytes: u32) -> Vec<u64> {
+        let Target::User(to) = &load.to else { return Vec::new() };
+        let count = self.counts.entry(load.from.clone()).or_default();
         *count += 1;
-        let order = Order::Send { to: to.clone(), text: text(&format!("{device}/{count}"), bytes) };
-        self.order(device, &order).map_err(beside)
+        let order = Order::Send { to: to.clone(), text: text(&format!("{}/{count}", load.from), bytes) };
+        let mut due = Vec::new();
+        for (number, peer) in self.peers.iter().enumerate() {
+            let at_ns = now_ns.saturating_add(behind_ns(number, self.peers.len(), load.every_ns));
+            self.orders += 1;
+            self.later.insert((at_ns, self.orders), (*peer, load.from.clone(), order.clone()));
+            due.push(at_ns);
+        }
+        due
+    }
+
+    /// Tells clients what they are to be told by now.
+    pub fn say(&mut self, now_ns: u64) -> Result<(), RealError> {
+        while let Some(next) = self.later.first_entry().filter(|next| next.key().0 <= now_ns) {
+            let (peer, device, order) = next.remove();
+            self.order(&device, &order, |of| of == peer).map_err(beside)?;
+        }
+        Ok(())
     }
 
     /// A device's system tells of another network.
     pub fn network_changed(&mut self, device: &str, network: Option<&str>) -> Result<(), RealError> {
-        self.order(device, &Order::Network(network.map(str::to_owned))).map_err(beside)
+        self.order(device, &Order::Network(network.map(str::to_owned)), |_| true).map_err(beside)
     }
 
     /// Whether everything that was written by these clients has been shown.
@@ -219,9 +254,9 @@ impl Company {
         u64::try_from(count).unwrap_or(u64::MAX)
     }
 
-    fn order(&mut self, device: &str, order: &Order) -> Result<(), CompareError> {
+    fn order(&mut self, device: &str, order: &Order, whose: impl Fn(Peer) -> bool) -> Result<(), CompareError> {
         let line = serde_json::to_string(order).map_err(|error| CompareError::Line(error.to_string()))?;
-        for ((peer, _), client) in self.clients.iter_mut().filter(|((_, of), _)| of == device) {
+        for ((peer, _), client) in self.clients.iter_mut().filter(|((peer, of), _)| of == device && whose(*peer)) {
             let written = writeln!(client.input, "{line}").and_then(|()| client.input.flush());
             written.map_err(CompareError::io(format!("{peer} on {device} has ended; see its log")))?;
         }
@@ -235,5 +270,46 @@ fn beside(error: CompareError) -> RealError {
         CompareError::Real(error) => error,
         CompareError::Lab(error) => error.into(),
         other => RealError::Beside(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tern_netsim_scenario::plan::Size;
+
+    use super::*;
+
+    fn load(every_ns: u64) -> LoadPlan {
+        LoadPlan {
+            id: "load".into(),
+            from: "phone".into(),
+            to: Target::User("bob".into()),
+            every_ns,
+            poisson: true,
+            size: Size::Fixed(100),
+            from_ns: 0,
+            until_ns: u64::MAX,
+            count: None,
+        }
+    }
+
+    #[test]
+    fn everybody_is_told_the_same_one_after_the_other_before_tern_writes_again() {
+        const MS: u64 = 1_000_000;
+        let outside = Outside { python: PathBuf::new() };
+        let mut company = Company::new(&Peer::ALL, &outside, Path::new("."));
+        assert_eq!(company.write(5000 * MS, &load(3000 * MS), 100), [5400 * MS, 5800 * MS, 6200 * MS]);
+        // Another load writes on the same link meanwhile.
+        assert_eq!(company.write(5500 * MS, &load(1000 * MS), 100), [5750 * MS, 6000 * MS, 6250 * MS]);
+        let mut told = Vec::new();
+        while let Some(next) = company.later.first_entry() {
+            let (peer, device, Order::Send { text, .. }) = next.remove() else { panic!("nothing but messages") };
+            told.push((peer, format!("{device}: {}", super::super::told::name_of(&text))));
+        }
+        let names: Vec<_> = told.iter().map(|(peer, message)| (*peer, message.as_str())).collect();
+        let (one, two) = ("phone: phone/1", "phone: phone/2");
+        use Peer::{Mqtt, Tcp, Xmpp};
+        assert_eq!(names, [(Tcp, one), (Tcp, two), (Mqtt, one), (Mqtt, two), (Xmpp, one), (Xmpp, two)]);
+        assert!(!company.all_shown(), "what is still to be told was written");
     }
 }

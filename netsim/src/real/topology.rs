@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use tern_netsim_scenario::Plan;
-use tern_netsim_scenario::plan::{Down, Effect, When};
+use tern_netsim_scenario::plan::{Blocked, Down, Effect, When};
 use tern_netsim_tun::{Attached, HostPlan, LabPlan};
 use tern_netsim_verdict::limits::RADIO_TAIL_NS;
 
@@ -80,6 +80,9 @@ pub fn check(plan: &Plan) -> Result<(), RealError> {
         let why = match &fault.effect {
             Effect::Clock { .. } => "processes of one machine share its clock",
             Effect::Disk { .. } => "processes of one machine share its disk",
+            Effect::Block { what: Blocked::AllButWeb { .. }, .. } => {
+                "the links between processes have no such middlebox"
+            }
             Effect::Region { how: Down::Kill { lose_unsynced: true }, .. } => {
                 "what a killed process has written stays in the machine's memory, synced or not (lose = \"nothing\" is what \
                  a kill does here)"

@@ -295,6 +295,7 @@ impl Rig {
                 Blocked::Udp => Block::Udp,
                 Blocked::Tcp => Block::Tcp,
                 Blocked::Captive => Block::Captive,
+                Blocked::AllButWeb { longest_ns } => Block::AllButWeb { longest_ns },
             });
             self.world.set_block(device, Some(&name), block)?;
         }

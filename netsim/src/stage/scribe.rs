@@ -46,7 +46,7 @@ struct Known {
 struct Seat {
     live: bool,
     was_live: bool,
-    was_tcp: bool,
+    transport: Option<String>,
     edge: Option<String>,
     region: Option<String>,
     /// Faults that make its connection stale without closing it.
@@ -280,7 +280,7 @@ impl Book {
         let seat = self.devices.entry(device.to_owned()).or_default();
         let before = std::mem::replace(&mut seat.live, state == "live");
         let of = |then: &Option<String>, now: Option<&str>| then.as_deref() == now;
-        let same = of(&seat.edge, edge) && of(&seat.region, region) && seat.was_tcp == (transport == Some("tcp"));
+        let same = of(&seat.edge, edge) && of(&seat.region, region) && of(&seat.transport, transport);
         let (live, stale) = (seat.live, seat.dark > 0);
         if before && live && same {
             return Vec::new();
@@ -296,16 +296,18 @@ impl Book {
         if !live {
             return if state == "recovering" { self.happens(device, Moment::Recovering) } else { Vec::new() };
         }
-        let tcp = transport == Some("tcp");
+        let by = |name: &str| transport == Some(name);
         let was = |then: &Option<String>, now: Option<&str>| then.is_some() && then.as_deref() != now;
         let happened = [
             ("reconnected", seat.was_live),
-            ("tcp_fallback", tcp),
-            ("quic_again", seat.was_tcp && !tcp),
+            ("tcp_fallback", by("tcp")),
+            ("websocket_fallback", by("ws")),
+            ("polled", by("poll")),
+            ("quic_again", by("quic") && was(&seat.transport, transport)),
             ("region_changed", was(&seat.region, region)),
             ("edge_changed", was(&seat.edge, edge)),
         ];
-        (seat.was_live, seat.was_tcp) = (true, tcp);
+        (seat.was_live, seat.transport) = (true, transport.map(str::to_owned));
         (seat.edge, seat.region) = (edge.map(str::to_owned), region.map(str::to_owned));
         for (name, _) in happened.iter().filter(|(_, happened)| *happened) {
             self.counted(name);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{Engine, Leg, Transport};
-use crate::client::limits::QUIC_AFTER;
+use crate::client::limits::{QUIC_AFTER, SAVED_CLIMB};
 
 impl Engine {
     /// A connection has come about: whether and when to try something better.
@@ -18,7 +18,8 @@ impl Engine {
             .live
             .as_ref()
             .is_some_and(|l| (l.transport != Transport::Quic && l.candidate.quic) || l.transport.is_web());
-        let pause = self.networks.here().quic_again();
+        let longer = if self.saving { SAVED_CLIMB } else { 1 };
+        let pause = self.networks.here().quic_again() * longer;
         // Whole offices lose UDP, and get it back, at one moment.
         let jitter = self.rng.random_range(Duration::ZERO..=pause / 4);
         self.climb_at = may.then_some(now + pause + jitter);

@@ -2,22 +2,23 @@
 //!
 //! The first candidate by QUIC, the second after one and a half round trips, TCP+TLS on the first after 300 ms, the third
 //! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
-//! them, another one each time; never more than three attempts at a
+//! them, another one each time (polls first, where WebSockets are cut again and again); never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
 //! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. A single edge is tried by QUIC more than once
 //! at a time; the first of two such gives way to another transport. An attempt that fails makes everything after
 //! it earlier by what is left until the next. After a round without an answer all of it is slower, as time-outs are longer:
-//! on 2G it is the racers that hold each other up.
+//! on 2G it is the racers that hold each other up. Where data is saved, the second candidate waits for a second, and a single
+//! edge is tried by one attempt of a kind at a time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use rand::Rng;
 
-use super::{Attempt, Candidate, ConnNo, Engine, EngineOut, Leg, Round, Transport, Trouble};
+use super::{Attempt, Candidate, ConnNo, Engine, EngineOut, Gone, Leg, Round, Transport, Trouble};
 use crate::client::limits::{
     ATTEMPTS, CANDIDATES, DISPATCH_FIRST, KNOWN_TCP_AFTER, LISTED_FIRST, NEXT_AFTER, POLL_AFTER, QUIC_AFTER, ROUND_RTT,
-    SECOND_AFTER, SILENT_TCP_AFTER, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, TWIN_FOR, WEBSOCKET_AFTER,
+    SECOND_AFTER, SILENT_TCP_AFTER, SOCKETS_CUT, TCP_AFTER, THIRD_AFTER, TIMEOUT_DOUBLINGS, TWIN_FOR, WEBSOCKET_AFTER,
 };
 
 impl Engine {
@@ -88,7 +89,8 @@ impl Engine {
     pub(super) fn race(&mut self, now: Duration, legs: VecDeque<Leg>, climbs: bool) {
         let known = legs.iter().map(|leg| leg.candidate.address.clone()).collect();
         let race = self.rng.random();
-        self.round = Some(Round { legs, race, attempts: 0, climbs, quic_since: None, known, failures: 0 });
+        let gone = Gone::default();
+        self.round = Some(Round { legs, race, attempts: 0, climbs, quic_since: None, known, failures: 0, gone });
         self.progress(now);
     }
 
@@ -99,6 +101,7 @@ impl Engine {
         let (favoured, other) =
             if quic_loses { (Transport::Tcp, Transport::Quic) } else { (Transport::Quic, Transport::Tcp) };
         let second = here.rtt().map_or(SECOND_AFTER.1, |rtt| rtt * 3 / 2).clamp(SECOND_AFTER.0, SECOND_AFTER.1);
+        let second = if self.saving { THIRD_AFTER } else { second };
         let only = matches!(candidates, [only] if only.quic) && self.rounds_failed == 0;
         let known = here.rtt().filter(|_| only && here.has_quic(self.wall_ms(now)) && !self.quic_silent);
         let other_after = match (known, self.quic_silent, quic_loses) {
@@ -111,7 +114,7 @@ impl Engine {
         let mut late = Vec::new();
         for (place, candidate) in candidates.iter().enumerate() {
             let offers = |transport| candidate.timeout(transport).is_some();
-            let head_start = [Duration::ZERO, second, THIRD_AFTER].get(place).copied();
+            let head_start = [Duration::ZERO, second, THIRD_AFTER.max(second * 2)].get(place).copied();
             let by = [favoured, other].into_iter().filter(|transport| offers(*transport));
             for (n, transport) in by.enumerate() {
                 match (head_start, n) {
@@ -123,6 +126,7 @@ impl Engine {
         }
         if let [only] = candidates
             && self.rounds_failed == 0
+            && !self.saving
             && only.timeout(favoured).is_some()
         {
             // Where there is no other, a second try beside the first, and more when they are given up: one lost packet
@@ -148,7 +152,11 @@ impl Engine {
         let web: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.tcp && tries_web).collect();
         let turn = usize::try_from(self.rounds_failed).unwrap_or_default();
         if let Some(candidate) = turn.checked_rem(web.len()).and_then(|place| web.get(place)).copied() {
-            for (transport, after) in [(Transport::WebSocket, WEBSOCKET_AFTER), (Transport::Poll, POLL_AFTER)] {
+            let mut order = [Transport::WebSocket, Transport::Poll];
+            if self.sockets_cut >= SOCKETS_CUT {
+                order.reverse();
+            }
+            for (transport, after) in order.into_iter().zip([WEBSOCKET_AFTER, POLL_AFTER]) {
                 at = (at + NEXT_AFTER).max(after);
                 planned.push((at, candidate, transport));
             }
@@ -214,6 +222,12 @@ impl Engine {
             if next.at > now {
                 return;
             }
+            if let Some(at) = self.after_the_other_web(next).filter(|at| *at > now) {
+                if let Some(next) = self.round.as_mut().and_then(|round| round.legs.front_mut()) {
+                    next.at = at;
+                }
+                return;
+            }
             if self.attempts.len() >= ATTEMPTS {
                 let Some((at, conn)) = self.gives_way(next) else { return };
                 if at > now {
@@ -240,9 +254,17 @@ impl Engine {
         Some((if under_way { next.at.max(twin.started + TWIN_FOR) } else { next.at }, *conn))
     }
 
+    /// Of a WebSocket and polls the first keeps its head start while it is under way, whatever else has failed: polls need a
+    /// round trip less, and would win where both get through.
+    fn after_the_other_web(&self, next: &Leg) -> Option<Duration> {
+        let other = self.attempts.values().find(|one| one.transport.is_web() && one.transport != next.transport);
+        other.filter(|_| next.transport.is_web()).map(|other| other.started + (POLL_AFTER - WEBSOCKET_AFTER))
+    }
+
     fn round_failed(&mut self, now: Duration) {
-        let climbs = self.round.take().is_some_and(|round| round.climbs);
-        if climbs {
+        if self.gone_at().is_some() {
+            self.wait_out(now);
+        } else if self.round.take().is_some_and(|round| round.climbs) {
             self.climb_failed(now);
         } else {
             self.trouble_of_round();

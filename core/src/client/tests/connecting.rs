@@ -100,6 +100,60 @@ fn polls_are_left_for_what_is_better() {
 }
 
 #[test]
+fn a_web_socket_keeps_its_head_start_over_polls_where_everything_else_fails_at_once() {
+    let mut d = started();
+    let mut begun = Vec::new();
+    while begun.len() < 2 {
+        d.pass(ms(10));
+        for (_, _, transport, _) in std::mem::take(&mut d.connects) {
+            if transport.is_web() {
+                begun.push((transport, d.now));
+            }
+        }
+    }
+    let [(Transport::WebSocket, socket), (Transport::Poll, polls)] = begun[..] else { panic!("{begun:?}") };
+    assert!(polls - socket >= ms(1500), "{:?}", polls - socket);
+}
+
+/// Lets all attempts fail until one that looks like the web, welcomes that, and says what it was.
+fn live_by_the_web(d: &mut Device) -> (ConnNo, Transport) {
+    let tried = loop {
+        let open: Vec<_> = std::mem::take(&mut d.connects);
+        if let Some((conn, _, transport, _)) = open.iter().find(|(_, _, transport, _)| transport.is_web()) {
+            break (*conn, *transport);
+        }
+        open.iter().for_each(|(conn, ..)| d.act(|m, now| m.ended(now, *conn, &lost())));
+    };
+    d.welcome_on(tried.0, 2, 0);
+    if let Some(pull) = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))) {
+        d.body(tried.0, pull.req, Body::Rows(rows(&[], None, Some(cursor(2, 0)), true)));
+    }
+    d.connects.clear();
+    tried
+}
+
+#[test]
+fn where_web_sockets_are_cut_again_and_again_polls_are_tried_first() {
+    let mut d = started();
+    let mut lived = Vec::new();
+    for seconds in [8, 8, 8, 90] {
+        let (conn, transport) = live_by_the_web(&mut d);
+        lived.push(transport);
+        for _ in 0..seconds {
+            d.pass(ms(1000));
+            d.alive(conn);
+        }
+        d.connects.clear();
+        d.act(|m, now| m.ended(now, conn, &lost()));
+    }
+    assert_eq!(lived, [Transport::WebSocket, Transport::WebSocket, Transport::Poll, Transport::Poll]);
+    // Another network knows nothing of it.
+    d.connects.clear();
+    d.act(|m, now| m.network_changed(now, None));
+    assert_eq!(live_by_the_web(&mut d).1, Transport::WebSocket);
+}
+
+#[test]
 fn an_attempt_that_fails_makes_the_next_one_start_at_once() {
     let mut d = started();
     let quic = d.connects[0].0;

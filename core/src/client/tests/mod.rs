@@ -10,6 +10,7 @@ mod histories;
 mod presence;
 mod random;
 mod registers;
+mod saving;
 mod troubles;
 mod typing;
 

@@ -60,12 +60,36 @@ const fn at_once(name: &'static str, on: On, about: &'static str) -> Kind {
     Kind { name, about, on, lasts: false, at_once: true }
 }
 
+/// What a `block` blocks.
+fn blocked(f: &Fields<'_>) -> Blocked {
+    let web = Blocked::AllButWeb { longest_ns: None };
+    let all = [("udp", Blocked::Udp), ("tcp", Blocked::Tcp), ("captive", Blocked::Captive), ("all-but-web", web)];
+    if f.get("what").is_none() {
+        f.missing("what", "\"udp\", \"tcp\", \"captive\" or \"all-but-web\"");
+    }
+    let what = f.one_of("what", &all).unwrap_or(Blocked::Udp);
+    let longest_ns = f.time("longest");
+    match what {
+        Blocked::AllButWeb { .. } => Blocked::AllButWeb { longest_ns },
+        _ if longest_ns.is_some() => {
+            f.note("longest", "only what = \"all-but-web\" cuts streams: write that, or leave it out");
+            what
+        }
+        _ => what,
+    }
+}
+
 /// All kinds.
 pub const KINDS: [Kind; 21] = [
     kind("outage", On::Link, true, "An access link is dark: packets are lost, or wait until it ends."),
     kind("degrade", On::LinkOrPath, true, "A link or path is another one: slower, lossier, with another MTU."),
     kind("cut", On::Path, true, "A path between regions or places loses everything."),
-    kind("block", On::Interface, true, "The access network lets no UDP through, or no TCP, or is a captive portal."),
+    kind(
+        "block",
+        On::Interface,
+        true,
+        "The access network lets no UDP through, or no TCP, or only the web, or is a captive portal.",
+    ),
     at_once("handover", On::Device, "A device goes to another interface, with a gap or an overlap."),
     at_once("new-address", On::Interface, "An interface gets another address, as after a hole in the coverage."),
     at_once("nat-rebind", On::Interface, "The NAT forgets everything and gives other ports."),
@@ -263,15 +287,7 @@ impl<'p> Stage<'p> {
         let parts = self.parts(kind, target, f);
         let outage = f.one_of_if(kind.name == "outage", "how", &OUTAGES).unwrap_or(tern_netsim_link::Outage::Loses);
         let change = if kind.name == "degrade" { patch(f, sources) } else { Patch::default() };
-        let blocked = [("udp", Blocked::Udp), ("tcp", Blocked::Tcp), ("captive", Blocked::Captive)];
-        let blocks = if kind.name == "block" {
-            if f.get("what").is_none() {
-                f.missing("what", "\"udp\", \"tcp\" or \"captive\"");
-            }
-            f.one_of("what", &blocked).unwrap_or(Blocked::Udp)
-        } else {
-            Blocked::Udp
-        };
+        let blocks = if kind.name == "block" { blocked(f) } else { Blocked::Udp };
         let (to, how) = if kind.name == "handover" {
             let time = |key| draw(key, f.times(key).unwrap_or((0, 0)));
             (f.text("to"), HandOver { gap_ns: time("gap"), overlap_ns: time("overlap") })

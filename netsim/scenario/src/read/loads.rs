@@ -208,7 +208,7 @@ pub(crate) fn known_device(of: Option<&str>, cast: &Cast<'_>, f: &Fields<'_>) {
 }
 
 /// What an action does, by its word.
-pub(crate) const ACTIONS: [&str; 13] = [
+pub(crate) const ACTIONS: [&str; 15] = [
     "read",
     "read-all",
     "mute",
@@ -219,6 +219,8 @@ pub(crate) const ACTIONS: [&str; 13] = [
     "remove",
     "foreground",
     "background",
+    "metered",
+    "unmetered",
     "put-away",
     "take-out",
     "watch",
@@ -247,6 +249,8 @@ fn what(f: &Fields<'_>, cast: &Cast<'_>) -> Option<Action> {
         "unmute" => cast.target(f, "conversation").map(Action::Unmute),
         "foreground" => Some(Action::Foreground(true)),
         "background" => Some(Action::Foreground(false)),
+        "metered" => Some(Action::Metered(true)),
+        "unmetered" => Some(Action::Metered(false)),
         "put-away" => Some(Action::Away(true)),
         "take-out" => Some(Action::Away(false)),
         "watch" => user().map(Action::Watch),

@@ -39,7 +39,7 @@ pub(super) fn mend(plan: &mut Plan, before: &Plan) {
                     reachable(target)
                 }
                 Action::Watch(user) => users.contains(user),
-                Action::ReadAll | Action::Foreground(_) | Action::Away(_) => true,
+                Action::ReadAll | Action::Foreground(_) | Action::Metered(_) | Action::Away(_) => true,
                 Action::Title { group, .. } => members.contains_key(group),
                 Action::Add { group, user } | Action::Remove { group, user } => {
                     members.contains_key(group) && users.contains(user)

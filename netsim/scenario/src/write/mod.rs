@@ -169,6 +169,7 @@ impl Plan {
                 Action::Foreground(foreground) => {
                     page.text("do", if *foreground { "foreground" } else { "background" });
                 }
+                Action::Metered(metered) => page.text("do", if *metered { "metered" } else { "unmetered" }),
                 Action::Away(away) => page.text("do", if *away { "put-away" } else { "take-out" }),
                 Action::Watch(user) => {
                     page.text("do", "watch");
@@ -207,14 +208,18 @@ impl Plan {
                 Effect::LinkChange { change, .. } | Effect::PathChange { change, .. } => {
                     links::patch_entries(change).iter().for_each(|(key, value)| page.raw(key, value));
                 }
-                Effect::Block { what, .. } => page.text(
-                    "what",
-                    match what {
-                        Blocked::Udp => "udp",
-                        Blocked::Tcp => "tcp",
-                        Blocked::Captive => "captive",
-                    },
-                ),
+                Effect::Block { what, .. } => {
+                    let (word, longest_ns) = match what {
+                        Blocked::Udp => ("udp", None),
+                        Blocked::Tcp => ("tcp", None),
+                        Blocked::Captive => ("captive", None),
+                        Blocked::AllButWeb { longest_ns } => ("all-but-web", *longest_ns),
+                    };
+                    page.text("what", word);
+                    if let Some(ns) = longest_ns {
+                        page.time("longest", ns);
+                    }
+                }
                 Effect::HandOver { to, how, .. } => {
                     if let Some(to) = to {
                         page.text("to", to);

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use tern_netsim_verdict::{Event, FaultPhase, Line};
+use tern_netsim_verdict::{Event, FaultPhase, Line, LinkSample};
 
 /// See the module. Faults are named as in the scenario; of one that comes several times, all are meant.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -23,7 +23,7 @@ pub enum Measure {
     /// How much longer the first message takes to its commit that a fault's device sends after the fault began than the
     /// median of those before.
     ExtraOnNext(String),
-    /// Bytes per hour of a device, in both directions.
+    /// Bytes per hour of a device, in both directions; of `device.interface`, from its first packet to its last.
     BytesPerHour(String),
     /// Wake-ups of a device's radio per hour.
     WakeupsPerHour(String),
@@ -105,6 +105,7 @@ impl Measure {
                 };
                 lines.iter().find(gone).map(|line| since(line.at_ns, span.begin_ns))
             }),
+            Self::BytesPerHour(link) if link.contains('.') => traffic_on(lines, link).into_iter().collect(),
             Self::BytesPerHour(device) => traffic(lines, device).map(|(bytes, _)| bytes).into_iter().collect(),
             Self::WakeupsPerHour(device) => traffic(lines, device).map(|(_, wakeups)| wakeups).into_iter().collect(),
             Self::FoundInBeats(device) => found_in_beats(lines, device),
@@ -212,6 +213,23 @@ fn traffic(lines: &[Line], of: &str) -> Option<(f64, f64)> {
         }
         _ => None,
     })
+}
+
+/// Bytes per hour of an interface.
+fn traffic_on(lines: &[Line], link: &str) -> Option<f64> {
+    let samples: Vec<_> = lines
+        .iter()
+        .filter_map(|line| match &line.event {
+            Event::Link(sample) if sample.link == link && sample.sent + sample.delivered > 0 => {
+                Some((line.at_ns, sample))
+            }
+            _ => None,
+        })
+        .collect();
+    let (first, last) = (samples.first()?.0, samples.last()?.0);
+    let bytes = |sample: &LinkSample| if sample.way == "up" { sample.sent_bytes } else { sample.delivered_bytes };
+    let sum: u64 = samples.iter().map(|(_, sample)| bytes(sample)).sum();
+    Some(sum as f64 * 3600.0 / since(last, first).max(1.0))
 }
 
 /// When a gateway had forgotten a device: interface, since when and until when.
@@ -340,6 +358,30 @@ mod tests {
         assert_eq!(of(Measure::ExtraOnNext("dark".into())), [4.9 - 0.04]);
         assert_eq!(of(Measure::CommittedAfterEnd("darkness".into())), [0.0; 0]);
         assert_eq!(round_trip_s(&history), Some(0.08));
+    }
+
+    #[test]
+    fn bytes_of_an_interface_count_from_its_first_packet_to_its_last() {
+        let sample = |at_ms: u64, link: &str, way: &str, bytes: u64| {
+            let sample = LinkSample {
+                link: link.into(),
+                way: way.into(),
+                sent: 1,
+                sent_bytes: bytes,
+                delivered: 1,
+                delivered_bytes: bytes - 10,
+                ..LinkSample::default()
+            };
+            line(at_ms, Event::Link(Box::new(sample)))
+        };
+        let history = [
+            sample(1_000, "phone.cell", "up", 500),
+            sample(901_000, "phone.wifi", "up", 9000),
+            sample(1_801_000, "phone.cell", "down", 310),
+        ];
+        let of = |link: &str| Measure::BytesPerHour(link.into()).of(&history);
+        assert_eq!(of("phone.cell"), [1600.0]);
+        assert!(of("phone.lan").is_empty());
     }
 
     #[test]

@@ -50,6 +50,8 @@ enum Due {
     End(usize),
     /// A device's system tells its app of another network.
     Told(usize),
+    /// Other systems write what tern has written.
+    Beside,
     Sample,
 }
 
@@ -242,9 +244,9 @@ impl Run {
                     && let Some(seat) = self.seats.get_mut(&load.from)
                 {
                     seat.order(&Order::Send { to: load.to.clone(), bytes });
-                    if let Some(company) = &mut self.company {
-                        company.write(&load.from, &load.to, bytes)?;
-                    }
+                    let now_ns = self.now_ns();
+                    let due = self.company.as_mut().map(|company| company.write(now_ns, &load, bytes));
+                    due.into_iter().flatten().for_each(|at_ns| self.add(at_ns, Due::Beside));
                 }
                 self.write_next(number);
                 Ok(())
@@ -268,6 +270,10 @@ impl Run {
                     }
                 }
                 Ok(())
+            }
+            Due::Beside => {
+                let now_ns = self.now_ns();
+                self.company.as_mut().map_or(Ok(()), |company| company.say(now_ns))
             }
             Due::Sample => self.sample(),
         }
