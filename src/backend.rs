@@ -49,9 +49,11 @@ impl Backend {
                 if node.settings.region_shared {
                     let salt = node.direct_salt()?;
                     let store = SharedScylla::new(cluster, node.env.clock.clone(), &node.env.rng, &salt);
+                    store.prepare().await?;
                     return Ok((Self::Shared(Arc::new(store)), true));
                 }
                 let store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
+                store.prepare().await?;
                 Ok((Self::Scylla(Arc::new(store)), true))
             }
         }

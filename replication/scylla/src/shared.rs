@@ -40,6 +40,11 @@ use crate::tails::TakeError;
 /// 2^22, then, for a time-stamp that the database does not take for one of the far future: four million takeovers.
 const COUNT_BITS: u32 = 28;
 
+/// Under which name it is settled how a keyspace is used, and how.
+pub(crate) const MODE: &str = "mode";
+const SHARED: &[u8] = b"shared";
+const ALONE: &[u8] = b"alone";
+
 /// What a process knows of the shares that it owns: who may write what, and when.
 pub(crate) struct Sharing {
     salt: Vec<u8>,
@@ -119,6 +124,21 @@ impl SharedScylla {
         let sharing = Arc::new(Sharing { salt: salt.to_vec(), clock: clock.clone(), shares: Mutex::default() });
         let store = ScyllaStore::sharing(cluster, clock, rng, sharing.clone());
         Self { requests: store.requests.clone(), store, sharing }
+    }
+
+    /// Makes sure that the keyspace is one that is shared: how plain writes are ordered differs, so one that a process has
+    /// had alone stays so, and the other way round.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        let alone = self.store.stamps.epoch().await? > 0;
+        let how = self.settle_value(MODE, if alone { ALONE } else { SHARED }).await?;
+        if how == SHARED {
+            return Ok(());
+        }
+        Err(StoreError::Backend(
+            "this keyspace belongs to a region that one process serves alone: take region.shared away, or give the \
+             shared region a keyspace of its own (store.keyspace)"
+                .to_owned(),
+        ))
     }
 
     /// The store below, for what it counts.

@@ -92,6 +92,21 @@ impl ScyllaStore {
         }
     }
 
+    /// Makes sure that the keyspace is not one that several processes share: see [`crate::SharedScylla::prepare`].
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        type Row = (Option<i64>, Option<Vec<u8>>, Option<i64>);
+        let scope = format!("settled/{}", crate::shared::MODE);
+        let row: Option<Row> = self.requests.row(&self.requests.statements().owner, (scope.as_str(),)).await?;
+        match row {
+            Some((_, Some(how), _)) if how == b"shared" => Err(StoreError::Backend(
+                "this keyspace belongs to a region that several processes share: set region.shared, or give this region \
+                 a keyspace of its own (store.keyspace)"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the region back, so that the next process need not wait. Nothing can be written afterwards.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.stamps.release().await

@@ -13,6 +13,7 @@ use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as LogPla
 use tern_core::leases::{LeaseError, Leases, NodeLease, SharedStore};
 use tern_core::slots::{Share, Slot};
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, Target, Todo};
+use tern_replication::store::{EPOCH_KEY, epoch_value};
 use tern_scylla::SharedScylla;
 
 const OWN: Origin = Origin { region: 1, era: 9 };
@@ -159,6 +160,23 @@ async fn what_a_former_owner_still_writes_changes_nothing_whatever_its_clock_say
     new.put(vec![row(second, 4)], Durability::Synced).await.unwrap();
     old.put(vec![row(first, 3)], Durability::Synced).await.unwrap();
     assert_eq!(new.rows(user).await.unwrap()[0].1.heads, [(OWN, 4)].into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_is_shared_or_it_is_not() {
+    let Some(place) = Place::new().await else { return };
+    node(&place, 0).prepare().await.unwrap();
+    node(&place, 0).prepare().await.unwrap();
+    let refused = place.store().prepare().await.unwrap_err().to_string();
+    assert!(refused.contains("several processes share") && refused.contains("region.shared"), "{refused}");
+    drop(place);
+    let Some(place) = Place::new().await else { return };
+    let alone = place.store();
+    alone.prepare().await.unwrap();
+    let epoch = Put::Meta { key: EPOCH_KEY.to_owned(), value: epoch_value(1) };
+    alone.put(vec![epoch], Durability::Synced).await.unwrap();
+    let refused = node(&place, 0).prepare().await.unwrap_err().to_string();
+    assert!(refused.contains("one process serves alone") && refused.contains("store.keyspace"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
