@@ -68,7 +68,8 @@ impl Machine {
             "nothing against it".to_owned()
         };
         let rtt = here.rtt().map_or_else(|| "?".to_owned(), |rtt| rtt.as_millis().to_string());
-        writeln!(text, "network     QUIC: {quic}; last good edge {:?}, {rtt} ms", here.edge)?;
+        let http3 = if here.has_only_http3(wall_ms) { ", and by h3 alone something got through" } else { "" };
+        writeln!(text, "network     QUIC: {quic}{http3}; last good edge {:?}, {rtt} ms", here.edge)?;
         let (queued, kept) = self.waiting();
         writeln!(text, "outbox      {queued} not acked, {kept} acked and not stable")?;
         writeln!(text, "behind      {} conversations of {}", self.wanting.len(), self.convs.len())?;
