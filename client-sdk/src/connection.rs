@@ -59,7 +59,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob) -> Fa
             Transport::Quic => quic(shared, tls, job, &to).await,
             Transport::Tcp => tcp(shared, tls, job, &to).await,
             Transport::WebSocket => web::socket(shared, tls, job, &to).await,
-            Transport::Poll => web::polls(shared, tls, job, &to).await,
+            Transport::Poll | Transport::Http3 => web::polls(shared, tls, job, &to).await,
         }
     };
     let result: Result<(), Failure> = tokio::select! {
@@ -96,6 +96,26 @@ async fn closing(out: &Outgoing) -> Code {
     }
 }
 
+/// Begins a QUIC connection to one address, from an endpoint of its own.
+fn dial(
+    shared: &Arc<Shared>,
+    job: &ConnectJob,
+    to: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+    params: QuicParams,
+) -> Result<(quinn::Endpoint, quinn::Connecting), Failure> {
+    let any: SocketAddr =
+        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
+    // A lost first packet is sent again after three of these. Where the round trip is known, that is after one and a half of
+    // it: not before an answer can have come, and soon after.
+    let known = |rtt: Duration| (rtt / 2).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
+    let initial_rtt = job.rtt.map_or(params.initial_rtt, known);
+    let config = client_config(&shared.env, tls, &QuicParams { initial_rtt, ..params }).map_err(network)?;
+    let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;
+    Ok((endpoint, connecting))
+}
+
 /// A connection to one address, on which Hello was said: nobody is bound to that. The endpoint is its own.
 async fn quic_to(
     shared: &Arc<Shared>,
@@ -103,18 +123,8 @@ async fn quic_to(
     job: &ConnectJob,
     to: SocketAddr,
 ) -> Result<(quinn::Endpoint, quinn::Connection, Streams), Failure> {
-    let any: SocketAddr =
-        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let endpoint = client_endpoint(&shared.env, any).map_err(network)?;
-    let params = QuicParams::client();
-    // A lost first packet is sent again after three of these. Where the round trip is known, that is after one and a half of
-    // it: not before an answer can have come, and soon after.
-    let known = |rtt: Duration| (rtt / 2).clamp(INITIAL_RTT.0, INITIAL_RTT.1);
-    let initial_rtt = job.rtt.map_or(params.initial_rtt, known);
-    let params = QuicParams { initial_rtt, ..params };
     let session = tls.quic.towards(&format!("{} {to}", job.candidate.server_name));
-    let config = client_config(&shared.env, session, &params).map_err(network)?;
-    let connecting = endpoint.connect_with(config, to, &job.candidate.server_name).map_err(network)?;
+    let (endpoint, connecting) = dial(shared, job, to, session, QuicParams::client())?;
     // With a ticket of an earlier connection the Hello travels with the first packet, and is answered after one round
     // trip. Nothing else does: whoever records it can repeat no more than a question.
     let (connection, streams) = match connecting.into_0rtt() {
@@ -209,8 +219,18 @@ async fn both(one: impl Future<Output = Failure>, other: impl Future<Output = Fa
     }
 }
 
+/// TLS says so where the two sides have no protocol in common (RFC 7301, 3.2), and QUIC adds 0x100.
+const NO_APPLICATION_PROTOCOL: u64 = 0x178;
+
 fn ended(error: &quinn::ConnectionError) -> Failure {
     match error {
+        quinn::ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == NO_APPLICATION_PROTOCOL => {
+            Failure::Protocol(error.to_string())
+        }
+        // One that agrees on none says nothing of it, and this side finds out.
+        quinn::ConnectionError::TransportError(wrong) if u64::from(wrong.code) == NO_APPLICATION_PROTOCOL => {
+            Failure::Protocol(error.to_string())
+        }
         quinn::ConnectionError::ApplicationClosed(close) => {
             let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
             match Code::from_u32(number) {

@@ -7,6 +7,7 @@ use tern_core::client::limits::TOKEN_TIMEOUT;
 use tern_core::client::{Asking, NetInfo};
 use tern_core::wire::ALPN_CLIENT;
 use tern_net::http::{ALPN_HTTP, HttpClient};
+use tern_net::http3::ALPN_HTTP3;
 use tern_net::resume::Resuming;
 use tern_net::tls::client_tls;
 
@@ -23,6 +24,7 @@ pub(crate) struct Tls {
     /// The same, with sessions that are taken up again.
     pub(crate) quic: Arc<Resuming>,
     pub(crate) http: Arc<rustls::ClientConfig>,
+    pub(crate) http3: Arc<rustls::ClientConfig>,
     pub(crate) websocket: Arc<rustls::ClientConfig>,
 }
 
@@ -34,6 +36,7 @@ impl Tls {
             quic: Resuming::new(edges.clone()),
             edges,
             http: make(&ALPN_HTTP)?,
+            http3: make(&[ALPN_HTTP3])?,
             websocket: make(&[b"http/1.1"])?,
         })
     }

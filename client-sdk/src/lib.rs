@@ -41,6 +41,9 @@ mod connection;
 mod dispatch;
 mod driver;
 mod events;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod lifecycle;
 pub mod limits;

@@ -126,12 +126,13 @@ async fn where_nothing_listens_the_client_is_told_so() {
 }
 
 #[tokio::test]
-async fn where_only_the_web_gets_through_it_is_a_websocket_or_polls() {
-    for expected in [Transport::WebSocket, Transport::Poll] {
+async fn where_only_the_web_gets_through_it_is_a_websocket_or_polls_over_tcp_or_quic() {
+    for expected in [Transport::WebSocket, Transport::Poll, Transport::Http3] {
         let env = env();
         let edge = FakeEdge::new(&env);
         let at = match expected {
             Transport::Poll => edge.listen_polls().await,
+            Transport::Http3 => edge.listen_http3(),
             _ => edge.listen_websocket().await,
         };
         let mut config = config(&edge);
@@ -151,9 +152,12 @@ async fn where_only_the_web_gets_through_it_is_a_websocket_or_polls() {
         edge.bob_writes("there?").await;
         texts_expected.push("there?".into());
         eventually("a push comes", || texts(&client) == texts_expected).await;
-        assert_eq!(edge.core.lock().unwrap().hellos.len(), 1, "one session was enough");
+        assert_eq!(edge.core.lock().unwrap().hellos.len(), 1, "one session was enough: {}", client.diagnostics());
+        let diagnostics = client.diagnostics();
+        assert!(diagnostics.contains(&format!("by {}\n", expected.name())), "{diagnostics}");
         client.close().await;
-        let polled = u32::from(expected == Transport::Poll);
+        let polled = u32::from(expected != Transport::WebSocket);
+        assert_eq!(edge.core.lock().unwrap().http3 > 2, expected == Transport::Http3, "and several connections");
         eventually("the end is told", || edge.core.lock().unwrap().deleted == polled).await;
     }
 }

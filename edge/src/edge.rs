@@ -210,6 +210,11 @@ impl Edge {
         self.generation
     }
 
+    /// The port that it listens at, UDP and TCP alike.
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.bound.get().map(|bound| bound.local_addr.port())
+    }
+
     /// Its settings.
     pub fn config(&self) -> &EdgeConfig {
         &self.config

@@ -18,6 +18,11 @@ use crate::session::{Context, Outcome, Phase, Session};
 use crate::tokens::TokenKeys;
 use crate::tune::Tuning;
 
+/// A frame in fewer bytes, as it is written to clients that understand it.
+pub fn pack(frame: &v1::Frame) -> Option<v1::Frame> {
+    crate::packing::pack(frame)
+}
+
 /// What the surroundings are like.
 #[derive(Clone, Copy, Debug)]
 pub struct Weather {

@@ -1,10 +1,12 @@
-//! What an edge answers over HTTP: `GET /v1/ws` becomes a WebSocket, `POST /v1/poll` carries a session.
+//! What an edge answers over HTTP: `GET /v1/ws` becomes a WebSocket, `POST /v1/poll` carries a session. Over TCP that is
+//! HTTP/2 or HTTP/1.1, over QUIC HTTP/3 (`quic`), on which nothing becomes a WebSocket.
 //!
 //! A connection keeps its place among the handshakes until a request on it shows that somebody is there whom
 //! this edge knows: it names a session, or begins one, whose own handshake it then is. Until then it has as long
 //! as any other connection has for its Hello. A request that is refused is the last one of its connection.
 
 mod answer;
+mod quic;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -15,11 +17,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::Body;
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CONNECTION, HeaderMap, HeaderName, HeaderValue, ORIGIN,
-    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ALT_SVC, CONNECTION, HOST, HeaderMap, HeaderName,
+    HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE, VARY,
 };
+use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
@@ -31,6 +35,8 @@ use tern_net::http::{Handler, HttpLimits, read_body, serve_stream};
 use tern_net::websocket::{SUBPROTOCOL, accept_key, are_whole_frames, is_key};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+
+pub(crate) use self::quic::First;
 
 use self::answer::{Answer, HttpError, preflight, respond};
 use crate::admission::{Admitted, Ticket};
@@ -56,10 +62,19 @@ const BODY_WITHIN: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(30);
 /// Above all that a request may take by what is above.
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
-/// Requests at once on a connection of HTTP/2: a session has two.
+/// Requests at once on a connection of HTTP/2 or HTTP/3: a session has two.
 const STREAMS: u32 = 8;
 /// What the first request of a session may carry: a Hello.
 const HELLO_BYTES: usize = FRAME_BYTES + 5;
+
+/// For how long a client may believe what it was told of HTTP/3: an edge that goes takes its port with it.
+const QUIC_KNOWN_S: u32 = 3600;
+/// The port of a URL that names none.
+const HTTPS: u16 = 443;
+
+fn limits() -> HttpLimits {
+    HttpLimits { header: IDLE, request: REQUEST_WITHIN, streams: STREAMS, ..HttpLimits::default() }
+}
 
 /// Whether a header that is a list names this.
 fn names(headers: &HeaderMap, header: &HeaderName, what: &str) -> bool {
@@ -75,7 +90,7 @@ fn number(headers: &HeaderMap, name: &str, missing: Option<u64>) -> Result<u64, 
     }
 }
 
-/// One TCP connection that speaks HTTP.
+/// One connection that speaks HTTP.
 pub(crate) struct Front {
     edge: Arc<Edge>,
     conn: Arc<Conn>,
@@ -114,6 +129,12 @@ impl Front {
             drive_websocket(&self.edge, &self.conn, TokioIo::new(upgraded), client, ticket).await;
             return transport;
         }
+        self.ended(late);
+        HTTP
+    }
+
+    /// `late`: nothing came in time that shows that somebody is there.
+    fn ended(&self, late: bool) {
         self.conn.mailbox().close(&self.edge.metrics);
         match lock(&self.ticket).take() {
             None => {}
@@ -123,22 +144,22 @@ impl Front {
             }
             Some(_) => self.edge.handshake_abandoned(self.from.ip()),
         }
-        HTTP
+    }
+
+    /// The edge closes all connections, or this one has had its last answer.
+    async fn is_over(&self) {
+        tokio::select! { biased; () = self.is_told_to_end() => {}, () = self.finish.notified() => {} }
     }
 
     /// True if nothing came in time that shows that somebody is there.
     async fn serve_http(self: &Arc<Self>, stream: Box<dyn Stream>, alpn: Option<Vec<u8>>) -> bool {
         let front = self.clone();
-        let handler: Handler = Arc::new(move |_, request| {
+        let handler: Handler = Arc::new(move |from, request| {
             let front = front.clone();
-            Box::pin(async move { front.respond(request).await })
+            Box::pin(async move { front.respond(from, request).await })
         });
-        let limits = HttpLimits { header: IDLE, request: REQUEST_WITHIN, streams: STREAMS, ..HttpLimits::default() };
-        let over = async {
-            tokio::select! { biased; () = self.is_told_to_end() => {}, () = self.finish.notified() => {} }
-        };
-        let tasks = self.edge.env.tasks.clone();
-        let serving = Box::pin(serve_stream(tasks, stream, alpn.as_deref(), self.from, limits, handler, over));
+        let (tasks, over) = (self.edge.env.tasks.clone(), self.is_over());
+        let serving = Box::pin(serve_stream(tasks, stream, alpn.as_deref(), self.from, limits(), handler, over));
         tokio::select! {
             biased;
             () = serving => false,
@@ -169,8 +190,13 @@ impl Front {
         self.finish.notify_one();
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Answer {
+    async fn respond<B>(&self, from: SocketAddr, request: Request<B>) -> Answer
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let says_close = request.version() < Version::HTTP_2;
+        let elsewhere = self.also_by_quic(&request);
         let allowed = self.allowed_origin(request.headers());
         let answered = match (&allowed, request.uri().path(), request.method()) {
             (_, WEBSOCKET, method) if method != Method::GET => Err(HttpError::Method("GET")),
@@ -178,10 +204,10 @@ impl Front {
                 Err(HttpError::Method("POST, DELETE, OPTIONS"))
             }
             (Err(()), WEBSOCKET | POLL, _) => Err(HttpError::Origin),
-            (Ok(_), WEBSOCKET, _) => self.begin_websocket(request),
+            (Ok(_), WEBSOCKET, _) => self.begin_websocket(from, request),
             (Ok(_), POLL, method) if method == Method::OPTIONS => Ok(preflight()),
-            (Ok(_), POLL, method) if method == Method::DELETE => self.end_session(request.headers()),
-            (Ok(_), POLL, _) => self.poll(request).await,
+            (Ok(_), POLL, method) if method == Method::DELETE => self.end_session(from, request.headers()),
+            (Ok(_), POLL, _) => self.poll(from, request).await,
             _ => Err(HttpError::NotFound),
         };
         let mut response = answered.unwrap_or_else(|e| {
@@ -197,6 +223,9 @@ impl Front {
         if says_close && self.finishing.load(Ordering::Relaxed) {
             // Or the next request might be on its way when the connection ends.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(elsewhere) = elsewhere {
+            response.headers_mut().insert(ALT_SVC, elsewhere);
         }
         if let Ok(Some(origin)) = allowed {
             let headers = response.headers_mut();
@@ -219,7 +248,20 @@ impl Front {
         }
     }
 
-    fn begin_websocket(&self, mut request: Request<Incoming>) -> Result<Answer, HttpError> {
+    /// Where stock clients find HTTP/3: at the same port. Not for those behind a proxy, whose ports are others'.
+    fn also_by_quic<B>(&self, request: &Request<B>) -> Option<HeaderValue> {
+        if request.version() == Version::HTTP_3 || self.edge.is_proxy(self.from.ip()) {
+            return None;
+        }
+        let host = || request.headers().get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
+        let port = match request.uri().authority().cloned().or_else(host) {
+            Some(asked) => asked.port_u16().unwrap_or(HTTPS),
+            None => self.edge.port()?,
+        };
+        HeaderValue::try_from(format!("h3=\":{port}\"; ma={QUIC_KNOWN_S}")).ok()
+    }
+
+    fn begin_websocket<B>(&self, from: SocketAddr, mut request: Request<B>) -> Result<Answer, HttpError> {
         let headers = request.headers();
         if request.version() != Version::HTTP_11 {
             return Err(HttpError::Upgrade("over HTTP/1.1; offer http/1.1 by ALPN"));
@@ -237,7 +279,7 @@ impl Front {
         let Some(accept) = key.and_then(|key| HeaderValue::try_from(accept_key(key)).ok()) else {
             return Err(HttpError::Header("Sec-WebSocket-Key is 16 random bytes in base64"));
         };
-        let client = self.client(headers);
+        let client = self.client(from, headers);
         let ticket = self.take_ticket(client)?;
         *lock(&self.ticket) = Some(ticket);
         *lock(&self.upgrade) = Some((hyper::upgrade::on(&mut request), client));
@@ -252,12 +294,12 @@ impl Front {
     }
 
     /// Who asks: the other end of the connection, or the client that a trusted proxy asks for.
-    fn client(&self, headers: &HeaderMap) -> SocketAddr {
-        if !self.edge.is_proxy(self.from.ip()) {
-            return self.from;
+    fn client(&self, from: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        if !self.edge.is_proxy(from.ip()) {
+            return from;
         }
-        let caller = Caller::of(self.from.ip(), headers, &self.edge.config.trusted_proxies);
-        if caller.direct { self.from } else { SocketAddr::new(caller.address, 0) }
+        let caller = Caller::of(from.ip(), headers, &self.edge.config.trusted_proxies);
+        if caller.direct { from } else { SocketAddr::new(caller.address, 0) }
     }
 
     /// This connection's place among the handshakes; another one where it has given that away, or is a proxy's.
@@ -272,9 +314,13 @@ impl Front {
         }
     }
 
-    async fn poll(&self, request: Request<Incoming>) -> Result<Answer, HttpError> {
+    async fn poll<B>(&self, from: SocketAddr, request: Request<B>) -> Result<Answer, HttpError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let wait = Duration::from_millis(number(request.headers(), WAIT, Some(0))?).min(WAIT_MAX);
-        let client = self.client(request.headers());
+        let client = self.client(from, request.headers());
         match request.headers().get(NAME) {
             None => self.begin_session(request.into_body(), wait, client).await,
             Some(name) => {
@@ -301,12 +347,16 @@ impl Front {
     }
 
     /// As closing a connection is elsewhere.
-    fn end_session(&self, headers: &HeaderMap) -> Result<Answer, HttpError> {
-        self.session(headers.get(NAME).ok_or(Misfit::Over)?, self.client(headers))?.hang_up();
+    fn end_session(&self, from: SocketAddr, headers: &HeaderMap) -> Result<Answer, HttpError> {
+        self.session(headers.get(NAME).ok_or(Misfit::Over)?, self.client(from, headers))?.hang_up();
         Ok(respond(StatusCode::OK, "application/octet-stream", Bytes::new()))
     }
 
-    async fn begin_session(&self, body: Incoming, wait: Duration, client: SocketAddr) -> Result<Answer, HttpError> {
+    async fn begin_session<B>(&self, body: B, wait: Duration, client: SocketAddr) -> Result<Answer, HttpError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let ticket = self.take_ticket(client)?;
         let hello_timeout = self.edge.tuning().hello_timeout;
         let body = timeout(hello_timeout, read_body(body, HELLO_BYTES)).await.map_err(|_| HttpError::Late)??;
@@ -336,14 +386,18 @@ impl Front {
         Ok(response)
     }
 
-    async fn go_on(
+    async fn go_on<B>(
         &self,
         exchange: &Exchange,
         number: u64,
-        body: Incoming,
+        body: B,
         wait: Duration,
         client: SocketAddr,
-    ) -> Result<Bytes, HttpError> {
+    ) -> Result<Bytes, HttpError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let turn = exchange.arrive(number, client, self.edge.env.clock.now())?;
         let body = tokio::select! {
             biased;

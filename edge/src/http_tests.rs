@@ -19,14 +19,14 @@ use tokio_rustls::client::TlsStream;
 
 type Tls = TlsStream<Box<dyn Stream>>;
 
-struct Scene {
-    edge: Arc<Edge>,
-    core: Arc<FakeCore>,
-    pki: Pki,
-    at: SocketAddr,
+pub(in crate::http) struct Scene {
+    pub(in crate::http) edge: Arc<Edge>,
+    pub(in crate::http) core: Arc<FakeCore>,
+    pub(in crate::http) pki: Pki,
+    pub(in crate::http) at: SocketAddr,
 }
 
-async fn start(config: EdgeConfig) -> Scene {
+pub(in crate::http) async fn start(config: EdgeConfig) -> Scene {
     let pki = Pki::new();
     let (edge, core) = crate::testing::edge(config);
     let tls = server_tls(&pki.certificate, &[ALPN_CLIENT], edge.env.clock.clone()).unwrap();
@@ -52,7 +52,7 @@ impl Scene {
     }
 
     /// Says these bytes on a connection of their own, and reads until it ends.
-    async fn say(&self, alpn: &[&[u8]], bytes: &[u8]) -> String {
+    pub(in crate::http) async fn say(&self, alpn: &[&[u8]], bytes: &[u8]) -> String {
         let mut stream = self.tls(alpn).await;
         stream.write_all(bytes).await.ok();
         let mut answer = Vec::new();
@@ -79,7 +79,7 @@ impl Scene {
         }
     }
 
-    fn polls(&self, alpn: &[&[u8]]) -> Poller {
+    pub(in crate::http) fn polls(&self, alpn: &[&[u8]]) -> Poller {
         let tls = client_tls(self.pki.ca.as_bytes(), alpn, self.edge.env.clock.clone()).unwrap();
         Poller { client: HttpClient::new(self.edge.env.clone(), Some(tls)), at: self.at, name: None }
     }
@@ -124,14 +124,14 @@ impl Socket {
     }
 }
 
-struct Poller {
+pub(in crate::http) struct Poller {
     client: HttpClient,
     at: SocketAddr,
-    name: Option<HeaderValue>,
+    pub(in crate::http) name: Option<HeaderValue>,
 }
 
 impl Poller {
-    async fn ask(&self, number: u64, wait_ms: u32, bodies: Vec<(u32, Body)>) -> Response<Bytes> {
+    pub(in crate::http) async fn ask(&self, number: u64, wait_ms: u32, bodies: Vec<(u32, Body)>) -> Response<Bytes> {
         let mut writer = FrameWriter::new();
         bodies.into_iter().for_each(|(req, body)| writer.put(&v1::Frame::new(req, body)));
         self.raw(number, wait_ms, writer.buffer().split().freeze()).await.unwrap()
@@ -155,7 +155,7 @@ impl Poller {
     }
 }
 
-fn bodies(answer: &Response<Bytes>) -> Vec<Body> {
+pub(in crate::http) fn bodies(answer: &Response<Bytes>) -> Vec<Body> {
     assert_eq!(answer.status(), StatusCode::OK, "{answer:?}");
     let mut reader = FrameReader::new(FRAME_BYTES);
     reader.extend(answer.body());
@@ -164,13 +164,13 @@ fn bodies(answer: &Response<Bytes>) -> Vec<Body> {
     frames.into_iter().filter_map(|f| f.body).filter(|body| !matches!(body, Body::Define(_))).collect()
 }
 
-fn refusal(answer: &Response<Bytes>) -> (u16, String) {
+pub(in crate::http) fn refusal(answer: &Response<Bytes>) -> (u16, String) {
     let value: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
     assert!(value["error"]["message"].as_str().unwrap().len() > 10);
     (answer.status().as_u16(), value["error"]["code"].as_str().unwrap().to_owned())
 }
 
-fn transport(core: &FakeCore) -> &'static str {
+pub(in crate::http) fn transport(core: &FakeCore) -> &'static str {
     let ups = core.ups.lock().unwrap();
     ups.iter().rev().find_map(|up| if let Up::Open { transport, .. } = up { Some(*transport) } else { None }).unwrap()
 }

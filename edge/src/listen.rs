@@ -1,6 +1,7 @@
 //! Listeners: QUIC and TCP+TLS on one port number, and what happens before a connection is driven.
 //!
-//! What TLS agrees on tells `tern/1` from HTTP, on which WebSockets and polls come.
+//! What TLS agrees on tells `tern/1` from HTTP, on which WebSockets and polls come: over QUIC from HTTP/3, which has
+//! polls alone.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use quinn::crypto::rustls::HandshakeData;
 use tern_core::codes::{Code, Refusal};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{ALPN_CLIENT, codec, v1};
 use tern_net::env::{Acceptor, Stream};
 use tern_net::http::ALPN_HTTP;
+use tern_net::http3::{ALPN_HTTP3, HTTP3_NO_ERROR};
 use tern_net::quic::{QuicParams, server_endpoint_with};
 use tern_net::reset::ResetKey;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -23,10 +26,10 @@ use tracing::Instrument;
 use crate::admission::{Admitted, Ticket};
 use crate::driver::{Driver, End};
 use crate::edge::{Edge, EdgeError};
-use crate::http::Front;
+use crate::http::{First, Front};
 use crate::lanes::{Lanes, QuicLanes, StreamLanes, WebSocketLanes};
 use crate::mailbox::Conn;
-use crate::metrics::HTTP;
+use crate::metrics::{HTTP, HTTP3};
 
 /// Why a handshake is refused that has just proven its address.
 pub(crate) const CROWDED: &str = "too many handshakes of this address block are under way; come again later";
@@ -56,7 +59,8 @@ pub(crate) struct Sockets {
 pub(crate) async fn bind(edge: &Edge, at: SocketAddr, tls: &Arc<rustls::ServerConfig>) -> Result<Sockets, EdgeError> {
     let mut tries = if at.port() == 0 { PORT_TRIES } else { 1 };
     let mut tls = (**tls).clone();
-    tls.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+    // As over TCP: who offers both wants its own protocol.
+    tls.alpn_protocols = vec![ALPN_CLIENT.to_vec(), ALPN_HTTP3.to_vec()];
     edge.config.tickets.offer(&mut tls);
     let tls = Arc::new(tls);
     let params = quic_params();
@@ -134,18 +138,23 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incom
         None => None,
     };
     match begun.flatten() {
-        Some((connection, early)) => {
+        Some((connection, begun)) => {
             let tasks = edge.env.tasks.clone();
             let span = connection_span(&conn, QuicLanes::TRANSPORT, connection.remote_address());
-            if early.is_none() && !ticket.prove() {
+            if !matches!(begun, Begun::Early(..)) && !ticket.prove() {
                 edge.handshake_failed(from, Code::Overloaded);
                 connection.close((Code::Overloaded as u32).into(), CROWDED.as_bytes());
                 edge.leave(&conn, QuicLanes::TRANSPORT);
                 return;
             }
-            let lanes = match early {
-                Some((handshake, stream)) => QuicLanes::early(connection, handshake, stream),
-                None => QuicLanes::new(connection),
+            let lanes = match begun {
+                Begun::Early(handshake, stream) => QuicLanes::early(connection, handshake, stream),
+                Begun::Whole => QuicLanes::new(connection),
+                Begun::Http(first) => {
+                    edge.relabel(QuicLanes::TRANSPORT, HTTP3);
+                    tasks.spawn(serve_http3(edge, conn, ticket, connection, first).instrument(span));
+                    return;
+                }
             };
             tasks.spawn(serve_quic(edge, conn, ticket, lanes).instrument(span));
         }
@@ -162,20 +171,59 @@ async fn shake_hands(edge: Arc<Edge>, conn: Arc<Conn>, mut ticket: Ticket, incom
     }
 }
 
-type Early = (quinn::ZeroRttAccepted, (quinn::SendStream, quinn::RecvStream));
+/// What a QUIC connection has come to.
+enum Begun {
+    /// Its handshake is over.
+    Whole,
+    /// A stream came before that.
+    Early(quinn::ZeroRttAccepted, First),
+    /// It speaks HTTP/3. Others may repeat early data, and a request acts at once: so the handshake is over, though a
+    /// stream may have come before.
+    Http(Option<First>),
+}
 
 /// Until the handshake is over, or a stream comes before that. `None`: it failed.
 async fn begin(
     connection: quinn::Connection,
     mut handshake: quinn::ZeroRttAccepted,
-) -> Option<(quinn::Connection, Option<Early>)> {
+) -> Option<(quinn::Connection, Begun)> {
     let stream = tokio::select! {
         biased;
         _ = &mut handshake => None,
         stream = connection.accept_bi() => Some(stream.ok()?),
     };
-    let early = stream.map(|stream| (handshake, stream));
-    connection.close_reason().is_none().then_some((connection, early))
+    let begun = match stream {
+        stream if speaks_http(&connection) => {
+            if stream.is_some() {
+                // Whether early data was taken at all does not matter: what was not comes again.
+                let _taken = handshake.await;
+            }
+            Begun::Http(stream)
+        }
+        Some(stream) => Begun::Early(handshake, stream),
+        None => Begun::Whole,
+    };
+    connection.close_reason().is_none().then_some((connection, begun))
+}
+
+/// As TLS agreed on it, which is known before the first stream comes.
+fn speaks_http(connection: &quinn::Connection) -> bool {
+    let agreed = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    agreed.and_then(|data| data.protocol).as_deref() == Some(ALPN_HTTP3)
+}
+
+async fn serve_http3(
+    edge: Arc<Edge>,
+    conn: Arc<Conn>,
+    ticket: Ticket,
+    connection: quinn::Connection,
+    first: Option<First>,
+) {
+    let front = Front::new(edge.clone(), conn.clone(), connection.remote_address(), ticket);
+    let transport = front.serve_quic(connection.clone(), first).await;
+    // If it has not been closed already: it was late.
+    connection.close(HTTP3_NO_ERROR, b"");
+    edge.leave(&conn, transport);
 }
 
 /// What every line about a connection carries. At debug level: where that is off, an idle connection keeps

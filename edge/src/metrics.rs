@@ -11,6 +11,8 @@ use tern_core::codes::Code;
 
 /// What a TCP connection counts as while it speaks HTTP.
 pub(crate) const HTTP: &str = "http";
+/// Likewise a QUIC connection.
+pub(crate) const HTTP3: &str = "http3";
 
 type Label = [(&'static str, &'static str); 1];
 
@@ -23,6 +25,8 @@ pub struct EdgeMetrics {
     pub(crate) poll: Gauge,
     /// TCP connections that speak HTTP, on their way to a WebSocket or carrying polls.
     pub(crate) http: Gauge,
+    /// QUIC connections that speak HTTP/3.
+    pub(crate) http3: Gauge,
     pub(crate) frames_in: Counter,
     pub(crate) frames_out: Counter,
     pub(crate) bytes_in: Counter,
@@ -54,10 +58,11 @@ impl EdgeMetrics {
         let m = Self::default();
         let connections = Family::<Label, Gauge>::default();
         let gauge = |transport| connections.get_or_create(&[("transport", transport)]).clone();
-        let (quic, tcp, ws, poll, http) = (gauge("quic"), gauge("tcp"), gauge("ws"), gauge("poll"), gauge("http"));
+        let (quic, tcp, ws, poll) = (gauge("quic"), gauge("tcp"), gauge("ws"), gauge("poll"));
+        let (http, http3) = (gauge(HTTP), gauge(HTTP3));
         registry.register(
             "tern_edge_open_connections",
-            "Connections that are open, handshakes included; http are those that carry polls",
+            "Connections that are open, handshakes included; http and http3 are those that carry polls",
             connections,
         );
         registry.register("tern_edge_received_frames", "Frames read from clients", m.frames_in.clone());
@@ -108,7 +113,7 @@ impl EdgeMetrics {
             "Connections that the edge closed, by code",
             m.closed.clone(),
         );
-        Self { quic, tcp, ws, poll, http, ..m }
+        Self { quic, tcp, ws, poll, http, http3, ..m }
     }
 
     pub(crate) fn connections(&self, transport: &str) -> &Gauge {
@@ -117,6 +122,7 @@ impl EdgeMetrics {
             "ws" => &self.ws,
             "poll" => &self.poll,
             HTTP => &self.http,
+            HTTP3 => &self.http3,
             _ => &self.tcp,
         }
     }
@@ -153,7 +159,7 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = EdgeMetrics::register(&mut registry);
         metrics.connections("quic").inc();
-        for transport in ["tcp", "ws", "poll", HTTP] {
+        for transport in ["tcp", "ws", "poll", HTTP, HTTP3] {
             metrics.connections(transport).inc_by(2);
         }
         assert_eq!(metrics.descriptors(), 6);
@@ -161,7 +167,7 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("tern_edge_open_connections{transport=\"quic\"} 1"), "{text}");
-        for transport in ["tcp", "ws", "poll", "http"] {
+        for transport in ["tcp", "ws", "poll", "http", "http3"] {
             let line = format!("tern_edge_open_connections{{transport=\"{transport}\"}} 2");
             assert!(text.contains(&line), "{text}");
         }

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper::{Request, Response, StatusCode};
@@ -48,12 +48,14 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+pub(crate) use self::client::authority;
 pub use self::client::{HttpClient, HttpConnection, HttpError};
 pub use self::protocol::ALPN_HTTP;
 
 use self::ending::{Answer, Open, Watched};
 use self::places::{HeldPlace, Places, UnderWay};
-use self::protocol::{Tasks, Version, sniff};
+pub(crate) use self::protocol::Tasks;
+use self::protocol::{Version, sniff};
 use crate::env::{Acceptor, Env, Spawner, Stream};
 
 /// Answers requests; the address is the connection's.
@@ -115,7 +117,7 @@ pub const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE_WITHIN: Duration = Duration::from_secs(10);
 /// A connection that is to end gets so much time for the answers under way before it says so, and, when all requests are
 /// answered, for what was sent to be taken.
-const END_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves `handler` until the returned future is dropped, which also ends every connection.
 pub async fn serve(
@@ -199,10 +201,10 @@ pub async fn serve_stream(
 }
 
 /// One request more under way, until this is dropped.
-struct Counted(watch::Sender<usize>);
+pub(crate) struct Counted(watch::Sender<usize>);
 
 impl Counted {
-    fn new(under_way: watch::Sender<usize>) -> Self {
+    pub(crate) fn new(under_way: watch::Sender<usize>) -> Self {
         under_way.send_modify(|n| *n += 1);
         Self(under_way)
     }
@@ -327,7 +329,7 @@ where
 
 /// Ends when for so long no request was under way. Never, when nobody can begin one any more: then the
 /// connection ends by itself.
-async fn idle_for(mut under_way: watch::Receiver<usize>, limit: Duration) {
+pub(crate) async fn idle_for(mut under_way: watch::Receiver<usize>, limit: Duration) {
     loop {
         if under_way.wait_for(|n| *n == 0).await.is_err() {
             return std::future::pending().await;
@@ -355,7 +357,11 @@ pub enum BodyError {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, BodyError> {
+pub async fn read_body<B>(body: B, limit: usize) -> Result<Bytes, BodyError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     match Limited::new(body, limit).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(e) if e.downcast_ref::<LengthLimitError>().is_some() => Err(BodyError::TooLarge { limit }),

@@ -17,6 +17,7 @@
 //!    sent with the first packet. [`sounding`]: how long datagrams wait.
 //! 5. [`frames`]: length-prefixed frames over streams, with reads that may be cancelled.
 //! 6. [`http`]: HTTP/2 and HTTP/1.1 over any `Net`: one server loop and one connection, both with limits.
+//!    [`http3`]: the same on a QUIC connection.
 //! 7. [`websocket`]: those frames in the messages of a WebSocket, for both sides. [`proxy`]: TCP through an HTTP
 //!    proxy. [`addresses`]: all addresses of a name, and the first good one of them.
 //! 8. [`prefix`], [`forwarded`]: blocks of addresses, and who asks through trusted proxies.
@@ -38,6 +39,7 @@ pub mod env;
 pub mod forwarded;
 pub mod frames;
 pub mod http;
+pub mod http3;
 pub mod prefix;
 pub mod proxy;
 pub mod quic;

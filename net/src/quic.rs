@@ -70,6 +70,8 @@ pub struct QuicParams {
     pub keep_alive: Option<Duration>,
     /// Bidirectional streams that the other side may have open at once. Each costs memory before it is used.
     pub bidi_streams: u32,
+    /// Unidirectional ones, likewise. HTTP/3 needs three, and stock clients give up where they are not there at once.
+    pub uni_streams: u32,
     /// Bytes of one stream that the other side may send ahead of what was read.
     pub stream_receive_window: u32,
     /// Bytes of all streams, likewise.
@@ -88,7 +90,7 @@ pub struct QuicParams {
 }
 
 impl QuicParams {
-    /// An edge towards its clients: three lanes and no more, no heartbeat of its own (the client's serve,
+    /// An edge towards its clients: three lanes and no more (and what HTTP/3 has beside its requests), no heartbeat of its own (the client's serve,
     /// at most every 5 minutes: 13 minutes are over 2.5 of them), windows that carry the largest frame.
     pub const fn edge() -> Self {
         Self {
@@ -96,6 +98,7 @@ impl QuicParams {
             idle_timeout: Duration::from_secs(13 * 60),
             keep_alive: None,
             bidi_streams: 3,
+            uni_streams: 3,
             stream_receive_window: 160 * 1024,
             receive_window: 320 * 1024,
             send_window: 512 * 1024,
@@ -109,11 +112,17 @@ impl QuicParams {
     pub const fn client() -> Self {
         Self {
             bidi_streams: 0,
+            uni_streams: 0,
             stream_receive_window: 1024 * 1024,
             receive_window: 2 * 1024 * 1024,
             window_floor: true,
             ..Self::edge()
         }
+    }
+
+    /// A client that speaks HTTP/3.
+    pub const fn client_http3() -> Self {
+        Self { uni_streams: 3, ..Self::client() }
     }
 
     /// Links between nodes: found dead within 5 s, and full over 300 Mbit/s at 200 ms.
@@ -123,6 +132,7 @@ impl QuicParams {
             idle_timeout: Duration::from_secs(5),
             keep_alive: Some(Duration::from_secs(1)),
             bidi_streams: 4,
+            uni_streams: 0,
             stream_receive_window: 8 * 1024 * 1024,
             receive_window: 16 * 1024 * 1024,
             send_window: 8 * 1024 * 1024,
@@ -139,7 +149,7 @@ impl QuicParams {
         t.keep_alive_interval(self.keep_alive)
             .initial_rtt(self.initial_rtt)
             .max_concurrent_bidi_streams(VarInt::from_u32(self.bidi_streams))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_concurrent_uni_streams(VarInt::from_u32(self.uni_streams))
             .stream_receive_window(VarInt::from_u32(self.stream_receive_window))
             .receive_window(VarInt::from_u32(self.receive_window))
             .send_window(self.send_window)

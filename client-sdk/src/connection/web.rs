@@ -1,26 +1,28 @@
-//! Connections that look like the web to those on the way: a WebSocket, and polls.
+//! Connections that look like the web to those on the way: a WebSocket, and polls, over TCP or over QUIC.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
-use hyper::{Request, StatusCode};
-use tern_core::client::Failure;
+use hyper::{Request, Response, StatusCode};
+use tern_core::client::{Failure, Transport};
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::codec::{self, FrameReader};
 use tern_core::wire::compact::Writer;
 use tern_core::wire::{Lane, v1};
 use tern_net::addresses::Addresses;
 use tern_net::frames::FrameWriter;
-use tern_net::http::{HttpClient, HttpConnection};
+use tern_net::http::{HttpClient, HttpConnection, HttpError};
+use tern_net::http3::Http3Connection;
+use tern_net::quic::QuicParams;
 use tern_net::websocket::{self, WebSocket};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Inbox, closing, encode, network, tls_to};
+use super::{Inbox, closing, dial, encode, ended, network, tls_to};
 use crate::driver::Tls;
 use crate::limits::{POLL_ANSWER_BYTES, POLL_BYTES, POLL_PAUSE, POLL_PAUSE_MAX, POLL_TRIES, POLL_WAIT, POLL_WITHIN};
 use crate::shared::{ConnectJob, Outgoing, Shared};
@@ -86,6 +88,87 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// How the requests of a session travel, and where to.
+struct Way<'a> {
+    shared: &'a Arc<Shared>,
+    tls: &'a Tls,
+    job: &'a ConnectJob,
+    to: SocketAddr,
+    /// The connection that requests over HTTP/3 share, as long as it is good.
+    common: Mutex<Option<(Http3Connection, quinn::Endpoint)>>,
+}
+
+/// A connection that carries requests.
+enum Carrier {
+    /// One at a time.
+    Tcp(HttpConnection),
+    /// All of them. Its endpoint is its own.
+    Quic { connection: Http3Connection, _endpoint: quinn::Endpoint },
+}
+
+impl Carrier {
+    async fn request(&mut self, request: Request<Full<Bytes>>, within: Duration) -> Result<Response<Bytes>, HttpError> {
+        match self {
+            Self::Tcp(connection) => connection.request(request, POLL_ANSWER_BYTES, within).await,
+            Self::Quic { connection, .. } => connection.request(request, POLL_ANSWER_BYTES, within).await,
+        }
+    }
+}
+
+impl<'a> Way<'a> {
+    /// With the first connection, to the first address that is good.
+    async fn find(
+        shared: &'a Arc<Shared>,
+        tls: &'a Tls,
+        job: &'a ConnectJob,
+        to: &Addresses,
+    ) -> Result<(Self, Carrier), Failure> {
+        let way = |to| Self { shared, tls, job, to, common: Mutex::new(None) };
+        let reach = |to| async move {
+            let way = way(to);
+            let carrier = way.connect().await?;
+            Ok((way, carrier))
+        };
+        to.race(reach).await
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(Http3Connection, quinn::Endpoint)>> {
+        self.common.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> Result<Carrier, Failure> {
+        let host = &self.job.candidate.server_name;
+        if self.job.transport != Transport::Http3 {
+            let http = HttpClient::new(self.shared.env.clone(), Some(self.tls.http.clone()));
+            return Ok(Carrier::Tcp(http.connect(self.to, host, POLL_WITHIN).await.map_err(network)?));
+        }
+        if let Some((connection, _endpoint)) = self.kept().clone() {
+            return Ok(Carrier::Quic { connection, _endpoint });
+        }
+        let dialing = async {
+            let params = QuicParams::client_http3();
+            let (endpoint, connecting) = dial(self.shared, self.job, self.to, self.tls.http3.clone(), params)?;
+            let connection = connecting.await.map_err(|e| ended(&e))?;
+            let rtt = connection.rtt();
+            // Where the store fails nothing is connected to anyway, and it was told.
+            let _told = self.shared.act(|machine, _| machine.path_measured(self.job.conn, rtt));
+            let tasks = self.shared.env.tasks.clone();
+            Ok((Http3Connection::new(tasks, connection, host).await.map_err(network)?, endpoint))
+        };
+        let dialed = tokio::time::timeout(POLL_WITHIN, dialing).await.map_err(|_| network("no connection in time"))?;
+        let (connection, endpoint) = dialed?;
+        *self.kept() = Some((connection.clone(), endpoint.clone()));
+        Ok(Carrier::Quic { connection, _endpoint: endpoint })
+    }
+
+    /// This one is of no use any more: the next request gets another.
+    fn give_up(&self, carrier: &Carrier) {
+        if let Carrier::Quic { connection, .. } = carrier {
+            self.kept().take_if(|(kept, _)| kept.is_same(connection));
+        }
+    }
+}
+
 /// One request of a session that is polled, to be sent until it is answered.
 #[derive(Clone)]
 struct Ask {
@@ -96,13 +179,7 @@ struct Ask {
 }
 
 /// Asks, again where the answer is lost: the edge gives it again. The connection is for the next request.
-async fn ask(
-    http: &HttpClient,
-    to: SocketAddr,
-    host: &str,
-    mut connection: Option<HttpConnection>,
-    ask: Ask,
-) -> Result<(hyper::Response<Bytes>, HttpConnection), Failure> {
+async fn ask(way: &Way<'_>, mut carrier: Option<Carrier>, ask: Ask) -> Result<(Response<Bytes>, Carrier), Failure> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -113,15 +190,27 @@ async fn ask(
         };
         let request = request.body(Full::new(ask.body.clone())).map_err(network)?;
         let answered = async {
-            let mut connection = match connection.take() {
-                Some(connection) => connection,
-                None => http.connect(to, host, POLL_WITHIN).await?,
+            let mut carrier = match carrier.take() {
+                Some(carrier) => carrier,
+                None => way.connect().await?,
             };
-            let answer = connection.request(request, POLL_ANSWER_BYTES, POLL_WAIT + POLL_WITHIN).await?;
-            Ok::<_, tern_net::http::HttpError>((answer, connection))
+            let mut asked = carrier.request(request.clone(), POLL_WAIT + POLL_WITHIN).await;
+            if let Err(HttpError::Closing { .. }) = asked {
+                // Its last answer was the one before, which is no failure.
+                way.give_up(&carrier);
+                carrier = way.connect().await?;
+                asked = carrier.request(request, POLL_WAIT + POLL_WITHIN).await;
+            }
+            match asked {
+                Ok(answer) => Ok((answer, carrier)),
+                Err(e) => {
+                    way.give_up(&carrier);
+                    Err(network(e))
+                }
+            }
         };
         let failed = match answered.await {
-            Ok((answer, connection)) if answer.status() == StatusCode::OK => return Ok((answer, connection)),
+            Ok((answer, carrier)) if answer.status() == StatusCode::OK => return Ok((answer, carrier)),
             Ok((answer, _)) => {
                 let failed = network(format!("the edge answers a poll with status {}", answer.status()));
                 // Not read yet; or it overtook the one before it on another connection.
@@ -130,7 +219,7 @@ async fn ask(
                 }
                 failed
             }
-            Err(e) => network(e),
+            Err(failed) => failed,
         };
         // A Hello whose answer was lost is said again by the next attempt.
         if ask.name.is_none() || tries >= POLL_TRIES {
@@ -141,20 +230,18 @@ async fn ask(
 }
 
 pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
-    let http = &HttpClient::new(shared.env.clone(), Some(tls.http.clone()));
-    let host = job.candidate.server_name.as_str();
     let mut hello = BytesMut::new();
     codec::put(&*job.hello.0, &mut hello);
     let first = Ask { number: 0, name: None, body: hello.freeze() };
-    let reached = to.race(|to| async move { Ok((to, http.connect(to, host, POLL_WITHIN).await.map_err(network)?)) });
-    let (to, connection) = reached.await?;
-    let (answer, connection) = ask(http, to, host, Some(connection), first).await?;
+    let (way, carrier) = Way::find(shared, tls, job, to).await?;
+    let way = &way;
+    let (answer, carrier) = ask(way, Some(carrier), first).await?;
     let name = answer.headers().get("tern-poll").and_then(|name| name.to_str().ok()).map(str::to_owned);
     let mut inbox = Inbox::default();
     told(shared, job, &mut inbox, answer.body())?;
     let Some(name) = name else { return Err(network("the edge began no session")) };
-    let mut free = VecDeque::from([connection]);
-    let session = exchange(shared, job, http, to, &name, &mut inbox, &mut free);
+    let mut free = VecDeque::from([carrier]);
+    let session = exchange(way, &name, &mut inbox, &mut free);
     tokio::select! {
         biased;
         failure = session => return Err(failure),
@@ -162,9 +249,12 @@ pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to:
     }
     let request = Request::delete("/v1/poll").header("tern-poll", name).body(Full::default()).map_err(network)?;
     // Without it, or if it takes too long, the edge finds out by itself, only later.
-    match free.pop_front() {
-        Some(mut connection) => drop(connection.request(request, POLL_ANSWER_BYTES, POLL_WITHIN).await),
-        None => drop(http.request(to, host, request, POLL_ANSWER_BYTES, POLL_WITHIN).await),
+    let carrier = match free.pop_front() {
+        Some(carrier) => Ok(carrier),
+        None => way.connect().await,
+    };
+    if let Ok(mut carrier) = carrier {
+        drop(carrier.request(request, POLL_WITHIN).await);
     }
     Ok(())
 }
@@ -178,21 +268,13 @@ fn told(shared: &Arc<Shared>, job: &ConnectJob, inbox: &mut Inbox, body: &[u8]) 
 
 /// Always one request that waits; with something to send, a second one, which ends the first. Answers are taken
 /// in the order of their numbers.
-async fn exchange(
-    shared: &Arc<Shared>,
-    job: &ConnectJob,
-    http: &HttpClient,
-    to: SocketAddr,
-    name: &str,
-    inbox: &mut Inbox,
-    free: &mut VecDeque<HttpConnection>,
-) -> Failure {
+async fn exchange(way: &Way<'_>, name: &str, inbox: &mut Inbox, free: &mut VecDeque<Carrier>) -> Failure {
+    let (shared, job) = (way.shared, way.job);
     let (mut writer, mut waiting, mut number) = (Writer::default(), BytesMut::new(), 0);
-    let host = job.candidate.server_name.as_str();
-    let mut next = |waiting: &mut BytesMut, connection| {
+    let mut next = |waiting: &mut BytesMut, carrier| {
         number += 1;
         let body = whole(waiting);
-        Box::pin(ask(http, to, host, connection, Ask { number, name: Some(name.to_owned()), body }))
+        Box::pin(ask(way, carrier, Ask { number, name: Some(name.to_owned()), body }))
     };
     take(&job.out, &mut writer, &mut waiting);
     let (mut asked_at, mut pause) = (shared.env.clock.now(), Duration::ZERO);
@@ -268,10 +350,10 @@ fn settle(
     shared: &Arc<Shared>,
     job: &ConnectJob,
     inbox: &mut Inbox,
-    free: &mut VecDeque<HttpConnection>,
-    answer: Result<(hyper::Response<Bytes>, HttpConnection), Failure>,
+    free: &mut VecDeque<Carrier>,
+    answer: Result<(Response<Bytes>, Carrier), Failure>,
 ) -> Result<(), Failure> {
-    let (answer, connection) = answer?;
-    free.push_back(connection);
+    let (answer, carrier) = answer?;
+    free.push_back(carrier);
     told(shared, job, inbox, answer.body())
 }

@@ -23,6 +23,7 @@ use tern_core::wire::v1::{self, frame::Body};
 use tern_core::wire::{ALPN_CLIENT, Lane, codec};
 use tern_net::env::{Env, Spawner};
 use tern_net::frames::{FrameWriter, Frames, QuicFrames, poll_fill};
+use tern_net::http3::{ALPN_HTTP3, QuicHandler, serve_quic};
 use tern_net::quic::{QuicParams, server_endpoint};
 use tern_net::tls::{Identity as Certificate, server_tls};
 use tern_net::websocket::{WebSocket, accept_key};
@@ -48,6 +49,8 @@ pub struct Core {
     pub commits: u32,
     /// Sessions that were polled and ended in order.
     pub deleted: u32,
+    /// Connections that spoke HTTP/3.
+    pub http3: u32,
     /// Tunnels that the proxy opened.
     pub tunnels: u32,
     /// Close the connection instead of answering this many sends: they are durable, their acks are lost.
@@ -227,6 +230,38 @@ impl FakeEdge {
         address
     }
 
+    /// Serves polls over HTTP/3 at a free port, and nothing else. Every third answer is lost, and each connection ends after
+    /// four of them.
+    pub fn listen_http3(&self) -> SocketAddr {
+        let at = "127.0.0.1:0".parse().unwrap();
+        let endpoint = server_endpoint(&self.env, at, self.tls(&[ALPN_HTTP3]), &QuicParams::edge()).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let tasks = self.env.tasks.clone();
+        let polls = Arc::new(Polls { core: self.core.clone(), tasks: tasks.clone(), sessions: Mutex::default() });
+        self.env.tasks.spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let (polls, spawner) = (polls.clone(), tasks.clone());
+                tasks.spawn(async move {
+                    let Ok(connection) = incoming.await else { return };
+                    polls.core.lock().unwrap().http3 += 1;
+                    let answered = Arc::new(tokio::sync::Semaphore::new(0));
+                    let over = answered.clone();
+                    let handler: QuicHandler = Arc::new(move |_, request| {
+                        let (polls, answered) = (polls.clone(), answered.clone());
+                        Box::pin(async move {
+                            let answer = polls.answer(request).await;
+                            answered.add_permits(1);
+                            answer
+                        })
+                    });
+                    let over = async { drop(over.acquire_many(4).await) };
+                    serve_quic(spawner, connection, None, Default::default(), handler, over).await;
+                });
+            }
+        });
+        address
+    }
+
     /// Serves dispatch at a free port: one edge at `edge`.
     pub async fn listen_dispatch(&self, edge: SocketAddr, transports: &str) -> SocketAddr {
         self.serve_dispatch(format!(
@@ -333,7 +368,11 @@ impl Polled {
 }
 
 impl Polls {
-    async fn answer(&self, request: hyper::Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: hyper::Request<B>) -> Response<Full<Bytes>>
+    where
+        B: hyper::body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let respond = |status: u16, body: Bytes| Response::builder().status(status).body(Full::new(body)).unwrap();
         if request.method() == hyper::Method::GET {
             return respond(404, Bytes::new());

@@ -19,6 +19,8 @@ pub enum Transport {
     WebSocket,
     /// HTTP requests, where not even that does.
     Poll,
+    /// The same over HTTP/3: where UDP gets through, but for the web alone, or TCP does not.
+    Http3,
 }
 
 impl Transport {
@@ -29,12 +31,13 @@ impl Transport {
             Self::Tcp => "tcp",
             Self::WebSocket => "ws",
             Self::Poll => "poll",
+            Self::Http3 => "h3",
         }
     }
 
     /// Whether it looks like the web to those on the way.
     pub const fn is_web(self) -> bool {
-        matches!(self, Self::WebSocket | Self::Poll)
+        matches!(self, Self::WebSocket | Self::Poll | Self::Http3)
     }
 }
 
@@ -49,11 +52,11 @@ pub struct Candidate {
     pub address: String,
     /// The name its certificate must have.
     pub server_name: String,
-    /// Which transports it offers.
+    /// Which transports it offers. Whoever offers QUIC offers HTTP/3 too, at the same port.
     pub quic: bool,
     /// See `quic`. Whoever offers it offers WebSockets and polls too: they share its port.
     pub tcp: bool,
-    /// From the start of an attempt to its Welcome.
+    /// From the start of an attempt to its Welcome; that of HTTP/3, too.
     pub quic_timeout: Duration,
     /// Likewise, and that of WebSockets and polls.
     pub tcp_timeout: Duration,
@@ -63,7 +66,7 @@ impl Candidate {
     /// From the start of an attempt to its Welcome; `None`: it does not offer this transport.
     pub fn timeout(&self, transport: Transport) -> Option<Duration> {
         match transport {
-            Transport::Quic => self.quic.then_some(self.quic_timeout),
+            Transport::Quic | Transport::Http3 => self.quic.then_some(self.quic_timeout),
             Transport::Tcp | Transport::WebSocket | Transport::Poll => self.tcp.then_some(self.tcp_timeout),
         }
     }
@@ -76,6 +79,8 @@ pub enum Failure {
     Network(String),
     /// The machine is there and says that nothing listens (a refused connection): its process is gone. Or a gateway says so.
     NothingThere(String),
+    /// Somebody answers there, and does not speak this protocol: what answers speaks for the web alone.
+    Protocol(String),
     /// No Welcome in time.
     TimedOut,
     /// The other side refused or closed with a code.
@@ -100,7 +105,7 @@ pub enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Network(words) | Self::NothingThere(words) => f.write_str(words),
+            Self::Network(words) | Self::NothingThere(words) | Self::Protocol(words) => f.write_str(words),
             Self::TimedOut => f.write_str("no answer in time"),
             Self::Refused { code, message, .. } => {
                 let name = crate::codes::Code::from_u32(*code).map_or("refused", crate::codes::Code::name);

@@ -68,7 +68,8 @@ impl Machine {
             "nothing against it".to_owned()
         };
         let rtt = here.rtt().map_or_else(|| "?".to_owned(), |rtt| rtt.as_millis().to_string());
-        writeln!(text, "network     QUIC: {quic}; last good edge {:?}, {rtt} ms", here.edge)?;
+        let http3 = if here.has_only_http3(wall_ms) { ", and by h3 alone something got through" } else { "" };
+        writeln!(text, "network     QUIC: {quic}{http3}; last good edge {:?}, {rtt} ms", here.edge)?;
         let (queued, kept) = self.waiting();
         let saves = if self.is_saving() { "saved: of what was missed the newest is taken" } else { "not saved" };
         writeln!(text, "data        {saves}")?;

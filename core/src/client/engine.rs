@@ -326,7 +326,7 @@ impl Engine {
     pub fn attempt_rtt(&self, now: Duration, conn: ConnNo) -> Option<(Duration, bool)> {
         let attempt = self.attempts.get(&conn)?;
         let trips = match attempt.transport {
-            Transport::Quic => 2,
+            Transport::Quic | Transport::Http3 => 2,
             Transport::Tcp | Transport::Poll => 3,
             Transport::WebSocket => 4,
         };
@@ -370,8 +370,9 @@ impl Engine {
             }
         }
         let rival = self.attempts.values().any(|a| a.candidate == attempt.candidate);
+        let misunderstood = self.ask_as_the_web(now, attempt, failure);
         // By the web it fails where its edge is an old one, or a proxy on the way is.
-        if !rival && !attempt.transport.is_web() {
+        if !rival && !attempt.transport.is_web() && !misunderstood {
             self.demote(now, &attempt.candidate, failure);
         }
         if let Failure::NothingThere(_) = failure {
@@ -409,7 +410,7 @@ impl Engine {
         let after = match failure {
             Failure::Refused { after, .. } => *after,
             // It was ended, not forgotten: others are likely to come back at this moment, too.
-            Failure::Network(_) => self.rng.random_range(Duration::ZERO..=self.spread),
+            Failure::Network(_) | Failure::Protocol(_) => self.rng.random_range(Duration::ZERO..=self.spread),
             _ => Duration::ZERO,
         };
         if !settled {

@@ -31,7 +31,7 @@ use super::limits::{
 /// What was learned of silences on one transport and family, in seconds.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Learned {
-    /// 0 = QUIC, 1 = TCP.
+    /// 0 = QUIC, 1 = TCP, 2 = HTTP/3.
     #[prost(uint32, tag = "1")]
     pub transport: u32,
     /// The family of addresses.
@@ -61,6 +61,8 @@ impl Way {
     fn code(self) -> u32 {
         match self.transport {
             Transport::Quic => 0,
+            // Its polls keep a gateway awake that would forget a silent one.
+            Transport::Http3 => 2,
             _ => 1,
         }
     }

@@ -4,7 +4,7 @@
 //! must be learned again in each session, and the edge that was good yesterday is the second in today's list.
 //!
 //! *Rule.* For each network (as the application names it) is kept: whether QUIC was welcomed or lost to another
-//! transport last, the edge that was welcomed last, the round trip, and how long a connection may be silent, for each
+//! transport last, whether polls over HTTP/3 were what got through, the edge that was welcomed last, the round trip, and how long a connection may be silent, for each
 //! transport and family of addresses ([`super::heartbeat`]). It orders the next race and is never more than advice: a
 //! transport that lost is tried again, after a pause that doubles while it goes on losing. The networks used last are
 //! kept; one without a name counts as one.
@@ -90,6 +90,12 @@ pub struct Network {
     /// QUIC or TCP+TLS was welcomed last.
     #[prost(uint64, tag = "8")]
     pub plain_ok_ms: u64,
+    /// A WebSocket or polls over TCP were welcomed last.
+    #[prost(uint64, tag = "10")]
+    pub web_ok_ms: u64,
+    /// Polls over HTTP/3 were welcomed last.
+    #[prost(uint64, tag = "9")]
+    pub http3_ok_ms: u64,
     /// How long connections may be silent.
     #[prost(message, repeated, tag = "7")]
     pub silences: Vec<Learned>,
@@ -113,6 +119,12 @@ impl Network {
         !holds || rounds_failed >= WEB_ROUNDS
     }
 
+    /// Whether nothing but polls over HTTP/3 got through here lately.
+    pub fn has_only_http3(&self, wall_ms: u64) -> bool {
+        let others = self.plain_ok_ms.max(self.web_ok_ms);
+        self.http3_ok_ms > others && wall_ms < self.http3_ok_ms.saturating_add(millis(PLAIN_HOLDS))
+    }
+
     /// How long after QUIC has lost it is tried again while another transport is in use.
     pub fn quic_again(&self) -> Duration {
         QUIC_AGAIN.saturating_mul(1 << self.quic_losses.saturating_sub(1).min(8)).min(QUIC_AGAIN_MAX)
@@ -131,6 +143,11 @@ impl Network {
         }
         if !transport.is_web() {
             self.plain_ok_ms = wall_ms;
+        }
+        match transport {
+            Transport::Http3 => self.http3_ok_ms = wall_ms.max(self.plain_ok_ms.max(self.web_ok_ms).saturating_add(1)),
+            Transport::WebSocket | Transport::Poll => self.web_ok_ms = wall_ms,
+            Transport::Quic | Transport::Tcp => {}
         }
         if transport == Transport::Quic {
             (self.quic_ok_ms, self.quic_losses) = (wall_ms, 0);
@@ -273,6 +290,19 @@ mod tests {
         assert!(!network.loses_quic(2_000_000 + millis(QUIC_AGAIN_MAX)), "a verdict does not last");
         network.welcomed(3_000_000, "e", Transport::Quic, false);
         assert!(!network.loses_quic(3_000_001) && network.quic_again() == first);
+    }
+
+    #[test]
+    fn http3_counts_as_the_only_way_until_something_else_gets_through_and_for_an_hour() {
+        for other in [Transport::Quic, Transport::Tcp, Transport::WebSocket, Transport::Poll] {
+            let mut network = Network::default();
+            assert!(!network.has_only_http3(1));
+            network.welcomed(1_000, "e", other, false);
+            network.welcomed(1_000, "e", Transport::Http3, true);
+            assert!(network.has_only_http3(1_001) && !network.has_only_http3(1_001 + millis(PLAIN_HOLDS)));
+            network.welcomed(1_002, "e", other, false);
+            assert!(!network.has_only_http3(1_003), "{other:?}");
+        }
     }
 
     #[test]

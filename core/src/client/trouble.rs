@@ -64,7 +64,7 @@ impl Failure {
     pub(super) fn says(&self) -> u8 {
         match self {
             Self::Refused { .. } => 2,
-            Self::Network(_) | Self::NothingThere(_) => 1,
+            Self::Network(_) | Self::NothingThere(_) | Self::Protocol(_) => 1,
             Self::TimedOut | Self::Silent | Self::Stuck | Self::Renew => 0,
         }
     }

@@ -19,6 +19,7 @@ use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
 use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeMetrics, TokenKeys};
 use tern_net::env::Env;
 use tern_net::frames::{FrameError, FrameWriter, Frames, QuicFrames};
+use tern_net::http3::ALPN_HTTP3;
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
 use tern_net::system::system_env;
 use tern_net::tls::{Identity as Certificate, client_tls, server_tls};
@@ -254,6 +255,14 @@ impl Scene {
         let endpoint = client_endpoint(&self.env, (from, 0).into()).unwrap();
         let config = client_config(&self.env, self.tls(), &QuicParams::client()).unwrap();
         endpoint.connect_with(config, to, "localhost").unwrap()
+    }
+
+    /// A QUIC connection that speaks HTTP/3.
+    pub async fn http3(&self, from: IpAddr) -> Result<quinn::Connection, quinn::ConnectionError> {
+        let endpoint = client_endpoint(&self.env, (from, 0).into()).unwrap();
+        let tls = client_tls(self.ca.as_bytes(), &[ALPN_HTTP3], self.env.clock.clone()).unwrap();
+        let config = client_config(&self.env, tls, &QuicParams::client_http3()).unwrap();
+        timeout(LONG, endpoint.connect_with(config, self.at, "localhost").unwrap()).await.expect("an end")
     }
 
     pub async fn quic(&self, from: IpAddr) -> Result<Quic, quinn::ConnectionError> {

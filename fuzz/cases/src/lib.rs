@@ -21,8 +21,10 @@ pub mod disk;
 pub mod dispatch;
 pub mod documents;
 pub mod gossip;
+pub mod http3;
 pub mod mutate;
 pub mod node;
+pub mod packed;
 pub mod script;
 pub mod session;
 pub mod tables;
@@ -78,6 +80,8 @@ impl Case {
 pub const CASES: &[Case] = &[
     Case::new("client_frames", wire::client_frames, wire::client_frame_seeds),
     Case::new("compact", wire::compact, wire::client_frame_seeds),
+    Case::new("http3", http3::run, http3::seeds).rarely(10),
+    Case::new("packed", packed::run, packed::seeds),
     Case::new("websocket", websocket::run, websocket::seeds),
     Case::new("node_frames", wire::node_frames, wire::node_frame_seeds),
     Case::new("values", wire::values, wire::value_seeds),

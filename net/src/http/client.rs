@@ -60,6 +60,12 @@ pub enum HttpError {
         /// What is wrong.
         cause: String,
     },
+    /// The server has ended this connection in order, without an answer: ask on another one.
+    #[error("{to} has ended the connection in order")]
+    Closing {
+        /// Where to.
+        to: SocketAddr,
+    },
     /// The answer is larger than allowed.
     #[error("the answer from {to} has more than {limit} bytes")]
     TooLarge {
@@ -174,7 +180,7 @@ impl HttpClient {
 }
 
 /// What a request names its server by; an IPv6 address stands in brackets.
-fn authority(server_name: &str) -> Option<Authority> {
+pub(crate) fn authority(server_name: &str) -> Option<Authority> {
     match server_name.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("[{address}]").parse().ok(),
         Err(_) => server_name.parse().ok(),

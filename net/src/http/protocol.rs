@@ -34,14 +34,14 @@ impl Version {
 
 /// Tasks of one connection: they run where the node's tasks run, and end when the connection is dropped.
 #[derive(Clone, Debug)]
-pub(super) struct Tasks {
-    pub(super) spawner: Spawner,
+pub(crate) struct Tasks {
+    pub(crate) spawner: Spawner,
     /// Changes, or loses its sender, when the connection is over.
-    pub(super) until: watch::Receiver<()>,
+    pub(crate) until: watch::Receiver<()>,
 }
 
 impl Tasks {
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut until = self.until.clone();
         self.spawner.spawn(async move {
             tokio::select! {

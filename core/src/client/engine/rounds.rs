@@ -2,7 +2,9 @@
 //!
 //! The first candidate by QUIC, the second after one and a half round trips, TCP+TLS on the first after 300 ms, the third
 //! candidate after a second, then everything else, a quarter of a second apart, and last a WebSocket and polls at one of
-//! them, another one each time (polls first, where WebSockets are cut again and again); never more than three attempts at a
+//! them, another one each time (polls first, where WebSockets are cut again and again); after a round without an answer polls
+//! over HTTP/3, too. Those start at once where an edge says that it does not know `tern/1`, and nearly at once where nothing
+//! else got through last. Never more than three attempts at a
 //! time. Where QUIC has lost lately on this network, TCP+TLS has the head start, and QUIC is tried beside it; where a
 //! connection by QUIC has just fallen silent, TCP+TLS starts nearly at once. A single edge is tried by QUIC more than once
 //! at a time; the first of two such gives way to another transport. An attempt that fails makes everything after
@@ -141,6 +143,10 @@ impl Engine {
             };
             planned.extend(tries.into_iter().map(|at| (at, only, favoured)));
         }
+        let known_http3 = here.has_only_http3(self.wall_ms(now));
+        if let Some(best) = candidates.first().filter(|best| best.quic && known_http3) {
+            planned.push((SECOND_AFTER.0, best, Transport::Http3));
+        }
         planned.sort_by_key(|(at, _, _)| *at);
         let mut at = planned.last().map_or(Duration::ZERO, |(at, _, _)| *at);
         for (candidate, transport) in late {
@@ -159,6 +165,10 @@ impl Engine {
             for (transport, after) in order.into_iter().zip([WEBSOCKET_AFTER, POLL_AFTER]) {
                 at = (at + NEXT_AFTER).max(after);
                 planned.push((at, candidate, transport));
+            }
+            // And the web by UDP: seldom the only way, so the first round does without.
+            if self.rounds_failed > 0 && candidate.quic && !known_http3 {
+                planned.push((at + NEXT_AFTER, candidate, Transport::Http3));
             }
         }
         let slower = 1 << self.rounds_failed.min(TIMEOUT_DOUBLINGS);

@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Candidate, Engine, Leg, Live};
+use super::{Attempt, Candidate, Engine, Leg, Live};
 use crate::client::candidates::{Failure, Transport};
 use crate::client::limits::{
     ASK_AFTER, ASK_AGAIN, BACKOFF_MAX, LISTED_FIRST, NEXT_AFTER, SETTLED, TCP_AFTER, TOKEN_PAUSE, TOKENS_AT_ONCE,
@@ -56,6 +56,24 @@ impl Engine {
             round.failures = 0;
             self.ask_dispatch(now);
         }
+    }
+
+    /// What answered does not know this protocol, so it may be something that speaks HTTP/3 for the edge: asked so at once.
+    /// True: that is what has happened.
+    pub(super) fn ask_as_the_web(&mut self, now: Duration, attempt: &Attempt, failure: &Failure) -> bool {
+        if attempt.transport != Transport::Quic || !matches!(failure, Failure::Protocol(_)) {
+            return false;
+        }
+        let asks = |candidate: &Candidate, transport: Transport| {
+            (candidate, transport) == (&attempt.candidate, Transport::Http3)
+        };
+        let tried = self.attempts.values().any(|other| asks(&other.candidate, other.transport));
+        if let Some(round) = self.round.as_mut().filter(|_| !tried) {
+            round.legs.retain(|leg| !asks(&leg.candidate, leg.transport));
+            let candidate = attempt.candidate.clone();
+            round.legs.push_front(Leg { at: now, candidate, transport: Transport::Http3 });
+        }
+        true
     }
 
     /// Edges of a new list that the round under way does not know: they are tried now.

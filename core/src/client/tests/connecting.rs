@@ -58,12 +58,15 @@ fn pause(d: &mut Device) {
 
 #[test]
 fn a_round_ends_with_what_looks_like_the_web_at_another_edge_each_time() {
-    use Transport::{Poll, Quic, Tcp, WebSocket};
+    use Transport::{Http3, Poll, Quic, Tcp, WebSocket};
     let mut d = started();
-    for web in ["eu-1", "us-1", "eu-1"] {
-        let expected = [("eu-1", Quic), ("us-1", Quic), ("eu-1", Tcp), ("us-1", Tcp), (web, WebSocket), (web, Poll)];
+    for (round, web) in ["eu-1", "us-1", "eu-1"].into_iter().enumerate() {
+        let plain = [("eu-1", Quic), ("us-1", Quic), ("eu-1", Tcp), ("us-1", Tcp)];
+        let expected = plain.into_iter().chain([(web, WebSocket), (web, Poll)]);
+        // By UDP only after all else has failed once.
+        let expected = expected.chain((round > 0).then_some((web, Http3)));
         let tried = failed_round(&mut d);
-        assert_eq!(tried, expected.map(|(edge, transport)| (edge.to_owned(), transport)));
+        assert_eq!(tried, expected.map(|(edge, transport)| (edge.to_owned(), transport)).collect::<Vec<_>>());
         // Of both edges something failed: neither is better than the other.
         pause(&mut d);
     }
@@ -151,6 +154,59 @@ fn where_web_sockets_are_cut_again_and_again_polls_are_tried_first() {
     d.connects.clear();
     d.act(|m, now| m.network_changed(now, None));
     assert_eq!(live_by_the_web(&mut d).1, Transport::WebSocket);
+}
+
+#[test]
+fn what_answers_quic_and_does_not_know_the_protocol_is_asked_by_http3_at_once_and_nothing_is_held_against_its_edge() {
+    let mut d = started();
+    let quic = d.connects[0].0;
+    d.act(|m, now| m.ended(now, quic, &Failure::Protocol("no_application_protocol".into())));
+    let expected = [("eu-1".to_owned(), Transport::Quic), ("eu-1".to_owned(), Transport::Http3)];
+    let http3 = d.connects[1].0;
+    assert_eq!(tried(&mut d), expected);
+    d.pass(ms(250));
+    assert_eq!(tried(&mut d), [("us-1".into(), Transport::Quic)], "the race goes on as it would");
+    d.welcome_on(http3, 2, 0);
+    assert!(d.machine.diagnostics(d.now, 0).contains("eu-1:1 by h3"), "{}", d.machine.diagnostics(d.now, 0));
+}
+
+#[test]
+fn where_only_http3_got_through_it_starts_nearly_at_once_the_next_time_and_is_left_for_what_is_better() {
+    let mut d = started();
+    let mut http3 = None;
+    while http3.is_none() {
+        let open: Vec<_> = std::mem::take(&mut d.connects);
+        for (conn, _, transport, _) in open {
+            if transport == Transport::Http3 {
+                http3 = Some(conn);
+            } else {
+                d.act(|m, now| m.ended(now, conn, &lost()));
+            }
+        }
+        if http3.is_none() && matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: Some(_), .. }) {
+            pause(&mut d);
+        }
+    }
+    let conn = http3.unwrap();
+    d.welcome_on(conn, 2, 0);
+    let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
+    d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(2, 0)), true)));
+    d.connects.clear();
+    for _ in 0..600 {
+        d.pass(ms(100));
+        d.alive(conn);
+        if d.connects.len() == 2 {
+            break;
+        }
+    }
+    let climbs: Vec<_> = d.connects.iter().map(|c| (c.0, c.2)).collect();
+    assert_eq!(climbs.iter().map(|c| c.1).collect::<Vec<_>>(), [Transport::Quic, Transport::Tcp]);
+    climbs.into_iter().for_each(|(conn, _)| d.act(|m, now| m.ended(now, conn, &lost())));
+    d.connects.clear();
+    d.act(|m, now| m.ended(now, conn, &lost()));
+    d.pass(ms(120));
+    let by: Vec<_> = tried(&mut d).into_iter().map(|(_, transport)| transport).collect();
+    assert!(by.starts_with(&[Transport::Tcp]) && by.contains(&Transport::Http3), "QUIC has lost here as well: {by:?}");
 }
 
 #[test]
