@@ -247,14 +247,20 @@ pub(super) async fn polls(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to:
         failure = session => return Err(failure),
         _ = closing(&job.out) => {}
     }
-    let request = Request::delete("/v1/poll").header("tern-poll", name).body(Full::default()).map_err(network)?;
     // Without it, or if it takes too long, the edge finds out by itself, only later.
-    let carrier = match free.pop_front() {
-        Some(carrier) => Ok(carrier),
-        None => way.connect().await,
-    };
-    if let Ok(mut carrier) = carrier {
-        drop(carrier.request(request, POLL_WITHIN).await);
+    let mut free = free.pop_front();
+    for _ in 0..2 {
+        let carrier = match free.take() {
+            Some(carrier) => Ok(carrier),
+            None => way.connect().await,
+        };
+        let Ok(mut carrier) = carrier else { break };
+        let request = Request::delete("/v1/poll").header("tern-poll", &name).body(Full::default()).map_err(network)?;
+        // A connection may have given its last answer before.
+        if !matches!(carrier.request(request, POLL_WITHIN).await, Err(HttpError::Closing { .. })) {
+            break;
+        }
+        way.give_up(&carrier);
     }
     Ok(())
 }
