@@ -125,7 +125,7 @@ settings! {
     region_init: bool = "region.init", "false", Restart, REGION;
     /// The other regions, by their node ports; each region must list all others.
     peers: Vec<Peer> = "peers", "[]", Restart, REGION;
-    /// Edges only: node ports of the cores of the region, tried in turn.
+    /// Edges only: node ports of the core nodes of the region. All are dialled, and those that they name besides.
     core: Vec<HostPort> = "core", "[]", Restart, EDGE;
 
     /// Address that clients and nodes are served on.
