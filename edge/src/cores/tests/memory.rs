@@ -212,3 +212,64 @@ async fn a_core_of_this_process_that_owns_all_is_called_as_it_is() {
     core.reachable.store(true, Ordering::Relaxed);
     until("its return", || region.cores.whole()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_core_node_knows_whose_a_connection_is_before_it_hears_of_it_whatever_threads_speak() {
+    const THREADS: u64 = 4;
+    const ROUNDS: u64 = 500;
+    let region = region(&["a", "b"]);
+    region.says("a", word(1, "a", &[], &[]));
+    let open = |conn: ConnId| Up::Open {
+        conn,
+        req: 1,
+        user: UserId::new(&format!("user {conn}")).unwrap(),
+        install: tern_core::ids::InstallId::new("phone").unwrap(),
+        hello: Box::new(v1::Hello::default()),
+        address: "192.0.2.1:5".into(),
+        transport: "quic",
+        token_expires_ms: 0,
+        token_issued_ms: 0,
+    };
+    let post = |conn: ConnId, n: u64| {
+        let conversation = tern_core::ids::ConvId([u8::try_from(n % 251).unwrap(); 16]);
+        let req = u32::try_from(n).unwrap() + 2;
+        Up::Send { conn, req, send: SendRequest { conversation, ..request() } }
+    };
+    std::thread::scope(|scope| {
+        for conn in 1..=THREADS {
+            let (region, open, post) = (&region, &open, &post);
+            scope.spawn(move || {
+                region.cores.submit(vec![open(conn)]);
+                let commit = Body::Commit(v1::Commit { order: conn, ..v1::Commit::default() });
+                region.cores.submit(vec![Up::Frame { conn, frame: v1::Frame::new(0, commit) }]);
+                for n in 0..ROUNDS {
+                    region.cores.submit(vec![post(conn, n)]);
+                }
+            });
+        }
+        // Meanwhile all of it moves to and fro, and something is handed back.
+        for epoch in 2..=50 {
+            let (from, to) = if epoch % 2 == 0 { ("a", "b") } else { ("b", "a") };
+            region.says(from, word(epoch, to, &[], &[]));
+            region.near[from].1.bounced((1..=THREADS).map(|conn| post(conn, ROUNDS + epoch)).collect());
+        }
+    });
+    let mut sends = 0;
+    for name in ["a", "b"] {
+        let mut known = BTreeSet::new();
+        for up in region.core(name).ups.lock().unwrap().iter() {
+            match up {
+                Up::Open { conn, .. } | Up::Attach { conn, .. } | Up::Resume { conn, .. } => {
+                    known.insert(*conn);
+                }
+                up => assert!(known.contains(&up.conn()), "{name} does not know whose {up:?} is"),
+            }
+            sends += u64::from(is_send(up));
+        }
+    }
+    assert!(sends >= THREADS * ROUNDS, "{sends}");
+    // What was handed back before its connection was there is dropped; nothing waits.
+    let state = region.cores.state();
+    let super::super::Region::Shared(shared) = &state.region else { panic!("the region is shared") };
+    assert_eq!(shared.router.held_bytes(), 0);
+}
