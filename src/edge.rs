@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use tern_core::clock::Entropy;
 use tern_core::edge_api::{CorePort, EdgePort};
 use tern_core::wire::{ALPN_CLIENT, v1};
-use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeLink, EdgeMetrics, TokenKeys, Tuning};
+use tern_edge::{Cores, Edge, EdgeConfig, EdgeLimits, EdgeMetrics, TokenKeys, Tuning};
 use tern_ipconf::LoadTable;
 use tern_net::reset::ResetKey;
 use tern_net::resume::Tickets;
@@ -71,14 +71,15 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
         cores.push(node.resolve(core).await?);
     }
     let core_name = region_server_name(&node.region_name);
-    let core = EdgeLink::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
+    let core = Cores::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());
     operations.health.phase("linking to the core");
     wait_for(&*core).await;
     operations.health.phase("listening");
     let client = edge.serve(node, core.clone()).await?;
-    operations.health.needs("core", move || match core.reachable() {
-        true => Ok(()),
-        false => Err("it can't be reached".to_owned()),
+    operations.health.needs("core", move || match (core.reachable(), core.whole()) {
+        (true, true) => Ok(()),
+        (true, false) => Err("some of its nodes can't be reached, and nobody has taken their place".to_owned()),
+        (false, _) => Err("it can't be reached".to_owned()),
     });
     edge.add_parts(&operations);
     // Where its clients go when it drains.
@@ -106,7 +107,7 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
 
 async fn wait_for(core: &dyn CorePort) {
     let found = async {
-        while !core.reachable() {
+        while !core.whole() {
             tokio::time::sleep(CORE_POLL).await;
         }
     };

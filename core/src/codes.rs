@@ -107,6 +107,8 @@ codes! {
     TokenRevoked = 35, "token_revoked", NewToken;
     /// The region was restored from a backup and has not yet taken over what it missed, erasures above all.
     Refilling = 36, "refilling", Elsewhere;
+    /// The node of the region that had this is gone, and another takes its place. Whether it was done is not known.
+    OwnerLost = 37, "owner_lost", Here;
 }
 
 /// A refusal, ready for the wire.

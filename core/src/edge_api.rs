@@ -278,6 +278,11 @@ pub trait CorePort: Send + Sync + std::fmt::Debug + 'static {
     fn submit(&self, ups: Vec<Up>);
     /// Whether the core is there. After it was not, every connection that was open is unknown to the core.
     fn reachable(&self) -> bool;
+    /// Whether all of the region can be served through it. Where several core nodes share it, some may be missing for a
+    /// while: the connections that are open stay, and new ones are better off elsewhere.
+    fn whole(&self) -> bool {
+        self.reachable()
+    }
     /// So much waits to be handed over that what can be refused should be: sends and pulls, with advice to
     /// come again. What is submitted all the same is taken.
     fn crowded(&self) -> bool {

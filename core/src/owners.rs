@@ -50,6 +50,11 @@ impl Owners {
         self.of(slot.share()).0
     }
 
+    /// What a core node owns, ascending.
+    pub fn owned_by<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Share> + 'a {
+        Share::all().filter(move |share| self.of(*share).0.is_some_and(|owner| **owner == *name))
+    }
+
     /// The core nodes that were named.
     pub fn nodes(&self) -> &BTreeMap<Arc<str>, CoreNode> {
         &self.nodes

@@ -7,13 +7,19 @@
 //! the conversation's, each told first whose connection it is. What a node hands back, and what is for a slot without a
 //! node that can be reached, waits for the next word of who owns what, and goes out again. Where a node is lost, its
 //! requests are answered with "come again", for nobody knows what became of them, and all of them are idempotent; a
-//! connection in use is told to its user's new owner as it stands. So a core may restart under its clients.
+//! connection in use is told to its user's new owner as it stands. So a core may restart under its clients. A slot that
+//! nobody has taken up after [`HOMELESS`] is given up until somebody does: what waits for it and what comes for it is
+//! answered likewise, and connections whose users are there are sent elsewhere.
 //!
 //! Why simpler ways fail: a hop over any core node doubles the work of each message and ties the client to a node that has
-//! nothing to do with it; answering for a node that can't be reached turns each of its restarts into a reconnect of all.
+//! nothing to do with it; answering for a node that can't be reached turns each of its restarts into a reconnect of all;
+//! waiting for ever keeps a client at an edge that can do nothing for it, and what it says in this edge's memory.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use prost::Message;
 
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{ConnId, Down, DownBody, Up};
@@ -25,6 +31,14 @@ use crate::wire::v1::{self, frame::Body};
 const AGAIN: Duration = Duration::from_millis(100);
 /// A client whose request was lost with a node asks again after so long.
 const LOST_AFTER_MS: u32 = 100;
+/// Likewise, where nobody has taken the slot up for [`HOMELESS`].
+const GIVEN_UP_AFTER_MS: u32 = 1_000;
+/// A slot without an owner that can be reached is given up after so long: a client waits no longer for a Pong that
+/// knows its revision, nor an edge for the answer to a Hello.
+pub const HOMELESS: Duration = Duration::from_secs(5);
+/// Bytes that may wait for owners, as large as the queue to a core node. What comes beyond is answered with "come again",
+/// and a connection whose Hello or Commit it is is sent elsewhere.
+pub const HELD_BYTES: usize = 4 * 1024 * 1024;
 
 /// A core node, as the edge numbers its links: never reused.
 pub type CoreNo = u64;
@@ -56,8 +70,17 @@ struct Conn {
     unstable: Vec<v1::UnstableLog>,
     /// Whom it watches.
     watch: Option<v1::Watch>,
-    /// Requests without an answer, and who has them.
-    asked: BTreeMap<u32, CoreNo>,
+    /// Requests without an answer.
+    asked: BTreeMap<u32, Asked>,
+    /// What of it waits for an owner.
+    held: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    core: CoreNo,
+    /// It is a Ping, and this its echo.
+    ping: Option<u32>,
 }
 
 /// See the module.
@@ -69,8 +92,16 @@ pub struct Router {
     conns: BTreeMap<ConnId, Conn>,
     /// What waits for an owner, per slot in order.
     held: BTreeMap<Slot, Vec<Up>>,
+    /// Its size.
+    held_bytes: usize,
     /// Slots whose waiting is tried again, and when.
     again: BTreeSet<(Duration, Slot)>,
+    /// Slots without an owner that can be reached, and when they are given up; `None`: they are.
+    vacant: BTreeMap<Slot, Option<Duration>>,
+    /// The same by time.
+    hopes: BTreeSet<(Duration, Slot)>,
+    /// Nobody has looked for vacant slots since something has changed.
+    unlooked: bool,
     out: Routed,
 }
 
@@ -83,7 +114,11 @@ impl Router {
             up: BTreeSet::new(),
             conns: BTreeMap::new(),
             held: BTreeMap::new(),
+            held_bytes: 0,
             again: BTreeSet::new(),
+            vacant: BTreeMap::new(),
+            hopes: BTreeSet::new(),
+            unlooked: true,
             out: Routed::default(),
         }
     }
@@ -98,6 +133,11 @@ impl Router {
         self.held.values().map(Vec::len).sum()
     }
 
+    /// Bytes of them, about.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// Whether all slots have an owner that can be reached.
     pub fn is_whole(&self) -> bool {
         self.owners.iter().all(|owner| owner.is_some_and(|core| self.up.contains(&core)))
@@ -109,14 +149,18 @@ impl Router {
         owner.filter(|core| self.up.contains(core))
     }
 
-    /// A core node can be reached.
+    /// A core node can be reached: what waits for it goes out.
     pub fn core_up(&mut self, core: CoreNo) {
         self.up.insert(core);
+        self.unlooked = true;
+        let owned = Slot::all().filter(|slot| self.owners.get(usize::from(slot.number())) == Some(&Some(core)));
+        self.taken_up(&owned.collect());
     }
 
     /// A core node can't be reached any more, and knows nothing of any connection when it can be again.
     pub fn core_down(&mut self, core: CoreNo) {
         self.up.remove(&core);
+        self.unlooked = true;
         for owner in &mut self.owners {
             if *owner == Some(core) {
                 *owner = None;
@@ -125,14 +169,12 @@ impl Router {
         let mut again = Vec::new();
         for (id, conn) in &mut self.conns {
             conn.attached.remove(&core);
-            let lost: Vec<u32> = conn.asked.iter().filter(|(_, who)| **who == core).map(|(req, _)| *req).collect();
-            for req in lost {
-                conn.asked.remove(&req);
-                let text = "the node that had this is gone; whether it was done is not known";
-                let refusal = Refusal::new(Code::Internal, text).after_ms(LOST_AFTER_MS);
-                let frame = v1::Frame::new(req, Body::Error(refusal.to_wire()));
-                self.out.downs.push(Down { conn: *id, body: DownBody::Frame(Box::new(frame)) });
-            }
+            conn.asked.retain(|req, asked| {
+                if asked.core == core {
+                    self.out.come_again(*id, *req, asked.ping, LOST_AFTER_MS);
+                }
+                asked.core != core
+            });
             if let Some(open) = &conn.opening
                 && conn.welcomed_by == Some(core)
             {
@@ -155,8 +197,19 @@ impl Router {
                 moved.insert(slot);
             }
         }
+        self.unlooked |= !moved.is_empty();
+        self.taken_up(&moved);
+    }
+
+    /// These slots have other owners than before.
+    fn taken_up(&mut self, moved: &BTreeSet<Slot>) {
         if moved.is_empty() {
             return;
+        }
+        for slot in moved {
+            if self.owner(*slot).is_some() {
+                self.is_not_vacant(*slot);
+            }
         }
         let homes: Vec<ConnId> =
             self.conns.iter().filter(|(_, conn)| moved.contains(&conn.home)).map(|(id, _)| *id).collect();
@@ -164,8 +217,83 @@ impl Router {
             self.move_home(id);
         }
         for slot in moved {
-            self.release(slot);
+            self.release(*slot);
         }
+    }
+
+    /// Slots have no owner now, or one that can't be reached.
+    pub fn nobody(&mut self, slots: impl IntoIterator<Item = Slot>) {
+        for slot in slots {
+            if let Some(owner) = self.owners.get_mut(usize::from(slot.number())) {
+                self.unlooked |= owner.is_some();
+                *owner = None;
+            }
+        }
+    }
+
+    fn is_not_vacant(&mut self, slot: Slot) {
+        if let Some(Some(until)) = self.vacant.remove(&slot) {
+            self.hopes.remove(&(until, slot));
+        }
+    }
+
+    /// Notes which slots are vacant, and gives up those that have been so for too long.
+    fn look_for_vacant(&mut self, now: Duration) {
+        if std::mem::take(&mut self.unlooked) {
+            for slot in Slot::all() {
+                if self.owner(slot).is_some() {
+                    self.is_not_vacant(slot);
+                } else if let Entry::Vacant(place) = self.vacant.entry(slot) {
+                    let until = now + HOMELESS;
+                    place.insert(Some(until));
+                    self.hopes.insert((until, slot));
+                }
+            }
+        }
+        let mut given_up = BTreeSet::new();
+        while let Some((at, slot)) = self.hopes.first().copied().filter(|(at, _)| *at <= now) {
+            self.hopes.remove(&(at, slot));
+            self.vacant.insert(slot, None);
+            given_up.insert(slot);
+        }
+        if given_up.is_empty() {
+            return;
+        }
+        for slot in &given_up {
+            for up in self.take_held(*slot) {
+                self.give_up(up);
+            }
+        }
+        for (id, conn) in &self.conns {
+            if given_up.contains(&conn.home) {
+                self.out.send_away(*id);
+            }
+        }
+    }
+
+    /// Nobody is there for this.
+    fn give_up(&mut self, up: Up) {
+        let id = up.conn();
+        match up {
+            Up::Open { .. } => self.out.send_away(id),
+            Up::Send { req, .. } => self.out.come_again(id, req, None, GIVEN_UP_AFTER_MS),
+            Up::Frame { frame, .. } if frame.req != 0 => {
+                self.out.come_again(id, frame.req, ping_of(&frame), GIVEN_UP_AFTER_MS);
+            }
+            // Nobody waits for an answer: a new owner is told of the connection as it stands, and the rest are hints.
+            Up::Frame { .. } | Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => {}
+        }
+    }
+
+    fn take_held(&mut self, slot: Slot) -> Vec<Up> {
+        let ups = self.held.remove(&slot).unwrap_or_default();
+        for up in &ups {
+            self.held_bytes = self.held_bytes.saturating_sub(bytes_of(up));
+            if let Some(conn) = self.conns.get_mut(&up.conn()) {
+                conn.held = conn.held.saturating_sub(1);
+            }
+        }
+        ups
     }
 
     /// The user of a connection has another owner.
@@ -220,6 +348,7 @@ impl Router {
                     unstable,
                     watch: None,
                     asked: BTreeMap::new(),
+                    held: 0,
                 };
                 self.conns.insert(conn, opened);
                 self.route(home, up);
@@ -229,12 +358,22 @@ impl Router {
                 for core in closed.attached {
                     self.out.ups.entry(core).or_default().push(Up::Close { conn });
                 }
-                self.held.retain(|_, ups| {
-                    ups.retain(|up| up.conn() != conn);
-                    !ups.is_empty()
-                });
+                if closed.held > 0 {
+                    self.held.retain(|_, ups| {
+                        ups.retain(|up| {
+                            let stays = up.conn() != conn;
+                            self.held_bytes = self.held_bytes.saturating_sub(if stays { 0 } else { bytes_of(up) });
+                            stays
+                        });
+                        !ups.is_empty()
+                    });
+                }
             }
-            Up::Send { ref send, .. } => self.route(Slot::of(send.conversation), up),
+            Up::Send { ref send, conn, .. } if self.conns.contains_key(&conn) => {
+                self.route(Slot::of(send.conversation), up);
+            }
+            // Of a connection that is gone.
+            Up::Send { .. } => {}
             Up::Frame { conn, frame } => self.frame(conn, frame),
             // Only this machine says those.
             Up::Attach { .. } | Up::Resume { .. } => {}
@@ -242,8 +381,12 @@ impl Router {
     }
 
     fn frame(&mut self, id: ConnId, frame: v1::Frame) {
+        let Some(home) = self.conns.get(&id).map(|conn| conn.home) else { return };
+        if let Some(ping) = ping_of(&frame).filter(|_| self.owner(home).is_none()) {
+            // It must not wait: it asks whether anyone is there.
+            return self.out.come_again(id, frame.req, Some(ping), 0);
+        }
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        let home = conn.home;
         let slot = match &frame.body {
             Some(Body::Commit(commit)) => {
                 conn.order = Some(commit.order);
@@ -285,11 +428,24 @@ impl Router {
     fn route(&mut self, slot: Slot, up: Up) {
         match self.owner(slot) {
             Some(core) if !self.held.contains_key(&slot) => self.tell(core, up),
+            None if self.vacant.get(&slot) == Some(&None) => self.give_up(up),
             _ => self.hold(slot, up),
         }
     }
 
     fn hold(&mut self, slot: Slot, up: Up) {
+        let Some(conn) = self.conns.get_mut(&up.conn()) else { return };
+        let bytes = bytes_of(&up);
+        if self.held_bytes + bytes > HELD_BYTES {
+            let matters = matches!(&up, Up::Frame { frame, .. } if matches!(frame.body, Some(Body::Commit(_))))
+                || matches!(up, Up::Resume { .. });
+            if matters {
+                self.out.send_away(up.conn());
+            }
+            return self.give_up(up);
+        }
+        conn.held += 1;
+        self.held_bytes += bytes;
         self.held.entry(slot).or_default().push(up);
     }
 
@@ -311,13 +467,13 @@ impl Router {
                         token_issued_ms: conn.token_issued_ms,
                     });
                 }
-                let req = match &up {
-                    Up::Send { req, .. } => *req,
-                    Up::Frame { frame, .. } => frame.req,
-                    _ => 0,
+                let (req, ping) = match &up {
+                    Up::Send { req, .. } => (*req, None),
+                    Up::Frame { frame, .. } => (frame.req, ping_of(frame)),
+                    _ => (0, None),
                 };
                 if req != 0 {
-                    conn.asked.insert(req, core);
+                    conn.asked.insert(req, Asked { core, ping });
                 }
             }
             _ => {}
@@ -356,16 +512,21 @@ impl Router {
             self.again.remove(&(at, slot));
             self.release(slot);
         }
+        self.look_for_vacant(now);
     }
 
-    /// When to tick at the latest.
+    /// When to tick at the latest; zero: at once.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.again.first().map(|(at, _)| *at)
+        if self.unlooked {
+            return Some(Duration::ZERO);
+        }
+        let (again, hope) = (self.again.first(), self.hopes.first());
+        again.into_iter().chain(hope).map(|(at, _)| *at).min()
     }
 
     fn release(&mut self, slot: Slot) {
         let Some(core) = self.owner(slot) else { return };
-        for up in self.held.remove(&slot).unwrap_or_default() {
+        for up in self.take_held(slot) {
             match up {
                 // It is told to its owner as it stands by now.
                 Up::Resume { conn, .. } => self.move_home(conn),
@@ -397,6 +558,43 @@ impl Router {
     }
 }
 
+impl Routed {
+    /// Answers a request of which nobody knows what became of it, or of which nothing did.
+    fn come_again(&mut self, conn: ConnId, req: u32, ping: Option<u32>, after_ms: u32) {
+        let body = match ping {
+            Some(echo) => Body::Pong(v1::Pong { echo, rev_unknown: true, ..v1::Pong::default() }),
+            None => {
+                let text = "the node of the region that has this is gone; whether it was done is not known";
+                Body::Error(Refusal::new(Code::OwnerLost, text).after_ms(after_ms).to_wire())
+            }
+        };
+        self.downs.push(Down { conn, body: DownBody::Frame(Box::new(v1::Frame::new(req, body))) });
+    }
+
+    fn send_away(&mut self, conn: ConnId) {
+        let text = "no node of this region that can be reached has this user; connect to another edge";
+        self.downs.push(Down { conn, body: DownBody::Last(Refusal::new(Code::CoreUnreachable, text)) });
+    }
+}
+
+fn ping_of(frame: &v1::Frame) -> Option<u32> {
+    match &frame.body {
+        Some(Body::Ping(ping)) => Some(ping.echo),
+        _ => None,
+    }
+}
+
+/// What it takes in memory, about.
+fn bytes_of(up: &Up) -> usize {
+    size_of::<Up>()
+        + match up {
+            Up::Open { hello, .. } => size_of::<v1::Hello>() + hello.encoded_len(),
+            Up::Send { send, .. } => send.body.len(),
+            Up::Frame { frame, .. } => frame.encoded_len(),
+            Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => 0,
+        }
+}
+
 /// Which conversation a client's frame is about; of several, which the edge cuts up, the first. `None`: it is about the
 /// connection or its user.
 pub fn conversation_of(body: &Body) -> Option<ConvId> {
@@ -410,3 +608,7 @@ pub fn conversation_of(body: &Body) -> Option<ConvId> {
     };
     ConvId::from_slice(id)
 }
+
+#[cfg(test)]
+#[path = "router_tests.rs"]
+mod tests;

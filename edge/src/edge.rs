@@ -498,6 +498,7 @@ impl Edge {
             connections: self.connections(),
             core_reachable: self.core.get().is_some_and(|core| core.reachable())
                 && !self.is_lost.load(Ordering::Acquire),
+            core_whole: self.core.get().is_some_and(|core| core.whole()),
             core_generation: self.core_generation.load(Ordering::Acquire),
             draining: self.draining.load(Ordering::Relaxed),
             pressed: self.pressed(),

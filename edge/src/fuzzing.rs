@@ -90,6 +90,7 @@ impl SessionUnderTest {
             wall_ms: self.wall_ms,
             connections: 0,
             core_reachable: self.weather.core_reachable,
+            core_whole: self.weather.core_reachable,
             core_generation: 0,
             draining: self.weather.draining,
             pressed: self.weather.pressed,

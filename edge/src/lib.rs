@@ -17,7 +17,8 @@
 //!    carried over requests.
 //! 6. `load`: how long Sends wait on their whole way, and which are refused for it.
 //! 7. [`edge`]: the table of connections, listeners, the once-a-second tick, drain; [`metrics`].
-//! 8. [`link`]: the way to the core where the edge is a process of its own.
+//! 8. [`cores`]: the core nodes of the region, and who of them is told what; `link`: the way to one of them, where it is
+//!    another process.
 //!
 //! Invariants:
 //!
@@ -33,6 +34,7 @@
 
 mod admission;
 pub mod config;
+pub mod cores;
 mod driver;
 pub mod edge;
 #[cfg(feature = "fuzzing")]
@@ -41,7 +43,7 @@ pub mod fuzzing;
 mod guard;
 mod http;
 mod lanes;
-pub mod link;
+mod link;
 mod listen;
 mod load;
 mod mailbox;
@@ -56,8 +58,8 @@ pub mod tokens;
 pub mod tune;
 
 pub use config::{EdgeConfig, EdgeLimits, TICKETS};
+pub use cores::Cores;
 pub use edge::{BoundEdge, Edge, EdgeError};
-pub use link::EdgeLink;
 pub use listen::quic_params;
 pub use metrics::EdgeMetrics;
 pub use tokens::TokenKeys;

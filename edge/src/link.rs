@@ -1,31 +1,29 @@
-//! The way to the core of the region, where the edge is a process of its own.
+//! A link to a core node of the region, where the edge is another process.
 //!
 //! One QUIC connection, one stream, both mutually authenticated ends of one deployment. What is in flight
-//! when it breaks is lost, and the core forgets every connection of the edge; so a link never resumes. The
-//! edge sends its sessions elsewhere (see [`crate::edge`]) and comes back empty. Trying to carry sessions
-//! over would need both sides to agree on what was lost, to save clients a reconnect that they must master
-//! anyway.
+//! when it breaks is lost, and the core node forgets every connection of the edge; so a link never resumes: the next
+//! one is another. What then becomes of the connections is decided in [`crate::cores`]. Trying to carry them over on
+//! the same link would need both sides to agree on what was lost, to save clients a question that they must be able to
+//! ask again anyway.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
+use tern_core::edge_api::{Down, EdgePort, Up};
 use tern_core::limits::NODE_FRAME_BYTES;
 use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::node_v1::{self, NodeFrame};
-use tern_core::wire::{NODE_VERSION, codec, node};
+use tern_core::wire::{codec, node};
 use tern_net::env::Env;
 use tern_net::frames::{FrameError, FrameWriter, QuicFrames};
 use tern_net::quic::{QuicError, QuicParams, client_config, client_endpoint};
 use tokio::time::{sleep, timeout};
-
-use crate::edge::Edge;
 
 /// A link that hears nothing for so long is lost. Beats come every second.
 pub const SILENCE: Duration = Duration::from_secs(3);
@@ -48,7 +46,7 @@ const WRITE_BYTES: usize = 256 * 1024;
 
 /// Why a link ended or did not come about. The edge tries again.
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(crate) enum LinkError {
     #[error(transparent)]
     Quic(#[from] QuicError),
     #[error("{0}")]
@@ -69,12 +67,13 @@ enum LinkError {
     Overfull,
     #[error("the core closed the link")]
     Closed,
+    #[error("another link leads to {0} already")]
+    Spare(String),
 }
 
-/// See the module. Made by [`EdgeLink::start`].
+/// What one link has to say, and whether it still may.
 #[derive(Debug)]
-pub struct EdgeLink {
-    reachable: AtomicBool,
+pub(crate) struct Link {
     /// Bytes in the queue, for those who ask often.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
@@ -82,7 +81,7 @@ pub struct EdgeLink {
     nonsense: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     out: BytesMut,
     open: bool,
@@ -90,25 +89,34 @@ struct Queue {
     waker: Option<Waker>,
 }
 
-impl EdgeLink {
-    /// Connects to one of `core_addrs` and keeps connecting, in turn, for as long as `edge` lives and does
-    /// not stop. `server_name` is what the core's certificate must say. Give the result to [`Edge::run`].
-    pub fn start(
-        env: Env,
-        core_addrs: Vec<SocketAddr>,
-        server_name: String,
-        tls: Arc<rustls::ClientConfig>,
-        edge: Arc<Edge>,
-    ) -> Arc<dyn CorePort> {
-        let link = Arc::new(Self {
-            reachable: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
-            queue: Mutex::default(),
-            nonsense: AtomicU64::new(0),
-        });
-        let keeper = Keeper { env: env.clone(), core_addrs, server_name, tls, edge, link: link.clone() };
-        env.tasks.spawn(keeper.keep());
-        link
+impl Link {
+    /// One that is up.
+    pub(crate) fn new() -> Self {
+        let queue = Queue { out: BytesMut::new(), open: true, overfull: false, waker: None };
+        Self { waiting: AtomicUsize::new(0), queue: Mutex::new(queue), nonsense: AtomicU64::new(0) }
+    }
+
+    /// What is said from here on is lost.
+    pub(crate) fn close(&self) {
+        let mut queue = self.queue();
+        *queue = Queue { out: BytesMut::new(), open: false, overfull: false, waker: None };
+        self.waiting.store(0, Ordering::Relaxed);
+    }
+
+    /// Hands over what connections said. Never blocks; above [`QUEUE_BYTES`] the link ends.
+    pub(crate) fn submit(&self, ups: Vec<Up>) {
+        self.put(ups.into_iter().map(|up| NodeFrame { body: Some(Body::Up(node::up_to_wire(up))) }));
+    }
+
+    /// The edge's load.
+    pub(crate) fn report(&self, load: node_v1::EdgeLoad) {
+        let load = Body::Load(node_v1::LoadReport { edges: vec![load] });
+        self.put(std::iter::once(NodeFrame { body: Some(load) }));
+    }
+
+    /// So much waits that what can be refused should be.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > CROWDED_BYTES
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -172,85 +180,31 @@ impl EdgeLink {
     }
 }
 
-impl CorePort for EdgeLink {
-    fn submit(&self, ups: Vec<Up>) {
-        self.put(ups.into_iter().map(|up| NodeFrame { body: Some(Body::Up(node::up_to_wire(up))) }));
-    }
-
-    fn reachable(&self) -> bool {
-        self.reachable.load(Ordering::Acquire)
-    }
-
-    fn crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > CROWDED_BYTES
-    }
-
-    fn report(&self, load: node_v1::EdgeLoad) {
-        let load = Body::Load(node_v1::LoadReport { edges: vec![load] });
-        self.put(std::iter::once(NodeFrame { body: Some(load) }));
-    }
+/// How core nodes are dialled.
+#[derive(Debug)]
+pub(crate) struct Dialler {
+    pub(crate) env: Env,
+    /// What a core node's certificate must say.
+    pub(crate) server_name: String,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    /// Which edge dials.
+    pub(crate) hello: node_v1::EdgeHello,
+    /// Of which region.
+    pub(crate) region: u8,
 }
 
-/// The task that keeps a link up.
-struct Keeper {
-    env: Env,
-    core_addrs: Vec<SocketAddr>,
-    server_name: String,
-    tls: Arc<rustls::ClientConfig>,
-    edge: Arc<Edge>,
-    link: Arc<EdgeLink>,
+/// A link that the core node has welcomed.
+pub(crate) struct Opened {
+    endpoint: quinn::Endpoint,
+    send: quinn::SendStream,
+    frames: QuicFrames,
+    /// What the core node says of itself.
+    pub(crate) welcome: node_v1::EdgeWelcome,
 }
 
-impl Keeper {
-    async fn keep(self) {
-        let mut stopped = self.edge.stopped();
-        let mut failures = 0u32;
-        let mut turn = 0usize;
-        while stopped.borrow().is_none() {
-            let Some(to) = self.core_addrs.get(turn % self.core_addrs.len().max(1)).copied() else {
-                tracing::error!("this edge was given no address of a core; it can't serve anyone");
-                return;
-            };
-            let ended = tokio::select! {
-                biased;
-                _ = stopped.changed() => return,
-                ended = self.link_to(to) => ended,
-            };
-            let was_up = self.down();
-            failures = if was_up { 0 } else { failures.saturating_add(1) };
-            turn = turn.wrapping_add(1);
-            if was_up || failures.is_power_of_two() {
-                tracing::warn!(core = %to, failures, error = %ended, "no link to the core; its clients are sent elsewhere, and the edge tries again");
-            }
-            let most = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
-            let pause = self.env.rng.below(u64::try_from(most.as_millis()).unwrap_or(0));
-            tokio::select! {
-                biased;
-                _ = stopped.changed() => return,
-                () = sleep(Duration::from_millis(pause)) => {}
-            }
-        }
-    }
-
-    fn down(&self) -> bool {
-        *self.link.queue() = Queue::default();
-        self.link.waiting.store(0, Ordering::Relaxed);
-        let was_up = self.link.reachable.swap(false, Ordering::AcqRel);
-        if was_up {
-            self.edge.core_lost();
-        }
-        was_up
-    }
-
-    /// Runs one link to its end, which is always some error.
-    async fn link_to(&self, to: SocketAddr) -> LinkError {
-        match self.run(to).await {
-            Ok(()) => LinkError::Closed,
-            Err(e) => e,
-        }
-    }
-
-    async fn run(&self, to: SocketAddr) -> Result<(), LinkError> {
+impl Dialler {
+    /// Dials a core node, to its welcome.
+    pub(crate) async fn open(&self, to: SocketAddr) -> Result<Opened, LinkError> {
         let any: SocketAddr =
             if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         let endpoint = client_endpoint(&self.env, any)?;
@@ -260,91 +214,119 @@ impl Keeper {
             let (send, recv) = connection.open_bi().await?;
             self.welcome(send, QuicFrames::new(recv, NODE_FRAME_BYTES)).await
         };
-        let (mut send, mut frames) =
+        let (send, frames, welcome) =
             timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
-        // Whatever was open before is unknown to this core.
-        self.edge.core_lost();
-        *self.link.queue() = Queue { open: true, ..Queue::default() };
-        self.link.reachable.store(true, Ordering::Release);
-        self.edge.core_back();
-        tracing::info!(core = %to, "linked to the core");
-        let mut writer = FrameWriter::new();
-        let ended = tokio::select! {
-            biased;
-            ended = self.read(&mut frames) => ended,
-            ended = poll_fn(|cx| self.link.poll_write(&mut writer, &mut send, cx)) => ended,
-            ended = self.beat() => ended,
-        };
-        endpoint.close(0u32.into(), b"");
-        ended
+        Ok(Opened { endpoint, send, frames, welcome })
     }
 
     async fn welcome(
         &self,
         mut send: quinn::SendStream,
         mut frames: QuicFrames,
-    ) -> Result<(quinn::SendStream, QuicFrames), LinkError> {
-        let hello = node_v1::EdgeHello {
-            edge: self.edge.config().name.clone(),
-            generation: self.edge.generation(),
-            version: NODE_VERSION,
-        };
+    ) -> Result<(quinn::SendStream, QuicFrames, node_v1::EdgeWelcome), LinkError> {
         let mut writer = FrameWriter::new();
-        writer.put(&NodeFrame { body: Some(Body::EdgeHello(hello)) });
+        writer.put(&NodeFrame { body: Some(Body::EdgeHello(self.hello.clone())) });
         writer.write(&mut send).await?;
         match frames.next::<NodeFrame>().await?.and_then(|f| f.body) {
-            Some(Body::EdgeWelcome(welcome)) if welcome.region == u32::from(self.edge.config().region) => {
-                Ok((send, frames))
-            }
+            Some(Body::EdgeWelcome(welcome)) if welcome.region == u32::from(self.region) => Ok((send, frames, welcome)),
             Some(Body::EdgeWelcome(welcome)) => Err(LinkError::Refused(format!(
                 "it serves region {} ({}), and this edge is configured for region {}; correct one of them",
-                welcome.region,
-                welcome.region_name,
-                self.edge.config().region
+                welcome.region, welcome.region_name, self.region
             ))),
             Some(Body::Refused(refused)) => Err(LinkError::Refused(refused.message)),
             Some(other) => Err(LinkError::Nonsense(format!("{other:?}").chars().take(80).collect())),
             None => Err(LinkError::Closed),
         }
     }
+}
 
-    async fn beat(&self) -> Result<(), LinkError> {
-        loop {
-            let beat = node_v1::Beat { wall_ms: self.env.clock.wall_ms(), ..node_v1::Beat::default() };
-            self.link.put(std::iter::once(NodeFrame { body: Some(Body::Beat(beat)) }));
-            sleep(BEAT).await;
-        }
+impl Opened {
+    /// Says what `link` has to say, and hands what comes to `edge`, until the link ends; that is always some error.
+    pub(crate) async fn serve(mut self, env: &Env, link: &Link, edge: &dyn EdgePort) -> LinkError {
+        let mut writer = FrameWriter::new();
+        let (send, frames) = (&mut self.send, &mut self.frames);
+        let ended = tokio::select! {
+            biased;
+            ended = read(env, link, edge, frames) => ended,
+            ended = poll_fn(|cx| link.poll_write(&mut writer, send, cx)) => ended,
+            ended = beat(env, link) => ended,
+        };
+        self.endpoint.close(0u32.into(), b"");
+        ended.err().unwrap_or(LinkError::Closed)
     }
 
-    async fn read(&self, frames: &mut QuicFrames) -> Result<(), LinkError> {
-        let mut downs = Vec::new();
-        loop {
-            let next = timeout(SILENCE, frames.next::<NodeFrame>()).await;
-            let mut frame = next.map_err(|_| LinkError::Silent(SILENCE))??.ok_or(LinkError::Closed)?;
-            // All that came together is delivered together, so that each connection wakes once.
-            loop {
-                self.frame(frame, &mut downs)?;
-                match frames.buffered()? {
-                    Some(next) => frame = next,
-                    None => break,
-                }
-            }
-            if !downs.is_empty() {
-                self.edge.deliver(std::mem::take(&mut downs));
-            }
+    /// There is no use for it.
+    pub(crate) fn close(self) {
+        self.endpoint.close(0u32.into(), b"spare");
+    }
+}
+
+async fn beat(env: &Env, link: &Link) -> Result<(), LinkError> {
+    loop {
+        let beat = node_v1::Beat { wall_ms: env.clock.wall_ms(), ..node_v1::Beat::default() };
+        link.put(std::iter::once(NodeFrame { body: Some(Body::Beat(beat)) }));
+        sleep(BEAT).await;
+    }
+}
+
+/// What was read together, and is handed over together, so that each connection wakes once.
+#[derive(Default)]
+struct Heard {
+    downs: Vec<Down>,
+    bounced: Vec<Up>,
+}
+
+impl Heard {
+    fn hand_over(&mut self, edge: &dyn EdgePort) {
+        if !self.downs.is_empty() {
+            edge.deliver(std::mem::take(&mut self.downs));
+        }
+        if !self.bounced.is_empty() {
+            edge.bounced(std::mem::take(&mut self.bounced));
         }
     }
+}
 
-    fn frame(&self, frame: NodeFrame, downs: &mut Vec<Down>) -> Result<(), LinkError> {
+async fn read(env: &Env, link: &Link, edge: &dyn EdgePort, frames: &mut QuicFrames) -> Result<(), LinkError> {
+    let mut heard = Heard::default();
+    loop {
+        let next = timeout(SILENCE, frames.next::<NodeFrame>()).await;
+        let mut frame = next.map_err(|_| LinkError::Silent(SILENCE))??.ok_or(LinkError::Closed)?;
+        loop {
+            link.frame(env, edge, frame, &mut heard)?;
+            match frames.buffered()? {
+                Some(next) => frame = next,
+                None => break,
+            }
+        }
+        heard.hand_over(edge);
+    }
+}
+
+impl Link {
+    fn frame(&self, env: &Env, edge: &dyn EdgePort, frame: NodeFrame, heard: &mut Heard) -> Result<(), LinkError> {
         match frame.body {
             Some(Body::Down(down)) => match node::down_from_wire(down) {
-                Ok(down) => downs.push(down),
+                Ok(down) => {
+                    if !heard.bounced.is_empty() {
+                        heard.hand_over(edge);
+                    }
+                    heard.downs.push(down);
+                }
                 Err(e) => self.nonsense(&e.to_string()),
             },
+            Some(Body::Bounced(up)) => match node::up_from_wire(up) {
+                Ok(up) => heard.bounced.push(up),
+                Err(e) => self.nonsense(&e.to_string()),
+            },
+            Some(Body::Owners(owners)) => {
+                heard.hand_over(edge);
+                edge.owners(owners);
+            }
             Some(Body::Beat(beat)) if !beat.reply && beat.echo != 0 => {
-                let wall_ms = self.env.clock.wall_ms();
+                let wall_ms = env.clock.wall_ms();
                 let reply = node_v1::Beat { wall_ms, echo: beat.echo, reply: true, ..node_v1::Beat::default() };
-                self.link.put(std::iter::once(NodeFrame { body: Some(Body::Beat(reply)) }));
+                self.put(std::iter::once(NodeFrame { body: Some(Body::Beat(reply)) }));
             }
             Some(Body::Refused(refused)) => return Err(LinkError::Refused(refused.message)),
             // Beats, and what newer cores say.
@@ -353,8 +335,9 @@ impl Keeper {
         Ok(())
     }
 
-    fn nonsense(&self, what: &str) {
-        if self.link.nonsense.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
+    /// The core said what can't be; it is left out.
+    pub(crate) fn nonsense(&self, what: &str) {
+        if self.nonsense.fetch_add(1, Ordering::Relaxed).is_power_of_two() {
             tracing::warn!(what, "the core sent frames that can't be read; they were left out");
         }
     }
@@ -362,4 +345,4 @@ impl Keeper {
 
 #[cfg(test)]
 #[path = "link_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -2,24 +2,26 @@
 
 use super::*;
 use crate::config::EdgeConfig;
+use crate::cores::Cores;
+use crate::edge::Edge;
 use crate::testing::{Peer, Pki, edge, ping, until};
 use tern_core::codes::Code;
-use tern_core::edge_api::DownBody;
+use tern_core::edge_api::{CorePort, DownBody};
 use tern_core::wire::v1;
 use tern_net::quic::server_endpoint;
 use tern_net::tls::{node_client_tls, node_server_tls};
 use tokio::io::{DuplexStream, duplex};
 
 /// The core's side of one link.
-struct Core {
-    connection: quinn::Connection,
-    send: quinn::SendStream,
-    frames: QuicFrames,
+pub(crate) struct Core {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) send: quinn::SendStream,
+    pub(crate) frames: QuicFrames,
 }
 
 impl Core {
     /// Accepts a link and reads its EdgeHello.
-    async fn accept(endpoint: &quinn::Endpoint) -> (Self, node_v1::EdgeHello) {
+    pub(crate) async fn accept(endpoint: &quinn::Endpoint) -> (Self, node_v1::EdgeHello) {
         let connection = endpoint.accept().await.unwrap().await.unwrap();
         let (send, recv) = connection.accept_bi().await.unwrap();
         let mut core = Self { connection, send, frames: QuicFrames::new(recv, NODE_FRAME_BYTES) };
@@ -29,12 +31,12 @@ impl Core {
         }
     }
 
-    async fn next(&mut self) -> Body {
+    pub(crate) async fn next(&mut self) -> Body {
         let next = timeout(crate::testing::LONG, self.frames.next::<NodeFrame>()).await;
         next.unwrap().unwrap().unwrap().body.unwrap()
     }
 
-    async fn say(&mut self, body: Body) {
+    pub(crate) async fn say(&mut self, body: Body) {
         let mut writer = FrameWriter::new();
         writer.put(&NodeFrame { body: Some(body) });
         writer.write(&mut self.send).await.unwrap();
@@ -45,7 +47,7 @@ impl Core {
     }
 
     /// The next thing that a connection said.
-    async fn up(&mut self) -> Up {
+    pub(crate) async fn up(&mut self) -> Up {
         loop {
             if let Body::Up(up) = self.next().await {
                 return node::up_from_wire(up).unwrap();
@@ -53,7 +55,7 @@ impl Core {
         }
     }
 
-    async fn down(&mut self, conn: u64, frame: v1::Frame) {
+    pub(crate) async fn down(&mut self, conn: u64, frame: v1::Frame) {
         let down = Down { conn, body: DownBody::Frame(Box::new(frame)) };
         self.say(Body::Down(node::down_to_wire(down))).await;
     }
@@ -73,12 +75,12 @@ fn start() -> Scene {
     let endpoint = server_endpoint(&env, "127.0.0.1:0".parse().unwrap(), tls, &QuicParams::node()).unwrap();
     let tls = node_client_tls(&pki.certificate, pki.ca.as_bytes(), env.clock.clone()).unwrap();
     let to = endpoint.local_addr().unwrap();
-    let link = EdgeLink::start(env, vec![to], "localhost".into(), tls, edge.clone());
+    let link = Cores::start(env, vec![to], "localhost".into(), tls, edge.clone());
     edge.run_without_sockets(link.clone());
     Scene { edge, endpoint, link }
 }
 
-fn join(edge: &Arc<Edge>) -> Peer<DuplexStream> {
+pub(crate) fn join(edge: &Arc<Edge>) -> Peer<DuplexStream> {
     let (near, far) = duplex(100_000);
     let edge = edge.clone();
     let conn = edge.enter("tcp").unwrap();

@@ -36,6 +36,7 @@ pub struct EdgeMetrics {
     /// In readers and writers of connections; with `queue_bytes` this is what the edge's memory limit counts.
     pub(crate) buffer_bytes: Gauge,
     pub(crate) handshakes: Gauge,
+    pub(crate) core_links: Gauge,
     pub(crate) retries: Counter,
     pub(crate) signals_dropped: Counter,
     pub(crate) lag: Gauge<f64, AtomicU64>,
@@ -84,6 +85,11 @@ impl EdgeMetrics {
             "tern_edge_pending_handshakes",
             "Connections without an accepted Hello",
             m.handshakes.clone(),
+        );
+        registry.register(
+            "tern_edge_core_links",
+            "Core nodes of the region that this edge can reach",
+            m.core_links.clone(),
         );
         registry.register(
             "tern_edge_sent_retries",

@@ -75,6 +75,8 @@ pub(crate) struct Context<'a> {
     /// Open here.
     pub(crate) connections: usize,
     pub(crate) core_reachable: bool,
+    /// All of the region can be served.
+    pub(crate) core_whole: bool,
     /// Of the core: a session opened in an earlier one is unknown to it.
     pub(crate) core_generation: u64,
     pub(crate) draining: bool,
@@ -253,7 +255,7 @@ impl Session {
         }
         let token = std::mem::take(&mut hello.token);
         let claims = cx.verify(&token).map_err(|e| e.refusal())?;
-        if !cx.core_reachable {
+        if !(cx.core_reachable && cx.core_whole) {
             return Err(unreachable_core());
         }
         let Some(pace) = cx.paces.enter(&claims.sub, cx.config.limits.connections_per_user) else {

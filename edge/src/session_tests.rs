@@ -76,6 +76,7 @@ impl Scene {
             wall_ms: self.wall_ms,
             connections: 0,
             core_reachable: self.core,
+            core_whole: self.core,
             core_generation: 0,
             draining: self.draining,
             pressed: self.pressed,

@@ -60,6 +60,8 @@ pub(crate) fn edge(config: EdgeConfig) -> (Arc<Edge>, Arc<FakeCore>) {
 #[derive(Debug, Default)]
 pub(crate) struct FakeCore {
     pub(crate) edge: OnceLock<Weak<Edge>>,
+    /// What it tells instead of the edge itself.
+    pub(crate) port: OnceLock<Arc<dyn EdgePort>>,
     pub(crate) reachable: AtomicBool,
     /// It answers nothing but Hellos.
     pub(crate) silent: AtomicBool,
@@ -70,7 +72,9 @@ pub(crate) struct FakeCore {
 
 impl FakeCore {
     pub(crate) fn deliver(&self, downs: Vec<Down>) {
-        if let Some(edge) = self.edge.get().and_then(Weak::upgrade) {
+        if let Some(port) = self.port.get() {
+            port.deliver(downs);
+        } else if let Some(edge) = self.edge.get().and_then(Weak::upgrade) {
             edge.deliver(downs);
         }
     }

@@ -21,7 +21,7 @@ use tern_core::receipt::ReceiptKey;
 use tern_core::store::{BoxFut, Durability, Put, Store, StoreError};
 use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
 use tern_edge::tokens::KeysError;
-use tern_edge::{Edge, EdgeConfig, EdgeError, EdgeLink, EdgeMetrics, TokenKeys};
+use tern_edge::{Cores, Edge, EdgeConfig, EdgeError, EdgeMetrics, TokenKeys};
 use tern_ipconf::{Dispatch, DispatchConfig, DispatchMetrics, Geo, LoadTable};
 use tern_net::env::Env;
 use tern_net::http::{ALPN_HTTP, HttpLimits, serve};
@@ -292,7 +292,7 @@ impl Cluster {
         let identity = Identity::from_pem(issued.chain_pem.as_bytes(), issued.key_pem.as_bytes())?;
         let link_tls = node_client_tls(&identity, self.nodes.ca_pem().as_bytes(), Arc::clone(&env.clock))?;
         let core = SocketAddr::new(IpAddr::V4(site.ip), NODE_PORT);
-        let link = EdgeLink::start(env.clone(), vec![core], node_name(&site.name), link_tls, Arc::clone(&edge));
+        let link = Cores::start(env.clone(), vec![core], node_name(&site.name), link_tls, Arc::clone(&edge));
         let tls = self.public_tls(&edge_server_name(&site.name, outpost.number), &[ALPN_CLIENT], &env)?;
         edge.run(link, tls).await?;
         if let Some(outpost) = self.outposts.get_mut(name) {

@@ -134,7 +134,7 @@ settings! {
     /// Where the other processes of a shared region and its edges reach this one's node port. Unset: listen.ip with
     /// listen.node, which must then be a real address.
     region_advertise: Option<SocketAddr> = "region.advertise", "", Restart, REGION;
-    /// Edges only: node ports of the cores of the region, tried in turn.
+    /// Edges only: node ports of the core nodes of the region. All are dialled, and those that they name besides.
     core: Vec<HostPort> = "core", "[]", Restart, EDGE;
 
     /// Address that clients and nodes are served on.

@@ -501,7 +501,8 @@ fn the_owner_of_a_member_that_dies_with_his_row_in_memory_takes_nothing_with_it(
     let rev = fleet.told[&2].pushes[0].rev;
     let homes = fleet.home_of("bob");
     fleet.kill(homes);
-    fleet.pass(Duration::from_secs(10));
+    // No longer than an edge keeps connections whose users have no owner.
+    fleet.pass(Duration::from_millis(4_500));
     assert!(!fleet.shared.disk.todo.is_empty(), "as long as nobody holds his row the work is not done");
     fleet.inherit(homes);
     fleet.pass(Duration::from_secs(6));
