@@ -53,7 +53,7 @@ impl Backend {
                     return Ok((Self::Shared(Arc::new(store)), true));
                 }
                 let store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
-                store.prepare().await?;
+                store.check_alone().await?;
                 Ok((Self::Scylla(Arc::new(store)), true))
             }
         }

@@ -105,7 +105,8 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
     Ok(())
 }
 
-async fn wait_for(core: &dyn CorePort) {
+/// Waits until an edge that starts may let clients in, but not for ever.
+pub async fn wait_for(core: &dyn CorePort) {
     let found = async {
         while !core.whole() {
             tokio::time::sleep(CORE_POLL).await;
@@ -119,7 +120,7 @@ async fn wait_for(core: &dyn CorePort) {
 /// An edge of this process.
 #[derive(Debug)]
 pub struct OwnEdge {
-    edge: Arc<Edge>,
+    pub(crate) edge: Arc<Edge>,
     tls: Arc<rustls::ServerConfig>,
     tickets_file: PathBuf,
     rng: Arc<Entropy>,

@@ -7,8 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use prost::Message;
+use tern_core::edge_api::CorePort;
 use tern_core::ids::Region as RegionId;
 use tern_core::wire::node_v1::{EdgeLoad, LoadReport};
+use tern_edge::Cores;
 use tern_ipconf::LoadTable;
 use tern_net::env::Env;
 use tern_replication::gossip::GossipNode;
@@ -19,7 +21,7 @@ use crate::admin;
 use crate::backend::Backend;
 use crate::cli::{Global, RegionArgs};
 use crate::config::scope::Role;
-use crate::edge::{OwnEdge, heartbeat};
+use crate::edge::{OwnEdge, heartbeat, wait_for};
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::gossip::{self, Direct, ToTable};
@@ -98,12 +100,13 @@ impl Serving {
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
         let exchange = Arc::new(Loads { table: loads.clone(), region: node.region, direct: direct.clone() });
-        let region = Region::start(node.env.clone(), config, store.store(), NodeTls { server, client }, exchange)
+        let tls = NodeTls { server, client: client.clone() };
+        let region = Region::start(node.env.clone(), config, store.store(), tls, exchange)
             .await
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
         health.phase("listening");
-        let client = edge.serve(node, region.attach_edge(edge.port())).await?;
+        let client = edge.serve(node, core_of(node, &region, &edge, client).await?).await?;
         let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
         let watcher = Arc::new(ToTable { loads: loads.clone(), direct });
         let gossip = gossip::join(node, gossip, Some(edge.load()), watcher, &mut registry)?;
@@ -146,7 +149,9 @@ impl Serving {
         let now = node.env.clock.now();
         // The edges of this region lose their core now: others are better.
         let elsewhere = node.settings.peers.iter().flat_map(|peer| self.loads.own_loads(peer.region, now));
-        let alternates = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses).collect();
+        let elsewhere = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses);
+        let beside = gossip::alternates(&self.loads, node.region, &node.name, now);
+        let alternates = beside.into_iter().chain(elsewhere).collect();
         self.edge.drain(&settings, alternates).await;
         self.gossip.leave().await;
         if !self.region.stop(LINK_ACKS_WITHIN).await {
@@ -158,6 +163,24 @@ impl Serving {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// The core as the process's own edge speaks to it: this one, or this one and the others that share the region.
+async fn core_of(
+    node: &Node,
+    region: &Arc<Region>,
+    edge: &OwnEdge,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Arc<dyn CorePort>> {
+    if !node.settings.region_shared {
+        return Ok(region.attach_edge(edge.port()));
+    }
+    let welcome = region.welcome().await.context("the region's core has stopped")?;
+    let name = region_server_name(&node.region_name);
+    let cores = Cores::start(node.env.clone(), Vec::new(), name, tls, edge.edge.clone());
+    cores.add_local(welcome, |port| region.attach_edge(port));
+    wait_for(&*cores).await;
+    Ok(cores)
 }
 
 async fn config(node: &Node) -> Result<RegionConfig> {

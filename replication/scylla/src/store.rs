@@ -93,7 +93,7 @@ impl ScyllaStore {
     }
 
     /// Makes sure that the keyspace is not one that several processes share: see [`crate::SharedScylla::prepare`].
-    pub async fn prepare(&self) -> Result<(), StoreError> {
+    pub async fn check_alone(&self) -> Result<(), StoreError> {
         type Row = (Option<i64>, Option<Vec<u8>>, Option<i64>);
         let scope = format!("settled/{}", crate::shared::MODE);
         let row: Option<Row> = self.requests.row(&self.requests.statements().owner, (scope.as_str(),)).await?;

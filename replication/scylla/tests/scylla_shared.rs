@@ -167,12 +167,12 @@ async fn a_keyspace_is_shared_or_it_is_not() {
     let Some(place) = Place::new().await else { return };
     node(&place, 0).prepare().await.unwrap();
     node(&place, 0).prepare().await.unwrap();
-    let refused = place.store().prepare().await.unwrap_err().to_string();
+    let refused = place.store().check_alone().await.unwrap_err().to_string();
     assert!(refused.contains("several processes share") && refused.contains("region.shared"), "{refused}");
     drop(place);
     let Some(place) = Place::new().await else { return };
     let alone = place.store();
-    alone.prepare().await.unwrap();
+    alone.check_alone().await.unwrap();
     let epoch = Put::Meta { key: EPOCH_KEY.to_owned(), value: epoch_value(1) };
     alone.put(vec![epoch], Durability::Synced).await.unwrap();
     let refused = node(&place, 0).prepare().await.unwrap_err().to_string();

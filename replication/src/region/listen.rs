@@ -136,6 +136,19 @@ impl EdgePort for RemoteEdge {
     }
 }
 
+/// What an edge is told first, when the era is decided.
+pub(super) async fn welcome(shared: &Shared) -> Option<EdgeWelcome> {
+    let life = shared.decided().await?;
+    Some(EdgeWelcome {
+        region: u32::from(shared.config.region),
+        region_name: shared.config.name.clone(),
+        era: life.era,
+        direct_salt: shared.config.direct_salt.clone().into(),
+        node: shared.config.node.clone(),
+        shared: shared.config.sharing.is_some(),
+    })
+}
+
 async fn edge(
     shared: Arc<Shared>,
     connection: quinn::Connection,
@@ -143,15 +156,7 @@ async fn edge(
     mut frames: QuicFrames,
     hello: EdgeHello,
 ) {
-    let Some(life) = shared.decided().await else { return };
-    let welcome = EdgeWelcome {
-        region: u32::from(shared.config.region),
-        region_name: shared.config.name.clone(),
-        era: life.era,
-        direct_salt: shared.config.direct_salt.clone().into(),
-        node: shared.config.node.clone(),
-        shared: shared.config.sharing.is_some(),
-    };
+    let Some(welcome) = welcome(&shared).await else { return };
     let frame = NodeFrame { body: Some(Body::EdgeWelcome(welcome)) };
     if write_one(&mut send, &frame).await.is_err() {
         return;

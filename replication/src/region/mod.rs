@@ -410,6 +410,11 @@ impl Region {
         self.shared.attach(port)
     }
 
+    /// What an edge of this process is told first; `None`: the region has stopped.
+    pub async fn welcome(&self) -> Option<node_v1::EdgeWelcome> {
+        listen::welcome(&self.shared).await
+    }
+
     /// Where nodes connect; the port is known even if 0 was asked for.
     pub fn node_addr(&self) -> SocketAddr {
         self.node_addr
