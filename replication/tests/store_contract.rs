@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::World;
+use contract::{Time, World};
 use tern_core::limits::LAZY_SYNC;
 use tern_core::store::{BoxFut, Durability, Put, Store};
 use tern_replication::store::memory::{Latency, Manner};
@@ -102,16 +102,16 @@ mod embedded {
 
 #[test]
 fn random_histories_on_the_memory_store() {
-    contract::random_histories(512, || Memory(MemoryStore::new()));
+    contract::random_histories(Time::Paused, 512, || Memory(MemoryStore::new()));
 }
 
 #[test]
 fn random_histories_on_a_memory_store_with_latency() {
     let latency = Latency { sync: Duration::from_millis(5), read: Duration::from_millis(1) };
-    contract::random_histories(256, || Memory(MemoryStore::with_latency(latency)));
+    contract::random_histories(Time::Paused, 256, || Memory(MemoryStore::with_latency(latency)));
 }
 
 #[test]
 fn random_histories_on_the_embedded_store() {
-    contract::random_histories(8, Embedded::new);
+    contract::random_histories(Time::Paused, 8, Embedded::new);
 }

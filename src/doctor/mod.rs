@@ -8,6 +8,7 @@
 //! certificates and keys. `storage`: the data directory and the store. `reach`: other nodes. `way`, which is asked for by
 //! `--from`: where dispatch sends a client, and whether these edges can be reached.
 
+mod database;
 mod identity;
 mod listening;
 mod machine;
@@ -157,6 +158,7 @@ async fn examine(settings: Settings, role: Option<Role>, env: Env) -> Vec<Findin
     findings.extend(listening::check(&scene));
     findings.extend(identity::check(&scene));
     findings.extend(storage::check(&scene));
+    findings.extend(database::check(&scene).await);
     findings.extend(reach::check(&scene).await);
     findings
 }

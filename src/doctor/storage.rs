@@ -11,6 +11,7 @@ use tern_replication::store::OpenError;
 use tern_replication::store::embedded::check_files;
 
 use super::{Finding, Scene};
+use crate::config::database::StoreKind;
 use crate::config::scope::Role;
 
 /// Writes that the disk's speed is measured by, each of this size and forced.
@@ -32,7 +33,7 @@ const DAY_SECONDS: u64 = 86_400;
 
 pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if scene.role == Role::Region {
+    if scene.role == Role::Region && scene.settings.store_kind == StoreKind::Embedded {
         findings.extend(directory(scene));
         findings.push(store(scene));
     }

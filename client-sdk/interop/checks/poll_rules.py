@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Dict, List, Tuple
+from typing import Dict, List, Tuple, Union
 
 from tern_interop.frames import FRAME_BYTES_LIMIT, encode, varint
+from tern_interop.http3 import Http3
 from tern_interop.ids import direct_id
 from tern_interop.poll import BODY_BYTES_LIMIT, LONG_MS
 from tern_interop.proto import wire
@@ -159,7 +160,7 @@ async def what_polls_refuse_has_the_documented_status(at: Deployment) -> str:
     return f"{len(wanted)} refusals, and the session lives on"
 
 
-async def begin(at: Deployment, http: Http, user: str) -> Tuple[str, wire.Welcome]:
+async def begin(at: Deployment, http: Union[Http, Http3], user: str) -> Tuple[str, wire.Welcome]:
     """A new session: its name, and the Welcome."""
     answer = await http.ask(hello(at, user, install="py-" + secrets.token_hex(4)))
     assert answer.status == 200, answer
@@ -170,7 +171,7 @@ async def begin(at: Deployment, http: Http, user: str) -> Tuple[str, wire.Welcom
     return name, frames[0].welcome
 
 
-async def begin_quiet(at: Deployment, http: Http) -> Tuple[str, int]:
+async def begin_quiet(at: Deployment, http: Union[Http, Http3]) -> Tuple[str, int]:
     """A new session of a new user that is live and has nothing to be told: its name and the next number."""
     name, _ = await begin(at, http, at.user("eve"))
     answer = await http.poll(name, 1, commit() + ping(2), LONG_MS)

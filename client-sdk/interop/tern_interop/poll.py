@@ -12,6 +12,7 @@ from typing import Deque, Optional, Union
 
 from .dispatch import Edge
 from .frames import Lane
+from .http3 import Http3
 from .transport import Closed, Received
 from .web import POLL, Answer, Http
 
@@ -30,7 +31,7 @@ OK, CONFLICT, GONE, UNAVAILABLE = 200, 409, 410, 503
 class Poll:
     """A session on polls; see `connect`. Like TCP it tells codes by Error frames, so `Closed` has none."""
 
-    def __init__(self, http: Http, wait_ms: int) -> None:
+    def __init__(self, http: Union[Http, Http3], wait_ms: int) -> None:
         self._http = http
         self._wait_ms = wait_ms
         self._waiting: Deque[bytes] = deque()
@@ -52,9 +53,12 @@ class Poll:
         self._dropping: "Optional[asyncio.Task[None]]" = None
 
     @classmethod
-    async def connect(cls, edge: Edge, ca: str, short: bool = False, http2: bool = True) -> "Poll":
+    async def connect(
+        cls, edge: Edge, ca: str, short: bool = False, http2: bool = True, http3: bool = False
+    ) -> "Poll":
         """Nothing happens before Hello is sent. `short`: answers never wait."""
-        return cls(Http(edge, ca, http2), 0 if short else LONG_MS)
+        http = Http3(edge, ca) if http3 else Http(edge, ca, http2)
+        return cls(http, 0 if short else LONG_MS)
 
     def send(self, lane: Lane, data: bytes) -> None:
         self._waiting.append(data)

@@ -304,25 +304,6 @@ statements! {
     share_first: Conditional, ROW_PAGE, "INSERT INTO {k}.share (share, node, epoch) VALUES (?, ?, ?) IF NOT EXISTS";
     /// A share's next owner.
     share_give: Conditional, ROW_PAGE, "UPDATE {k}.share SET node = ?, epoch = ? WHERE share = ? IF epoch = ?";
-
-    /// A node's lease.
-    node: SerialRead, ROW_PAGE, "SELECT generation, renewed FROM {k}.node WHERE id = ?";
-    /// All leases, as a quorum knows them.
-    nodes: Read, ROW_PAGE, "SELECT id, generation, renewed FROM {k}.node";
-    /// A lease of a node nobody has heard of.
-    node_first: Conditional, ROW_PAGE, "INSERT INTO {k}.node (id, generation, renewed) VALUES (?, ?, ?) IF NOT EXISTS";
-    /// A node's next generation.
-    node_claim: Conditional, ROW_PAGE, "UPDATE {k}.node SET generation = ?, renewed = ? WHERE id = ? IF generation = ?";
-    /// A renewal.
-    node_renew: Conditional, ROW_PAGE, "UPDATE {k}.node SET renewed = ? WHERE id = ? IF generation = ?";
-    /// Who has a slot.
-    slot: SerialRead, ROW_PAGE, "SELECT owner, generation, epoch FROM {k}.slot WHERE slot = ?";
-    /// Who has which slot, as a quorum knows it.
-    slots: Read, 4_096, "SELECT slot, owner, generation, epoch FROM {k}.slot";
-    /// A slot nobody has had.
-    slot_first: Conditional, ROW_PAGE, "INSERT INTO {k}.slot (slot, owner, generation, epoch) VALUES (?, ?, ?, ?) IF NOT EXISTS";
-    /// A slot's next owner, or none.
-    slot_take: Conditional, ROW_PAGE, "UPDATE {k}.slot SET owner = ?, generation = ?, epoch = ? WHERE slot = ? IF epoch = ?";
 }
 
 async fn prepare(

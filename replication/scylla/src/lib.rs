@@ -7,12 +7,13 @@
 //! Reading order: `cluster` (options, session, statements), `schema` (tables, how they are made and changed),
 //! `requests` (bounded, counted, made to fail by tests), `stamps` (who has the region; time-stamps of plain writes),
 //! `tails` and `pending` (what is decided), `timeline` (entries), `append` (the steps of an append, and what each
-//! death leaves), `puts`, `lists`, `store`, [`leases`] (slots and nodes, for regions of several nodes), [`inspect`]
+//! death leaves), `puts`, `lists`, `store`, [`shared`] (leases and shares, for regions of several
+//! processes), [`inspect`]
 //! (a check of everything).
 //!
 //! Invariants:
 //!
-//! - `tail`, `owner`, `slot` and `node` are changed by conditional writes only, at LOCAL_SERIAL, without time-stamps
+//! - `tail`, `owner`, `core_node` and `share` are changed by conditional writes only, at LOCAL_SERIAL, without time-stamps
 //!   of their own; all other tables by plain writes only, each with a time-stamp that no clock decides about.
 //! - A batch is decided by one conditional write, which holds the batch itself (R1). It is in the timeline before the
 //!   next one takes its place.
@@ -28,7 +29,6 @@ mod cluster;
 mod error;
 mod halves;
 pub mod inspect;
-pub mod leases;
 pub mod limits;
 mod lists;
 mod metrics;

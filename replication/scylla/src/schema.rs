@@ -29,8 +29,6 @@ const REGION_STEPS: &[&[&str]] = &[&[
     "CREATE TABLE IF NOT EXISTS {k}.checkpoint (conversation blob PRIMARY KEY, value blob)",
     "CREATE TABLE IF NOT EXISTS {k}.meta (name text PRIMARY KEY, value blob)",
     // Changed by conditional writes only.
-    "CREATE TABLE IF NOT EXISTS {k}.slot (slot int PRIMARY KEY, owner text, generation bigint, epoch bigint)",
-    "CREATE TABLE IF NOT EXISTS {k}.node (id text PRIMARY KEY, generation bigint, renewed bigint)",
     "CREATE TABLE IF NOT EXISTS {k}.core_node (name text PRIMARY KEY, generation bigint, beat bigint, state text)",
     "CREATE TABLE IF NOT EXISTS {k}.share (share int PRIMARY KEY, node text, epoch bigint)",
 ]];
@@ -39,20 +37,8 @@ const TIMELINE_STEPS: &[&[&str]] =
     &[&["CREATE TABLE IF NOT EXISTS {k}.timeline (conversation blob, region smallint, era bigint, bucket bigint, \
      seq bigint, entry blob, PRIMARY KEY ((conversation, region, era, bucket), seq))"]];
 
-const REGION_TABLES: &[&str] = &[
-    "tail",
-    "owner",
-    "conversations",
-    "buckets",
-    "user_rows",
-    "todo",
-    "checkpoint",
-    "meta",
-    "slot",
-    "node",
-    "core_node",
-    "share",
-];
+const REGION_TABLES: &[&str] =
+    &["tail", "owner", "conversations", "buckets", "user_rows", "todo", "checkpoint", "meta", "core_node", "share"];
 const TIMELINE_TABLES: &[&str] = &["timeline"];
 
 /// The schema version that this version of tern reads and writes, of the region's keyspace and of the entries'.

@@ -219,9 +219,10 @@ impl Stamps {
         Err(StampError::Backend("the database does not say who has this region; nothing was written".to_owned()))
     }
 
-    /// Who claims the region waits until the clock has passed what a predecessor had reserved.
+    /// Who claims the region waits until the clock, which counts milliseconds, has passed what a predecessor had
+    /// reserved.
     async fn outwait(&self, claims: bool, reserved: i64) {
-        let ahead = reserved.saturating_sub(self.now_us());
+        let ahead = reserved.saturating_add(1_000).saturating_sub(self.now_us());
         let Some(ahead) = u64::try_from(ahead).ok().filter(|_| claims) else { return };
         let wait = Duration::from_micros(ahead);
         if wait > STAMP_WAIT {

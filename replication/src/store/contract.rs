@@ -686,5 +686,4 @@ pub async fn all_fields_of_rows_and_todo_come_back(world: &mut dyn World) {
 
 #[path = "contract_histories.rs"]
 mod histories;
-#[allow(unused_imports, reason = "each backend uses one of them")]
-pub use histories::{random_histories, random_histories_by};
+pub use histories::random_histories;

@@ -8,6 +8,7 @@ mod cluster;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{Place, WallClock, entropy};
@@ -17,7 +18,7 @@ use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as Seat, 
 use tern_core::limits::BODY_BYTES;
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, StoreError, Target, Todo};
 use tern_replication::store::{EPOCH_KEY, epoch_value};
-use tern_scylla::{Fate, Fates, ScyllaStore, Step, inspect};
+use tern_scylla::{Fate, ScyllaStore, Step, inspect};
 
 const HERE: Origin = Origin { region: 1, era: 0xabc };
 
@@ -73,16 +74,44 @@ async fn head(store: &ScyllaStore, conversation: ConvId) -> u64 {
     store.conversation(conversation).await.unwrap().heads.get(&HERE).copied().unwrap_or(0)
 }
 
-/// The node dies in its `steps`th request: that has the fate, and later ones are not sent.
-fn dies_in(steps: u64, fate: Fate) -> (Fates, Arc<AtomicU64>) {
-    let count = Arc::new(AtomicU64::new(0));
-    let counted = count.clone();
-    let fates: Fates = Arc::new(move |_| match count.fetch_add(1, Ordering::Relaxed) {
-        n if n < steps => Fate::Normal,
-        n if n == steps => fate,
-        _ => Fate::NotSent,
-    });
-    (fates, counted)
+/// A process that dies.
+struct Life {
+    steps: u64,
+    count: Arc<AtomicU64>,
+}
+
+impl Life {
+    /// It dies in its `steps`th request: that has the fate, and later ones are not sent.
+    fn of(store: &ScyllaStore, steps: u64, fate: Fate) -> Self {
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = count.clone();
+        store.set_fates(Arc::new(move |_| match counted.fetch_add(1, Ordering::Relaxed) {
+            n if n < steps => Fate::Normal,
+            n if n == steps => fate,
+            _ => Fate::NotSent,
+        }));
+        Self { steps, count }
+    }
+
+    fn is_over(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > self.steps
+    }
+
+    /// The answer, unless it dies before. What it has sent then has been carried out, but for insertions that may be
+    /// repeated; what it would look for it does not find.
+    async fn answer(&self, append: impl Future<Output = Appended>) -> Option<Appended> {
+        let death = async {
+            while !self.is_over() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        tokio::select! {
+            biased;
+            answer = append => Some(answer),
+            () = death => None,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,11 +123,8 @@ async fn every_crash_point_of_an_append_leaves_it_whole_or_not_at_all() {
             let id = ConvId([fate as u8 + 1, steps, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
             let store = place.store();
             let first = Append { todo: vec![todo(id, 0)], ..append(id, epoch, vec![entry(1, "one"), entry(2, "two")]) };
-            let (fates, count) = dies_in(u64::from(steps), fate);
-            store.set_fates(fates);
-            // It would look for what it can't find out for ten seconds; a process that dies does not.
-            let answer = tokio::time::timeout(std::time::Duration::from_millis(400), one(&store, first.clone())).await;
-            let died = count.load(Ordering::Relaxed) > u64::from(steps);
+            let life = Life::of(&store, u64::from(steps), fate);
+            let answer = life.answer(one(&store, first.clone())).await;
             epoch += 1;
             let next = place.store();
             let found = {
@@ -111,19 +137,19 @@ async fn every_crash_point_of_an_append_leaves_it_whole_or_not_at_all() {
                 read(&next, id).await.unwrap()
             };
             assert!(found.is_empty() || found == first.entries, "{found:?}");
-            if answer == Ok(Appended::Decided) {
+            if answer == Some(Appended::Decided) {
                 assert_eq!(found, first.entries);
             }
             if !found.is_empty() {
                 let noted = next.todo().await.unwrap();
                 assert!(noted.iter().any(|todo| todo.conversation == id), "an entry without its todo, {steps}");
             }
-            outcomes[usize::from(answer == Ok(Appended::Decided)) + usize::from(!found.is_empty())] += 1;
+            outcomes[usize::from(answer == Some(Appended::Decided)) + usize::from(!found.is_empty())] += 1;
             let at = found.len() as u64;
             let more = append(id, epoch, vec![entry(at + 1, "more")]);
             assert_eq!(one(&next, more).await, Appended::Decided, "and goes on");
             assert_eq!(read(&place.store(), id).await.unwrap().len() as u64, at + 1);
-            if !died {
+            if !life.is_over() {
                 break;
             }
         }
@@ -144,10 +170,8 @@ async fn a_batch_longer_than_the_tail_holds_is_decided_in_parts_each_of_which_st
     for steps in (4..40).step_by(3) {
         let id = ConvId([9, steps, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
         let store = place.store();
-        store.set_fates(dies_in(u64::from(steps), Fate::NotSent).0);
-        let answer =
-            tokio::time::timeout(std::time::Duration::from_millis(400), one(&store, append(id, 1, long.clone())));
-        let decided = answer.await == Ok(Appended::Decided);
+        let life = Life::of(&store, u64::from(steps), Fate::NotSent);
+        let decided = life.answer(one(&store, append(id, 1, long.clone()))).await == Some(Appended::Decided);
         let next = place.store();
         let held = head(&next, id).await;
         assert!(!decided || held == 10);
@@ -281,12 +305,9 @@ async fn of_processes_that_start_at_once_one_gets_the_region() {
 async fn a_second_batch_is_refused_while_the_first_is_not_decided() {
     let Some(place) = Place::new().await else { return };
     let store = place.store();
-    store.set_fates(dies_in(6, Fate::NotSent).0);
-    let first = tokio::time::timeout(
-        std::time::Duration::from_millis(300),
-        one(&store, append(conv(1), 1, vec![entry(1, "first")])),
-    );
-    assert_ne!(first.await, Ok(Appended::Decided));
+    let life = Life::of(&store, 6, Fate::NotSent);
+    let first = life.answer(one(&store, append(conv(1), 1, vec![entry(1, "first")])));
+    assert_ne!(first.await, Some(Appended::Decided));
     let next = place.store();
     assert!(matches!(one(&next, append(conv(1), 1, vec![entry(2, "second")])).await, Appended::Unknown(_)));
     assert_eq!(head(&next, conv(1)).await, 0);

@@ -59,5 +59,5 @@ fn random_histories() {
         return;
     }
     let cases = std::env::var("TERN_CQL_CASES").map_or(8, |cases| cases.parse().unwrap());
-    contract::random_histories_by(contract::Time::Real, 40, cases, || Lives::new(Place::new_blocking().unwrap()));
+    contract::random_histories(contract::Time::Real, cases, || Lives::new(Place::new_blocking().unwrap()));
 }
