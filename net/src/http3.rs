@@ -185,7 +185,7 @@ impl Serving {
         let write = async {
             let (mut head, body) = answer.into_parts();
             // A whole body in memory can't fail.
-            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             if head.status != StatusCode::NO_CONTENT && !head.headers.contains_key(CONTENT_LENGTH) {
                 head.headers.insert(CONTENT_LENGTH, body.len().into());
             }

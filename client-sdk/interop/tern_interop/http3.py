@@ -19,7 +19,11 @@ from .dispatch import Edge
 from .quic import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S
 from .web import NUMBER, POLL, POLL_PATH, STEP_TIMEOUT_S, WAIT_MS, Answer
 
-REQUEST_CANCELLED = 0x10C
+NO_ERROR, REQUEST_REJECTED, REQUEST_CANCELLED = 0x100, 0x10B, 0x10C
+
+
+class NotLookedAt(ConnectionError):
+    """The server ended the connection in order, before it looked at this request. aioquic does not tell of GOAWAY."""
 
 
 class _Coming:
@@ -30,9 +34,10 @@ class _Coming:
         self.body = bytearray()
         self.whole: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
 
-    def fail(self, why: str) -> None:
+    def fail(self, code: int, why: str) -> None:
         if not self.whole.done():
-            self.whole.set_exception(ConnectionError(why))
+            kind = NotLookedAt if code in (NO_ERROR, REQUEST_REJECTED) else ConnectionError
+            self.whole.set_exception(kind(f"{why}: {code:#x}"))
 
 
 class Client(QuicConnectionProtocol):
@@ -69,9 +74,9 @@ class Client(QuicConnectionProtocol):
         if isinstance(event, events.ConnectionTerminated):
             self.ended = event
             for coming in self._coming.values():
-                coming.fail(f"the connection ended: {event.error_code:#x} {event.reason_phrase}")
+                coming.fail(event.error_code, f"the connection ended {event.reason_phrase}")
         elif isinstance(event, events.StreamReset) and event.stream_id in self._coming:
-            self._coming[event.stream_id].fail(f"the request was reset: {event.error_code:#x}")
+            self._coming[event.stream_id].fail(event.error_code, "the request was reset")
         for said in self.http.handle_event(event):
             self._said(said)
 
@@ -136,7 +141,12 @@ class Http3:
         fields = [(name.encode(), value.encode()) for name, value in said.items()]
         try:
             client = await self.client()
-            return await asyncio.wait_for(client.ask(fields, body), STEP_TIMEOUT_S + wait_s)
+            try:
+                return await asyncio.wait_for(client.ask(fields, body), STEP_TIMEOUT_S + wait_s)
+            except NotLookedAt:
+                await client.wait_closed()
+                client = await self.client()
+                return await asyncio.wait_for(client.ask(fields, body), STEP_TIMEOUT_S + wait_s)
         except asyncio.TimeoutError as error:
             raise ConnectionError("no answer in time") from error
 

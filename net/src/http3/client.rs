@@ -98,7 +98,7 @@ impl Http3Connection {
         let failed = |cause: String| HttpError::Failed { to, cause };
         let (mut head, body) = request.into_parts();
         // A whole body in memory can't fail.
-        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         let uri = Uri::builder().scheme(Scheme::HTTPS).authority(self.authority.clone());
         head.uri = uri.path_and_query(path).build().map_err(|e| failed(e.to_string()))?;
