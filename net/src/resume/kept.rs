@@ -168,7 +168,7 @@ mod tests {
         const MANY: usize = 40_000;
         let mut ring = Ring::default();
         for n in 0..3 * MANY {
-            assert!(ring.put(&name(n as u32), &[7; 116], MANY));
+            assert!(ring.put(&name(u32::try_from(n).unwrap()), &[7; 116], MANY));
             if n == MANY || n + 1 == 3 * MANY {
                 let each = ring.memory() / ring.len();
                 assert!(each <= 180, "{each} bytes each");
