@@ -2,7 +2,7 @@
 //!
 //! Each keyspace has a table `tern_schema` with one number. It is written last when a keyspace is made or changed, so
 //! that a keyspace whose making was cut short says so; every statement here may be repeated. A change of the schema
-//! is a step in [`REGION_STEPS`] or [`TIMELINE_STEPS`]; steps are never edited, only added.
+//! is a step in `REGION_STEPS` or `TIMELINE_STEPS`; steps are never edited, only added.
 
 use scylla::client::session::Session;
 use scylla::cluster::metadata::Strategy;
