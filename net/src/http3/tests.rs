@@ -214,14 +214,19 @@ async fn at_the_end_what_is_under_way_is_answered_and_the_rest_is_told_to_go_els
 
 #[tokio::test]
 async fn an_idle_connection_ends_and_one_that_waits_for_an_answer_does_not() {
-    let never: QuicHandler = Arc::new(|_, _| Box::pin(std::future::pending()));
+    let asked_of = Arc::new(AtomicUsize::new(0));
+    let seen = asked_of.clone();
+    let never: QuicHandler = Arc::new(move |_, _| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        Box::pin(std::future::pending())
+    });
     let scene = scene(HttpLimits { header: Duration::from_millis(300), ..HttpLimits::default() }, never);
     let waiting = scene.connection().await;
     let mut client = Http3Connection::new(scene.env.tasks.clone(), waiting.clone(), "localhost").await.unwrap();
     let asked = client.request(post(3), 100, WITHIN);
     let idle = async {
         // Opened after the other one asked, and said only half of a header.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        until("the other one's request", || asked_of.load(Ordering::SeqCst) == 1).await;
         let idle = scene.connection().await;
         let (mut send, _recv) = idle.open_bi().await.unwrap();
         send.write_all(&header(b"")[..7]).await.unwrap();
