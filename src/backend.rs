@@ -54,6 +54,7 @@ impl Backend {
                 }
                 let store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
                 store.check_alone().await?;
+                store.wait_until_free().await?;
                 Ok((Self::Scylla(Arc::new(store)), true))
             }
         }
@@ -106,6 +107,15 @@ impl Backend {
     pub fn publish(&self, operations: &Operations) {
         if let Self::Embedded(store) = self {
             operations.publish_store(store.clone());
+        }
+    }
+
+    /// Keeps the region. Returns only when another process has taken it over.
+    pub async fn hold(&self) {
+        match self {
+            // A lock on a file, and leases that the region's core keeps.
+            Self::Embedded(_) | Self::Shared(_) => std::future::pending().await,
+            Self::Scylla(store) => store.hold().await,
         }
     }
 

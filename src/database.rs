@@ -99,9 +99,8 @@ async fn check(settings: &Settings, json: bool) -> Result<(), Failure> {
 async fn new_era(settings: &Settings, json: bool) -> Result<(), Failure> {
     let region = settings.region_id()?;
     let store = open(settings, region).await?;
-    if store.in_use().await.context("the database was not read")? {
-        return Err(start(ScyllaError::InUse(store.cluster().options().keyspace.clone())));
-    }
+    store.check_alone().await.context("a new era is for a region of one process")?;
+    store.wait_until_free().await.map_err(start)?;
     let mark = |key: &str| Put::Meta { key: key.to_owned(), value: Bytes::from_static(&[1]) };
     store.put(vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY)], Durability::Synced).await.context("nothing is known")?;
     store.close().await.context("the next start waits some seconds")?;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tern_core::edge_api::CorePort;
@@ -56,15 +56,26 @@ pub fn run(global: &Global, args: &RegionArgs) -> Result<(), Failure> {
 async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Result<(), Failure> {
     let region = Serving::start(node, origins).await?;
     region.ready.print(json);
-    let reason = stop.requested().await;
-    tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+    let lost = tokio::select! {
+        reason = stop.requested() => {
+            tracing::info!(reason, "draining: clients are sent elsewhere; a second signal stops at once");
+            false
+        }
+        () = region.store.hold() => {
+            tracing::error!("another process has taken over this region: this one sends its clients elsewhere and ends");
+            true
+        }
+    };
     tokio::select! {
         biased;
         _ = stop.requested() => {
             tracing::warn!("stopped without draining; the next start takes a new era");
             Ok(())
         }
-        stopped = region.stop(node) => stopped.map_err(Failure::from),
+        stopped = region.stop(node) => match lost {
+            true => Err(Failure::Start(anyhow!("another process has taken over this region"))),
+            false => stopped.map_err(Failure::from),
+        },
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tern::cluster::{Cluster, Endpoints, Process};
 use tern::demo::person::{client_config, tokens};
 use tern::fleet::Fleet;
@@ -75,7 +76,7 @@ async fn until(what: &str, fleet: &Fleet, done: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and_a_second_process_fences_the_first() {
+async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and_one_process_serves_each() {
     let (Some(eu), Some(us)) = (database("eu"), database("us")) else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned(), "us".to_owned()], 28_400).unwrap();
@@ -138,7 +139,7 @@ async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and
     let said: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
     assert!(said["entries"].as_u64() >= Some(3), "{said}");
 
-    // A second process of the region. The first is told with the next thing that it does.
+    // A second process of the region is refused, however little the first one does.
     let is_live = || matches!(alice.connection(), ConnectionState::Live { .. });
     until("alice is connected", &fleet, is_live).await;
     let mut other = with(&processes[0], &eu);
@@ -146,17 +147,27 @@ async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and
         other.extend(["--set".to_owned(), setting.to_owned()]);
     }
     other.extend(["--set".to_owned(), "listen.gossip=127.0.0.1:0".to_owned()]);
-    fleet.start("second", &other).await.unwrap();
+    let refused = fleet.start("second", &other).await.unwrap_err().to_string();
+    assert!(refused.contains("is in use by a running region"), "{refused}");
+    // It takes over from one that is paused, which is fenced when it goes on, serves nothing more, and ends.
+    assert!(fleet.signal(&first, Signal::STOP));
+    fleet.start("third", &other).await.unwrap();
+    assert!(fleet.signal(&first, Signal::CONT));
     conversation.send(Draft::text("four")).unwrap();
     let told = fleet.log_path(&first);
-    until("the first process is fenced", &fleet, || {
-        std::fs::read_to_string(&told).unwrap().contains("another process has taken over")
-    })
-    .await;
+    let ended = Instant::now() + DEADLINE;
+    let status = loop {
+        match fleet.ended() {
+            Some((name, status)) if name == first => break status,
+            other => assert!(other.is_none() && Instant::now() < ended, "{other:?} {}", fleet.log_tail(&first)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(status.code(), Some(3));
+    assert!(std::fs::read_to_string(&told).unwrap().contains("another process has taken over"));
     assert!(texts(&bob, id).len() >= 3 && !texts(&bob, id)[..3].contains(&"four".to_owned()));
     // Which of them serves is for who runs them to say: the first again.
-    fleet.kill("second").await;
-    fleet.kill(&first).await;
+    fleet.kill("third").await;
     fleet.start(&first, &with(&processes[0], &eu)).await.unwrap();
     until("the fourth message", &fleet, || texts(&bob, id).len() == 4 && alice.waiting() == (0, 0)).await;
     fleet.stop(Duration::from_secs(20)).await;

@@ -86,7 +86,7 @@ pub enum ScyllaError {
         expected: u8,
     },
     /// A running process has it.
-    #[error("keyspace \"{0}\" is in use by a running region: stop it first")]
+    #[error("keyspace \"{0}\" is in use by a running region: stop it first, or give this one a keyspace of its own")]
     InUse(String),
     /// A request failed.
     #[error("{0}")]

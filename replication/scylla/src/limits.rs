@@ -26,9 +26,11 @@ pub const RESOLVE_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Dura
 /// Tries of what another writer came in between of: an owner that is being replaced, never more than two.
 pub const CONTENTION_TRIES: usize = 16;
 /// Time-stamps of plain writes are reserved so far ahead, in microseconds. So long can a process that was replaced
-/// go on with what it has, and so long does its successor wait before it serves. One conditional write per half of
-/// it while anything is written.
+/// go on with what it has, and so long does its successor wait before it serves.
 pub const STAMP_WINDOW_US: i64 = 3_000_000;
+/// A region that runs renews its reserve so often, with one conditional write, whether anything is written or not: so
+/// others see that it runs, and it sees that another has taken over.
+pub const STAMP_RENEWAL: Duration = Duration::from_secs(1);
 /// A successor waits for its predecessor's time-stamps at most so long: further ahead means that a clock is wrong.
 pub const STAMP_WAIT: Duration = Duration::from_secs(10);
 /// Longest checkpoint, in bytes; half of the largest mutation that a server takes by default.

@@ -14,6 +14,10 @@
 //! it. A process that claims it waits until the clock has passed its predecessor's reserve, unless that gave it back;
 //! for so long the predecessor may go on in conversations that are not taken over yet. What it appends there is safe
 //! (each conversation has its own fence), but its successor would hear of it only at the next start.
+//!
+//! A process that serves renews its reserve all the time, also while it writes nothing. So a command that must not run
+//! beside one sees it, a second process of the same region can refuse to start instead of fencing the first
+//! ([`Stamps::wait_until_free`]), and a process that was paused finds within seconds that it is fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +27,7 @@ use tern_core::store::StoreError;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::limits::{CONTENTION_TRIES, RESOLVE_PAUSE, RESOLVE_WITHIN, STAMP_WAIT, STAMP_WINDOW_US};
+use crate::limits::{CONTENTION_TRIES, RESOLVE_PAUSE, RESOLVE_WITHIN, STAMP_RENEWAL, STAMP_WAIT, STAMP_WINDOW_US};
 use crate::requests::{Cas, Requests};
 
 /// The one scope there is. Processes that share a region will each have their own.
@@ -70,6 +74,11 @@ struct State {
     fenced: bool,
 }
 
+/// [`STAMP_RENEWAL`] in microseconds.
+fn renewal_us() -> i64 {
+    i64::try_from(STAMP_RENEWAL.as_micros()).unwrap_or(STAMP_WINDOW_US)
+}
+
 pub(crate) struct Stamps {
     requests: Arc<Requests>,
     clock: Arc<dyn Clock>,
@@ -93,9 +102,39 @@ impl Stamps {
         Ok(owner.map_or(0, |owner| owner.epoch.cast_unsigned()))
     }
 
-    /// Whether a process seems to have the region: its reserve reaches beyond now.
-    pub(crate) async fn in_use(&self) -> Result<bool, StoreError> {
-        Ok(self.read().await?.is_some_and(|owner| owner.reserved > self.now_us()))
+    /// Waits until no process can have the region any more, and returns whether it is free: not so if another goes on
+    /// renewing its reserve, or has reserved further ahead than any clock explains.
+    pub(crate) async fn wait_until_free(&self) -> Result<bool, StoreError> {
+        let Some(first) = self.read().await? else { return Ok(true) };
+        let ahead = first.reserved.saturating_sub(self.now_us());
+        let Ok(ahead) = u64::try_from(ahead) else { return Ok(true) };
+        // Clocks may differ: whoever lives has renewed twice meanwhile, by any clock.
+        let wait = Duration::from_micros(ahead).clamp(2 * STAMP_RENEWAL, STAMP_WAIT);
+        tracing::info!(?wait, "the process that had this region did not give it back: looking whether it still runs");
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            tokio::time::sleep(RESOLVE_PAUSE.1.min(until - Instant::now())).await;
+            let now = self.read().await?;
+            if now.is_some_and(|now| now.holder != first.holder || now.reserved > first.reserved) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reserves anew if this store has the region and its reserve comes to its end. [`StampError::Fenced`]: another
+    /// process has it.
+    pub(crate) async fn renew(&self) -> Result<(), StampError> {
+        let mut state = self.state.lock().await;
+        if state.fenced {
+            return Err(StampError::Fenced);
+        }
+        let Some(mine) = state.mine.as_ref() else { return Ok(()) };
+        let now = self.now_us();
+        if mine.reserved > now + STAMP_WINDOW_US - renewal_us() {
+            return Ok(());
+        }
+        self.reserve(&mut state, None, now).await
     }
 
     /// `count` time-stamps, the first of which is returned. Ascending from call to call, and above all that
@@ -199,7 +238,7 @@ impl Stamps {
             let next = Owner {
                 epoch: epoch.unwrap_or(stored),
                 holder: self.holder.to_vec(),
-                reserved: before.max(end) + STAMP_WINDOW_US,
+                reserved: if mine { before.max(end + STAMP_WINDOW_US) } else { before.max(end) + STAMP_WINDOW_US },
             };
             let before = if mine { i64::MIN } else { before };
             match self.write(found.as_ref(), &next).await {

@@ -19,13 +19,14 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::append::storable;
 use crate::cluster::Cluster;
+use crate::error::ScyllaError;
 use crate::halves::Halves;
-use crate::limits::{APPENDS_AT_ONCE, DAMAGED_LOGS, REV_CACHE, TURNS};
+use crate::limits::{APPENDS_AT_ONCE, DAMAGED_LOGS, REV_CACHE, STAMP_RENEWAL, TURNS};
 use crate::metrics::ScyllaMetrics;
 use crate::puts::meta_name;
 use crate::requests::{Fates, Requests};
 use crate::shared::Sharing;
-use crate::stamps::Stamps;
+use crate::stamps::{StampError, Stamps};
 use crate::tails::{Tail, Tails};
 use crate::timeline::{Timeline, damaged};
 
@@ -122,9 +123,31 @@ impl ScyllaStore {
         self.requests.cluster()
     }
 
-    /// Whether a process has the region now: for commands that must not run beside one.
-    pub async fn in_use(&self) -> Result<bool, StoreError> {
-        self.stamps.in_use().await
+    /// Waits until no process can have the region any more; some seconds if the last one was killed.
+    ///
+    /// # Errors
+    /// [`ScyllaError::InUse`] if one runs; a failed request.
+    pub async fn wait_until_free(&self) -> Result<(), ScyllaError> {
+        match self.stamps.wait_until_free().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ScyllaError::InUse(self.cluster().options().keyspace.clone())),
+            Err(error) => Err(ScyllaError::Request(error.to_string())),
+        }
+    }
+
+    /// Keeps the region, once this store has claimed it, and returns when another process has taken it over. From then
+    /// on nothing can be written here. A database that does not answer is asked again for ever.
+    pub async fn hold(&self) {
+        loop {
+            tokio::time::sleep(STAMP_RENEWAL).await;
+            match self.stamps.renew().await {
+                Ok(()) => {}
+                Err(StampError::Fenced) => return,
+                Err(StampError::Backend(what)) => {
+                    tracing::warn!(what, "whether this process still has its region is not known; asking again");
+                }
+            }
+        }
     }
 
     /// From now on requests have the fates that `fates` decides, for tests. Once; whether it was the first time.

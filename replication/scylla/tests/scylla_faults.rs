@@ -18,7 +18,8 @@ use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as Seat, 
 use tern_core::limits::BODY_BYTES;
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, StoreError, Target, Todo};
 use tern_replication::store::{EPOCH_KEY, epoch_value};
-use tern_scylla::{Fate, ScyllaStore, Step, inspect};
+use tern_scylla::limits::STAMP_WINDOW_US;
+use tern_scylla::{Fate, ScyllaError, ScyllaStore, Step, inspect};
 
 const HERE: Origin = Origin { region: 1, era: 0xabc };
 
@@ -282,7 +283,29 @@ async fn a_replaced_process_is_told_in_whatever_it_does_next() {
     assert_eq!(second.meta("clean").await.unwrap(), None);
     second.put(vec![meta], Durability::Synced).await.unwrap();
     second.close().await.unwrap();
-    assert!(!place.store().in_use().await.unwrap());
+    place.store().wait_until_free().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_that_runs_is_seen_however_quiet_it_is_and_is_told_when_it_was_replaced() {
+    let Some(place) = Place::new().await else { return };
+    let first = place.store();
+    claim(&first, 1).await.unwrap();
+    // It writes nothing for longer than what a claim reserves.
+    let look = async {
+        tokio::time::sleep(Duration::from_micros(STAMP_WINDOW_US.unsigned_abs()) * 2).await;
+        place.store().wait_until_free().await
+    };
+    tokio::select! {
+        () = first.hold() => panic!("nobody has taken it"),
+        free = look => assert!(matches!(free, Err(ScyllaError::InUse(_))), "{free:?}"),
+    }
+    // From here on it is paused: it renews nothing, and another takes over.
+    let second = place.store();
+    second.wait_until_free().await.unwrap();
+    claim(&second, 2).await.unwrap();
+    first.hold().await;
+    assert_eq!(one(&first, append(conv(1), 1, vec![entry(1, "a")])).await, Appended::Fenced);
 }
 
 #[tokio::test(flavor = "multi_thread")]
