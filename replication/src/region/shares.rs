@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tern_core::leases::{LeaseError, NodeLease, SharedStore};
+use tern_core::ids::Region as RegionId;
 use tern_core::owners::CoreNode;
 use tern_core::placement::{self, Candidate, Plan};
 use tern_core::slots::{Share, Slot};
@@ -27,7 +28,7 @@ use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
 use super::core_task::Input;
-use super::{Shared, cores};
+use super::{Shared, cores, start};
 
 /// Between two renewals.
 pub const RENEW_EVERY: Duration = Duration::from_millis(400);
@@ -75,6 +76,8 @@ pub(super) struct Keeper {
     held: BTreeMap<Share, u64>,
     /// The last epoch of each share that this node had, in this life or an earlier one: it is not gone on with.
     lived: Option<BTreeMap<Share, u64>>,
+    /// Peers that some share may have to be compared with.
+    marked: BTreeSet<RegionId>,
     todo_at: Duration,
 }
 
@@ -103,7 +106,12 @@ impl From<LeaseError> for SharingError {
 
 impl Keeper {
     /// Begins the node's generation.
-    pub async fn begin(shared: Arc<Shared>, sharing: Sharing, addr: SocketAddr) -> Result<Self, SharingError> {
+    pub async fn begin(
+        shared: Arc<Shared>,
+        sharing: Sharing,
+        addr: SocketAddr,
+        marked: BTreeSet<RegionId>,
+    ) -> Result<Self, SharingError> {
         let name = shared.config.node.clone();
         let alive = |nodes: Vec<NodeLease>| nodes.into_iter().find(|n| n.name == name).map(|n| (n.generation, n.beat));
         let before = alive(sharing.store.nodes().await?);
@@ -124,7 +132,8 @@ impl Keeper {
         };
         lease.generation = sharing.store.claim(lease.clone()).await?;
         let todo_at = shared.env.clock.now() + TODO_EVERY;
-        Ok(Self { shared, sharing, lease, heard: BTreeMap::new(), held: BTreeMap::new(), lived: None, todo_at })
+        let (heard, held) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, todo_at })
     }
 
     /// Keeps the lease until the region stops, and then gives up all that it owns.
@@ -337,8 +346,13 @@ impl Keeper {
         }
         // What the store says is left to do is read under the new epochs.
         let todo = self.sharing.store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect()).await?;
+        let mut marks = BTreeMap::new();
+        for region in &self.marked {
+            let shares = start::marked_shares(&*self.sharing.store, *region, gained.keys().copied()).await?;
+            marks.insert(*region, shares);
+        }
         let slots = gained.iter().flat_map(|(share, epoch)| share.slots().map(|slot| (slot, *epoch))).collect();
-        self.shared.push(Input::Gain(slots, todo));
+        self.shared.push(Input::Gain(slots, todo, marks));
         {
             let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
             for (share, epoch) in &gained {
@@ -402,7 +416,7 @@ impl Keeper {
 }
 
 /// All of these, in order.
-async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+pub(super) async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut pinned: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
     std::future::poll_fn(|cx| {
         let mut pending = false;
