@@ -112,6 +112,12 @@ impl Cluster {
         self.cores.values().filter(move |seat| seat.region == region).map(|seat| seat.host.ip())
     }
 
+    /// A region's store is lost; its core nodes are dead.
+    pub fn empty_shared_store(&mut self, region: &str) {
+        let salt = self.direct_salt();
+        self.shared.insert(region.to_owned(), SharedMemory::new(&salt));
+    }
+
     fn core_seat(&self, name: &str) -> Result<&CoreSeat, ClusterError> {
         self.cores.get(name).ok_or_else(|| ClusterError::NoRegion(name.to_owned()))
     }
