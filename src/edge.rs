@@ -68,7 +68,7 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
     let edge = OwnEdge::new(node, &mut registry)?;
     let mut cores = Vec::new();
     for core in &settings.core {
-        cores.push(node.resolve(core).await?);
+        cores.extend(node.resolve(core).await?);
     }
     let core_name = region_server_name(&node.region_name);
     let core = Cores::start(node.env.clone(), cores, core_name, tls, edge.edge.clone());

@@ -128,9 +128,8 @@ async fn advertise(node: &Node, seeds: impl Iterator<Item = &gossip::Seed>) -> R
         let host = HostPort { host: seed.host.clone(), port: seed.port };
         // A seed that can't be found now may be later; another one does as well.
         let Ok(to) = node.resolve(&host).await else { continue };
-        if to.is_ipv4() == listen.is_ipv4()
-            && let Some(ip) = towards(to)
-        {
+        let ways = to.into_iter().filter(|to| to.is_ipv4() == listen.is_ipv4());
+        if let Some(ip) = ways.into_iter().find_map(towards) {
             return Ok(SocketAddr::new(ip, listen.port()));
         }
     }

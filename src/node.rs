@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ring::hmac;
 use rustls::{ClientConfig, ServerConfig};
 use tern_core::receipt::ReceiptKey;
@@ -103,12 +103,15 @@ impl Node {
         Ok(read_hex_file(&path, "salt of direct conversations")?.to_vec())
     }
 
-    /// The first address of a host.
-    pub async fn resolve(&self, host: &HostPort) -> Result<SocketAddr> {
+    /// The addresses of a host; at least one.
+    pub async fn resolve(&self, host: &HostPort) -> Result<Vec<SocketAddr>> {
         let addresses = self.env.net.resolve(&host.host).await;
         let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
-        let address = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
-        let first = address.into_iter().next().with_context(|| format!("{host} has no address; {hint}"))?;
-        Ok(SocketAddr::new(first, host.port))
+        let addresses = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
+        let addresses: Vec<SocketAddr> = addresses.into_iter().map(|ip| SocketAddr::new(ip, host.port)).collect();
+        if addresses.is_empty() {
+            bail!("{host} has no address; {hint}");
+        }
+        Ok(addresses)
     }
 }

@@ -1,6 +1,7 @@
 //! `tern region`: one process with all roles of a region: store, core, links to other regions, dispatch, and
 //! an edge of its own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,7 +160,8 @@ impl Serving {
         self.operations.stopping(settings.edge_drain_window + LINK_ACKS_WITHIN);
         let now = node.env.clock.now();
         // The edges of this region lose their core now: others are better.
-        let elsewhere = node.settings.peers.iter().flat_map(|peer| self.loads.own_loads(peer.region, now));
+        let peers: BTreeSet<RegionId> = node.settings.peers.iter().map(|peer| peer.region).collect();
+        let elsewhere = peers.into_iter().flat_map(|peer| self.loads.own_loads(peer, now));
         let elsewhere = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses);
         let beside = gossip::alternates(&self.loads, node.region, &node.name, now);
         let alternates = beside.into_iter().chain(elsewhere).collect();
@@ -197,14 +199,18 @@ async fn core_of(
 async fn config(node: &Node) -> Result<RegionConfig> {
     let settings = &node.settings;
     let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
-    let mut peers = Vec::new();
+    let mut peers: Vec<Peer> = Vec::new();
     for peer in &settings.peers {
-        peers.push(Peer {
-            region: peer.region,
-            name: peer.name.clone(),
-            addr: node.resolve(&peer.addr).await?,
-            server_name: region_server_name(&peer.name),
-        });
+        let addrs = node.resolve(&peer.addr).await?;
+        match peers.iter_mut().find(|known| known.region == peer.region) {
+            Some(known) => known.addrs.extend(addrs),
+            None => peers.push(Peer {
+                region: peer.region,
+                name: peer.name.clone(),
+                addrs,
+                server_name: region_server_name(&peer.name),
+            }),
+        }
     }
     Ok(RegionConfig {
         region: node.region,

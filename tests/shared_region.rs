@@ -1,5 +1,5 @@
-//! One region that three processes serve together on a real database: one is killed under load, one is paused and goes
-//! on, one stops in order. Without a database, which `replication/tests/cql-cluster/check` starts, it ends at once.
+//! One region that three processes serve together on a real database, linked to a region of one process with a store of its
+//! own: one of the three is killed under load, one is paused and goes on, one stops in order. Without a database, which `replication/tests/cql-cluster/check` starts, it ends at once.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
@@ -16,7 +16,8 @@ use tern_client::{Client, ConnectionState, Draft, UserId};
 
 /// Far above what anything here takes on a busy machine; only failures wait this long.
 const DEADLINE: Duration = Duration::from_secs(120);
-const USERS: [&str; 6] = ["ada", "ben", "cleo", "dora", "emil", "fay"];
+/// The last one is in the other region.
+const USERS: [&str; 7] = ["ada", "ben", "cleo", "dora", "emil", "fay", "gus"];
 
 fn database() -> Option<Vec<String>> {
     let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
@@ -41,7 +42,8 @@ fn database() -> Option<Vec<String>> {
 fn device(data: &Path, user: &str) -> Client {
     let endpoints = Endpoints::read(data).unwrap();
     let user = UserId::new(user).unwrap();
-    let mut config = client_config(&endpoints, &user, Some("eu")).unwrap();
+    let region = if user.as_str() == "gus" { "us" } else { "eu" };
+    let mut config = client_config(&endpoints, &user, Some(region)).unwrap();
     config.device = format!("{user}-phone");
     let tokens = tokens(&endpoints, data, &user).unwrap();
     Client::builder(config).store(data.join(format!("{user}-phone"))).token_provider(tokens).build().unwrap()
@@ -119,10 +121,14 @@ impl Scene {
 async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_paused_or_stopped() {
     let Some(database) = database() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned()], 29_400).unwrap();
+    let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned(), "us".to_owned()], 29_400).unwrap();
     cluster.add_edges("eu", 2);
     cluster.find_ports().unwrap();
-    let processes = cluster.write().unwrap();
+    let mut processes = cluster.write().unwrap();
+    let alone = processes.remove(processes.iter().position(|process| process.name.starts_with("us")).unwrap());
+    let config = std::fs::read_to_string(&processes[0].arguments[2]).unwrap();
+    let peers = config.lines().find_map(|line| line.strip_prefix("peers = ")).unwrap();
+    let peers = peers.trim_matches(['[', ']', '"']).to_owned();
     let data = cluster.data.clone();
     let fleet = Fleet::new(env!("CARGO_BIN_EXE_tern").into(), &data).unwrap();
 
@@ -148,6 +154,7 @@ async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_p
                 "listen.dispatch=0".to_owned(),
                 "listen.node=0".to_owned(),
                 "core=".to_owned(),
+                format!("peers={peers}"),
                 format!("receipt.key_file={}", shared("receipt.key")),
                 format!("direct.salt_file={}", shared("direct.salt")),
             ] {
@@ -157,6 +164,7 @@ async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_p
         arguments
     };
     let mut scene = Scene { fleet, devices: BTreeMap::new(), said: BTreeMap::new() };
+    scene.fleet.start(&alone.name, &alone.arguments).await.unwrap();
     for process in &processes {
         scene.fleet.start(&process.name, &with(process)).await.unwrap();
     }

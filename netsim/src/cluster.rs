@@ -503,7 +503,7 @@ impl Cluster {
         let peers = others.map(|other| Peer {
             region: other.site.number,
             name: other.site.name.clone(),
-            addr: SocketAddr::new(IpAddr::V4(other.site.ip), NODE_PORT),
+            addrs: self.node_addrs(other),
             server_name: node_name(&other.site.name),
         });
         let key = |what, number: &u64| key_bytes(derive(self.seed, what, *number));
@@ -528,13 +528,20 @@ impl Cluster {
         }
     }
 
+    /// Where a region's core nodes listen: those that were added to it, or the one of its site.
+    fn node_addrs(&self, seat: &Seat) -> Vec<SocketAddr> {
+        let cores: Vec<IpAddr> = self.core_hosts(&seat.site.name).collect();
+        let all = if cores.is_empty() { vec![IpAddr::V4(seat.site.ip)] } else { cores };
+        all.into_iter().map(|ip| SocketAddr::new(ip, NODE_PORT)).collect()
+    }
+
     pub(crate) fn site(&self, name: &str) -> Result<&Site, ClusterError> {
         Ok(&self.seat(name)?.site)
     }
 
-    /// What a core node of a region is told that has no peers.
+    /// What a core node of a region is told.
     pub(crate) fn core_config(&self, region: &str) -> Result<RegionConfig, ClusterError> {
-        Ok(RegionConfig { peers: Vec::new(), ..self.region_config(self.seat(region)?) })
+        Ok(self.region_config(self.seat(region)?))
     }
 
     pub(crate) fn node_tls(&self, name: &str, env: &Env) -> Result<NodeTls, ClusterError> {

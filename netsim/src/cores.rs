@@ -107,6 +107,17 @@ impl Cluster {
         self.shared.get(region).ok_or_else(|| ClusterError::NoRegion(region.to_owned()))
     }
 
+    /// The hosts of a region's core nodes.
+    pub(crate) fn core_hosts<'a>(&'a self, region: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+        self.cores.values().filter(move |seat| seat.region == region).map(|seat| seat.host.ip())
+    }
+
+    /// A region's store is lost; its core nodes are dead.
+    pub fn empty_shared_store(&mut self, region: &str) {
+        let salt = self.direct_salt();
+        self.shared.insert(region.to_owned(), SharedMemory::new(&salt));
+    }
+
     fn core_seat(&self, name: &str) -> Result<&CoreSeat, ClusterError> {
         self.cores.get(name).ok_or_else(|| ClusterError::NoRegion(name.to_owned()))
     }

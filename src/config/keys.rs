@@ -124,7 +124,8 @@ settings! {
     region_at: Option<Position> = "region.at", "", Restart, NODES;
     /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
     region_init: bool = "region.init", "false", Restart, REGION;
-    /// The other regions, by their node ports; each region must list all others.
+    /// The other regions, by their node ports; each region must list all others. One that several processes share may be
+    /// listed once for each of some of them: the first that answers names the rest.
     peers: Vec<Peer> = "peers", "[]", Restart, REGION;
     /// Several processes serve this region, each with a name of its own and all on one database: they share its
     /// conversations and users out among themselves, and each takes over from those that die.

@@ -94,8 +94,10 @@ impl Settings {
                 );
             } else if Some(peer.region) == self.region_id {
                 problem("peers", &format!("lists region {}, which is this one", peer.region));
-            } else if self.peers.iter().filter(|p| p.region == peer.region || p.name == peer.name).count() > 1 {
-                problem("peers", &format!("lists region {} ({}) twice", peer.region, peer.name));
+            } else if self.peers.iter().any(|p| (p.region == peer.region) != (p.name == peer.name)) {
+                problem("peers", &format!("gives region {} or the name {} twice", peer.region, peer.name));
+            } else if self.peers.iter().filter(|p| *p == peer).count() > 1 {
+                problem("peers", &format!("lists {} of region {} twice", peer.addr, peer.name));
             }
         }
         if self.deployment.is_empty() {
@@ -117,12 +119,6 @@ impl Settings {
                 problem(
                     "region.shared",
                     "is true, and store.kind is \"embedded\": a disk has one process; use \"scylla\"",
-                );
-            }
-            if !self.peers.is_empty() {
-                problem(
-                    "region.shared",
-                    "is true, and peers are set: a region that several processes share can't be linked to others yet",
                 );
             }
             if self.region_advertise.is_none() && self.listen_ip.is_unspecified() {

@@ -74,7 +74,7 @@ async fn clock_of(node: &Node, name: &str, addr: &HostPort, server_name: &str) -
     let ca = fs::read(node.settings.data.join("pki/public-ca.pem")).ok()?;
     let tls = client_tls(&ca, &[b"http/1.1"], node.env.clock.clone()).ok()?;
     // Dispatch is one port below the nodes' unless somebody set it.
-    let at = SocketAddr::new(node.resolve(addr).await.ok()?.ip(), addr.port.checked_sub(1)?);
+    let at = SocketAddr::new(node.resolve(addr).await.ok()?.first()?.ip(), addr.port.checked_sub(1)?);
     let request = Request::get("/health").body(Full::<Bytes>::default()).ok()?;
     let client = HttpClient::new(node.env.clone(), Some(tls));
     let before = node.env.clock.wall_ms();
@@ -153,7 +153,8 @@ async fn ask(node: &Node, addr: &HostPort, server_name: &str) -> Result<Duration
     if node.role == Role::Region && deployment.is_none() {
         return Err(Problem::Own("there is no receipt key to show".into()));
     }
-    let to = node.resolve(addr).await.map_err(|error| Problem::Unknown(format!("{error:#}")))?;
+    let ways = node.resolve(addr).await.map_err(|error| Problem::Unknown(format!("{error:#}")))?;
+    let Some(to) = ways.first().copied() else { return Err(Problem::Unknown(format!("{addr} has no address"))) };
     let any: SocketAddr = if to.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let broken = |error: &dyn std::fmt::Display| Problem::Broken(error.to_string());
     let endpoint = client_endpoint(&node.env, any).map_err(|e| broken(&e))?;

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use crate::edge_api::SendRequest;
 use crate::entry::Entry;
-use crate::ids::{ConvId, Heads, InstallId, Origin, Region, Seq, UserId};
+use crate::ids::{ConvId, Heads, InstallId, Origin, Seq, UserId};
 use crate::limits::{BATCH_ENTRIES, CONVERSATION_QUEUE};
 use crate::sequencer::LogState;
 use crate::store::{Appended, Target};
 use crate::wire::v1;
 
 use super::erase::EraseJob;
+use super::routes::Holder;
 use super::siblings::Away;
 use super::user::Open;
 use super::{ConnKey, CoreId};
@@ -43,7 +44,7 @@ pub(super) enum Job {
         _counted: Arc<()>,
     },
     /// A peer's shipment.
-    Copies { from: Region, origin: Origin, entries: Vec<Arc<Entry>>, first_seq: Seq },
+    Copies { from: Holder, origin: Origin, entries: Vec<Arc<Entry>>, first_seq: Seq },
 }
 
 /// An ack to be sent when the round is decided.
@@ -68,7 +69,7 @@ pub(super) struct Round {
     /// For senders.
     pub acks: Vec<PendingAck>,
     /// For peers: whose shipment of which log was judged, and its last seq.
-    pub shipments: Vec<(Region, Origin, Seq)>,
+    pub shipments: Vec<(Holder, Origin, Seq)>,
     /// What was judged: judged again if the batch fails.
     pub jobs: Vec<Job>,
 }
@@ -78,7 +79,7 @@ pub(super) struct Round {
 pub(super) struct Waiting {
     pub pulls: Vec<(ConnKey, u32, v1::PullEntries)>,
     pub unstable: Vec<(ConnKey, Vec<Origin>)>,
-    pub offers: Vec<(Region, Heads)>,
+    pub offers: Vec<(Holder, Heads)>,
     /// Conversations whose senders may be blocked by the owner of this log.
     pub gates: BTreeSet<ConvId>,
     /// Hellos of the owner of this log.

@@ -17,6 +17,9 @@ use std::time::Duration;
 
 use crate::ids::{ConvId, Heads, Origin, Seq};
 use crate::limits::LINK_WINDOW_BYTES;
+use crate::slots::{Share, Slot};
+
+use super::CoreId;
 
 /// Copies are offered after so long: their author normally ships them long before.
 pub const RELAY_AFTER: Duration = Duration::from_secs(2);
@@ -49,8 +52,8 @@ pub struct Link {
     heard: Option<Duration>,
     started: Duration,
     positions: BTreeMap<ConvId, BTreeMap<Origin, Position>>,
-    /// It may lack what it has acked: a log without todo says nothing about it.
-    incomplete: bool,
+    /// Where it may lack what it has acked: a log without todo says nothing about it there.
+    incomplete: BTreeSet<Share>,
     /// Conversations that may have something to ship.
     queue: BTreeSet<ConvId>,
     /// Those of them that are only being compared: they go after what is live, in a part of the window.
@@ -65,8 +68,8 @@ pub struct Link {
     window_bytes: usize,
     /// Logs being read for shipping.
     reading: BTreeSet<(ConvId, Origin)>,
-    /// Shipments of the peer that could not be applied: when it is told to ship again, and up to where it did.
-    owed: BTreeMap<(ConvId, Origin), (Duration, Seq)>,
+    /// Shipments of the peer that could not be applied: when it is told to ship again, up to where it did, and by whom.
+    owed: BTreeMap<(ConvId, Origin), (Duration, Seq, CoreId)>,
 }
 
 impl Link {
@@ -76,7 +79,7 @@ impl Link {
             heard: None,
             started: now,
             positions: BTreeMap::new(),
-            incomplete: false,
+            incomplete: BTreeSet::new(),
             queue: BTreeSet::new(),
             bulk: BTreeSet::new(),
             refilling: BTreeSet::new(),
@@ -124,6 +127,27 @@ impl Link {
         }
     }
 
+    /// Some of the conversations are another node's there since, or their node's link was away: what was on its way for
+    /// them is lost, and they are offered anew. The reads of them that are under way ship nothing.
+    pub(super) fn reset(&mut self, now: Duration, of: impl Fn(ConvId) -> bool) {
+        let ids: Vec<ConvId> = self.positions.keys().copied().filter(|id| of(*id)).collect();
+        for id in ids {
+            for (origin, position) in self.positions.get_mut(&id).into_iter().flatten() {
+                position.shipped = None;
+                for (_, bytes) in self.window.remove(&(id, *origin)).unwrap_or_default() {
+                    self.window_bytes -= bytes;
+                }
+            }
+            self.queue.remove(&id);
+            self.bulk.remove(&id);
+            self.offered.remove(&id);
+            if self.connected {
+                self.offer_by(id, now);
+            }
+        }
+        self.owed.retain(|(id, _), _| !of(*id));
+    }
+
     pub(super) fn down(&mut self) {
         self.connected = false;
         self.window.clear();
@@ -140,8 +164,16 @@ impl Link {
         }
     }
 
-    /// There is todo for this log above `prefix`.
-    pub(super) fn note(&mut self, id: ConvId, origin: Origin, prefix: Seq, relayed: bool, now: Duration) {
+    /// There is todo for this log above `prefix`. `reachable`: its owner there is linked.
+    pub(super) fn note(
+        &mut self,
+        id: ConvId,
+        origin: Origin,
+        prefix: Seq,
+        relayed: bool,
+        reachable: bool,
+        now: Duration,
+    ) {
         let known = self.positions.get(&id).is_some_and(|p| p.contains_key(&origin));
         if known {
             if relayed {
@@ -151,11 +183,29 @@ impl Link {
         }
         // A log that turns active is in step with the peer up to its prefix as far as this side knows. While
         // connected the first shipment tells: the peer answers with its head if that was wrong.
-        let shipped = (self.connected && !relayed).then_some(prefix);
+        let shipped = (self.connected && reachable && !relayed).then_some(prefix);
         let position = Position { acked: prefix, shipped, relayed };
         self.positions.entry(id).or_default().insert(origin, position);
         if self.connected && relayed {
             self.offer_by(id, now + RELAY_AFTER);
+        } else if self.connected && !reachable {
+            self.offer_by(id, now + OFFER_AGAIN);
+        }
+    }
+
+    /// What the store says is left to tell: where the peer stands is not known.
+    pub(super) fn resume(&mut self, id: ConvId, origin: Origin, prefix: Seq, relayed: bool, now: Duration) {
+        let fresh = Position { acked: prefix, shipped: None, relayed };
+        self.positions.entry(id).or_default().entry(origin).or_insert(fresh);
+        if self.connected {
+            self.offer_by(id, now);
+        }
+    }
+
+    /// What is held of a conversation is known now: an offer of it need not wait any longer.
+    pub(super) fn loaded(&mut self, id: ConvId, now: Duration) {
+        if self.offer_at.contains_key(&id) {
+            self.offer_by(id, now);
         }
     }
 
@@ -167,8 +217,9 @@ impl Link {
         self.offers.insert((at, id));
     }
 
-    /// Conversations that are due to be offered now.
-    pub(super) fn due_offers(&mut self, now: Duration) -> Vec<ConvId> {
+    /// Conversations that are due to be offered now. Those of which `reachable` is not true are put off: they are offered
+    /// when that changes ([`Self::reset`]), and take no place of others.
+    pub(super) fn due_offers(&mut self, now: Duration, reachable: impl Fn(ConvId) -> bool) -> Vec<ConvId> {
         if !self.connected {
             return Vec::new();
         }
@@ -179,8 +230,13 @@ impl Link {
         {
             self.offers.remove(&(at, id));
             self.offer_at.remove(&id);
-            if self.positions.contains_key(&id) {
+            if !self.positions.contains_key(&id) {
+                continue;
+            }
+            if reachable(id) {
                 due.push(id);
+            } else {
+                self.offer_by(id, now + OFFER_AGAIN);
             }
         }
         for id in &due {
@@ -201,7 +257,7 @@ impl Link {
         }
         let due = if self.offered.len() < OFFERS_IN_FLIGHT { self.offers.first().map(|(at, _)| *at) } else { None };
         let again = self.offered.values().min().map(|at| *at + OFFER_AGAIN);
-        let owed = self.owed.values().map(|(at, _)| *at).min();
+        let owed = self.owed.values().map(|(at, ..)| *at).min();
         [due, again, owed].into_iter().flatten().min()
     }
 
@@ -278,13 +334,23 @@ impl Link {
         }
     }
 
-    pub(super) fn set_incomplete(&mut self, incomplete: bool) {
-        self.incomplete = incomplete;
+    /// Whether it may lack what it has acked in these shares. Whether that is news.
+    pub(super) fn set_incomplete(&mut self, shares: impl IntoIterator<Item = Share>, incomplete: bool) -> bool {
+        let mut changed = false;
+        for share in shares {
+            changed |= if incomplete { self.incomplete.insert(share) } else { self.incomplete.remove(&share) };
+        }
+        changed
     }
 
-    /// Whether the peer may lack what it has acked, until it has been compared with this region.
+    /// Whether the peer may lack what it has acked, somewhere, until it has been compared with this region.
     pub fn is_incomplete(&self) -> bool {
-        self.incomplete
+        !self.incomplete.is_empty()
+    }
+
+    /// Whether it may lack what it has acked of a conversation.
+    pub fn is_incomplete_in(&self, id: ConvId) -> bool {
+        !self.incomplete.is_empty() && self.incomplete.contains(&Slot::of(id).share())
     }
 
     /// Whether entries from `first` may go out now, straight from memory.
@@ -386,15 +452,20 @@ impl Link {
     }
 
     /// A shipment of the peer failed here: after a pause it is told where this side stands, and ships again.
-    pub(super) fn owe_ack(&mut self, id: ConvId, origin: Origin, upto: Seq, now: Duration) {
-        self.owed.insert((id, origin), (now + OWED_AFTER, upto));
+    pub(super) fn owe_ack(&mut self, core: CoreId, id: ConvId, origin: Origin, upto: Seq, now: Duration) {
+        self.owed.insert((id, origin), (now + OWED_AFTER, upto, core));
     }
 
-    pub(super) fn take_owed(&mut self, now: Duration) -> Vec<(ConvId, Origin, Seq)> {
+    /// These conversations are another node's of this region, who will be offered what failed here.
+    pub(super) fn disown(&mut self, of: impl Fn(ConvId) -> bool) {
+        self.owed.retain(|(id, _), _| !of(*id));
+    }
+
+    pub(super) fn take_owed(&mut self, now: Duration) -> Vec<(CoreId, ConvId, Origin, Seq)> {
         let due = |at: &Duration| *at <= now;
         let taken =
-            self.owed.iter().filter(|(_, (at, _))| due(at)).map(|((id, o), (_, upto))| (*id, *o, *upto)).collect();
-        self.owed.retain(|_, (at, _)| !due(at));
+            self.owed.iter().filter(|(_, (at, ..))| due(at)).map(|((id, o), (_, upto, core))| (*core, *id, *o, *upto)).collect();
+        self.owed.retain(|_, (at, ..)| !due(at));
         taken
     }
 }
@@ -419,7 +490,7 @@ mod tests {
     fn a_link_that_was_down_for_an_hour_resumes_where_the_peer_is() {
         let mut link = Link::new(T);
         link.up(T);
-        link.note(C, EU, 0, false, T);
+        link.note(C, EU, 0, false, true, T);
         assert!(link.may_ship(C, EU, 1));
         link.shipped(C, EU, 10, 1000);
         link.acked(C, &heads(10), &heads(10));
@@ -429,7 +500,7 @@ mod tests {
         assert!(!link.may_ship(C, EU, 13));
         link.up(T + Duration::from_secs(3600));
         assert_eq!(next(&mut link, 500), None, "nothing is shipped before the peer has said where it is");
-        assert_eq!(link.due_offers(T + Duration::from_secs(3600)), [C]);
+        assert_eq!(link.due_offers(T + Duration::from_secs(3600), |_| true), [C]);
         link.acked(C, &heads(12), &heads(500)); // 11 and 12 had arrived
         assert_eq!(next(&mut link, 500), Some((13, 500)));
     }
@@ -437,9 +508,9 @@ mod tests {
     #[test]
     fn a_peer_that_was_restored_from_a_backup_gets_again_what_it_lost() {
         let mut link = Link::new(T);
-        link.note(C, EU, 5, false, T);
+        link.note(C, EU, 5, false, true, T);
         link.up(T);
-        assert_eq!(link.due_offers(T), [C]);
+        assert_eq!(link.due_offers(T, |_| true), [C]);
         link.rewind(C, &heads(2));
         assert_eq!(next(&mut link, 9), Some((3, 9)));
     }
@@ -448,11 +519,11 @@ mod tests {
     fn copies_are_offered_after_a_pause_and_not_shipped_at_once() {
         let mut link = Link::new(T);
         link.up(T);
-        link.note(C, EU, 0, true, T);
+        link.note(C, EU, 0, true, true, T);
         assert!(!link.may_ship(C, EU, 1));
-        assert!(link.due_offers(T).is_empty());
+        assert!(link.due_offers(T, |_| true).is_empty());
         assert_eq!(link.next_deadline(), Some(T + RELAY_AFTER));
-        assert_eq!(link.due_offers(T + RELAY_AFTER), [C]);
+        assert_eq!(link.due_offers(T + RELAY_AFTER, |_| true), [C]);
         link.acked(C, &heads(3), &heads(3));
         assert!(link.has_acked(C, &heads(3)));
         assert_eq!(next(&mut link, 3), None);
@@ -461,13 +532,13 @@ mod tests {
     #[test]
     fn an_offer_that_is_not_answered_is_made_again() {
         let mut link = Link::new(T);
-        link.note(C, EU, 0, false, T);
+        link.note(C, EU, 0, false, true, T);
         link.up(T);
-        assert_eq!(link.due_offers(T), [C]);
-        assert!(link.due_offers(T + OFFER_AGAIN / 2).is_empty());
+        assert_eq!(link.due_offers(T, |_| true), [C]);
+        assert!(link.due_offers(T + OFFER_AGAIN / 2, |_| true).is_empty());
         link.acked(C, &heads(1), &heads(1)); // an ack of a shipment that was on the way
-        link.due_offers(T + OFFER_AGAIN);
-        assert_eq!(link.due_offers(T + OFFER_AGAIN), [C]);
+        link.due_offers(T + OFFER_AGAIN, |_| true);
+        assert_eq!(link.due_offers(T + OFFER_AGAIN, |_| true), [C]);
         link.answered(C, T);
         assert_eq!(link.next_deadline(), None);
     }
@@ -476,20 +547,20 @@ mod tests {
     fn a_log_that_began_while_an_offer_was_on_the_way_is_offered_as_well() {
         let later = Origin { region: 1, era: 2 };
         let mut link = Link::new(T);
-        link.note(C, EU, 3, false, T);
-        link.note(C, later, 0, false, T); // its first batch is not decided yet
+        link.note(C, EU, 3, false, true, T);
+        link.note(C, later, 0, false, true, T); // its first batch is not decided yet
         link.up(T);
-        assert_eq!(link.due_offers(T), [C]);
+        assert_eq!(link.due_offers(T, |_| true), [C]);
         link.acked(C, &heads(3), &heads(3));
         link.answered(C, T);
-        assert_eq!(link.due_offers(T + OFFER_REST), [C]);
+        assert_eq!(link.due_offers(T + OFFER_REST, |_| true), [C]);
     }
 
     #[test]
     fn the_window_stops_shipping_until_acks_come() {
         let mut link = Link::new(T);
         link.up(T);
-        link.note(C, EU, 0, false, T);
+        link.note(C, EU, 0, false, true, T);
         link.shipped(C, EU, 1, LINK_WINDOW_BYTES);
         assert!(!link.may_ship(C, EU, 2));
         link.wake(C);

@@ -9,7 +9,7 @@
 //! which a region has acked his marks. A todo row stands for it, written with the first mark that is not told
 //! yet and removed with the last ack. A region that has lost marks is told them again, see `regain`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -18,11 +18,13 @@ use crate::ids::{ConvId, Heads, Origin, Region, Rev, UserId};
 use crate::limits::PULL_ENTRIES;
 use crate::mutant;
 use crate::mutants::{Mutant, on};
+use crate::slots::{Share, Slot};
 use crate::store::{Put, Target, Todo};
 use crate::wire::compact::origin_heads_from_wire;
 use crate::wire::node::{heads_from_wire, heads_to_wire};
 use crate::wire::{node_v1 as wire, v1};
 
+use super::routes::Holder;
 use super::user::Merged;
 use super::{ConnKey, Node, Now};
 
@@ -55,7 +57,7 @@ pub(super) struct Marks {
 #[derive(Clone, Debug)]
 pub(super) enum Owed {
     Client(ConnKey, u32),
-    Peer(Region, UserId, Rev),
+    Peer(Holder, UserId, Rev),
     /// The owner of a conversation: a member's row that it told.
     Row {
         id: ConvId,
@@ -112,13 +114,16 @@ impl Marks {
         }
     }
 
-    /// The connection is gone: what was told again on it is forgotten, and what came by it is told again.
-    pub(super) fn stop_giving(&mut self, region: Region) {
-        for owed in [&mut self.owed, &mut self.flushing.1] {
-            owed.retain(|owed| !matches!(owed, Owed::Peer(r, ..) if *r == region));
+    /// The connection is gone: what was told again on it is forgotten, and what came by it is told again. A region that
+    /// others are still linked of is only forgotten what it was given; an ack more does no harm.
+    pub(super) fn stop_giving(&mut self, region: Region, given: Option<&BTreeSet<UserId>>) {
+        if given.is_none() {
+            for owed in [&mut self.owed, &mut self.flushing.1] {
+                owed.retain(|owed| !matches!(owed, Owed::Peer(from, ..) if from.region == region));
+            }
         }
         if let Some(users) = self.links.get_mut(&region) {
-            users.retain(|_, position| position.todo);
+            users.retain(|user, position| position.todo || given.is_some_and(|given| !given.contains(user)));
         }
     }
 }
@@ -219,11 +224,13 @@ impl Node {
         self.ship_marks(now, region, user);
     }
 
-    /// A link is up: the region is told all that it has not acked.
-    pub(super) fn ship_all_marks(&mut self, now: Now, region: Region) {
+    /// A link is up, or other nodes own some of the users there: the region is told all that it has not acked of those
+    /// whose share `moved` names.
+    pub(super) fn ship_all_marks(&mut self, now: Now, region: Region, moved: impl Fn(Share) -> bool) {
         let Some(users) = self.marks.links.get_mut(&region) else { return };
         let mut names = Vec::new();
-        for (user, position) in users {
+        let salt = &self.settings.direct_salt;
+        for (user, position) in users.iter_mut().filter(|(user, _)| moved(Slot::of_user(salt, user).share())) {
             (position.shipped, position.frames) = (None, 0);
             names.push(user.clone());
         }
@@ -233,8 +240,8 @@ impl Node {
     }
 
     pub(super) fn ship_marks(&mut self, _now: Now, region: Region, user: &UserId) {
-        if !self.links.get(&region).is_some_and(super::Link::is_connected) {
-            return;
+        if self.ways.of_user(region, user).is_none() {
+            return; // when its owner there is linked he is told
         }
         if let Some(waiting) = self.user(user).waiting() {
             waiting.ship_marks.insert(region);
@@ -254,7 +261,7 @@ impl Node {
             position.shipped = Some(upto);
             position.wanted = position.wanted.max(upto);
             position.frames += 1;
-            self.out.link(region, wire::node_frame::Body::Marks(frame));
+            self.out.link_user(&self.ways, region, user, wire::node_frame::Body::Marks(frame));
             if last {
                 break;
             }
@@ -262,7 +269,7 @@ impl Node {
     }
 
     /// A peer region tells what a user has read there.
-    pub(super) fn marks_told(&mut self, now: Now, region: Region, marks: wire::Marks) -> Result<(), Refusal> {
+    pub(super) fn marks_told(&mut self, now: Now, from: Holder, marks: wire::Marks) -> Result<(), Refusal> {
         let user = crate::wire::convert::user(&marks.user)?;
         if !self.owns_user(&user) {
             return Ok(()); // it is told again, to his owner
@@ -271,8 +278,8 @@ impl Node {
         for mark in marks.marks {
             told.push((crate::wire::convert::conversation(&mark.conversation)?, heads_from_wire(mark.read)?));
         }
-        self.refill_heard(now, region);
-        let from = (region, Rev(marks.upto));
+        self.refill_heard(now, from.region);
+        let from = (from, Rev(marks.upto));
         if let Some(waiting) = self.user(&user).waiting() {
             waiting.marks.push((Some(from), told));
         } else {
@@ -285,7 +292,7 @@ impl Node {
         &mut self,
         now: Now,
         user: &UserId,
-        from: Option<(Region, Rev)>,
+        from: Option<(Holder, Rev)>,
         marks: Vec<(ConvId, Heads)>,
     ) {
         for (id, read) in marks.into_iter().filter(|_| from.is_none() || !on(Mutant::MarkUpdateDropped)) {
@@ -298,8 +305,8 @@ impl Node {
                 self.marked(now, user, id, &read, merged);
             }
         }
-        if let Some((region, upto)) = from {
-            self.marks.owed.push(Owed::Peer(region, user.clone(), upto));
+        if let Some((from, upto)) = from {
+            self.marks.owed.push(Owed::Peer(from, user.clone(), upto));
         }
         self.schedule_flush(now);
     }
@@ -353,9 +360,9 @@ impl Node {
                     self.out.frame(key, req, v1::frame::Body::Marked(v1::Marked {}));
                 }
                 Owed::Client(..) => {}
-                Owed::Peer(region, user, upto) => {
+                Owed::Peer(from, user, upto) => {
                     let ack = wire::MarksAck { user: user.as_str().to_owned(), upto: upto.0 };
-                    self.out.link(region, wire::node_frame::Body::MarksAck(ack));
+                    self.out.peer(from, wire::node_frame::Body::MarksAck(ack));
                 }
                 Owed::Row { id, user, no } if self.owns_user(&user) => self.answer_row(id, &user, no),
                 Owed::Read { by, user, id, no } if self.owns_user(&user) => self.answer_read(&by, &user, id, no),

@@ -42,6 +42,7 @@ mod sums;
 #[cfg(test)]
 mod tests;
 pub mod user;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,7 +58,7 @@ use crate::mutated;
 use crate::pressure::{Level, Pressure};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
-use crate::slots::Slot;
+use crate::slots::{Share, Slot};
 use crate::store::{Append, Put, Range, Target, Todo};
 use crate::wire::{node_v1, v1};
 
@@ -65,7 +66,7 @@ use clocks::Clocks;
 use conversation::Conversation;
 use link::Link;
 use refill::{Known, Refill};
-use routes::Routes;
+use routes::{Holder, Routes};
 pub use siblings::CoreId;
 use user::User;
 
@@ -249,8 +250,8 @@ pub struct Outputs {
     pub cores: BTreeMap<CoreId, Vec<node_v1::node_frame::Body>>,
     /// For all of them.
     pub everyone: Vec<node_v1::node_frame::Body>,
-    /// For peer regions.
-    pub links: BTreeMap<Region, Vec<node_v1::node_frame::Body>>,
+    /// For core nodes of peer regions.
+    pub links: BTreeMap<Holder, Vec<node_v1::node_frame::Body>>,
     /// For the operator.
     pub notices: Vec<Notice>,
 }
@@ -266,10 +267,6 @@ impl Outputs {
 
     fn refuse(&mut self, key: ConnKey, req: u32, refusal: &Refusal) {
         self.frame(key, req, v1::frame::Body::Error(refusal.to_wire()));
-    }
-
-    fn link(&mut self, region: Region, body: node_v1::node_frame::Body) {
-        self.links.entry(region).or_default().push(body);
     }
 }
 
@@ -344,8 +341,8 @@ enum Ticket {
     Ship { region: Region, conversation: ConvId, origin: Origin },
     Pull(sessions::Pull),
     Erase { conversation: ConvId },
-    Heads { region: Region, asking: bool },
-    Marks { region: Region, asking: bool },
+    Heads { peer: Holder, asking: bool },
+    Marks { peer: Holder, asking: bool },
 }
 
 /// See the module.
@@ -358,6 +355,7 @@ pub struct Node {
     users: BTreeMap<UserId, User>,
     sessions: BTreeMap<ConnKey, Session>,
     links: BTreeMap<Region, Link>,
+    ways: ways::Ways,
     /// Of each peer: its newest start, and the era since then.
     eras: BTreeMap<Region, (u64, u64)>,
     era_table: EraTable,
@@ -405,7 +403,9 @@ impl Node {
     pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
         let mut links: BTreeMap<Region, Link> = settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
         for (region, link) in &mut links {
-            link.set_incomplete(settings.known.get(region).is_some_and(|known| known.incomplete));
+            // What one of several nodes has noted is not what all know: until it is told, nothing is certain.
+            let incomplete = settings.shared || settings.known.get(region).is_some_and(|known| known.incomplete);
+            link.set_incomplete(Share::all(), incomplete);
         }
         let marks = settings.refill.intersection(&settings.peers).copied().collect();
         let refill = mutated!(NotCompared => BTreeSet::new(); marks);
@@ -426,6 +426,7 @@ impl Node {
             users: BTreeMap::new(),
             sessions: BTreeMap::new(),
             links,
+            ways: ways::Ways::new(settings.direct_salt.clone()),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             touched: BTreeSet::new(),
@@ -505,7 +506,7 @@ impl Node {
             && let Some(link) = self.links.get_mut(&region)
         {
             for (origin, prefix) in t.prefix {
-                link.note(t.conversation, origin, prefix, origin != self.settings.origin, now.mono);
+                link.resume(t.conversation, origin, prefix, origin != self.settings.origin, now.mono);
             }
         }
     }
@@ -557,8 +558,8 @@ impl Node {
         for (key, origins) in waiting.unstable {
             self.answer_unstable(now, key, id, &origins);
         }
-        for (region, heads) in waiting.offers {
-            self.answer_offer(region, id, &heads);
+        for (from, heads) in waiting.offers {
+            self.answer_offer(from, id, &heads);
         }
         for (key, req) in waiting.cells {
             self.answer_cells(key, req, id);
@@ -575,7 +576,11 @@ impl Node {
         self.touched.extend(waiting.gates);
         self.presence_log(now, id);
         self.erase_next(id);
+        for link in self.links.values_mut() {
+            link.loaded(id, now.mono);
+        }
         self.refill_loaded(now, id);
+        self.relay(now);
         self.pump_all(now);
         self.start_round(now, id);
         self.start_rounds(now);

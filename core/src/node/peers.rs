@@ -1,5 +1,6 @@
 //! What other regions say, and what they are told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use crate::hlc;
 use crate::ids::{ConvId, Heads, Origin, Region, Seq};
 use crate::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, SHIP_BYTES, SHIP_ENTRIES};
 use crate::mutated;
+use crate::slots::{Share, Slot};
 use crate::store::{Put, Range};
 use crate::wire::node::{entries_from_wire, heads_from_wire, heads_to_wire, origin};
 use crate::wire::node_v1::{self as wire, node_frame::Body};
@@ -18,14 +20,21 @@ use crate::wire::node_v1::{self as wire, node_frame::Body};
 use super::conversation::Job;
 use super::refill::{Known, PeerHello};
 use super::routes::Holder;
+use super::ways::shares_from_wire;
 use super::{ConnKey, Node, Notice, Now, Ticket};
 
 /// Reads for shipping that may be under way per link.
 const SHIP_READS: usize = 4;
 
 impl Node {
-    /// A link to a peer region is up: both sides have said LinkHello.
+    /// A link to a peer region of one core node is up: both sides have said LinkHello.
     pub fn peer_up(&mut self, now: Now, region: Region, hello: &PeerHello) {
+        self.peer_core_up(now, Holder::only(region), None, hello);
+    }
+
+    /// A link to a core node of a peer region is up, likewise; it has a name where the region has several.
+    pub fn peer_core_up(&mut self, now: Now, at: Holder, name: Option<&str>, hello: &PeerHello) {
+        let region = at.region;
         if !self.links.contains_key(&region) {
             return;
         }
@@ -35,33 +44,73 @@ impl Node {
             let known = self.commits.entry(region).or_default();
             *known = if same { commit.max(*known) } else { commit };
         }
+        let first = self.ways.up(at, name);
         if let Some(link) = self.links.get_mut(&region) {
-            link.up(now.mono);
+            if first {
+                link.up(now.mono);
+            } else {
+                link.heard_at(now.mono);
+            }
+            match name {
+                None => link.set_incomplete(Share::all(), hello.incomplete),
+                // Its beats tell of which it is not.
+                Some(_) if first => link.set_incomplete(Share::all(), true),
+                Some(_) => false,
+            };
         }
-        self.refill_up(now, region, hello);
+        self.refill_up(now, at);
         self.note_peer(region);
         self.note_era(Origin { region, era }, start);
-        self.presence_link(now, Holder::only(region), true);
-        self.tell_eras(region);
-        self.ship_all_marks(now, region);
+        self.presence_link(now, at, true);
+        self.tell_eras(at);
+        let theirs = self.ways.shares_of(at);
+        if first {
+            self.ship_all_marks(now, region, |_| true);
+        } else {
+            self.peer_moved(now, region, &theirs);
+        }
         for snapshot in self.routes.snapshot() {
-            self.out.link(region, Body::Routes(snapshot));
+            self.out.peer(at, Body::Routes(snapshot));
         }
         self.relay(now);
     }
 
     /// The link is gone.
     pub fn peer_down(&mut self, now: Now, region: Region) {
-        self.presence_link(now, Holder::only(region), false);
-        if let Some(link) = self.links.get_mut(&region) {
-            link.down();
+        self.peer_core_down(now, Holder::only(region));
+    }
+
+    /// The link to one of a region's core nodes is gone.
+    pub fn peer_core_down(&mut self, now: Now, at: Holder) {
+        let region = at.region;
+        self.presence_link(now, at, false);
+        let theirs = self.ways.shares_of(at);
+        if self.ways.down(at) {
+            if let Some(link) = self.links.get_mut(&region) {
+                link.down();
+            }
+            self.tickets.retain(|_, t| !matches!(t, Ticket::Ship { region: r, .. } if *r == region));
+            if let Some(link) = self.links.get_mut(&region) {
+                link.reads_dropped();
+            }
+            self.clocks.forget(region);
+        } else {
+            self.peer_moved(now, region, &theirs);
         }
-        self.tickets.retain(|_, t| !matches!(t, Ticket::Ship { region: r, .. } if *r == region));
-        if let Some(link) = self.links.get_mut(&region) {
-            link.reads_dropped();
+        self.refill_down(at);
+    }
+
+    /// Shares of a peer region have another owner, or their owner's link was away: what was on its way is said again.
+    fn peer_moved(&mut self, now: Now, region: Region, shares: &BTreeSet<Share>) {
+        if shares.is_empty() {
+            return;
         }
-        self.clocks.forget(region);
-        self.refill_down(region);
+        if let Some(link) = self.links.get_mut(&region) {
+            link.reset(now.mono, |id| shares.contains(&Slot::of(id).share()));
+        }
+        self.refill_moved(now, region);
+        self.ship_all_marks(now, region, |share| shares.contains(&share));
+        self.relay(now);
     }
 
     /// Keeps what is known of a peer.
@@ -76,17 +125,24 @@ impl Node {
     /// A frame of a peer region. Anything it says of a conversation is checked; what can't be is reported and
     /// left out.
     pub fn peer_frame(&mut self, now: Now, region: Region, body: Body) {
+        self.peer_core_frame(now, Holder::only(region), body);
+    }
+
+    /// A frame of one of a region's core nodes, likewise.
+    pub fn peer_core_frame(&mut self, now: Now, at: Holder, body: Body) {
+        let region = at.region;
         let Some(link) = self.links.get_mut(&region) else { return };
         link.heard_at(now.mono);
         let told = match body {
             Body::Ship(ship) => {
                 self.refill_heard(now, region);
-                self.shipment(now, region, ship)
+                self.shipment(now, at, ship)
             }
             Body::ShipAck(ack) => self.ship_acked(now, region, ack),
-            Body::Offer(offer) => self.offered(now, region, offer),
+            Body::Offer(offer) => self.offered(now, at, offer),
             Body::Beat(beat) => {
                 self.beat(now, region, beat.wall_ms);
+                self.incomplete_told(now, at, &beat);
                 if self.commits.get(&region).is_some_and(|known| beat.commit > *known) {
                     self.commits.insert(region, beat.commit);
                     self.note_peer(region);
@@ -94,18 +150,16 @@ impl Node {
                 Ok(())
             }
             Body::Eras(eras) => self.eras_told(now, region, eras),
-            Body::Compare(compare) => self.compare_told(now, region, compare),
-            Body::Compared(compared) => {
-                self.compared_told(now, region, compared);
-                Ok(())
-            }
-            Body::CompareMarks(compare) => self.compare_marks_told(region, compare),
+            Body::Compare(compare) => self.compare_told(now, at, compare),
+            Body::Compared(compared) => self.compared_told(now, at, &compared),
+            Body::CompareMarks(compare) => self.compare_marks_told(at, compare),
+            Body::Owners(owners) => self.ways.told(at, &owners).map(|moved| self.peer_moved(now, region, &moved)),
             Body::Routes(routes) => {
-                self.route_told(now, Holder::only(region), routes);
+                self.route_told(now, at, routes);
                 Ok(())
             }
             Body::Signal(signal) => self.signal_told(now, signal),
-            Body::Marks(marks) => self.marks_told(now, region, marks),
+            Body::Marks(marks) => self.marks_told(now, at, marks),
             Body::MarksAck(ack) => self.marks_acked(now, region, &ack),
             _ => Ok(()),
         };
@@ -130,7 +184,24 @@ impl Node {
         }
     }
 
-    fn shipment(&mut self, now: Now, region: Region, ship: wire::Ship) -> Result<(), Refusal> {
+    /// One of several core nodes says where it may lack what it has acked.
+    fn incomplete_told(&mut self, now: Now, at: Holder, beat: &wire::Beat) {
+        if beat.owned.is_empty() || !self.ways.is_shared(at.region) {
+            return;
+        }
+        let owned = shares_from_wire(&beat.owned).unwrap_or_default();
+        let lacks = if beat.incomplete.is_empty() { Some(BTreeSet::new()) } else { shares_from_wire(&beat.incomplete) };
+        let lacks = lacks.unwrap_or_default();
+        let Some(link) = self.links.get_mut(&at.region) else { return };
+        let healed = link.set_incomplete(owned.difference(&lacks).copied(), false);
+        let lost = link.set_incomplete(owned.intersection(&lacks).copied(), true);
+        if healed || lost {
+            self.note_peer(at.region);
+            self.tell_all_watchers(now);
+        }
+    }
+
+    fn shipment(&mut self, now: Now, from: Holder, ship: wire::Ship) -> Result<(), Refusal> {
         let bad = |what: &str| Refusal::new(Code::BadFrame, what);
         let id = ConvId::from_slice(&ship.conversation).ok_or_else(|| bad("a shipment of no conversation"))?;
         let log = origin(ship.origin)?;
@@ -141,17 +212,18 @@ impl Node {
             return Err(bad("a shipment that is not one part of one log"));
         }
         if !self.owns_log(id) {
-            return Ok(()); // another node's: it is offered again, to its owner
+            return Ok(()); // another node's: its owner says so, and it is offered there
         }
+        let leaving = !self.takes_log(id);
         let conversation = self.conversation(id, now);
-        if conversation.is_full() {
+        if conversation.is_full() || leaving {
             let upto = ship.first_seq + entries.len() as u64 - 1;
-            if let Some(link) = self.links.get_mut(&region) {
-                link.owe_ack(id, log, upto, now.mono);
+            if let Some(link) = self.links.get_mut(&from.region) {
+                link.owe_ack(from.core, id, log, upto, now.mono);
             }
             return Ok(());
         }
-        conversation.queue.push_back(Job::Copies { from: region, origin: log, entries, first_seq: ship.first_seq });
+        conversation.queue.push_back(Job::Copies { from, origin: log, entries, first_seq: ship.first_seq });
         conversation.active_at = now.mono;
         self.touched.insert(id);
         Ok(())
@@ -159,20 +231,20 @@ impl Node {
 
     /// Tells shippers how far their logs are held here, durably; and to ship again, where that is not far
     /// enough: something before their shipment is missing, or it could not be stored.
-    pub(super) fn ack_shipments(&mut self, id: ConvId, shipments: &[(Region, Origin, Seq)]) {
+    pub(super) fn ack_shipments(&mut self, id: ConvId, shipments: &[(Holder, Origin, Seq)]) {
         let Some(conversation) = self.conversations.get(&id) else { return };
-        let mut told = std::collections::BTreeMap::<Region, (Heads, bool)>::new();
-        for (region, origin, upto) in shipments {
+        let mut told = std::collections::BTreeMap::<Holder, (Heads, bool)>::new();
+        for (from, origin, upto) in shipments {
             let head = mutated!(LinkAckFromMemory => conversation.state.head(*origin); conversation.head(*origin));
             let takes = *origin != self.settings.origin && !conversation.damaged.contains_key(origin);
-            let (heads, want) = told.entry(*region).or_default();
+            let (heads, want) = told.entry(*from).or_default();
             heads.insert(*origin, head);
             *want |= takes && head < *upto;
         }
-        for (region, (heads, want)) in told {
+        for (from, (heads, want)) in told {
             let conversation = Bytes::copy_from_slice(&id.0);
             let ack = wire::ShipAck { conversation, heads: heads_to_wire(&heads), want, answer: false };
-            self.out.link(region, Body::ShipAck(ack));
+            self.out.peer(from, Body::ShipAck(ack));
         }
     }
 
@@ -199,7 +271,7 @@ impl Node {
         Ok(())
     }
 
-    fn offered(&mut self, now: Now, region: Region, offer: wire::Offer) -> Result<(), Refusal> {
+    fn offered(&mut self, now: Now, from: Holder, offer: wire::Offer) -> Result<(), Refusal> {
         let id = ConvId::from_slice(&offer.conversation)
             .ok_or_else(|| Refusal::new(Code::BadFrame, "an offer of no conversation"))?;
         let theirs = heads_from_wire(offer.heads)?;
@@ -207,16 +279,16 @@ impl Node {
             return Ok(());
         }
         if let Some(waiting) = self.conversation(id, now).waiting() {
-            waiting.offers.push((region, theirs));
+            waiting.offers.push((from, theirs));
         } else {
-            self.answer_offer(region, id, &theirs);
+            self.answer_offer(from, id, &theirs);
         }
         Ok(())
     }
 
     /// Says how far the offered logs are held here. What is decided counts; a round in flight is acked when
     /// it ends.
-    pub(super) fn answer_offer(&mut self, region: Region, id: ConvId, theirs: &Heads) {
+    pub(super) fn answer_offer(&mut self, from: Holder, id: ConvId, theirs: &Heads) {
         let Some(conversation) = self.conversations.get(&id) else { return };
         let heads: Heads = theirs.keys().map(|o| (*o, conversation.head(*o))).collect();
         let want = theirs.iter().any(|(o, seq)| {
@@ -228,7 +300,7 @@ impl Node {
             want,
             answer: true,
         };
-        self.out.link(region, Body::ShipAck(ack));
+        self.out.peer(from, Body::ShipAck(ack));
     }
 
     /// Ships what was just decided, where the peer is in step; otherwise it is read when its turn comes.
@@ -256,7 +328,7 @@ impl Node {
                     let size = ship.entries.iter().map(Bytes::len).sum();
                     self.counters.shipped += part.len() as u64;
                     link.shipped(id, *origin, first.place.seq + part.len() as u64 - 1, size);
-                    self.out.link(*region, Body::Ship(ship));
+                    self.out.link(&self.ways, *region, id, Body::Ship(ship));
                 }
                 if !rest.is_empty() && origin.region == self.settings.region {
                     link.wake(id);
@@ -313,7 +385,7 @@ impl Node {
                     let bytes = ship.entries.iter().map(Bytes::len).sum();
                     link.shipped(id, origin, last.place.seq, bytes);
                     self.counters.shipped += entries.len() as u64;
-                    self.out.link(region, Body::Ship(ship));
+                    self.out.link(&self.ways, region, id, Body::Ship(ship));
                 }
                 link.wake(id);
                 self.pump_all(now);
@@ -326,20 +398,21 @@ impl Node {
         let regions: Vec<Region> = self.links.keys().copied().collect();
         for region in regions {
             let Some(link) = self.links.get_mut(&region) else { continue };
-            for id in link.due_offers(now.mono) {
-                // One that is still being loaded is offered again when the answer stays out.
+            let conversations = &self.conversations;
+            let loaded = |id: ConvId| conversations.get(&id).is_none_or(|c| !c.is_loading());
+            for id in link.due_offers(now.mono, |id| loaded(id) && self.ways.of(region, id).is_some()) {
                 if let Some(c) = self.conversations.get(&id).filter(|c| !c.is_loading()) {
                     let heads = heads_to_wire(&c.published);
-                    self.out
-                        .link(region, Body::Offer(wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads }));
+                    let offer = wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads };
+                    self.out.link(&self.ways, region, id, Body::Offer(offer));
                 }
             }
             let owed = link.take_owed(now.mono);
-            for (id, origin, upto) in owed {
+            for (core, id, origin, upto) in owed {
                 if self.conversations.get(&id).is_some_and(|c| !c.is_loading() && c.round.is_none()) {
-                    self.ack_shipments(id, &[(region, origin, upto)]);
+                    self.ack_shipments(id, &[(Holder { region, core }, origin, upto)]);
                 } else if let Some(link) = self.links.get_mut(&region) {
-                    link.owe_ack(id, origin, upto, now.mono);
+                    link.owe_ack(core, id, origin, upto, now.mono);
                 }
             }
         }
@@ -352,10 +425,8 @@ impl Node {
 
     pub(super) fn tell_routes(&mut self) {
         let Some(delta) = self.routes.take_delta() else { return };
-        for (region, link) in &self.links {
-            if link.is_connected() {
-                self.out.link(*region, Body::Routes(delta.clone()));
-            }
+        for peer in self.links.keys().flat_map(|region| self.ways.cores(*region)) {
+            self.out.peer(peer, Body::Routes(delta.clone()));
         }
         if self.is_shared() {
             self.out.everyone.push(Body::Routes(delta));

@@ -14,6 +14,10 @@
 //! shipped no longer differs. So a crash costs one comparison, and nothing of a refill needs to be durable but
 //! the mark. Only one peer is asked at a time: two would ship the same.
 //!
+//! Where a region has several core nodes, each compares what it owns with each node of the other region, of which that
+//! owns the same: a comparison is about a set of shares, and what either side loses on the way is left to the next one.
+//! There is a mark per share then, which goes with it from owner to owner.
+//!
 //! Why simpler ways fail: shipping everything again costs gigabytes for a lost second; the position of a link
 //! says nothing after a loss; marks in memory are gone with the second crash.
 
@@ -25,12 +29,14 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Origin, Region};
 use crate::mutants::{Mutant, on};
-use crate::slots::Slot;
+use crate::slots::{SHARES, SLOTS_PER_SHARE, Share, Slot};
 use crate::store::{ConversationHeads, Put, Target, Todo};
 use crate::wire::node::heads_to_wire;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
 
 use super::link::OFFERS_IN_FLIGHT;
+use super::routes::Holder;
+use super::ways::{shares_from_wire, shares_to_wire};
 use super::{Node, Notice, Now, Ticket, Want, sums};
 
 /// Sums that are compared: with 10,000 conversations of which 1 % differ, about 240 are offered, and the sums are
@@ -40,6 +46,8 @@ pub const SLOTS: usize = crate::slots::SLOTS as usize;
 pub const HEADS_PAGE: usize = 512;
 /// Offers of a comparison that may wait for an answer; the rest of a link's is for what is live.
 const IN_FLIGHT: usize = OFFERS_IN_FLIGHT / 2;
+/// A node that could be asked about nothing, since it owns none of it, is asked again after so long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Another peer is asked when the one that was asked has not got on for so long.
 const TURN: Duration = Duration::from_secs(30);
 /// Meta keys of the marks begin so.
@@ -121,9 +129,21 @@ struct Sweep {
 }
 
 impl Sweep {
-    fn of(own: &[u64], theirs: &[u64]) -> Self {
-        let slots: Vec<bool> = own.iter().zip(theirs).map(|(a, b)| a != b).collect();
+    fn of(own: &[u64], theirs: &[u64], shares: &BTreeSet<Share>) -> Self {
+        let mut slots: Vec<bool> = own.iter().zip(theirs).map(|(a, b)| a != b).collect();
+        for (share, slots) in Share::all().zip(slots.chunks_mut(usize::from(SLOTS_PER_SHARE))) {
+            if !shares.contains(&share) {
+                slots.fill(false);
+            }
+        }
         Self { read_all: !slots.contains(&true), slots, ..Self::default() }
+    }
+
+    /// What lies elsewhere now is nobody's concern here.
+    fn keep(&mut self, of: impl Fn(ConvId) -> bool) {
+        self.waiting.retain(|id| of(*id));
+        self.loading.retain(|id| of(*id));
+        self.offered.retain(|id, _| of(*id));
     }
 
     fn is_done(&self) -> bool {
@@ -149,49 +169,74 @@ enum Stage {
 #[derive(Debug)]
 struct Side {
     ticket: u64,
+    /// What it is about: what both sides have owned since it began.
+    shares: BTreeSet<Share>,
     sums: Vec<u64>,
     theirs: Vec<u64>,
     stage: Stage,
-    /// The other side has offered everything.
-    compared: bool,
+    /// The other side has offered everything of these.
+    compared: Option<BTreeSet<Share>>,
     /// When the other side was last heard to get on.
     heard: Duration,
     offers: u64,
 }
 
 impl Side {
-    fn new(ticket: u64, theirs: Vec<u64>, now: Duration) -> Self {
+    fn new(ticket: u64, shares: BTreeSet<Share>, theirs: Vec<u64>, now: Duration) -> Self {
         let sums = vec![0; SLOTS];
-        Self { ticket, sums, theirs, stage: Stage::Survey, compared: false, heard: now, offers: 0 }
+        Self { ticket, shares, sums, theirs, stage: Stage::Survey, compared: None, heard: now, offers: 0 }
+    }
+
+    /// It is about these at most.
+    fn keep(&mut self, of: impl Fn(Share) -> bool) {
+        let before = self.shares.len();
+        self.shares.retain(|share| of(*share));
+        if let (true, Stage::Sweep(sweep)) = (self.shares.len() < before, &mut self.stage) {
+            sweep.keep(|id| of(Slot::of(id).share()));
+        }
     }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Refill {
-    /// Peers that this store must be compared with: durable.
-    marks: BTreeSet<Region>,
+    /// Peers that this store must be compared with, and where: durable.
+    marks: BTreeMap<Region, BTreeSet<Share>>,
     /// No clients before the first comparison: erasures may be missing (R16).
     restored: bool,
     /// The comparison is over, and erasures that it brought are being carried out.
     erasing: bool,
-    asking: BTreeMap<Region, Side>,
-    answering: BTreeMap<Region, Side>,
+    asking: BTreeMap<Holder, Side>,
+    answering: BTreeMap<Holder, Side>,
+    /// Before then these need not be asked again.
+    not_before: BTreeMap<Holder, Duration>,
     tickets: u64,
 }
 
 impl Refill {
     pub(super) fn new(marks: BTreeSet<Region>, restored: bool) -> Self {
+        let marks = marks.into_iter().map(|region| (region, Share::all().collect())).collect();
         Self { marks, restored, ..Self::default() }
     }
 
-    fn side(&mut self, region: Region, asking: bool) -> Option<&mut Side> {
-        if asking { self.asking.get_mut(&region) } else { self.answering.get_mut(&region) }
+    fn side(&mut self, peer: Holder, asking: bool) -> Option<&mut Side> {
+        if asking { self.asking.get_mut(&peer) } else { self.answering.get_mut(&peer) }
     }
 
-    /// Whether this store may lack what it acked to a peer, and may have lost its todo for it.
-    pub(super) fn is_marked(&self, region: Region) -> bool {
-        self.marks.contains(&region)
+    /// What a side is about.
+    pub(super) fn shares(&self, peer: Holder, asking: bool) -> Option<&BTreeSet<Share>> {
+        let sides = if asking { &self.asking } else { &self.answering };
+        sides.get(&peer).map(|side| &side.shares)
+    }
+
+    /// Whether this store may lack what it acked to a peer of a conversation, and may have lost its todo for it.
+    pub(super) fn is_marked(&self, region: Region, id: ConvId) -> bool {
+        self.marks.get(&region).is_some_and(|shares| shares.contains(&Slot::of(id).share()))
+    }
+
+    /// Whether this store has been compared with all peers, as far as a conversation goes.
+    pub(super) fn is_whole_in(&self, id: ConvId) -> bool {
+        !self.restored && !self.marks.keys().any(|region| self.is_marked(*region, id))
     }
 
     /// Whether clients must wait.
@@ -208,22 +253,65 @@ impl Node {
 
     /// Whether a peer must be told that this store may lack what it acked to it.
     pub fn is_incomplete_for(&self, region: Region) -> bool {
-        self.refill.is_marked(region)
+        self.refill.marks.contains_key(&region)
     }
 
-    pub(super) fn refill_up(&mut self, now: Now, region: Region, hello: &PeerHello) {
-        self.refill_down(region);
-        if let Some(link) = self.links.get_mut(&region) {
-            link.set_incomplete(hello.incomplete);
+    /// Where this store may lack what it acked to a peer: one bit per share, empty for nowhere.
+    pub fn incomplete_for(&self, region: Region) -> Bytes {
+        self.refill.marks.get(&region).map_or_else(Bytes::new, shares_to_wire)
+    }
+
+    /// What this node owns, likewise; empty where it is its region's only one.
+    pub fn owned_shares(&self) -> Bytes {
+        if self.is_shared() { shares_to_wire(self.own_shares()) } else { Bytes::new() }
+    }
+
+    /// Shares that have become this node's and must be compared: what their marks in the store say.
+    pub fn to_compare(&mut self, now: Now, marks: BTreeMap<Region, BTreeSet<Share>>) {
+        for (region, shares) in marks {
+            if self.links.contains_key(&region) && !shares.is_empty() {
+                self.refill.marks.entry(region).or_default().extend(shares);
+            }
         }
         self.refill_next(now);
     }
 
-    pub(super) fn refill_down(&mut self, region: Region) {
-        self.refill.asking.remove(&region);
-        self.refill.answering.remove(&region);
-        self.tickets.retain(|_, t| !matches!(t, Ticket::Heads { region: r, .. } if *r == region));
-        self.regain_down(region);
+    pub(super) fn refill_up(&mut self, now: Now, peer: Holder) {
+        self.refill_down(peer);
+        self.refill_next(now);
+    }
+
+    pub(super) fn refill_down(&mut self, peer: Holder) {
+        self.refill.asking.remove(&peer);
+        self.refill.answering.remove(&peer);
+        self.refill.not_before.remove(&peer);
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Heads { peer: p, .. } if *p == peer));
+        self.regain_down(peer);
+    }
+
+    /// Other nodes own some of a peer region's shares: what is compared with those that had them is left to the next
+    /// comparison.
+    pub(super) fn refill_moved(&mut self, now: Now, region: Region) {
+        let ways = &self.ways;
+        for sides in [&mut self.refill.asking, &mut self.refill.answering] {
+            for (peer, side) in sides.iter_mut().filter(|(peer, _)| peer.region == region) {
+                let theirs = ways.shares_of(*peer);
+                side.keep(|share| theirs.contains(&share));
+            }
+        }
+        self.pump_refill(now);
+    }
+
+    /// These shares are not this node's any more, and nor are their marks.
+    pub(super) fn refill_lost(&mut self, now: Now, lost: &BTreeSet<Share>) {
+        for side in self.refill.asking.values_mut().chain(self.refill.answering.values_mut()) {
+            side.keep(|share| !lost.contains(&share));
+        }
+        self.refill.marks.retain(|_, shares| {
+            shares.retain(|share| !lost.contains(share));
+            !shares.is_empty()
+        });
+        self.pump_refill(now);
     }
 
     /// Asks the next peer, if none is being asked; called as time passes.
@@ -232,34 +320,48 @@ impl Node {
         if self.draining || self.refill.asking.values().any(|side| side.heard + TURN > now.mono) {
             return;
         }
-        let free = |r: &&Region| {
-            !self.refill.asking.contains_key(r) && self.links.get(r).is_some_and(super::Link::is_connected)
-        };
-        let Some(region) = self.refill.marks.iter().find(free).copied() else { return };
+        let Some((peer, shares)) = self.next_comparison(now) else { return };
         self.refill.tickets += 1;
-        let side = Side::new(self.refill.tickets, Vec::new(), now.mono);
-        self.refill.asking.insert(region, side);
-        self.ask_for_marks(region);
+        let side = Side::new(self.refill.tickets, shares, Vec::new(), now.mono);
+        self.refill.asking.insert(peer, side);
+        self.ask_for_marks(peer);
     }
 
-    pub(super) fn want_heads(&mut self, region: Region, asking: bool, after: Option<ConvId>) {
+    /// Who is to be asked about what.
+    fn next_comparison(&self, now: Now) -> Option<(Holder, BTreeSet<Share>)> {
+        for (region, marks) in &self.refill.marks {
+            for peer in self.ways.cores(*region) {
+                let waits = self.refill.not_before.get(&peer).is_some_and(|at| now.mono < *at);
+                if waits || self.refill.asking.contains_key(&peer) {
+                    continue;
+                }
+                let theirs = self.ways.shares_of(peer);
+                let shares = marks.intersection(self.own_shares()).filter(|share| theirs.contains(share));
+                let shares: BTreeSet<Share> = shares.copied().collect();
+                if !shares.is_empty() {
+                    return Some((peer, shares));
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn want_heads(&mut self, peer: Holder, asking: bool, after: Option<ConvId>) {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
-        self.tickets.insert(ticket, Ticket::Heads { region, asking });
+        self.tickets.insert(ticket, Ticket::Heads { peer, asking });
         self.out.wants.push(Want::Heads { ticket, after, limit: HEADS_PAGE });
     }
 
     /// A page of heads that was wanted; one of fewer than the limit is the last.
     pub fn heads_read(&mut self, now: Now, ticket: u64, page: &[ConversationHeads]) {
-        let Some(Ticket::Heads { region, asking }) = self.tickets.remove(&ticket) else { return };
-        if self.refill.side(region, asking).is_none() {
-            return;
-        }
+        let Some(Ticket::Heads { peer, asking }) = self.tickets.remove(&ticket) else { return };
+        let Some(side) = self.refill.side(peer, asking) else { return };
         let last = page.last().map(|(id, _)| *id);
         let more = page.len() >= HEADS_PAGE;
         // Others of this region compare what is theirs.
-        let page: Vec<&ConversationHeads> = page.iter().filter(|(id, _)| self.owns_log(*id)).collect();
-        let Some(side) = self.refill.side(region, asking) else { return };
+        let in_it = |(id, _): &&ConversationHeads| side.shares.contains(&Slot::of(*id).share());
+        let page: Vec<&ConversationHeads> = page.iter().filter(in_it).collect();
         side.heard = now.mono;
         match &mut side.stage {
             Stage::Survey => {
@@ -267,7 +369,7 @@ impl Node {
                     let sum = &mut side.sums[slot(*id)];
                     *sum = sum.wrapping_add(heads_hash(*id, heads));
                 }
-                if more { self.want_heads(region, asking, last) } else { self.surveyed(now, region, asking) }
+                if more { self.want_heads(peer, asking, last) } else { self.surveyed(now, peer, asking) }
             }
             Stage::Sweep(sweep) => {
                 let differs = page.iter().map(|(id, _)| *id).filter(|id| sweep.slots[slot(*id)]);
@@ -279,48 +381,55 @@ impl Node {
         }
     }
 
-    fn surveyed(&mut self, now: Now, region: Region, asking: bool) {
-        let Some(side) = self.refill.side(region, asking) else { return };
-        let compare = wire::Compare { ticket: side.ticket, slots: side.sums.clone(), answer: !asking };
-        side.stage = if asking { Stage::Sent } else { Stage::Sweep(Sweep::of(&side.sums, &side.theirs)) };
-        self.out.link(region, Body::Compare(compare));
+    fn surveyed(&mut self, now: Now, peer: Holder, asking: bool) {
+        let Some(side) = self.refill.side(peer, asking) else { return };
+        let shares = some_shares(&side.shares);
+        let compare = wire::Compare { ticket: side.ticket, slots: side.sums.clone(), answer: !asking, shares };
+        side.stage =
+            if asking { Stage::Sent } else { Stage::Sweep(Sweep::of(&side.sums, &side.theirs, &side.shares)) };
+        self.out.peer(peer, Body::Compare(compare));
         self.pump_refill(now);
     }
 
     /// A peer asks for a comparison, or answers.
-    pub(super) fn compare_told(&mut self, now: Now, region: Region, compare: wire::Compare) -> Result<(), Refusal> {
+    pub(super) fn compare_told(&mut self, now: Now, peer: Holder, compare: wire::Compare) -> Result<(), Refusal> {
         if compare.slots.len() != SLOTS {
             return Err(Refusal::new(Code::BadFrame, "a comparison of another number of slots"));
         }
+        let mut shares = shares_of(&compare.shares)?;
         if compare.answer {
-            let Some(side) = self.refill.asking.get_mut(&region).filter(|s| s.ticket == compare.ticket) else {
+            let Some(side) = self.refill.asking.get_mut(&peer).filter(|s| s.ticket == compare.ticket) else {
                 return Ok(());
             };
             if matches!(side.stage, Stage::Sent) {
                 side.heard = now.mono;
-                side.stage = Stage::Sweep(Sweep::of(&side.sums, &compare.slots));
+                side.keep(|share| shares.contains(&share));
+                side.stage = Stage::Sweep(Sweep::of(&side.sums, &compare.slots, &side.shares));
                 self.pump_refill(now);
             }
             return Ok(());
         }
+        shares.retain(|share| self.own_shares().contains(share));
         // One at a time: a peer that asks again has forgotten what it asked before.
-        self.tickets.retain(|_, t| !matches!(t, Ticket::Heads { region: r, asking: false } if *r == region));
-        self.refill.answering.insert(region, Side::new(compare.ticket, compare.slots, now.mono));
-        self.want_heads(region, false, None);
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Heads { peer: p, asking: false } if *p == peer));
+        self.refill.answering.insert(peer, Side::new(compare.ticket, shares, compare.slots, now.mono));
+        self.want_heads(peer, false, None);
         Ok(())
     }
 
     /// The peer has offered everything, and it was taken.
-    pub(super) fn compared_told(&mut self, now: Now, region: Region, compared: wire::Compared) {
-        if let Some(side) = self.refill.asking.get_mut(&region).filter(|s| s.ticket == compared.ticket) {
-            side.compared = true;
+    pub(super) fn compared_told(&mut self, now: Now, peer: Holder, compared: &wire::Compared) -> Result<(), Refusal> {
+        let shares = shares_of(&compared.shares)?;
+        if let Some(side) = self.refill.asking.get_mut(&peer).filter(|s| s.ticket == compared.ticket) {
+            side.compared = Some(shares);
             self.pump_refill(now);
         }
+        Ok(())
     }
 
     /// A peer that is asked is getting on.
     pub(super) fn refill_heard(&mut self, now: Now, region: Region) {
-        if let Some(side) = self.refill.asking.get_mut(&region) {
+        for (_, side) in self.refill.asking.iter_mut().filter(|(peer, _)| peer.region == region) {
             side.heard = now.mono;
         }
     }
@@ -332,17 +441,18 @@ impl Node {
         }
         for asking in [true, false] {
             let sides = if asking { &self.refill.asking } else { &self.refill.answering };
-            let regions: Vec<Region> = sides.keys().copied().collect();
-            for region in regions {
-                self.pump_side(now, region, asking);
+            let peers: Vec<Holder> = sides.keys().copied().collect();
+            for peer in peers {
+                self.pump_side(now, peer, asking);
             }
         }
     }
 
-    fn pump_side(&mut self, now: Now, region: Region, asking: bool) {
-        while let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(region, asking) {
+    fn pump_side(&mut self, now: Now, peer: Holder, asking: bool) {
+        let region = peer.region;
+        while let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(peer, asking) {
             if sweep.is_done() {
-                if let Some(side) = self.refill.side(region, asking) {
+                if let Some(side) = self.refill.side(peer, asking) {
                     side.stage = Stage::Swept;
                 }
                 break;
@@ -353,44 +463,67 @@ impl Node {
             let Some(id) = sweep.waiting.pop_front() else {
                 if !sweep.read_all && !std::mem::replace(&mut sweep.reading, true) {
                     let after = sweep.after;
-                    self.want_heads(region, asking, after);
+                    self.want_heads(peer, asking, after);
                 }
                 return;
             };
             if self.conversation(id, now).is_loading() {
-                if let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(region, asking) {
+                if let Some(Side { stage: Stage::Sweep(sweep), .. }) = self.refill.side(peer, asking) {
                     sweep.loading.insert(id);
                 }
             } else {
-                self.refill_offer(now, region, asking, id);
+                self.refill_offer(now, peer, asking, id);
             }
         }
-        let Some(side) = self.refill.side(region, asking) else { return };
+        let Some(side) = self.refill.side(peer, asking) else { return };
         if !matches!(side.stage, Stage::Swept) {
             return;
         }
         if !asking {
             let ticket = side.ticket;
-            if self.must_give_marks(now, region) {
+            if self.must_give_marks(now, peer) {
                 return;
             }
-            self.refill.answering.remove(&region);
-            self.out.link(region, Body::Compared(wire::Compared { ticket }));
+            let Some(side) = self.refill.answering.remove(&peer) else { return };
+            let shares = some_shares(&side.shares);
+            self.out.peer(peer, Body::Compared(wire::Compared { ticket, shares }));
             if let Some(link) = self.links.get_mut(&region) {
-                link.set_incomplete(false);
+                link.set_incomplete(side.shares, false);
             }
             self.note_peer(region);
             self.tell_all_watchers(now);
-        } else if side.compared {
-            let offers = side.offers;
-            self.refill.asking.remove(&region);
-            self.refill.marks.remove(&region);
-            self.out.puts.push(Put::Meta { key: format!("{MARK_KEY}{region}"), value: Bytes::new() });
-            self.out.notices.push(Notice::Refilled { region, offers });
-            self.refill.erasing = self.refill.restored;
+        } else if let Some(theirs) = side.compared.clone() {
+            let (offers, mut shares) = (side.offers, side.shares.clone());
+            shares.retain(|share| theirs.contains(share));
+            self.refill.asking.remove(&peer);
+            if shares.is_empty() {
+                self.refill.not_before.insert(peer, now.mono + ASK_AGAIN);
+                return;
+            }
+            self.compared_with(region, &shares, offers);
             self.tell_all_watchers(now);
             self.refill_next(now);
         }
+    }
+
+    /// These shares hold what the peer held, and it what they did.
+    fn compared_with(&mut self, region: Region, shares: &BTreeSet<Share>, offers: u64) {
+        let Some(marks) = self.refill.marks.get_mut(&region) else { return };
+        marks.retain(|share| !shares.contains(share));
+        let done = marks.is_empty();
+        if self.is_shared() {
+            let gone = |share: &Share| Put::Meta { key: share_mark(region, *share), value: Bytes::new() };
+            self.out.puts.extend(shares.iter().map(gone));
+        }
+        if !done {
+            return;
+        }
+        self.refill.marks.remove(&region);
+        if !self.is_shared() {
+            self.out.puts.push(Put::Meta { key: format!("{MARK_KEY}{region}"), value: Bytes::new() });
+        }
+        self.out.notices.push(Notice::Refilled { region, offers });
+        self.refill.erasing = self.refill.restored;
     }
 
     /// A restored store serves clients again once the erasures that it had missed are carried out.
@@ -411,16 +544,17 @@ impl Node {
                 Stage::Sweep(sweep) => sweep.loading.remove(&id),
                 _ => false,
             };
-            let regions: Vec<Region> = sides.iter_mut().filter_map(|(r, side)| waits(side).then_some(*r)).collect();
-            for region in regions {
-                self.refill_offer(now, region, asking, id);
-                self.pump_side(now, region, asking);
+            let peers: Vec<Holder> = sides.iter_mut().filter_map(|(p, side)| waits(side).then_some(*p)).collect();
+            for peer in peers {
+                self.refill_offer(now, peer, asking, id);
+                self.pump_side(now, peer, asking);
             }
         }
     }
 
     /// Offers a conversation with all that is held of it, and notes it as todo.
-    fn refill_offer(&mut self, now: Now, region: Region, asking: bool, id: ConvId) {
+    fn refill_offer(&mut self, now: Now, peer: Holder, asking: bool, id: ConvId) {
+        let region = peer.region;
         let (Some(conversation), Some(link)) = (self.conversations.get_mut(&id), self.links.get_mut(&region)) else {
             return;
         };
@@ -444,8 +578,8 @@ impl Node {
         self.active.insert(id);
         link.refill(id, heads.keys().copied(), now.mono);
         let offer = wire::Offer { conversation: Bytes::copy_from_slice(&id.0), heads: heads_to_wire(&heads) };
-        self.out.link(region, Body::Offer(offer));
-        if let Some(side) = self.refill.side(region, asking) {
+        self.out.link(&self.ways, region, id, Body::Offer(offer));
+        if let Some(side) = self.refill.side(peer, asking) {
             side.offers += 1;
             if let Stage::Sweep(sweep) = &mut side.stage {
                 sweep.offered.insert(id, heads);
@@ -460,21 +594,22 @@ impl Node {
         let Some(link) = self.links.get_mut(&region) else { return };
         let mut done = false;
         for sides in [&mut self.refill.asking, &mut self.refill.answering] {
-            let Some(Side { stage: Stage::Sweep(sweep), .. }) = sides.get_mut(&region) else { continue };
             let held = |(o, seq): (&Origin, &u64)| link.acked_upto(id, *o).is_none_or(|acked| acked >= *seq);
-            if sweep.offered.get(&id).is_some_and(|heads| refused || heads.iter().all(held)) {
-                sweep.offered.remove(&id);
-                done = true;
+            for (_, side) in sides.iter_mut().filter(|(peer, _)| peer.region == region) {
+                let Stage::Sweep(sweep) = &mut side.stage else { continue };
+                if sweep.offered.get(&id).is_some_and(|heads| refused || heads.iter().all(held)) {
+                    sweep.offered.remove(&id);
+                    done = true;
+                }
             }
         }
         if done {
             link.refilled(id);
-            self.pump_side(now, region, true);
-            self.pump_side(now, region, false);
+            self.pump_refill(now);
         }
     }
 
-    fn tell_all_watchers(&mut self, now: Now) {
+    pub(super) fn tell_all_watchers(&mut self, now: Now) {
         let watched = self.conversations.iter().filter(|(_, c)| !c.watchers.is_empty());
         let logs: Vec<(ConvId, Vec<Origin>)> =
             watched.map(|(id, c)| (*id, c.published.keys().copied().collect())).collect();
@@ -482,6 +617,20 @@ impl Node {
             self.tell_watchers(now, id, origins);
         }
     }
+}
+
+/// Meta key of the mark of one share, where a region has several core nodes.
+pub fn share_mark(region: Region, share: Share) -> String {
+    format!("{MARK_KEY}{region}/{}", share.number())
+}
+
+/// As it is sent: nothing for all.
+pub(super) fn some_shares(shares: &BTreeSet<Share>) -> Bytes {
+    if shares.len() == usize::from(SHARES) { Bytes::new() } else { shares_to_wire(shares) }
+}
+
+pub(super) fn shares_of(bits: &[u8]) -> Result<BTreeSet<Share>, Refusal> {
+    shares_from_wire(bits).ok_or_else(|| Refusal::new(Code::BadFrame, "a comparison of no set of shares"))
 }
 
 #[cfg(test)]

@@ -19,9 +19,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::codes::{Code, Refusal};
 use crate::ids::{ConvId, Heads, Region, UserId};
+use crate::slots::{SHARES, Share};
 use crate::store::UserMarks;
 use crate::wire::node_v1::{self as wire, node_frame::Body};
 
+use super::refill::{shares_of, some_shares};
+use super::routes::Holder;
 use super::{Node, Now, Ticket, Want, sums};
 
 /// Sums that are compared, 4 KiB: with 100,000 users 200 share one, and as many are told for each that lost a mark.
@@ -52,6 +55,8 @@ fn add(sums: &mut [u64], page: &[&UserMarks]) {
 /// Marks for one peer.
 #[derive(Debug)]
 struct Giving {
+    /// It is about users in these.
+    shares: BTreeSet<Share>,
     theirs: Vec<u64>,
     sums: Vec<u64>,
     /// Those that differ, once that is known.
@@ -68,55 +73,64 @@ struct Giving {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Regain {
-    asking: BTreeMap<Region, Vec<u64>>,
-    giving: BTreeMap<Region, Giving>,
+    asking: BTreeMap<Holder, Vec<u64>>,
+    giving: BTreeMap<Holder, Giving>,
 }
 
 impl Node {
     /// First of a comparison: a peer is to be told the sums of what is held here. Heads follow.
-    pub(super) fn ask_for_marks(&mut self, region: Region) {
-        self.regain.asking.insert(region, vec![0; MARK_SLOTS]);
-        self.want_marks(region, true, None);
+    pub(super) fn ask_for_marks(&mut self, peer: Holder) {
+        self.regain.asking.insert(peer, vec![0; MARK_SLOTS]);
+        self.want_marks(peer, true, None);
     }
 
-    pub(super) fn regain_down(&mut self, region: Region) {
-        self.regain.asking.remove(&region);
-        self.regain.giving.remove(&region);
-        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { region: r, .. } if *r == region));
-        self.marks.stop_giving(region);
+    pub(super) fn regain_down(&mut self, peer: Holder) {
+        self.regain.asking.remove(&peer);
+        let given = self.regain.giving.remove(&peer);
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { peer: p, .. } if *p == peer));
+        let given = given.map(|giving| giving.under_way).unwrap_or_default();
+        let others = self.ways.cores(peer.region).any(|other| other != peer);
+        self.marks.stop_giving(peer.region, others.then_some(&given));
     }
 
-    fn want_marks(&mut self, region: Region, asking: bool, after: Option<UserId>) {
+    fn want_marks(&mut self, peer: Holder, asking: bool, after: Option<UserId>) {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
-        self.tickets.insert(ticket, Ticket::Marks { region, asking });
+        self.tickets.insert(ticket, Ticket::Marks { peer, asking });
         self.out.wants.push(Want::Marks { ticket, after, limit: MARKS_PAGE });
     }
 
     /// A page of marks that was wanted; one of fewer users than the limit is the last.
     pub fn marks_read(&mut self, now: Now, ticket: u64, page: &[UserMarks]) {
-        let Some(Ticket::Marks { region, asking }) = self.tickets.remove(&ticket) else { return };
+        let Some(Ticket::Marks { peer, asking }) = self.tickets.remove(&ticket) else { return };
         let after = page.last().map(|(user, _)| user.clone());
         let more = page.len() >= MARKS_PAGE;
         // Others of this region compare what is theirs.
-        let page: Vec<&UserMarks> = page.iter().filter(|(user, _)| self.owns_user(user)).collect();
+        let shares = if asking { self.refill.shares(peer, true) } else { self.regain.giving.get(&peer).map(|g| &g.shares) };
+        let Some(shares) = shares.cloned() else { return };
+        let about_all = shares.len() == usize::from(SHARES);
+        let page: Vec<&UserMarks> = page
+            .iter()
+            .filter(|(user, _)| about_all || shares.contains(&self.slot_of(user).share()) && self.owns_user(user))
+            .collect();
         if asking {
-            self.refill_heard(now, region);
-            let Some(sums) = self.regain.asking.get_mut(&region) else { return };
+            self.refill_heard(now, peer.region);
+            let Some(sums) = self.regain.asking.get_mut(&peer) else { return };
             add(sums, &page);
             if more {
-                return self.want_marks(region, true, after);
+                return self.want_marks(peer, true, after);
             }
-            let slots = self.regain.asking.remove(&region).unwrap_or_default();
-            self.out.link(region, Body::CompareMarks(wire::CompareMarks { slots }));
-            return self.want_heads(region, true, None);
+            let shares = some_shares(&shares);
+            let slots = self.regain.asking.remove(&peer).unwrap_or_default();
+            self.out.peer(peer, Body::CompareMarks(wire::CompareMarks { slots, shares }));
+            return self.want_heads(peer, true, None);
         }
-        let Some(giving) = self.regain.giving.get_mut(&region) else { return };
+        let Some(giving) = self.regain.giving.get_mut(&peer) else { return };
         match &giving.slots {
             None => {
                 add(&mut giving.sums, &page);
                 if more {
-                    return self.want_marks(region, false, after);
+                    return self.want_marks(peer, false, after);
                 }
                 let slots: Vec<bool> = giving.sums.iter().zip(&giving.theirs).map(|(a, b)| a != b).collect();
                 giving.read_all = !slots.contains(&true);
@@ -128,16 +142,17 @@ impl Node {
                 (giving.after, giving.read_all, giving.reading) = (after, !more, false);
             }
         }
-        self.pump_giving(now, region);
+        self.pump_giving(now, peer);
     }
 
     /// A peer that will ask for a comparison tells what marks it has.
-    pub(super) fn compare_marks_told(&mut self, region: Region, compare: wire::CompareMarks) -> Result<(), Refusal> {
+    pub(super) fn compare_marks_told(&mut self, peer: Holder, compare: wire::CompareMarks) -> Result<(), Refusal> {
         if compare.slots.len() != MARK_SLOTS {
             return Err(Refusal::new(Code::BadFrame, "a comparison of another number of slots"));
         }
-        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { region: r, asking: false } if *r == region));
+        self.tickets.retain(|_, t| !matches!(t, Ticket::Marks { peer: p, asking: false } if *p == peer));
         let giving = Giving {
+            shares: shares_of(&compare.shares)?,
             theirs: compare.slots,
             sums: vec![0; MARK_SLOTS],
             slots: None,
@@ -148,53 +163,56 @@ impl Node {
             waiting: VecDeque::new(),
             under_way: BTreeSet::new(),
         };
-        self.regain.giving.insert(region, giving);
-        self.want_marks(region, false, None);
+        self.regain.giving.insert(peer, giving);
+        self.want_marks(peer, false, None);
         Ok(())
     }
 
     /// The peer has all conversations that it lacked: whether it must still be told marks. Once it has them the
     /// comparison goes on by itself.
-    pub(super) fn must_give_marks(&mut self, now: Now, region: Region) -> bool {
-        let Some(giving) = self.regain.giving.get_mut(&region) else { return false };
+    pub(super) fn must_give_marks(&mut self, now: Now, peer: Holder) -> bool {
+        let Some(giving) = self.regain.giving.get_mut(&peer) else { return false };
         if !std::mem::replace(&mut giving.begun, true) {
-            self.pump_giving(now, region);
+            self.pump_giving(now, peer);
         }
-        self.regain.giving.contains_key(&region)
+        self.regain.giving.contains_key(&peer)
     }
 
     /// Whether a peer is being told marks that it has lost.
     #[cfg(test)]
     pub(super) fn is_giving_marks(&self, region: Region) -> bool {
-        self.regain.giving.get(&region).is_some_and(|giving| !giving.under_way.is_empty())
+        self.regain.giving.iter().any(|(peer, giving)| peer.region == region && !giving.under_way.is_empty())
     }
 
     /// Tells as many users' marks as may be under way.
-    fn pump_giving(&mut self, now: Now, region: Region) {
-        while let Some(giving) = self.regain.giving.get_mut(&region).filter(|g| g.begun && g.slots.is_some()) {
+    fn pump_giving(&mut self, now: Now, peer: Holder) {
+        while let Some(giving) = self.regain.giving.get_mut(&peer).filter(|g| g.begun && g.slots.is_some()) {
             if giving.under_way.len() >= USERS_IN_FLIGHT {
                 return;
             }
             let Some(user) = giving.waiting.pop_front() else {
                 if !giving.read_all && !std::mem::replace(&mut giving.reading, true) {
                     let after = giving.after.clone();
-                    self.want_marks(region, false, after);
+                    self.want_marks(peer, false, after);
                 } else if giving.read_all && giving.under_way.is_empty() {
-                    self.regain.giving.remove(&region);
+                    self.regain.giving.remove(&peer);
                     self.pump_refill(now);
                 }
                 return;
             };
             giving.under_way.insert(user.clone());
             self.counters.marks_returned += 1;
-            self.give_marks(now, region, &user);
+            self.give_marks(now, peer.region, &user);
         }
     }
 
     /// The peer holds all marks of a user durably.
     pub(super) fn marks_given(&mut self, now: Now, region: Region, user: &UserId) {
-        if self.regain.giving.get_mut(&region).is_some_and(|g| g.under_way.remove(user)) {
-            self.pump_giving(now, region);
+        let peers: Vec<Holder> = self.regain.giving.keys().filter(|peer| peer.region == region).copied().collect();
+        for peer in peers {
+            if self.regain.giving.get_mut(&peer).is_some_and(|g| g.under_way.remove(user)) {
+                self.pump_giving(now, peer);
+            }
         }
     }
 }

@@ -248,7 +248,7 @@ impl Node {
             let mut targets = vec![Target::Fanout];
             mutant!(FanoutMarkEarly => targets.clear());
             let shippers: Vec<Region> =
-                round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(region, _, _)| *region).collect();
+                round.shipments.iter().filter(|(_, o, _)| *o == origin).map(|(from, _, _)| from.region).collect();
             for (region, link) in &mut self.links {
                 // Its own current log needs no way back, and whoever shipped an entry holds it.
                 let is_author =
@@ -256,7 +256,8 @@ impl Node {
                 if origin != own && (is_author || shippers.contains(region) || on(Mutant::CopiesNotRelayed)) {
                     continue;
                 }
-                link.note(id, origin, prefix, origin != own, now.mono);
+                let reachable = self.ways.of(*region, id).is_some();
+                link.note(id, origin, prefix, origin != own, reachable, now.mono);
                 targets.push(Target::Peer(*region));
             }
             let mut todo = Vec::new();
@@ -339,9 +340,9 @@ impl Node {
         if fenced && !self.is_shared() {
             self.out.notices.push(Notice::Fenced);
         }
-        for (region, origin, upto) in round.shipments {
-            if let Some(link) = self.links.get_mut(&region) {
-                link.owe_ack(id, origin, upto, now.mono);
+        for (from, origin, upto) in round.shipments {
+            if let Some(link) = self.links.get_mut(&from.region) {
+                link.owe_ack(from.core, id, origin, upto, now.mono);
             }
         }
         if let Some(conversation) = self.conversations.get_mut(&id) {

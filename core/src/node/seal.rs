@@ -24,6 +24,7 @@ use crate::mutants::{Mutant, on};
 use crate::store::{Put, Target};
 use crate::wire::{convert, node, node_v1 as wire, v1};
 
+use super::routes::Holder;
 use super::{ConnKey, Node, Notice, Now};
 
 /// How often a region looks whether it can seal: a scan of what is active.
@@ -67,10 +68,9 @@ impl Node {
         }
         if !whole.is_empty() {
             self.keep_eras(self.settings.region);
-            let connected: Vec<Region> =
-                self.links.iter().filter(|(_, l)| l.is_connected()).map(|(region, _)| *region).collect();
-            for region in connected {
-                self.tell_eras(region);
+            let peers: Vec<Holder> = self.links.keys().flat_map(|region| self.ways.cores(*region)).collect();
+            for peer in peers {
+                self.tell_eras(peer);
             }
         }
         self.plan_seal(now);
@@ -98,14 +98,14 @@ impl Node {
     }
 
     /// Tells a peer what is known of all regions' eras.
-    pub(super) fn tell_eras(&mut self, region: Region) {
+    pub(super) fn tell_eras(&mut self, peer: Holder) {
         let all: Vec<wire::Era> = self
             .era_table
             .all()
             .map(|(origin, era)| wire::Era { origin: Some(origin.into()), start: era.start, sealed: era.sealed })
             .collect();
         for part in all.chunks(ERAS_PER_FRAME) {
-            self.out.link(region, wire::node_frame::Body::Eras(wire::Eras { eras: part.to_vec() }));
+            self.out.peer(peer, wire::node_frame::Body::Eras(wire::Eras { eras: part.to_vec() }));
         }
     }
 
@@ -174,14 +174,14 @@ impl Node {
             origin: Some(origin.into()),
             head,
             start,
-            sealed: self.is_final(origin) && head >= conversation.head(origin),
+            sealed: self.is_final(id, origin) && head >= conversation.head(origin),
         });
         let eras = v1::Eras { conversation: Bytes::copy_from_slice(&id.0), logs: logs.collect() };
         self.out.frame(key, req, v1::frame::Body::Eras(eras));
     }
 
     /// Whether no region holds more of a log than this one does: it is sealed, and nothing is missing here.
-    pub(super) fn is_final(&self, origin: Origin) -> bool {
-        self.era_table.is_sealed(origin) && self.refilling() == (0, false) || on(Mutant::GapToldTooEarly)
+    pub(super) fn is_final(&self, id: ConvId, origin: Origin) -> bool {
+        self.era_table.is_sealed(origin) && self.refill.is_whole_in(id) || on(Mutant::GapToldTooEarly)
     }
 }

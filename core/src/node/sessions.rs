@@ -423,7 +423,7 @@ impl Node {
         };
         gap(pull.from, before.min(pull.to), v1::gap::Reason::NoAccess);
         gap(pull.from.max(readable + 1), head.min(pull.to), v1::gap::Reason::NoAccess);
-        let above = if self.is_final(origin) { v1::gap::Reason::Lost } else { v1::gap::Reason::NotHere };
+        let above = if self.is_final(id, origin) { v1::gap::Reason::Lost } else { v1::gap::Reason::NotHere };
         gap(pull.from.max(head + 1), pull.to, above);
         let mut from = pull.from.max(before + 1);
         let mut to = pull.to.min(readable);

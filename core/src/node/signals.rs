@@ -125,7 +125,7 @@ impl Node {
                 self.out.cores.entry(core).or_default().push(wire::node_frame::Body::SignalFor(for_them));
             }
             for region in regions.into_iter().filter(|_| !signal.relayed) {
-                self.out.link(region, wire::node_frame::Body::Signal(relayed.clone()));
+                self.out.link(&self.ways, region, id, wire::node_frame::Body::Signal(relayed.clone()));
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::codes::{Code, Refusal};
 use crate::edge_api::Up;
 use crate::ids::{ConvId, UserId};
 use crate::router::conversation_of;
-use crate::slots::Slot;
+use crate::slots::{SLOTS_PER_SHARE, Share, Slot};
 use crate::store::{Target, Todo};
 use crate::wire::v1::{self, frame::Body};
 
@@ -37,6 +37,8 @@ pub(super) struct Ownership {
     owned: Option<BTreeMap<Slot, u64>>,
     /// Those of them that are about to be handed over: nothing new is begun.
     leaving: BTreeSet<Slot>,
+    /// Shares that are owned as a whole, and are not to be handed over.
+    whole: BTreeSet<Share>,
     /// Until when what is owned counts; `None`: for ever.
     lease: Option<Duration>,
 }
@@ -44,7 +46,21 @@ pub(super) struct Ownership {
 impl Ownership {
     /// All slots, or none at first.
     pub(super) fn new(shared: bool) -> Self {
-        Self { owned: shared.then(BTreeMap::new), ..Self::default() }
+        let mut ownership = Self { owned: shared.then(BTreeMap::new), ..Self::default() };
+        ownership.recount();
+        ownership
+    }
+
+    fn recount(&mut self) {
+        let Some(owned) = &self.owned else {
+            self.whole = Share::all().collect();
+            return;
+        };
+        let mut counts = BTreeMap::<Share, u16>::new();
+        for slot in owned.keys().filter(|slot| !self.leaving.contains(slot)) {
+            *counts.entry(slot.share()).or_default() += 1;
+        }
+        self.whole = counts.into_iter().filter(|(_, count)| *count == SLOTS_PER_SHARE).map(|(share, _)| share).collect();
     }
 }
 
@@ -101,8 +117,13 @@ impl Node {
         self.ownership.owned.as_ref()
     }
 
+    /// Shares that are this node's as a whole and stay so, as far as it knows.
+    pub(super) fn own_shares(&self) -> &BTreeSet<Share> {
+        &self.ownership.whole
+    }
+
     /// Whether new messages of a conversation are taken here.
-    fn takes_log(&self, id: ConvId) -> bool {
+    pub(super) fn takes_log(&self, id: ConvId) -> bool {
         let Some(owned) = &self.ownership.owned else { return true };
         let slot = Slot::of(id);
         owned.contains_key(&slot) && !self.ownership.leaving.contains(&slot)
@@ -115,6 +136,7 @@ impl Node {
         slots.keys().for_each(|slot| {
             self.ownership.leaving.remove(slot);
         });
+        self.ownership.recount();
         // What was known of own logs was another's word.
         self.empty_logs.clear();
         let copies = self.conversations.iter_mut().filter(|(id, c)| c.replica && slots.contains_key(&Slot::of(**id)));
@@ -126,11 +148,12 @@ impl Node {
             self.out.wants.push(Want::Conversation(*id));
         }
         for t in todo {
-            self.resume_todo(t, now);
+            self.resume_todo_linked(t, now);
         }
         if !self.active.is_empty() {
             self.schedule_flush(now);
         }
+        self.relay(now);
         self.siblings_moved(now, |slot| slots.contains_key(&slot));
     }
 
@@ -144,7 +167,7 @@ impl Node {
                 continue;
             }
             let (id, target) = (t.conversation, t.target);
-            self.resume_todo(t, now);
+            self.resume_todo_linked(t, now);
             let loaded = self.conversations.get(&id).is_some_and(|c| !c.is_loading());
             if loaded && target == Target::Fanout {
                 self.fan_out(now, id, &[]);
@@ -153,10 +176,23 @@ impl Node {
         }
     }
 
+    /// What is left to do, where links may be up already.
+    fn resume_todo_linked(&mut self, t: Todo, now: Now) {
+        let marks = t.user.clone().zip(match t.target {
+            Target::Peer(region) => Some(region),
+            Target::Fanout => None,
+        });
+        self.resume_todo(t, now);
+        if let Some((user, region)) = marks {
+            self.ship_marks(now, region, &user);
+        }
+    }
+
     /// These slots are to be handed over: nothing new is begun in them. [`Self::has_left`] says when all that was begun
     /// is over; then they are given up and [`Self::lose`] is called.
     pub fn leave(&mut self, now: Now, slots: &BTreeSet<Slot>) {
         self.ownership.leaving.extend(slots);
+        self.ownership.recount();
         let salt = &self.settings.direct_salt;
         let of_user = |user: &UserId| slots.contains(&Slot::of_user(salt, user));
         if self.dirty.iter().any(of_user) || self.marks.owes(|owed| self.user_of(owed).is_some_and(of_user)) {
@@ -173,6 +209,7 @@ impl Node {
     /// These slots are not handed over after all.
     pub fn stay(&mut self, slots: &BTreeSet<Slot>) {
         self.ownership.leaving.retain(|slot| !slots.contains(slot));
+        self.ownership.recount();
     }
 
     /// The epoch under which a conversation that is wanted is to be read, so that former owners are fenced before; `None`:
@@ -209,6 +246,11 @@ impl Node {
         let Some(owned) = &mut self.ownership.owned else { return };
         owned.retain(|slot, _| !slots.contains(slot));
         self.ownership.leaving.retain(|slot| !slots.contains(slot));
+        self.ownership.recount();
+        for link in self.links.values_mut() {
+            link.disown(|id| slots.contains(&Slot::of(id)));
+        }
+        self.refill_lost(now, &slots.iter().map(|slot| slot.share()).collect());
         self.lose_users(now, slots);
         let lost: Vec<ConvId> = self
             .conversations

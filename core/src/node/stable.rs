@@ -46,7 +46,7 @@ impl Node {
         // author of a log that is over, and a peer that may have lost what it acked; and where this store may have
         // lost todo, that there is none says nothing either.
         let acked = |(region, link): (&Region, &Link)| {
-            let in_doubt = link.is_incomplete() || self.refill.is_marked(*region);
+            let in_doubt = link.is_incomplete_in(id) || self.refill.is_marked(*region, id);
             let in_doubt = in_doubt && !on(Mutant::DoubtfulPeerCounts);
             let unknown = if in_doubt || over && *region == origin.region { 0 } else { head };
             link.acked_upto(id, origin).map_or(unknown, |a| a.min(head))
@@ -73,6 +73,7 @@ impl Node {
         if !self.is_over(origin) || origin.region == self.settings.region {
             return;
         }
+        let reachable = self.ways.of(origin.region, id).is_some();
         let (Some(link), Some(conversation)) = (self.links.get_mut(&origin.region), self.conversations.get_mut(&id))
         else {
             return;
@@ -80,7 +81,7 @@ impl Node {
         if conversation.head(origin) == 0 || link.acked_upto(id, origin).is_some() {
             return;
         }
-        link.note(id, origin, 0, true, now.mono);
+        link.note(id, origin, 0, true, reachable, now.mono);
         let target = Target::Peer(origin.region);
         let noted = conversation.todo.entry(target).or_default();
         noted.insert(origin, 0);

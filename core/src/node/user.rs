@@ -24,7 +24,7 @@ use crate::store::RowRecord;
 use crate::wire::v1;
 
 use super::ConnKey;
-use super::routes::Bind;
+use super::routes::{Bind, Holder};
 use super::siblings::ToldRow;
 
 /// A Hello that waits for the user's rows.
@@ -48,7 +48,7 @@ impl Open {
 }
 
 /// Which region told read marks, and up to which of the user's revisions there.
-pub(super) type MarksFrom = (Region, Rev);
+pub(super) type MarksFrom = (Holder, Rev);
 
 /// Marks, and who told them.
 pub(super) type WaitingMarks = (Option<MarksFrom>, Vec<(ConvId, Heads)>);

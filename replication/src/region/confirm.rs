@@ -10,6 +10,7 @@
 //! costs a comparison, a wrong one costs messages.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -71,6 +72,16 @@ impl Eras {
                 None => LinkTold { linked, ..LinkTold::default() },
             }
         })
+    }
+
+    /// Another node of this region has heard this of a peer.
+    pub fn noted(&self, region: Region, noted: Known) {
+        self.with(|state| {
+            let known = state.known.entry(region).or_default();
+            if (noted.start, noted.commit) > (known.start, known.commit) {
+                *known = noted;
+            }
+        });
     }
 
     /// A peer has told of this region.
@@ -193,7 +204,23 @@ async fn ask_until_told(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::Client
 }
 
 async fn ask_once(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<LinkTold, String> {
-    let (endpoint, connection, mut send, mut frames) = dial::open(shared, peer, tls).await?;
+    let mut why = "it has no address".to_owned();
+    for addr in &peer.addrs {
+        match ask_at(shared, peer, *addr, tls.clone()).await {
+            Ok(told) => return Ok(told),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+async fn ask_at(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    addr: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<LinkTold, String> {
+    let (endpoint, connection, mut send, mut frames) = dial::open(shared, peer, addr, tls).await?;
     let exchange = async {
         let frame = NodeFrame { body: Some(Body::LinkAsk(ask(shared))) };
         tern_net::frames::write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
@@ -252,7 +279,7 @@ mod tests {
         let peer = |region| Peer {
             region,
             name: format!("r{region}"),
-            addr: "192.0.2.1:1".parse().unwrap(),
+            addrs: vec!["192.0.2.1:1".parse().unwrap()],
             server_name: String::new(),
         };
         let peers = [peer(2), peer(3)];

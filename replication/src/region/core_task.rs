@@ -15,6 +15,7 @@ use tern_core::edge_api::{EdgePort, Up};
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Origin, Region, UserId};
 use tern_core::node::refill::PeerHello;
+use tern_core::node::routes::Holder;
 use tern_core::node::{CoreId, EdgeId, Node, Notice, Now, Outputs, Want};
 use tern_core::owners::Owners;
 use tern_core::pressure::Level;
@@ -27,7 +28,7 @@ use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
 use super::link::LinkSender;
-use super::{PeerStats, Puts, Shared, Stats, Task, reads};
+use super::{PeerStats, Puts, SaidOfShares, Shared, Stats, Task, reads};
 
 /// How often the figures for operators are taken.
 const STATS_EVERY: Duration = Duration::from_secs(1);
@@ -46,10 +47,12 @@ pub(crate) enum Input {
     EdgeUp(EdgeId, Arc<dyn EdgePort>),
     EdgeDown(EdgeId),
     Ups(EdgeId, Vec<Up>),
-    /// A link of a peer: what it says of itself, and the way to it. The number tells links of one peer apart.
+    /// A link of a peer: what it says of itself, and the way to it. The number tells links apart; the node has a name
+    /// where its region has several.
     PeerUp {
         region: Region,
         link: u64,
+        node: Option<String>,
         hello: PeerHello,
         sender: Arc<LinkSender>,
     },
@@ -79,7 +82,8 @@ pub(crate) enum Input {
         frames: Vec<Body>,
     },
     /// Slots that are this node's, with their epochs, and what is left to do in them.
-    Gain(BTreeMap<Slot, u64>, Vec<Todo>),
+    /// And where they must be compared with peers.
+    Gain(BTreeMap<Slot, u64>, Vec<Todo>, BTreeMap<Region, BTreeSet<Share>>),
     /// Slots that are to be given away, until when that may take, and whether it was done.
     Leave(BTreeSet<Slot>, Duration, oneshot::Sender<bool>),
     Lose(BTreeSet<Slot>),
@@ -121,7 +125,9 @@ struct Core {
     store: Arc<dyn Store>,
     node: Node,
     edges: BTreeMap<EdgeId, Arc<dyn EdgePort>>,
-    peers: BTreeMap<Region, (u64, Arc<LinkSender>)>,
+    peers: BTreeMap<Holder, (u64, Arc<LinkSender>)>,
+    /// How the machine knows core nodes of peer regions, by name.
+    peer_cores: BTreeMap<(Region, String), CoreId>,
     /// Core nodes of this region; by name, which link is the one in use.
     cores: BTreeMap<CoreId, Arc<LinkSender>>,
     names: BTreeMap<String, CoreId>,
@@ -155,6 +161,7 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         node,
         edges: BTreeMap::new(),
         peers: BTreeMap::new(),
+        peer_cores: BTreeMap::new(),
         cores: BTreeMap::new(),
         names: BTreeMap::new(),
         leaving: Vec::new(),
@@ -233,23 +240,17 @@ impl Core {
                     self.node.ups(now, edge, ups);
                 }
             }
-            Input::PeerUp { region, link, hello, sender } => {
-                if let Some((_, old)) = self.peers.insert(region, (link, sender)) {
-                    old.close("a newer link of this peer took over");
-                    self.node.peer_down(now, region);
-                }
-                self.node.peer_up(now, region, &hello);
-            }
+            Input::PeerUp { region, link, node, hello, sender } => self.peer_up(now, region, link, node, &hello, sender),
             Input::PeerDown { region, link } => {
-                if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
-                    self.peers.remove(&region);
-                    self.node.peer_down(now, region);
+                if let Some(at) = self.peer_of(region, link) {
+                    self.peers.remove(&at);
+                    self.node.peer_core_down(now, at);
                 }
             }
             Input::PeerFrames { region, link, frames } => {
-                if self.peers.get(&region).is_some_and(|(current, _)| *current == link) {
+                if let Some(at) = self.peer_of(region, link) {
                     for frame in frames {
-                        self.node.peer_frame(now, region, frame);
+                        self.node.peer_core_frame(now, at, frame);
                     }
                 }
             }
@@ -288,16 +289,25 @@ impl Core {
                     }
                 }
             }
-            Input::Gain(slots, todo) => self.node.gain(now, &slots, todo),
+            Input::Gain(slots, todo, marks) => {
+                self.node.gain(now, &slots, todo);
+                self.node.to_compare(now, marks);
+                self.say_of_shares();
+            }
             Input::Leave(slots, until, tell) => {
                 self.node.leave(now, &slots);
+                self.say_of_shares();
                 self.leaving.push((slots, until, tell));
             }
-            Input::Lose(slots) => self.node.lose(now, &slots),
+            Input::Lose(slots) => {
+                self.node.lose(now, &slots);
+                self.say_of_shares();
+            }
             Input::Lease(until) => self.node.lease(until),
             Input::Moved(shares) => {
                 let told = self.owners().some_to_wire(shares.iter().copied());
                 self.edges.values().for_each(|port| port.owners(told.clone()));
+                self.peers.values().for_each(|(_, sender)| sender.send([Body::Owners(told.clone())]));
                 let shares: BTreeSet<Share> = shares.into_iter().collect();
                 self.node.siblings_moved(now, |slot| shares.contains(&slot.share()));
             }
@@ -311,6 +321,47 @@ impl Core {
                 self.stop = Some((until, tell));
             }
         }
+    }
+
+    fn peer_up(
+        &mut self,
+        now: Now,
+        region: Region,
+        link: u64,
+        node: Option<String>,
+        hello: &PeerHello,
+        sender: Arc<LinkSender>,
+    ) {
+        let core = node.as_ref().map(|name| {
+            let next = 1 + self.peer_cores.len() as CoreId;
+            *self.peer_cores.entry((region, name.clone())).or_insert(next)
+        });
+        let at = Holder { region, core: core.unwrap_or(Holder::only(region).core) };
+        if self.shared.config.sharing.is_some() {
+            sender.send([Body::Owners(self.owners().to_wire())]);
+        }
+        if let Some((_, old)) = self.peers.insert(at, (link, sender)) {
+            old.close("a newer link of this peer took over");
+            self.node.peer_core_down(now, at);
+        }
+        self.node.peer_core_up(now, at, node.as_deref(), hello);
+    }
+
+    /// Whose link this is, if it is the one in use.
+    fn peer_of(&self, region: Region, link: u64) -> Option<Holder> {
+        let links = self.peers.range(Holder { region, core: 0 }..=Holder { region, core: CoreId::MAX });
+        links.into_iter().find(|(_, (current, _))| *current == link).map(|(at, _)| *at)
+    }
+
+    /// What the next beats say of this node's shares.
+    fn say_of_shares(&self) {
+        if self.shared.config.sharing.is_none() {
+            return;
+        }
+        let regions = self.shared.config.peers.iter().map(|peer| peer.region);
+        let incomplete = regions.map(|region| (region, self.node.incomplete_for(region))).collect();
+        *self.shared.said_of_shares.lock().unwrap_or_else(PoisonError::into_inner) =
+            SaidOfShares { owned: self.node.owned_shares(), incomplete };
     }
 
     fn owners(&self) -> MutexGuard<'_, Owners> {
@@ -328,9 +379,11 @@ impl Core {
         for (slots, until, tell) in std::mem::take(&mut self.leaving) {
             if self.node.has_left(&slots) {
                 self.node.lose(now, &slots);
+                self.say_of_shares();
                 let _the_keeper_is_gone = tell.send(true);
             } else if now.mono >= until {
                 self.node.stay(&slots);
+                self.say_of_shares();
                 let _the_keeper_is_gone = tell.send(false);
             } else {
                 waiting.push((slots, until, tell));
@@ -446,8 +499,8 @@ impl Core {
                 port.deliver(downs);
             }
         }
-        for (region, frames) in links {
-            if let Some((_, sender)) = self.peers.get(&region) {
+        for (at, frames) in links {
+            if let Some((_, sender)) = self.peers.get(&at) {
                 sender.send(frames);
             }
         }
@@ -470,6 +523,9 @@ impl Core {
         for notice in notices {
             if let Notice::Refilled { region, .. } = &notice {
                 self.shared.unmark(*region);
+            }
+            if let Notice::SlotLost(_) = &notice {
+                self.say_of_shares();
             }
             report(&notice);
         }
@@ -507,6 +563,7 @@ impl Core {
     }
 
     fn publish(&self, now: Duration) {
+        self.say_of_shares();
         let peers = self.shared.config.peers.iter().map(|p| {
             let link = self.node.link(p.region);
             let stats = PeerStats {

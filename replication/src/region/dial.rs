@@ -1,11 +1,14 @@
 //! Region links: said by both sides, and dialled by the one with the lower number.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tern_core::ids::Region as RegionId;
 use tern_core::node::refill::PeerHello;
+use tern_core::owners::Owners;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::{Beat, LinkAsk, LinkHello, LinkTold, LoadReport, NodeFrame, Refused, node_frame::Body};
 use tern_net::frames::QuicFrames;
@@ -30,28 +33,126 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 static LINKS: AtomicU64 = AtomicU64::new(1);
 
-/// Keeps a link to `peer` for as long as the environment lives.
+/// Core nodes of peer regions that have several.
+#[derive(Debug, Default)]
+pub(crate) struct PeerNodes(Mutex<BTreeMap<RegionId, Nodes>>);
+
+#[derive(Debug, Default)]
+struct Nodes {
+    /// As the region's own nodes tell.
+    owners: Owners,
+    /// Those that a task sees to.
+    kept: BTreeSet<String>,
+    /// Links that are up.
+    up: usize,
+}
+
+impl PeerNodes {
+    fn with<T>(&self, region: RegionId, f: impl FnOnce(&mut Nodes) -> T) -> T {
+        f(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(region).or_default())
+    }
+}
+
+/// A node that its task has the sole care of.
+struct Kept<'a>(&'a Shared, RegionId, String);
+
+impl<'a> Kept<'a> {
+    fn new(shared: &'a Shared, region: RegionId, name: &str) -> Option<Self> {
+        let fresh = shared.peer_nodes.with(region, |nodes| nodes.kept.insert(name.to_owned()));
+        fresh.then(|| Self(shared, region, name.to_owned()))
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.peer_nodes.with(self.1, |nodes| nodes.kept.remove(&self.2));
+    }
+}
+
+/// Keeps a link to `peer` for as long as the environment lives: to its only core node, or to the first of several that
+/// answers, which names the others.
 pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::ClientConfig>) {
     let mut pause = PAUSE_MIN;
     let mut told = false;
+    let mut addrs = peer.addrs.iter().copied().cycle();
     loop {
-        match connect(&shared, &peer, tls.clone()).await {
-            Ok((endpoint, connection, send, frames, hello)) => {
-                pause = PAUSE_MIN;
-                told = false;
-                serve(&shared, connection, send, frames, &hello).await;
-                endpoint.close(0u8.into(), b"link ended");
-                tracing::warn!(peer = %peer.name, "the link to a peer region is down");
-            }
-            Err(why) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(peer = %peer.name, addr = %peer.addr, why, "a peer region can't be reached; trying on");
+        let Some(addr) = addrs.next() else { return };
+        // Once one is linked the others are known by it.
+        if shared.peer_nodes.with(peer.region, |nodes| nodes.up) == 0 {
+            match connect(&shared, &peer, addr, tls.clone()).await {
+                Ok((endpoint, connection, send, frames, hello)) => {
+                    let kept = if hello.shared { Kept::new(&shared, peer.region, &hello.node) } else { None };
+                    if hello.shared == kept.is_some() {
+                        pause = PAUSE_MIN;
+                        told = false;
+                        serve(&shared, connection, send, frames, &hello).await;
+                        tracing::warn!(peer = %peer.name, "the link to a peer region is down");
+                    }
+                    endpoint.close(0u8.into(), b"link ended");
+                    drop(kept);
+                    keep_nodes(&shared, peer.region);
+                }
+                Err(why) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(peer = %peer.name, %addr, why, "a peer region can't be reached; trying on");
+                    }
                 }
             }
         }
-        let random = shared.env.rng.below(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX));
-        tokio::time::sleep(pause / 2 + Duration::from_micros(random / 2)).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        rest(&shared, &mut pause).await;
+    }
+}
+
+async fn rest(shared: &Shared, pause: &mut Duration) {
+    let random = shared.env.rng.below(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX));
+    tokio::time::sleep(*pause / 2 + Duration::from_micros(random / 2)).await;
+    *pause = (*pause * 2).min(PAUSE_MAX);
+}
+
+/// Sees to it that there is a link to each node of a peer region that this one dials.
+fn keep_nodes(shared: &Arc<Shared>, region: RegionId) {
+    let Some(peer) = shared.config.peers.iter().find(|peer| peer.region == region) else { return };
+    if shared.config.region > region {
+        return; // it dials
+    }
+    let nodes: Vec<String> = shared.peer_nodes.with(region, |nodes| {
+        let owns = |name: &str| nodes.owners.owned_by(name).next().is_some();
+        let missing = nodes.owners.nodes().keys().filter(|name| owns(name) && !nodes.kept.contains(&***name));
+        missing.map(|name| name.to_string()).collect()
+    });
+    for name in nodes {
+        shared.env.tasks.spawn(dial_node(shared.clone(), peer.clone(), name));
+    }
+}
+
+/// Keeps a link to one of a peer's nodes for as long as it owns anything.
+async fn dial_node(shared: Arc<Shared>, peer: Peer, name: String) {
+    let Some(_kept) = Kept::new(&shared, peer.region, &name) else { return };
+    let mut pause = PAUSE_MIN;
+    let mut told = false;
+    loop {
+        let addr = shared.peer_nodes.with(peer.region, |nodes| {
+            let owns = nodes.owners.owned_by(&name).next().is_some();
+            nodes.owners.nodes().get(name.as_str()).filter(|_| owns).map(|node| node.addr)
+        });
+        let Some(addr) = addr else { return };
+        match connect(&shared, &peer, addr, shared.tls.client.clone()).await {
+            Ok((endpoint, connection, send, frames, hello)) => {
+                if hello.shared && hello.node == name {
+                    pause = PAUSE_MIN;
+                    told = false;
+                    serve(&shared, connection, send, frames, &hello).await;
+                    tracing::warn!(peer = %peer.name, node = %name, "the link to a peer region's node is down");
+                }
+                endpoint.close(0u8.into(), b"link ended");
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(peer = %peer.name, node = %name, %addr, why, "a peer region's node can't be reached; trying on");
+                }
+            }
+        }
+        rest(&shared, &mut pause).await;
     }
 }
 
@@ -59,15 +160,20 @@ type Opened = (quinn::Endpoint, quinn::Connection, quinn::SendStream, QuicFrames
 type Linked = (quinn::Endpoint, quinn::Connection, quinn::SendStream, QuicFrames, LinkHello);
 
 /// A connection to a peer with its one stream, on which nothing was said yet.
-pub(super) async fn open(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<Opened, String> {
-    let bind = match peer.addr {
+pub(super) async fn open(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    addr: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Opened, String> {
+    let bind = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let endpoint = quic::client_endpoint(&shared.env, bind).map_err(|e| e.to_string())?;
     let config = quic::client_config(&shared.env, tls, &quic::QuicParams::node()).map_err(|e| e.to_string())?;
     let handshake = async {
-        let connecting = endpoint.connect_with(config, peer.addr, &peer.server_name).map_err(|e| e.to_string())?;
+        let connecting = endpoint.connect_with(config, addr, &peer.server_name).map_err(|e| e.to_string())?;
         let connection = connecting.await.map_err(|e| e.to_string())?;
         let (send, recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
         Ok((connection, send, reader(recv)))
@@ -85,8 +191,13 @@ pub(super) async fn open(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::Cli
     }
 }
 
-async fn connect(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfig>) -> Result<Linked, String> {
-    let (endpoint, connection, mut send, mut frames) = open(shared, peer, tls).await?;
+async fn connect(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    addr: SocketAddr,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<Linked, String> {
+    let (endpoint, connection, mut send, mut frames) = open(shared, peer, addr, tls).await?;
     let greeted = async {
         let own = hello(shared, peer.region).await.ok_or_else(|| "this region has stopped".to_owned())?;
         let said = (own.start, own.era);
@@ -96,14 +207,14 @@ async fn connect(shared: &Arc<Shared>, peer: &Peer, tls: Arc<rustls::ClientConfi
             match frames.next::<NodeFrame>().await.map_err(|e| e.to_string())?.and_then(|f| f.body) {
                 // It is starting, and wants to know what this region has heard of it.
                 Some(Body::LinkAsk(_)) => {
-                    let told = shared.eras.tell(peer.region, shared.env.clock.now());
+                    let told = shared.heard_of(peer.region).await;
                     let frame = NodeFrame { body: Some(Body::LinkTold(told)) };
                     tern_net::frames::write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
                 }
                 Some(Body::LinkHello(theirs)) => {
                     check(shared, &theirs).map_err(|r| r.message)?;
                     if theirs.region != u32::from(peer.region) {
-                        return Err(format!("{} is region {}, not {}", peer.addr, theirs.region, peer.region));
+                        return Err(format!("{addr} is region {}, not {}", theirs.region, peer.region));
                     }
                     if settle_start(shared, theirs.you.as_ref()).await?.start != said.0 {
                         return Err("the peer has heard of as late a start; saying hello again with a later".to_owned());
@@ -138,6 +249,7 @@ pub(super) async fn hello(shared: &Shared, to: u8) -> Option<LinkHello> {
         deployment: shared.config.deployment.to_vec().into(),
         incomplete: shared.is_marked(to),
         you: Some(shared.eras.tell(to, shared.env.clock.now())),
+        shared: shared.config.sharing.is_some(),
     })
 }
 
@@ -223,10 +335,12 @@ pub(super) async fn serve(
     let LinkHello { start, era, commit, incomplete, .. } = *theirs;
     shared.eras.up(region, link, start, era, commit, shared.env.clock.now());
     let hello = PeerHello { start, era, commit, incomplete };
-    shared.push(Input::PeerUp { region, link, hello, sender: sender.clone() });
+    let node = theirs.shared.then(|| theirs.node.clone());
+    shared.peer_nodes.with(region, |nodes| nodes.up += 1);
+    shared.push(Input::PeerUp { region, link, node, hello, sender: sender.clone() });
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
-    shared.env.tasks.spawn(beat(shared.clone(), sender.clone(), connection.clone()));
+    shared.env.tasks.spawn(beat(shared.clone(), region, sender.clone(), connection.clone()));
     loop {
         let received = tokio::select! {
             biased;
@@ -251,6 +365,10 @@ pub(super) async fn serve(
                             own.for_each(|load| shared.loads.report(load, now));
                             false
                         }
+                        Body::Owners(owners) => {
+                            owners_told(shared, region, owners);
+                            true
+                        }
                         _ => true,
                     })
                     .collect();
@@ -265,16 +383,30 @@ pub(super) async fn serve(
         }
     }
     sender.close("link ended");
+    shared.peer_nodes.with(region, |nodes| nodes.up -= 1);
     shared.eras.down(region, link);
     shared.push(Input::PeerDown { region, link });
 }
 
+/// A node of a peer region says who owns what there: its other nodes are linked too. What can't be is reported by the
+/// core task, which is handed it as well.
+fn owners_told(shared: &Arc<Shared>, region: RegionId, told: &tern_core::wire::node_v1::Owners) {
+    if shared.peer_nodes.with(region, |nodes| nodes.owners.told(told)).is_ok() {
+        keep_nodes(shared, region);
+    }
+}
+
 /// Once a second: alive, and the load of this region's edges.
-async fn beat(shared: Arc<Shared>, sender: Arc<LinkSender>, connection: quinn::Connection) {
+async fn beat(shared: Arc<Shared>, to: RegionId, sender: Arc<LinkSender>, connection: quinn::Connection) {
     loop {
         let edges = shared.loads.own_loads(shared.config.region, shared.env.clock.now());
         let commit = shared.commit.load(Ordering::Acquire);
-        let beat = Beat { wall_ms: shared.env.clock.wall_ms(), commit, ..Beat::default() };
+        let (owned, incomplete) = {
+            let said = shared.said_of_shares.lock().unwrap_or_else(PoisonError::into_inner);
+            (said.owned.clone(), said.incomplete.get(&to).cloned().unwrap_or_default())
+        };
+        let beat =
+            Beat { wall_ms: shared.env.clock.wall_ms(), commit, owned, incomplete, ..Beat::default() };
         sender.send([Body::Beat(beat), Body::Load(LoadReport { edges })]);
         tokio::select! {
             biased;

@@ -57,7 +57,7 @@ async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
     let refused = match body {
         Body::LinkAsk(ask) => match dial::check_ask(&shared, &ask) {
             Ok(region) => {
-                let told = shared.eras.tell(region, shared.env.clock.now());
+                let told = shared.heard_of(region).await;
                 if write_one(&mut send, &NodeFrame { body: Some(Body::LinkTold(told)) }).await.is_ok() {
                     let _either_is_fine = tokio::time::timeout(REFUSED_FOR, connection.closed()).await;
                 }

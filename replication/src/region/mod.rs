@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tern_core::edge_api::{CorePort, EdgePort, Up};
 use tern_core::ids::Region as RegionId;
@@ -36,6 +37,8 @@ use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::receipt::ReceiptKey;
 use tern_core::store::{BoxFut, Durability, Put, Store};
+use tern_core::node::refill::Known;
+use tern_core::wire::node_v1::LinkTold;
 use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::{node_v1, v1};
 use tern_net::env::Env;
@@ -56,8 +59,8 @@ pub struct Peer {
     pub region: RegionId,
     /// Its name, for operators.
     pub name: String,
-    /// Where its core listens for nodes.
-    pub addr: SocketAddr,
+    /// Where its core nodes listen for nodes: one of them is enough, it names the others.
+    pub addrs: Vec<SocketAddr>,
     /// The name in its certificate.
     pub server_name: String,
 }
@@ -130,12 +133,6 @@ pub enum RegionError {
     /// Sharing the region with others.
     #[error(transparent)]
     Sharing(#[from] SharingError),
-    /// What is not there.
-    #[error(
-        "a region that several core nodes share can't be linked to other regions yet: leave `peers` empty, or give the \
-         region a store of its own"
-    )]
-    SharedWithPeers,
 }
 
 /// A running core. Ends when it is stopped, or when its environment's tasks are.
@@ -174,12 +171,23 @@ pub(crate) struct Shared {
     pub cores: Mutex<BTreeMap<String, (CoreId, Arc<LinkSender>)>>,
     /// Those that are being dialled or linked.
     pub dialled: Mutex<BTreeSet<String>>,
+    /// Core nodes of peer regions.
+    pub peer_nodes: dial::PeerNodes,
+    /// What this node's beats say of its shares, where several nodes share the region.
+    pub said_of_shares: Mutex<SaidOfShares>,
     pub tls: NodeTls,
     /// Wakes the keeper of the lease: something may be this node's.
     pub look: Notify,
     /// This node is to give up all it owns; and whether it has.
     pub draining: watch::Sender<bool>,
     pub emptied: watch::Sender<bool>,
+}
+
+/// See [`Shared::said_of_shares`] and `Beat`.
+#[derive(Debug, Default)]
+pub(crate) struct SaidOfShares {
+    pub owned: Bytes,
+    pub incomplete: BTreeMap<RegionId, Bytes>,
 }
 
 /// This life of the region, for its peers.
@@ -289,6 +297,17 @@ impl Shared {
         }
     }
 
+    /// What a region is told about itself. Where several nodes serve this one, others of them may have heard more of it.
+    pub async fn heard_of(&self, region: RegionId) -> LinkTold {
+        if self.config.sharing.is_some()
+            && let Ok(Some(value)) = self.store.meta(&format!("peer/{region}")).await
+            && let Some(known) = Known::from_bytes(&value)
+        {
+            self.eras.noted(region, known);
+        }
+        self.eras.tell(region, self.env.clock.now())
+    }
+
     pub fn is_marked(&self, region: RegionId) -> bool {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).contains(&region)
     }
@@ -317,9 +336,6 @@ impl Region {
         let peers = config.peers.clone();
         let listen_at = config.listen;
         let sharing = config.sharing.clone();
-        if sharing.is_some() && !peers.is_empty() {
-            return Err(RegionError::SharedWithPeers);
-        }
         let opened = start::open(&*store, config.region, config.store_damaged).await?;
         let shared = Arc::new(Shared {
             env: env.clone(),
@@ -339,6 +355,8 @@ impl Region {
             owners: Mutex::default(),
             cores: Mutex::default(),
             dialled: Mutex::default(),
+            peer_nodes: dial::PeerNodes::default(),
+            said_of_shares: Mutex::default(),
             tls: tls.clone(),
             look: Notify::new(),
             draining: watch::Sender::new(false),
@@ -353,7 +371,7 @@ impl Region {
         };
         let regions: BTreeSet<RegionId> = peers.iter().map(|p| p.region).collect();
         let begun = match &sharing {
-            Some(sharing) => start::begin_shared(&*sharing.store, opened, &env.rng).await?,
+            Some(sharing) => start::begin_shared(&*sharing.store, opened, &regions, &env.rng).await?,
             None => start::begin(&*store, opened, &regions, keep, &env.rng).await?,
         };
         let config = &shared.config;
@@ -389,7 +407,7 @@ impl Region {
         *shared.marks.lock().unwrap_or_else(PoisonError::into_inner) = begun.refill;
         shared.life.send_replace(Some(Life { era: begun.origin.era, start: begun.start }));
         let keeper = match sharing {
-            Some(sharing) => Some(Keeper::begin(shared.clone(), sharing, node_addr).await?),
+            Some(sharing) => Some(Keeper::begin(shared.clone(), sharing, node_addr, begun.marked).await?),
             None => None,
         };
         env.tasks.spawn(core_task::run(shared.clone(), store.clone(), node));

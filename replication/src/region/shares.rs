@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tern_core::leases::{LeaseError, NodeLease, SharedStore};
+use tern_core::ids::Region as RegionId;
 use tern_core::owners::CoreNode;
 use tern_core::placement::{self, Candidate, Plan};
 use tern_core::slots::{Share, Slot};
@@ -27,7 +28,7 @@ use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
 use super::core_task::Input;
-use super::{Shared, cores};
+use super::{Shared, cores, start};
 
 /// Between two renewals.
 pub const RENEW_EVERY: Duration = Duration::from_millis(400);
@@ -40,7 +41,10 @@ const _: () = assert!(DEAD_AFTER.as_millis() > LEASE.as_millis() + 300);
 /// What is being given away must be over by then; otherwise it stays until the next plan.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// Shares that are given away at once: the fewer, the shorter each waits.
-const GIVE_AT_ONCE: usize = 16;
+const GIVE_AT_ONCE: usize = 4;
+/// A turn goes on giving shares away for so long; the lease must be renewed meanwhile.
+const GIVE_FOR: Duration = Duration::from_millis(300);
+const _: () = assert!(GIVE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
 /// What the store says is left to do is looked at so often (R6).
@@ -75,6 +79,8 @@ pub(super) struct Keeper {
     held: BTreeMap<Share, u64>,
     /// The last epoch of each share that this node had, in this life or an earlier one: it is not gone on with.
     lived: Option<BTreeMap<Share, u64>>,
+    /// Peers that some share may have to be compared with.
+    marked: BTreeSet<RegionId>,
     todo_at: Duration,
 }
 
@@ -103,7 +109,12 @@ impl From<LeaseError> for SharingError {
 
 impl Keeper {
     /// Begins the node's generation.
-    pub async fn begin(shared: Arc<Shared>, sharing: Sharing, addr: SocketAddr) -> Result<Self, SharingError> {
+    pub async fn begin(
+        shared: Arc<Shared>,
+        sharing: Sharing,
+        addr: SocketAddr,
+        marked: BTreeSet<RegionId>,
+    ) -> Result<Self, SharingError> {
         let name = shared.config.node.clone();
         let alive = |nodes: Vec<NodeLease>| nodes.into_iter().find(|n| n.name == name).map(|n| (n.generation, n.beat));
         let before = alive(sharing.store.nodes().await?);
@@ -124,7 +135,8 @@ impl Keeper {
         };
         lease.generation = sharing.store.claim(lease.clone()).await?;
         let todo_at = shared.env.clock.now() + TODO_EVERY;
-        Ok(Self { shared, sharing, lease, heard: BTreeMap::new(), held: BTreeMap::new(), lived: None, todo_at })
+        let (heard, held) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, todo_at })
     }
 
     /// Keeps the lease until the region stops, and then gives up all that it owns.
@@ -176,6 +188,11 @@ impl Keeper {
     }
 
     async fn turn(&mut self) -> Result<(), LeaseError> {
+        // What another has just given waits for nothing but this. In the first turn it can't be told from what an earlier
+        // life has left.
+        if self.lived.is_some() {
+            self.take(&Plan::default()).await?;
+        }
         let asked = self.shared.env.clock.now();
         self.lease.beat += 1;
         self.sharing.store.renew(self.lease.clone()).await?;
@@ -337,8 +354,13 @@ impl Keeper {
         }
         // What the store says is left to do is read under the new epochs.
         let todo = self.sharing.store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect()).await?;
+        let mut marks = BTreeMap::new();
+        for region in &self.marked {
+            let shares = start::marked_shares(&*self.sharing.store, *region, gained.keys().copied()).await?;
+            marks.insert(*region, shares);
+        }
         let slots = gained.iter().flat_map(|(share, epoch)| share.slots().map(|slot| (slot, *epoch))).collect();
-        self.shared.push(Input::Gain(slots, todo));
+        self.shared.push(Input::Gain(slots, todo, marks));
         {
             let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
             for (share, epoch) in &gained {
@@ -354,22 +376,39 @@ impl Keeper {
 
     /// Gives away what is to be another's, a few shares at a time.
     async fn give(&mut self, plan: &Plan) -> Result<(), LeaseError> {
+        let until = self.shared.env.clock.now() + GIVE_FOR;
+        let mut given = 0;
+        while self.give_some(plan).await? && self.shared.env.clock.now() < until {
+            given += GIVE_AT_ONCE;
+        }
+        if given > 0 {
+            self.shared.look.notify_one(); // there may be more
+        }
+        Ok(())
+    }
+
+    /// Whether some were given.
+    async fn give_some(&mut self, plan: &Plan) -> Result<bool, LeaseError> {
         let mine = plan.give.iter().filter(|(share, _)| self.held.contains_key(share));
         let mine: Vec<(Share, String)> = mine.take(GIVE_AT_ONCE).map(|(share, to)| (*share, to.to_string())).collect();
         if mine.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let slots: BTreeSet<Slot> = mine.iter().flat_map(|(share, _)| share.slots()).collect();
         let (tell, told) = oneshot::channel();
         self.shared.push(Input::Leave(slots, self.shared.env.clock.now() + LEAVE_WITHIN, tell));
         if !matches!(told.await, Ok(true)) {
-            return Ok(()); // they are this node's as before
+            return Ok(false); // they are this node's as before
         }
         let mut given = Vec::new();
         let mut failed = None;
-        for (share, to) in mine {
-            let Some(epoch) = self.held.remove(&share) else { continue };
-            match self.sharing.store.give(share, epoch, to.clone()).await {
+        let held: Vec<(Share, String, u64)> =
+            mine.into_iter().filter_map(|(share, to)| Some((share, to, self.held.remove(&share)?))).collect();
+        let store = &self.sharing.store;
+        let writes = held.iter().map(|(share, to, epoch)| store.give(*share, *epoch, to.clone()));
+        let written = futures_join(writes).await;
+        for ((share, to, _), written) in held.into_iter().zip(written) {
+            match written {
                 Ok(next) => {
                     let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
                     owners.set(share, Some(to.into()), next);
@@ -380,10 +419,11 @@ impl Keeper {
             }
         }
         tracing::info!(shares = given.len(), "shares of this region were given to other nodes");
+        let any = !given.is_empty();
         self.moved(given);
         match failed {
             Some(LeaseError::Store(error)) => Err(LeaseError::Store(error)),
-            _ => Ok(()),
+            _ => Ok(any),
         }
     }
 
@@ -402,7 +442,7 @@ impl Keeper {
 }
 
 /// All of these, in order.
-async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+pub(super) async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut pinned: Vec<_> = futures.map(|f| (Box::pin(f), None)).collect();
     std::future::poll_fn(|cx| {
         let mut pending = false;

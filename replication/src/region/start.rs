@@ -15,12 +15,16 @@ use tern_core::eras::{Era, EraTable, is_era};
 use tern_core::ids::{Origin, Region};
 use tern_core::leases::SharedStore;
 use tern_core::mutants::{Mutant, on};
-use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY};
+use tern_core::node::refill::{Known, MARK_KEY, RESTORED_KEY, share_mark};
 use tern_core::node::seal::ERAS_KEY;
+use tern_core::slots::Share;
 use tern_core::store::{Durability, Put, Store, StoreError, Todo};
 
+use super::shares::futures_join;
 use crate::store::{EPOCH_KEY, epoch_value, parse_epoch};
 
+/// Named values that are read at once.
+const READS_AT_ONCE: usize = 32;
 /// Set by a repair or a restore: compare with every peer.
 const REFILL_ALL_KEY: &str = "refill/all";
 const REGION_KEY: &str = "region";
@@ -83,6 +87,8 @@ pub struct Begun {
     pub era_replaced: bool,
     /// Peers to be compared with.
     pub refill: BTreeSet<Region>,
+    /// Where several nodes share the region: peers that some of its shares must be compared with.
+    pub marked: BTreeSet<Region>,
     /// The store is a restored backup that has not been compared with any peer yet.
     pub restored: bool,
     /// What is known of other regions.
@@ -190,6 +196,7 @@ pub async fn begin(
         commit,
         era_replaced: old.is_some() && kept.is_none(),
         refill: marks.intersection(peers).copied().collect(),
+        marked: BTreeSet::new(),
         restored: restored && !alone,
         known,
         eras,
@@ -198,30 +205,71 @@ pub async fn begin(
 }
 
 /// Begins a start of one of several nodes: era and the rest are the region's, whichever node comes first. Epochs come
-/// with shares, and so does what is left to do.
-pub async fn begin_shared(store: &dyn SharedStore, opened: Opened, rng: &Entropy) -> Result<Begun, StartError> {
-    let Opened { region, known, mut eras, restored, .. } = opened;
+/// with shares, and so do what is left to do and the marks of what must be compared: one for each share and peer, which
+/// are durable before the era is.
+pub async fn begin_shared(
+    store: &dyn SharedStore,
+    opened: Opened,
+    peers: &BTreeSet<Region>,
+    rng: &Entropy,
+) -> Result<Begun, StartError> {
+    let Opened { region, era, start, known, mut eras, restored, mut marks, .. } = opened;
+    if era.is_none() && !peers.is_empty() {
+        let each = peers.iter().flat_map(|peer| Share::all().map(|share| share_mark(*peer, share)));
+        let all = each.chain(peers.iter().map(|peer| format!("{MARK_KEY}{peer}")));
+        store.put(all.map(|key| meta(&key, &[1])).collect(), Durability::Synced).await?;
+        marks.extend(peers);
+    }
+    let mut marked = BTreeSet::new();
+    for peer in marks {
+        if peers.contains(&peer) && !marked_shares(store, peer, Share::all()).await?.is_empty() {
+            marked.insert(peer);
+        } else {
+            store.put(vec![meta(&format!("{MARK_KEY}{peer}"), &[])], Durability::Synced).await?;
+        }
+    }
     let era = store.settle(ERA_KEY.to_owned(), Bytes::copy_from_slice(&mint(rng).to_be_bytes())).await?;
     let era = <[u8; 8]>::try_from(&era[..]).map_err(|_| StartError::Value(ERA_KEY))?;
     let origin = Origin { region, era: u64::from_be_bytes(era) };
     let mut puts = vec![meta(REGION_KEY, &[region])];
     if eras.get(origin).is_none() {
-        eras.note(origin, Era { start: 1, sealed: false }, true);
+        eras.note(origin, Era { start: start.max(1), sealed: false }, true);
         puts.push(Put::Meta { key: format!("{ERAS_KEY}{region}"), value: eras.to_bytes(region) });
     }
     store.put(puts, Durability::Synced).await?;
     Ok(Begun {
         origin,
         epoch: 0,
-        start: 1,
+        start: start.max(1),
         commit: 0,
         era_replaced: false,
         refill: BTreeSet::new(),
+        marked,
         restored,
         known,
         eras,
         todo: Vec::new(),
     })
+}
+
+/// Which of these shares must be compared with a peer.
+pub(super) async fn marked_shares(
+    store: &dyn SharedStore,
+    peer: Region,
+    shares: impl Iterator<Item = Share>,
+) -> Result<BTreeSet<Share>, StoreError> {
+    let shares: Vec<Share> = shares.collect();
+    let mut marked = BTreeSet::new();
+    for part in shares.chunks(READS_AT_ONCE) {
+        let keys: Vec<String> = part.iter().map(|share| share_mark(peer, *share)).collect();
+        let found = futures_join(keys.iter().map(|key| value(store, key))).await;
+        for (share, found) in part.iter().zip(found) {
+            if found?.is_some() {
+                marked.insert(*share);
+            }
+        }
+    }
+    Ok(marked)
 }
 
 /// A name for a new era.

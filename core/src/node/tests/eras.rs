@@ -400,7 +400,7 @@ fn a_damaged_log_at_the_asker_does_not_keep_the_mark_standing() {
 fn a_comparison_of_another_size_is_refused() {
     let mut w = World::new();
     let now = w.now(0);
-    let compare = crate::wire::node_v1::Compare { ticket: 1, slots: vec![1; 4095], answer: false };
+    let compare = crate::wire::node_v1::Compare { ticket: 1, slots: vec![1; 4095], ..Default::default() };
     w.core(EU).node.peer_frame(now, US, LinkBody::Compare(compare));
     w.carry_out(EU);
     assert!(matches!(w.core(EU).notices.last(), Some(Notice::BadPeer { region: US, .. })));

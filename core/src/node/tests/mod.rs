@@ -537,7 +537,7 @@ impl World {
                 }
             }
             for (to, frames) in links {
-                if let Some(queue) = self.links.get_mut(&(region, to)) {
+                if let Some(queue) = self.links.get_mut(&(region, to.region)) {
                     queue.extend(frames);
                 }
             }

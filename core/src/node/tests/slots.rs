@@ -1,12 +1,15 @@
 //! Histories of one region whose slots several nodes share: nodes die, are paused, hand slots over, and lose their
 //! links; an edge finds its way by its router.
 
+mod linked;
 mod random;
 
 use super::*;
 use crate::node::{CoreId, FLUSH_EVERY};
 use crate::router::Router;
-use crate::slots::Slot;
+use crate::node::refill::share_mark;
+use crate::node::routes::Holder;
+use crate::slots::{Share, Slot};
 
 /// The store that all nodes of the region share: an epoch per slot, and fences.
 #[derive(Default)]
@@ -58,6 +61,12 @@ enum Input {
 
 /// A region of several nodes, and one edge.
 struct Fleet {
+    region: Region,
+    /// The other region, if there is one, and what is to be said to its nodes.
+    peer: Option<Region>,
+    links: VecDeque<(CoreId, Holder, LinkBody)>,
+    /// Slots that have another owner, of which the other region is to be told.
+    moved: Vec<BTreeSet<Slot>>,
     shared: Shared,
     members: BTreeMap<CoreId, Member>,
     owners: BTreeMap<Slot, CoreId>,
@@ -76,7 +85,16 @@ const EDGE: EdgeId = 1;
 impl Fleet {
     /// So many nodes that have shared all slots.
     fn new(nodes: CoreId) -> Self {
+        Self::of(EU, None, nodes, |slot| CoreId::from(slot.number()))
+    }
+
+    /// Those of a region that may have a peer; `place` says whose a slot is, modulo their number.
+    fn of(region: Region, peer: Option<Region>, nodes: CoreId, place: impl Fn(Slot) -> CoreId) -> Self {
         let mut fleet = Self {
+            region,
+            peer,
+            links: VecDeque::new(),
+            moved: Vec::new(),
             shared: Shared::default(),
             members: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -91,7 +109,7 @@ impl Fleet {
             fleet.join();
         }
         let shares: Vec<(Slot, CoreId)> =
-            Slot::all().map(|slot| (slot, 1 + CoreId::from(slot.number()) % nodes)).collect();
+            Slot::all().map(|slot| (slot, 1 + place(slot) % nodes)).collect();
         for core in 1..=nodes {
             fleet.take(core, shares.iter().filter(|(_, to)| *to == core).map(|(slot, _)| *slot).collect());
         }
@@ -108,13 +126,13 @@ impl Fleet {
         let core = self.next;
         self.next += 1;
         let settings = Settings {
-            region: EU,
-            region_name: "eu".into(),
-            origin: Origin { region: EU, era: 7 },
+            region: self.region,
+            region_name: format!("r{}", self.region),
+            origin: Origin { region: self.region, era: 7 },
             epoch: 0,
             shared: true,
             start: 1,
-            peers: BTreeSet::new(),
+            peers: self.peer.into_iter().collect(),
             known: BTreeMap::new(),
             eras: EraTable::default(),
             commit: 0,
@@ -156,11 +174,19 @@ impl Fleet {
         let todo = self.shared.todo(&gained);
         let now = self.now();
         self.member(core).node.gain(now, &gained, todo);
+        if let Some(peer) = self.peer {
+            let shares: BTreeSet<Share> = slots.iter().map(|slot| slot.share()).collect();
+            let disk = &self.shared.disk;
+            let marked = |share: &Share| disk.meta.get(&share_mark(peer, *share)).is_some_and(|value| !value.is_empty());
+            let marks = BTreeMap::from([(peer, shares.into_iter().filter(marked).collect())]);
+            self.member(core).node.to_compare(now, marks);
+        }
         self.carry_out(core);
         let others: Vec<CoreId> = self.members.keys().copied().filter(|other| *other != core).collect();
         for other in others {
             self.input(other, Input::Moved(slots.clone()));
         }
+        self.moved.push(slots.clone());
         self.router.owners(slots.into_iter().map(|slot| (slot, core)));
         self.routed();
     }
@@ -195,14 +221,15 @@ impl Fleet {
         }
     }
 
-    /// Slots of a node that is dead, or thought to be, go to the others in turn.
+    /// Shares of a node that is dead, or thought to be, go to the others in turn.
     fn inherit(&mut self, core: CoreId) {
         let heirs: Vec<CoreId> =
             self.members.iter().filter(|(c, m)| **c != core && !m.paused).map(|(c, _)| *c).collect();
         let mut shares = BTreeMap::<CoreId, BTreeSet<Slot>>::new();
         let lost: Vec<Slot> = self.owners.iter().filter(|(_, owner)| **owner == core).map(|(slot, _)| *slot).collect();
-        for (i, slot) in lost.into_iter().enumerate() {
-            shares.entry(heirs[i % heirs.len()]).or_default().insert(slot);
+        for slot in lost {
+            let heir = heirs[usize::from(slot.share().number()) / self.members.len().max(1) % heirs.len()];
+            shares.entry(heir).or_default().insert(slot);
         }
         for (heir, slots) in shares {
             self.take(heir, slots);
@@ -245,7 +272,7 @@ impl Fleet {
         loop {
             let now = self.now();
             let Some(member) = self.members.get_mut(&core).filter(|m| !m.paused) else { return };
-            let Outputs { appends, puts, flush, wants, downs, bounced, owners, cores, everyone, .. } =
+            let Outputs { appends, puts, flush, wants, downs, bounced, owners, cores, everyone, links, .. } =
                 member.node.take_outputs();
             let again = !wants.is_empty() || flush.is_some();
             member.appends.extend(appends);
@@ -273,8 +300,18 @@ impl Fleet {
                         let entries = self.shared.disk.range(range);
                         member.node.range_read(now, ticket, Ok(entries));
                     }
-                    Want::Heads { .. } | Want::Marks { .. } => unreachable!("there are no other regions"),
+                    Want::Heads { ticket, after, limit } => {
+                        let page = self.shared.disk.heads(after, limit);
+                        member.node.heads_read(now, ticket, &page);
+                    }
+                    Want::Marks { ticket, after, limit } => {
+                        let page = self.shared.disk.marks(after.as_ref(), limit);
+                        member.node.marks_read(now, ticket, &page);
+                    }
                 }
+            }
+            for (to, bodies) in links {
+                self.links.extend(bodies.into_iter().map(|body| (core, to, body)));
             }
             for down in downs.into_values().flatten() {
                 self.router.told(&down);

@@ -405,6 +405,9 @@ pub struct LinkHello {
     /// what it knows of the receiver
     #[prost(message, optional, tag = "10")]
     pub you: ::core::option::Option<LinkTold>,
+    /// the region has several core nodes, each with a link of its own: Owners follow
+    #[prost(bool, tag = "11")]
+    pub shared: bool,
 }
 /// "I was stopped cleanly, and this is what my store says of that life. Is there a later one?" Said by a region
 /// that starts, before its era is decided; answered as soon as a store is open. It may come as the first frame of
@@ -526,12 +529,18 @@ pub struct Compare {
     /// these are the sums of who was asked: the asker offers what it holds there
     #[prost(bool, tag = "3")]
     pub answer: bool,
+    /// it is about these: one bit per share, the first one the lowest; empty: about all
+    #[prost(bytes = "bytes", tag = "4")]
+    pub shares: ::prost::bytes::Bytes,
 }
 /// All conversations that differed were offered and have been taken, and all marks were told.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Compared {
     #[prost(uint64, tag = "1")]
     pub ticket: u64,
+    /// as in Compare: those that the sender has had from its answer until now
+    #[prost(bytes = "bytes", tag = "2")]
+    pub shares: ::prost::bytes::Bytes,
 }
 /// What the sender knows of regions' eras. Said when the link is up, and when one is sealed.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -556,8 +565,11 @@ pub struct Era {
 pub struct CompareMarks {
     #[prost(fixed64, repeated, tag = "1")]
     pub slots: ::prost::alloc::vec::Vec<u64>,
+    /// as in Compare: of users in these
+    #[prost(bytes = "bytes", tag = "2")]
+    pub shares: ::prost::bytes::Bytes,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Beat {
     #[prost(uint64, tag = "1")]
     pub wall_ms: u64,
@@ -572,6 +584,12 @@ pub struct Beat {
     /// entries that the sender's era has made durable: its peers remember the highest
     #[prost(uint64, tag = "5")]
     pub commit: u64,
+    /// of one of several core nodes: the shares that it owns, one bit each, the first the lowest
+    #[prost(bytes = "bytes", tag = "6")]
+    pub owned: ::prost::bytes::Bytes,
+    /// and those of them where it may have lost what it acked, and has not compared since
+    #[prost(bytes = "bytes", tag = "7")]
+    pub incomplete: ::prost::bytes::Bytes,
 }
 /// Which users are present in the sending region. A snapshot replaces all that was told before.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -148,12 +148,17 @@ impl Fleet {
 
 #[test]
 fn random_histories_of_nodes_that_share_a_region_lose_double_and_reorder_nothing() {
+    each_seed(40, random);
+}
+
+/// Runs a history with each of the first seeds, or those of TERN_SEEDS, and names the one that fails.
+pub(super) fn each_seed(usual: u64, history: impl Fn(u64) + std::panic::RefUnwindSafe) {
     let seeds = std::env::var("TERN_SEEDS").ok().and_then(|s| {
         let (a, b) = s.split_once("..")?;
         Some(a.parse().ok()?..b.parse().ok()?)
     });
-    for seed in seeds.unwrap_or(0..40) {
-        if let Err(panic) = std::panic::catch_unwind(|| random(seed)) {
+    for seed in seeds.unwrap_or(0..usual) {
+        if let Err(panic) = std::panic::catch_unwind(|| history(seed)) {
             eprintln!("seed {seed}");
             std::panic::resume_unwind(panic);
         }
