@@ -357,9 +357,12 @@ pub fn kick_key(install: &InstallId) -> String {
     format!("kick/{install}")
 }
 
+/// What the keys of cells that name installs begin with.
+pub const DEVICE_PREFIX: &str = "device/";
+
 /// Key of the cell that names an install.
 pub fn device_key(install: &InstallId) -> String {
-    format!("device/{install}")
+    format!("{DEVICE_PREFIX}{install}")
 }
 
 /// Key of the cell that ends older tokens.

@@ -4,7 +4,7 @@
 //! region as messages are. The node folds them; before it judges what could be blocked, or lets a device in, it
 //! has the log in memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use prost::Message;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::DownBody;
 use crate::entry::Entry;
-use crate::fold::{Fold, REVOKE_KEY, block_key, device_key, kick_key};
+use crate::fold::{DEVICE_PREFIX, Fold, REVOKE_KEY, block_key, device_key, kick_key};
 use crate::ids::{ConvId, InstallId, UserId};
 use crate::kinds::CELL;
 use crate::limits::DEVICES_PER_USER;
@@ -138,18 +138,27 @@ impl Node {
     }
 
     /// Where the user's devices are connected.
-    pub(super) fn devices(&mut self, key: ConnKey, req: u32) {
+    pub(super) fn devices(&mut self, now: Now, key: ConnKey, req: u32) {
         let Some(session) = self.sessions.get(&key) else { return };
         let device = |install: &InstallId, region: u8, name: &str| v1::Device {
             install: install.as_str().to_owned(),
             region: u32::from(region),
             region_name: name.to_owned(),
         };
-        let own = self.routes.here(&session.user).into_iter().flat_map(|route| route.installs.keys());
+        let known = self.users.get(&session.user);
+        let own = known.into_iter().flat_map(|user| user.devices.values()).filter(|device| device.bound.is_some());
+        let own: BTreeSet<&InstallId> = own.map(|device| &device.install).collect();
         let mut devices: Vec<v1::Device> =
-            own.map(|i| device(i, self.settings.region, &self.settings.region_name)).collect();
-        for (holder, route) in self.routes.elsewhere(&session.user) {
-            devices.extend(route.installs.keys().map(|i| device(i, holder.region, "")));
+            own.iter().map(|i| device(i, self.settings.region, &self.settings.region_name)).collect();
+        // Routes of other nodes have but hashes of installs; each install has a cell that names it in the user's own log.
+        let log = self.conversations.get(&ConvId::own(&self.settings.direct_salt, &session.user));
+        let cells = log.into_iter().flat_map(|log| log.state.fold.cells(DEVICE_PREFIX));
+        let named = cells.filter_map(|(key, ..)| InstallId::new(key.strip_prefix(DEVICE_PREFIX)?).ok());
+        let installs = named.chain(own.into_iter().cloned());
+        let names: BTreeMap<u64, InstallId> = installs.map(|i| (self.routes.key().install(&i), i)).collect();
+        for elsewhere in self.routes.elsewhere(now.mono, &session.user) {
+            let installs = elsewhere.binds.iter().filter_map(|bind| names.get(&bind.install));
+            devices.extend(installs.map(|i| device(i, elsewhere.holder.region, "")));
         }
         self.out.frame(key, req, v1::frame::Body::Devices(v1::Devices { devices }));
     }

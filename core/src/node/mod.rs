@@ -4,7 +4,7 @@
 //! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
 //! `sessions` (what clients ask; `again`, `presence`), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
 //! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was
-//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where), `flush` (what is derived
+//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where) and `whereabouts`, `flush` (what is derived
 //! reaches the disk). Where several nodes share a region: [`slots`] (what is whose) and `siblings` (what owners say to
 //! each other).
 //!
@@ -43,6 +43,7 @@ mod sums;
 mod tests;
 pub mod user;
 mod ways;
+mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,6 +67,7 @@ use clocks::Clocks;
 use conversation::Conversation;
 use link::Link;
 use refill::{Known, Refill};
+use routes::keyed::Key;
 use routes::{Holder, Routes};
 pub use siblings::CoreId;
 use user::User;
@@ -74,8 +76,6 @@ use user::User;
 pub const FLUSH_EVERY: Duration = Duration::from_millis(500);
 /// A flush that failed is tried again after so long.
 pub const FLUSH_AGAIN: Duration = Duration::from_secs(1);
-/// Changes of presence are told to other regions this often.
-pub const ROUTES_EVERY: Duration = Duration::from_millis(20);
 /// Conversations kept in memory; idle ones above it are dropped.
 pub const CONVERSATIONS_IN_MEMORY: usize = 100_000;
 /// Users kept in memory, likewise.
@@ -345,6 +345,14 @@ enum Ticket {
     Marks { peer: Holder, asking: bool },
 }
 
+/// Tells the routes of this start from those of any other; never 0.
+fn routes_epoch(settings: &Settings, now: Now) -> u64 {
+    let Origin { region, era } = settings.origin;
+    let numbers = [u64::from(region), era, settings.start, settings.epoch, now.wall_ms];
+    let bytes: Vec<u8> = numbers.into_iter().flat_map(u64::to_le_bytes).collect();
+    Key::of(&settings.direct_salt).hash(&bytes).max(1)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Node {
@@ -392,7 +400,6 @@ pub struct Node {
     commits: BTreeMap<Region, u64>,
     /// Entries that this era has made durable.
     commit: u64,
-    routes_at: Option<Duration>,
     draining: bool,
     counters: Counters,
     out: Outputs,
@@ -417,7 +424,7 @@ impl Node {
             refill: Refill::new(refill, restored),
             era_table: settings.eras.clone(),
             seal_at: None,
-            routes: Routes::default(),
+            routes: Routes::new(Key::of(&settings.direct_salt), routes_epoch(&settings, now)),
             ownership: slots::Ownership::new(settings.shared),
             siblings: siblings::Siblings::default(),
             clocks: Clocks::default(),
@@ -443,7 +450,6 @@ impl Node {
             pressure: Pressure::default(),
             waiting: Arc::new(()),
             waited: Duration::ZERO,
-            routes_at: None,
             draining: false,
             counters: Counters::default(),
             out: Outputs::default(),
@@ -462,6 +468,7 @@ impl Node {
 
     /// Takes what is to be done. Call after every input.
     pub fn take_outputs(&mut self) -> Outputs {
+        self.tell_routes();
         std::mem::take(&mut self.out)
     }
 
@@ -640,10 +647,7 @@ impl Node {
         if self.flush.at.is_some_and(|at| at <= now.mono) && !self.flush.in_flight {
             self.begin_flush(now);
         }
-        if self.routes_at.is_some_and(|at| at <= now.mono) {
-            self.routes_at = None;
-            self.tell_routes();
-        }
+        self.routes_due(now);
         if self.signals.at.is_some_and(|at| at <= now.mono) {
             self.send_signals(now);
         }
@@ -665,7 +669,11 @@ impl Node {
         let fans = self.fans.first().map(|(at, _)| *at);
         let others = [self.signals.at, fans, self.seal_at, self.agains.next_deadline(), self.presence.next_deadline()];
         let others = others.into_iter().chain([self.siblings.next_deadline()]);
-        [flush, self.routes_at, self.owing.first().map(|(at, ..)| *at), relay].into_iter().chain(others).flatten().min()
+        [flush, self.routes.next_deadline(), self.owing.first().map(|(at, ..)| *at), relay]
+            .into_iter()
+            .chain(others)
+            .flatten()
+            .min()
     }
 
     /// How long what is handed over next has waited since it reached this process: the measure of load.

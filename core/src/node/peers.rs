@@ -6,9 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codes::{Code, Refusal};
-use crate::edge_api::DownBody;
 use crate::entry::Entry;
-use crate::hlc;
 use crate::ids::{ConvId, Heads, Origin, Region, Seq};
 use crate::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, SHIP_BYTES, SHIP_ENTRIES};
 use crate::mutated;
@@ -21,7 +19,7 @@ use super::conversation::Job;
 use super::refill::{Known, PeerHello};
 use super::routes::Holder;
 use super::ways::shares_from_wire;
-use super::{ConnKey, Node, Notice, Now, Ticket};
+use super::{Node, Notice, Now, Ticket};
 
 /// Reads for shipping that may be under way per link.
 const SHIP_READS: usize = 4;
@@ -69,9 +67,7 @@ impl Node {
         } else {
             self.peer_moved(now, region, &theirs);
         }
-        for snapshot in self.routes.snapshot() {
-            self.out.peer(at, Body::Routes(snapshot));
-        }
+        self.routes.up(now.mono, at);
         self.relay(now);
     }
 
@@ -84,6 +80,7 @@ impl Node {
     pub fn peer_core_down(&mut self, now: Now, at: Holder) {
         let region = at.region;
         self.presence_link(now, at, false);
+        self.routes.down(at);
         let theirs = self.ways.shares_of(at);
         if self.ways.down(at) {
             if let Some(link) = self.links.get_mut(&region) {
@@ -154,10 +151,11 @@ impl Node {
             Body::Compared(compared) => self.compared_told(now, at, &compared),
             Body::CompareMarks(compare) => self.compare_marks_told(at, compare),
             Body::Owners(owners) => self.ways.told(at, &owners).map(|moved| self.peer_moved(now, region, &moved)),
-            Body::Routes(routes) => {
-                self.route_told(now, at, routes);
-                Ok(())
-            }
+            Body::RouteState(_)
+            | Body::RouteDelta(_)
+            | Body::RouteDigest(_)
+            | Body::RoutePull(_)
+            | Body::RouteChunk(_) => self.route_told(now, at, &body),
             Body::Signal(signal) => self.signal_told(now, signal),
             Body::Marks(marks) => self.marks_told(now, at, marks),
             Body::MarksAck(ack) => self.marks_acked(now, region, &ack),
@@ -416,44 +414,6 @@ impl Node {
                 }
             }
         }
-    }
-
-    /// A local route changed: peers are told soon.
-    pub(super) fn route_changed(&mut self, now: Now) {
-        self.routes_at.get_or_insert(now.mono + super::ROUTES_EVERY);
-    }
-
-    pub(super) fn tell_routes(&mut self) {
-        let Some(delta) = self.routes.take_delta() else { return };
-        for peer in self.links.keys().flat_map(|region| self.ways.cores(*region)) {
-            self.out.peer(peer, Body::Routes(delta.clone()));
-        }
-        if self.is_shared() {
-            self.out.everyone.push(Body::Routes(delta));
-        }
-    }
-
-    /// An install that is bound elsewhere since has left here: its old connections are ghosts.
-    pub(super) fn route_told(&mut self, now: Now, from: Holder, routes: wire::Routes) {
-        let bound = self.routes.told(from, routes);
-        for user in self.routes.take_told() {
-            self.presence_changed(now, &user);
-        }
-        for (user, install, bind) in bound {
-            let Some(known) = self.users.get(&user) else { continue };
-            let ghost =
-                |d: &super::user::Device| d.install == install && d.bound.is_some_and(|own| bind.is_newer_than(&own));
-            let keys: Vec<ConnKey> = known.devices.iter().filter(|(_, d)| ghost(d)).map(|(k, _)| *k).collect();
-            for key in keys {
-                let refusal = Refusal::new(Code::Replaced, "this install has connected in another region");
-                self.out.down(key, DownBody::Last(refusal));
-            }
-        }
-    }
-
-    /// The stamp of a bind: orders the binds of an install over regions.
-    pub(super) fn bind_stamp(now: Now) -> u64 {
-        hlc::from_ms(now.wall_ms)
     }
 }
 

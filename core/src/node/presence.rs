@@ -55,8 +55,8 @@ pub(super) struct Presence {
     by_time: BTreeSet<(Duration, UserId)>,
     /// Who will be gone for long enough then.
     due: BTreeSet<(Duration, UserId)>,
-    /// Regions whose link is down, and since when.
-    down: BTreeMap<Holder, Duration>,
+    /// Core nodes whose link is down, and since when, by both clocks.
+    down: BTreeMap<Holder, (Duration, u64)>,
     /// When the users of a region that is down are to be looked at.
     down_due: BTreeSet<(Duration, Holder)>,
     /// Own logs that are being read, and whose they are.
@@ -169,28 +169,38 @@ impl Node {
 
     /// The link to a region is up or down. What it said of its users holds for a while.
     pub(super) fn presence_link(&mut self, now: Now, region: Holder, up: bool) {
-        if let Some(since) = self.presence.down.remove(&region) {
+        if let Some((since, _)) = self.presence.down.remove(&region) {
             self.presence.down_due.remove(&(since + PRESENCE_GRACE, region));
         }
         if !up {
-            self.presence.down.insert(region, now.mono);
+            self.presence.down.insert(region, (now.mono, now.wall_ms));
             self.presence.down_due.insert((now.mono + PRESENCE_GRACE, region));
         }
         self.look_at_users_of(now, region);
     }
 
     fn look_at_users_of(&mut self, now: Now, region: Holder) {
-        for user in self.routes.users_of(region) {
+        // A region may have a million users: of those whom nobody watches it is looked up when somebody does.
+        let known = self.presence.watchers.keys().chain(self.presence.gone.keys());
+        let there: BTreeSet<UserId> = known.filter(|user| self.routes.is_at(region, user)).cloned().collect();
+        for user in there {
             self.presence_changed(now, &user);
         }
+    }
+
+    /// Since when a user is gone with a core node that is: by both clocks.
+    fn gone_with(&self, user: &UserId) -> Option<(Duration, u64)> {
+        let down = self.presence.down.iter().filter(|(holder, _)| self.routes.is_at(**holder, user));
+        let (since, wall_ms) = down.map(|(_, since)| *since).max()?;
+        Some((since + PRESENCE_GRACE, wall_ms + u64::try_from(PRESENCE_GRACE.as_millis()).unwrap_or(0)))
     }
 
     fn is_anywhere(&self, now: Now, user: &UserId) -> bool {
         let counts = |region: Holder| {
             let down = self.presence.down.get(&region);
-            down.is_none_or(|since| now.mono < *since + PRESENCE_GRACE)
+            down.is_none_or(|(since, _)| now.mono < *since + PRESENCE_GRACE)
         };
-        self.routes.here(user).is_some() || self.routes.elsewhere(user).any(|(region, _)| counts(region))
+        self.routes.is_here(user) || self.routes.holders(user).any(counts)
     }
 
     /// What watchers are to be told of a user. `None`: it is not known yet.
@@ -198,8 +208,8 @@ impl Node {
         if self.is_anywhere(now, user) {
             return Some(Told::Online);
         }
-        match self.presence.gone.get(user) {
-            Some((since, _)) if now.mono < *since + PRESENCE_GRACE => Some(Told::Online),
+        match self.presence.gone.get(user).copied().or_else(|| self.gone_with(user)) {
+            Some((since, _)) if now.mono < since + PRESENCE_GRACE => Some(Told::Online),
             Some((_, wall_ms)) => Some(Told::Gone(wall_ms / COARSE_MS * COARSE_MS)),
             None if now.mono < self.presence.started + PRESENCE_GRACE => None,
             None => Some(Told::Gone(0)),
@@ -243,6 +253,11 @@ impl Node {
         while let Some((at, region)) = self.presence.down_due.first().filter(|(at, _)| *at <= now.mono).copied() {
             self.presence.down_due.remove(&(at, region));
             self.look_at_users_of(now, region);
+            if region.core != 0 {
+                // It comes back, if it does, under another number.
+                self.routes.forget(region);
+                self.presence.down.remove(&region);
+            }
         }
         if self.presence.at.is_some_and(|at| at <= now.mono) {
             self.tell_presence(now);

@@ -284,7 +284,7 @@ impl Node {
             Some(Body::PullCells(pull)) => self.pull_cells(now, key, req, &pull.conversation),
             Some(Body::PullEras(pull)) => self.pull_eras(now, key, req, &pull),
             Some(Body::Mark(mark)) => self.mark(now, key, req, mark),
-            Some(Body::PullDevices(_)) => self.devices(key, req),
+            Some(Body::PullDevices(_)) => self.devices(now, key, req),
             Some(Body::Unstable(unstable)) => self.unstable(now, key, unstable.logs),
             Some(Body::Signal(signal)) => self.signal(now, key, signal),
             Some(Body::Watch(watch)) => self.watch_users(now, key, &watch),
@@ -341,7 +341,7 @@ impl Node {
         let (id, install) = (session.user.clone(), session.install.clone());
         let Some(user) = self.users.get_mut(&id) else { return };
         let rev = user.rev();
-        let bind = Bind { hlc: Self::bind_stamp(now), order, ..Bind::default() };
+        let bind = Bind { install: self.routes.key().install(&install), at_ms: now.wall_ms, order };
         let others = user.devices.iter().filter(|(k, d)| **k != key && d.install == install);
         let others: Vec<(ConnKey, Bind)> = others.filter_map(|(k, d)| Some((*k, d.bound?))).collect();
         let Some(device) = user.devices.get_mut(&key).filter(|d| d.bound.is_none()) else { return };
@@ -361,8 +361,7 @@ impl Node {
             self.out.down(old, DownBody::Last(refusal));
             self.close(now, old);
         }
-        self.routes.bind(&id, &install, bind.hlc, order);
-        self.route_changed(now);
+        self.route_changed(now, &id);
         self.presence_changed(now, &id);
     }
 
@@ -381,8 +380,7 @@ impl Node {
             self.owing.remove(&(at, id.clone(), key));
         }
         if device.bound.is_some() {
-            self.routes.unbind(&id, &session.install);
-            self.route_changed(now);
+            self.route_changed(now, &id);
             self.presence_changed(now, &id);
         }
     }

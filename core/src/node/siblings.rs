@@ -160,10 +160,11 @@ impl Node {
             Body::LogAsk(ask) => self.log_asked(now, core, &ask),
             Body::LogTold(told) => self.log_told(now, told),
             Body::SignalFor(signal) => self.signal_for(signal),
-            Body::Routes(routes) => {
-                self.route_told(now, Holder { region: self.settings.region, core }, routes);
-                Ok(())
-            }
+            Body::RouteState(_)
+            | Body::RouteDelta(_)
+            | Body::RouteDigest(_)
+            | Body::RoutePull(_)
+            | Body::RouteChunk(_) => self.route_told(now, Holder { region: self.settings.region, core }, &body),
             _ => Ok(()),
         };
         if let Err(refusal) = told {
@@ -176,14 +177,13 @@ impl Node {
     /// Another core node of this region can be told things.
     pub fn core_up(&mut self, now: Now, core: CoreId) {
         self.presence_link(now, Holder { region: self.settings.region, core }, true);
-        for snapshot in self.routes.snapshot() {
-            self.out.cores.entry(core).or_default().push(Body::Routes(snapshot));
-        }
+        self.routes.up(now.mono, Holder { region: self.settings.region, core });
     }
 
     /// And no more. What it owned until then is another's soon, see [`Self::siblings_moved`].
     pub fn core_down(&mut self, now: Now, core: CoreId) {
         self.presence_link(now, Holder { region: self.settings.region, core }, false);
+        self.routes.down(Holder { region: self.settings.region, core });
     }
 
     /// Slots of which `moved` is true have another owner, or their owner's link was away: what waits for them is said

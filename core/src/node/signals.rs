@@ -108,7 +108,7 @@ impl Node {
             let mut regions = BTreeSet::<Region>::new();
             let present: Vec<UserId> = fold.users().into_iter().filter(|user| *user != from && present(user)).collect();
             for user in present {
-                for (holder, _) in self.routes.elsewhere(&user) {
+                for holder in self.routes.holders(&user) {
                     if holder.region == self.settings.region {
                         siblings.entry(holder.core).or_default().push(user.as_str().to_owned());
                     } else {

@@ -303,11 +303,8 @@ impl Node {
                 if let Some(at) = device.remind_at {
                     self.owing.remove(&(at, id.clone(), key));
                 }
-                if device.bound.is_some() {
-                    self.routes.unbind(&id, &device.install);
-                    self.route_changed(now);
-                }
             }
+            self.route_changed(now, &id);
             self.marks.forget(&id);
         }
         // Whoever waits for a mark to be durable tells it again.

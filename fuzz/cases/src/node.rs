@@ -316,12 +316,7 @@ fn peer_frame(script: &mut Script<'_>) -> PeerBody {
         }
         3 => PeerBody::Offer(node_v1::Offer { conversation: id, heads }),
         4 => PeerBody::Beat(node_v1::Beat { wall_ms: script.number(), ..node_v1::Beat::default() }),
-        5 => PeerBody::Routes(node_v1::Routes {
-            snapshot: script.pick(2) == 0,
-            more: script.pick(2) == 0,
-            set: vec![node_v1::Route { user: USERS[0].into(), devices: 1, hlc: script.number(), ..Default::default() }],
-            unset: vec![String::from_utf8_lossy(script.blob()).into_owned()],
-        }),
+        5 => route_frame(script),
         6 => PeerBody::Eras(node_v1::Eras {
             eras: vec![node_v1::Era { origin: Some(log.into()), start: script.number(), sealed: script.pick(2) == 0 }],
         }),
@@ -330,6 +325,37 @@ fn peer_frame(script: &mut Script<'_>) -> PeerBody {
             upto: script.number(),
             marks: vec![node_v1::Mark { conversation: id, read: heads }],
         }),
+    }
+}
+
+fn route_frame(script: &mut Script<'_>) -> PeerBody {
+    // Few numbers, so that they fit each other now and then.
+    let (epoch, lsn, base_ms) = (u64::from(script.pick(3)), u64::from(script.pick(6)), script.number());
+    let small = |script: &mut Script<'_>| u32::from(script.pick(4));
+    match script.pick(5) {
+        0 => PeerBody::RouteState(node_v1::RouteState {
+            epoch,
+            lsn,
+            heard_epoch: script.number(),
+            heard_lsn: script.number(),
+            lost: script.pick(2) == 0,
+        }),
+        1 => {
+            let ops = Bytes::copy_from_slice(script.blob());
+            PeerBody::RouteDelta(node_v1::RouteDelta { epoch, first_lsn: lsn, base_ms, ops })
+        }
+        2 => {
+            let (sums, counts) = (vec![script.number(); 256], vec![small(script); 256]);
+            PeerBody::RouteDigest(node_v1::RouteDigest { epoch, lsn, sums, counts })
+        }
+        3 => PeerBody::RoutePull(node_v1::RoutePull { epoch: script.number(), shards: vec![small(script), 255, 999] }),
+        _ => {
+            let (shard, part, parts) = (small(script), small(script), small(script));
+            let from = u64::from(shard) << 56;
+            let to = from | u64::MAX >> 8;
+            let ops = Bytes::copy_from_slice(script.blob());
+            PeerBody::RouteChunk(node_v1::RouteChunk { epoch, lsn, shard, part, parts, from, to, base_ms, ops })
+        }
     }
 }
 

@@ -240,7 +240,8 @@ pub fn node_frame_seeds() -> Vec<Vec<u8>> {
     let entries = vec![crate::disk::an_entry(1, b"hi").to_bytes()];
     put(NodeBody::Ship(node_v1::Ship { entries, ..node_v1::Ship::default() }));
     put(NodeBody::Offer(node_v1::Offer::default()));
-    put(NodeBody::Routes(node_v1::Routes::default()));
+    put(NodeBody::RouteState(node_v1::RouteState::default()));
+    put(NodeBody::RouteDelta(node_v1::RouteDelta { ops: vec![0, 1, b'a'].into(), ..Default::default() }));
     seeds
 }
 

@@ -28,7 +28,7 @@ use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
 use super::link::LinkSender;
-use super::{PeerStats, Puts, SaidOfShares, Shared, Stats, Task, reads};
+use super::{PeerStats, Puts, RegionRoutes, SaidOfShares, Shared, Stats, Task, reads};
 
 /// How often the figures for operators are taken.
 const STATS_EVERY: Duration = Duration::from_secs(1);
@@ -573,14 +573,30 @@ impl Core {
             };
             (p.region, stats)
         });
-        let (here, elsewhere) = self.node.routes().counts();
+        let routes = self.node.routes();
+        let mut regions = BTreeMap::<Region, RegionRoutes>::new();
+        for part in routes.parts(now) {
+            // Of a node of this region that has gone nothing is to be seen for the moment that its part stays.
+            if part.is_stale && part.holder.core != 0 {
+                continue;
+            }
+            let fresh = RegionRoutes { is_whole: true, ..RegionRoutes::default() };
+            let region = regions.entry(part.holder.region).or_insert(fresh);
+            region.users += part.users;
+            region.bytes += part.bytes;
+            region.is_stale |= part.is_stale;
+            region.is_whole &= part.is_whole;
+            region.pulled += part.pulled;
+        }
         self.shared.stats.set(Stats {
             at: now,
             store_ok: self.store_ok,
             peers: peers.collect(),
             sizes: self.node.sizes(),
             counters: self.node.counters(),
-            routes: (here, elsewhere.values().sum()),
+            routes: (routes.here().0, regions.values().map(|region| region.users).sum()),
+            route_resyncs: routes.resyncs(),
+            regions,
             groups: self.groups,
             refilling: self.node.refilling(),
             eras: self.node.era_counts(),

@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::Shared;
+use super::{RegionRoutes, Shared};
 
 /// Reads the core's figures when it is asked.
 pub(super) struct Collector(pub Arc<Shared>);
@@ -46,6 +46,7 @@ impl collector::Collector for Collector {
                 "Conversations offered after a comparison of stores",
                 c.refill_offers,
             ),
+            ("tern_routes_resyncs", "Comparisons of routes that another core node had to make", stats.route_resyncs),
             ("tern_core_groups", "Groups of appends given to the store", stats.groups.0),
             ("tern_core_appends", "Appends in those groups", stats.groups.1),
         ] {
@@ -70,10 +71,40 @@ impl collector::Collector for Collector {
         ] {
             gauge(&mut encoder, name, help, value)?;
         }
+        self.routes(&mut encoder)?;
         let silence = stats.peers.values().map(|p| p.silence.as_secs_f64()).fold(0.0, f64::max);
         let gauge = ConstGauge::new(silence);
         let help = "Longest silence of a peer region";
         gauge.encode(encoder.encode_descriptor("tern_link_silence_seconds", help, None, gauge.metric_type())?)
+    }
+}
+
+impl Collector {
+    /// What is known of the users of each other region.
+    fn routes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        type Figure = fn(&RegionRoutes) -> u64;
+        let stats = self.0.stats.get();
+        let figures: [(&str, &str, Figure); 5] = [
+            ("tern_routes_users_count", "Users present in another region", |r| r.users as u64),
+            ("tern_routes_memory_bytes", "Memory that the routes of another region take", |r| r.bytes as u64),
+            ("tern_routes_stale_count", "1: routes of another region are hints, nothing is heard of it", |r| {
+                u64::from(r.is_stale)
+            }),
+            ("tern_routes_incomplete_count", "1: routes of another region are being compared", |r| {
+                u64::from(!r.is_whole)
+            }),
+            ("tern_routes_shards_pulled_count", "256ths of the routes of another region told anew", |r| r.pulled),
+        ];
+        for (name, help, figure) in figures {
+            let kind = prometheus_client::metrics::MetricType::Gauge;
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (region, routes) in &stats.regions {
+                let labels = [("region", region.to_string())];
+                let value = i64::try_from(figure(routes)).unwrap_or(i64::MAX);
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

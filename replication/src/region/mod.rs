@@ -543,12 +543,31 @@ pub struct Stats {
     pub counters: tern_core::node::Counters,
     /// Users present here, and elsewhere as far as known.
     pub routes: (usize, usize),
+    /// How often another core node had to compare what this one has told of routes.
+    pub route_resyncs: u64,
+    /// Routes per other region.
+    pub regions: BTreeMap<RegionId, RegionRoutes>,
     /// Groups given to the store, and appends in them.
     pub groups: (u64, u64),
     /// See [`Region::refilling`].
     pub refilling: (usize, bool),
     /// Former eras of this region that are not sealed yet, and eras known of all regions.
     pub eras: (usize, usize),
+}
+
+/// What is known of the routes of another region, or of the other core nodes of this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegionRoutes {
+    /// Users who are present there.
+    pub users: usize,
+    /// Memory that their routes take.
+    pub bytes: usize,
+    /// Nothing was heard of it for some seconds: what is known may not be so any more.
+    pub is_stale: bool,
+    /// It was compared with what its nodes have said.
+    pub is_whole: bool,
+    /// 256ths of its routes that were told anew since the start.
+    pub pulled: u64,
 }
 
 /// See [`Stats`].

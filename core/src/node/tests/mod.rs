@@ -14,6 +14,7 @@ mod regain;
 mod registers;
 mod seal;
 mod slots;
+mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

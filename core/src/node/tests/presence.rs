@@ -207,6 +207,18 @@ fn a_region_that_is_cut_off_takes_its_users_with_it_after_the_same_time() {
 }
 
 #[test]
+fn of_users_who_went_with_their_region_it_is_known_since_when_though_nobody_watched() {
+    let (mut w, alice, _) = friends();
+    w.watch(alice, &[]);
+    w.unlink(EU, US);
+    let gone_ms = w.now(0).wall_ms + u64::try_from(PRESENCE_GRACE.as_millis()).unwrap();
+    w.pass(s(300));
+    w.watch(alice, &["bob"]);
+    w.pass(s(2));
+    assert_eq!(w.presences(alice), [("bob".to_owned(), false, gone_ms / 60_000 * 60_000)]);
+}
+
+#[test]
 fn changes_are_merged_and_wait_under_load() {
     let (mut w, alice, bob) = friends();
     w.leaves(bob);

@@ -89,10 +89,10 @@ impl Pair {
     /// A link breaks: what is on its way is lost.
     fn cut(&mut self, a: End, b: End) {
         for (from, to) in [(a, b), (b, a)] {
+            let now = self.fleets[to.0].now();
             if self.links.remove(&(from, to)).is_some()
                 && let Some(member) = self.fleets[to.0].members.get_mut(&to.1)
             {
-                let now = Now { mono: self.fleets[to.0].now, wall_ms: 1 };
                 member.node.peer_core_down(now, Holder { region: REGIONS[from.0], core: from.1 });
                 self.fleets[to.0].carry_out(to.1);
             }
