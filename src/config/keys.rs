@@ -266,8 +266,13 @@ settings! {
     dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]", AtOnce, DISPATCH;
     /// Who may ask dispatch as another address, besides loopback.
     dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]", AtOnce, DISPATCH;
-    /// Numbers of regions to which clients are not sent. This dispatcher's answers only: set it on all.
+    /// Numbers of regions to which clients are not sent. This dispatcher's answers only: set it
+    /// on all, or order it for all by `tern region cordon`.
     dispatch_cordoned_regions: Vec<u8> = "dispatch.cordoned_regions", "[]", AtOnce, DISPATCH;
+    /// Placement policies (TOML): weights and shares of regions, and users, countries and continents that are pinned to
+    /// regions; see "Placement" in docs/OPERATIONS.md. It counts for this dispatcher's answers only: have it on all. Unset:
+    /// none.
+    dispatch_policies: Option<PathBuf> = "dispatch.policies", "", AtOnce, DISPATCH;
     /// Requests of one address per second; whole cities share one. Loopback and operators are not counted.
     dispatch_per_second: u32 = "dispatch.requests_per_second", "200", Restart, DISPATCH, "1" to "1000000";
     /// Requests of one address at once after a pause.

@@ -513,6 +513,7 @@ impl Core {
                 connected: link.is_some_and(tern_core::node::link::Link::is_connected),
                 backlog: link.map_or(0, tern_core::node::link::Link::backlog),
                 silence: link.map_or(Duration::ZERO, |l| l.silence(now)),
+                lag: self.node.lag(p.region),
             };
             (p.region, stats)
         });

@@ -249,6 +249,7 @@ pub(super) async fn serve(
                             // A peer speaks for its own edges only.
                             let own = report.edges.iter().filter(|e| e.region == theirs.region);
                             own.for_each(|load| shared.loads.report(load, now));
+                            report.orders.iter().for_each(|order| shared.loads.order(order));
                             false
                         }
                         _ => true,
@@ -269,13 +270,14 @@ pub(super) async fn serve(
     shared.push(Input::PeerDown { region, link });
 }
 
-/// Once a second: alive, and the load of this region's edges.
+/// Once a second: alive, the load of this region's edges, and what operators have ordered.
 async fn beat(shared: Arc<Shared>, sender: Arc<LinkSender>, connection: quinn::Connection) {
     loop {
         let edges = shared.loads.own_loads(shared.config.region, shared.env.clock.now());
         let commit = shared.commit.load(Ordering::Acquire);
         let beat = Beat { wall_ms: shared.env.clock.wall_ms(), commit, ..Beat::default() };
-        sender.send([Body::Beat(beat), Body::Load(LoadReport { edges })]);
+        let orders = shared.loads.orders();
+        sender.send([Body::Beat(beat), Body::Load(LoadReport { edges, orders })]);
         tokio::select! {
             biased;
             _reason = connection.closed() => return,

@@ -68,6 +68,12 @@ pub trait LoadExchange: Send + Sync + fmt::Debug + 'static {
     fn report(&self, load: &node_v1::EdgeLoad, now: Duration);
     /// The loads of this region's own edges, with their ages.
     fn own_loads(&self, region: RegionId, now: Duration) -> Vec<node_v1::EdgeLoad>;
+    /// What operators have ordered, some of it in turn, for peers; asked once a second.
+    fn orders(&self) -> Vec<node_v1::Order> {
+        Vec::new()
+    }
+    /// A peer tells an order that it holds.
+    fn order(&self, _order: &node_v1::Order) {}
 }
 
 /// What a region is told at its start.
@@ -180,6 +186,8 @@ pub(crate) struct Shared {
     /// This node is to give up all it owns; and whether it has.
     pub draining: watch::Sender<bool>,
     pub emptied: watch::Sender<bool>,
+    /// The same without an end: it may get its part back.
+    pub drained: watch::Sender<bool>,
 }
 
 /// This life of the region, for its peers.
@@ -343,6 +351,7 @@ impl Region {
             look: Notify::new(),
             draining: watch::Sender::new(false),
             emptied: watch::Sender::new(false),
+            drained: watch::Sender::new(false),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -445,6 +454,29 @@ impl Region {
         if at.is_zero() { Duration::ZERO } else { self.shared.env.clock.now().saturating_sub(at) }
     }
 
+    /// Whether this node is to give its shares of the region to the other core nodes, or gets its part again. Nothing
+    /// happens where it has the region alone.
+    pub fn set_drained(&self, drained: bool) {
+        self.shared.drained.send_if_modified(|held| std::mem::replace(held, drained) != drained);
+    }
+
+    /// How many shares each core node of this region has, by what is known here; empty where one has it alone.
+    pub fn shares(&self) -> BTreeMap<String, u32> {
+        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |name: &str| u32::try_from(owners.owned_by(name).count()).unwrap_or(u32::MAX);
+        owners.nodes().keys().map(|name| (name.to_string(), count(name))).collect()
+    }
+
+    /// Where the links to other regions stand, at most a second ago.
+    pub fn peers(&self) -> BTreeMap<RegionId, PeerStats> {
+        self.shared.stats.get().peers
+    }
+
+    /// What was counted since the start, at most a second ago.
+    pub fn counters(&self) -> tern_core::node::Counters {
+        self.shared.stats.get().counters
+    }
+
     /// Adds the core's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
@@ -542,6 +574,8 @@ pub struct PeerStats {
     pub backlog: usize,
     /// Since it was heard.
     pub silence: Duration,
+    /// Entries that it has not acked.
+    pub lag: tern_core::node::lag::Lag,
 }
 
 /// A boxed future without borrow.
