@@ -111,12 +111,11 @@ impl Board {
     /// One that keeps nothing.
     #[cfg(test)]
     pub(crate) fn without_file(loads: &Arc<LoadTable>) -> Arc<Self> {
-        let env = tern_net::system::system_env().unwrap();
         Arc::new(Self {
             region: 1,
             name: "own".to_owned(),
-            clock: env.clock,
-            rng: env.rng,
+            clock: Arc::new(tern_net::system::SystemClock),
+            rng: Arc::new(Entropy::seeded(1)),
             file: PathBuf::from("/nonexistent/orders"),
             state: Mutex::default(),
             writing: Mutex::default(),
@@ -285,13 +284,12 @@ fn fill(file: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tern_net::system::system_env;
 
     #[test]
     fn the_file_comes_back_as_it_was_and_a_damaged_one_is_no_reason_to_serve() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("eu-e1.orders");
-        let rng = system_env().unwrap().rng;
+        let rng = Entropy::seeded(1);
         assert!(read(&file).unwrap().is_empty());
         let mut orders = Orders::default();
         orders.give(&Target::region(3), true, Pace::PerSecond(9), 5).unwrap();
