@@ -94,7 +94,7 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
         (false, _) => Err("it can't be reached".to_owned()),
     });
     edge.add_parts(&operations);
-    let desk = Desk::new(node, &board, &others, Some(edge.load()));
+    let desk = Desk::new(node, &operations, &board, &others, Some(edge.load()));
     operations.publish_orders(&desk);
     let watcher = Arc::new(ToTable { loads: others.clone(), direct: Arc::default(), board });
     let gossip = Arc::new(gossip::start(node, Some(edge.load()), watcher, &mut registry).await?);

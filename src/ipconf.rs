@@ -53,7 +53,7 @@ async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, jso
     let loads = LoadTable::new();
     let dispatch = start(node, &loads, &mut registry, &operations).await?;
     let board = Board::open(node, &loads)?;
-    let desk = Desk::new(node, &board, &loads, None);
+    let desk = Desk::new(node, &operations, &board, &loads, None);
     operations.publish_orders(&desk);
     let watcher = Arc::new(ToTable { loads: loads.clone(), direct: Arc::default(), board });
     let gossip = Arc::new(gossip::start(node, None, watcher, &mut registry).await?);

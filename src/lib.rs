@@ -52,6 +52,7 @@ pub mod policies;
 pub mod ports;
 pub mod process;
 pub mod region;
+pub mod regions;
 pub mod reload;
 pub mod status;
 pub mod stop;

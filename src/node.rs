@@ -105,10 +105,15 @@ impl Node {
 
     /// The first address of a host.
     pub async fn resolve(&self, host: &HostPort) -> Result<SocketAddr> {
-        let addresses = self.env.net.resolve(&host.host).await;
-        let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
-        let address = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
-        let first = address.into_iter().next().with_context(|| format!("{host} has no address; {hint}"))?;
-        Ok(SocketAddr::new(first, host.port))
+        resolve(&self.env, host).await
     }
+}
+
+/// The first address of a host.
+pub async fn resolve(env: &Env, host: &HostPort) -> Result<SocketAddr> {
+    let addresses = env.net.resolve(&host.host).await;
+    let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
+    let address = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
+    let first = address.into_iter().next().with_context(|| format!("{host} has no address; {hint}"))?;
+    Ok(SocketAddr::new(first, host.port))
 }

@@ -20,6 +20,7 @@ use tracing::Instrument;
 use crate::admin;
 use crate::backend::Backend;
 use crate::cli::{Global, RegionArgs};
+use crate::config::Settings;
 use crate::config::scope::Role;
 use crate::edge::{OwnEdge, heartbeat, wait_for};
 use crate::exit::Failure;
@@ -27,11 +28,12 @@ use crate::fleet::Ready;
 use crate::gossip::{self, Direct, ToTable};
 use crate::ipconf;
 use crate::logging;
-use crate::node::Node;
+use crate::node::{Node, resolve};
 use crate::operations::{Operations, Origins};
 use crate::orders::desk::Desk;
 use crate::orders::{Board, Hearer};
 use crate::pki::region_server_name;
+use crate::reload::{Part, Reloader};
 use crate::stop::Stop;
 
 /// How long a stopping region waits until its peers hold what it has acked. A peer that is down would make
@@ -74,14 +76,13 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
 type Alternates = Arc<dyn Fn(bool) -> Vec<String> + Send + Sync>;
 
 /// Edges of this region, and of others that operators have not told clients to leave.
-fn elsewhere(node: &Node, board: &Arc<Board>, loads: &Arc<LoadTable>) -> Alternates {
-    let (board, loads, clock) = (board.clone(), loads.clone(), node.env.clock.clone());
+fn elsewhere(node: &Node, board: &Arc<Board>, loads: &Arc<LoadTable>, reload: &Arc<Reloader>) -> Alternates {
+    let (board, loads, clock, reload) = (board.clone(), loads.clone(), node.env.clock.clone(), reload.clone());
     let (region, name) = (node.region, node.name.clone());
-    let peers: Vec<RegionId> = node.settings.peers.iter().map(|peer| peer.region).collect();
     Arc::new(move |whole| {
-        let (now, left) = (clock.now(), board.orders().regions_left());
-        let open = peers.iter().filter(|peer| !left.contains(peer));
-        let others = open.flat_map(|peer| loads.own_loads(*peer, now));
+        let (now, left, settings) = (clock.now(), board.orders().regions_left(), reload.settings());
+        let open = settings.peers.iter().map(|peer| peer.region).filter(|peer| !left.contains(peer));
+        let others = open.flat_map(|peer| loads.own_loads(peer, now));
         let others = others.filter(|load| !load.draining).flat_map(|load| load.addresses);
         let beside = match whole || left.contains(&region) {
             true => Vec::new(),
@@ -123,7 +124,7 @@ impl Serving {
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
         let board = Board::open(node, &loads)?;
-        let desk = Desk::new(node, &board, &loads, Some(edge.load()));
+        let desk = Desk::new(node, &operations, &board, &loads, Some(edge.load()));
         operations.publish_orders(&desk);
         let exchange =
             Loads { table: loads.clone(), region: node.region, direct: direct.clone(), board: board.clone() };
@@ -134,7 +135,9 @@ impl Serving {
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
         desk.attach(region.clone());
-        let (beside, drained) = (elsewhere(node, &board, &loads), region.clone());
+        add_peers_part(node, &operations, &region);
+        let beside = elsewhere(node, &board, &loads, &operations.reload);
+        let drained = region.clone();
         edge.obey(node, &operations, &board, move |whole| beside(whole), move |left| drained.set_drained(left));
         health.phase("listening");
         let client = edge.serve(node, core_of(node, &region, &edge, client).await?).await?;
@@ -171,7 +174,15 @@ impl Serving {
             admin: Some(operations.admin),
             gossip: Some(gossip.local_addr()),
         };
-        Ok(Self { store, region, edge, alternates: elsewhere(node, &board, &loads), gossip, operations, ready })
+        Ok(Self {
+            store,
+            region,
+            edge,
+            alternates: elsewhere(node, &board, &loads, &operations.reload),
+            gossip,
+            operations,
+            ready,
+        })
     }
 
     /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
@@ -209,18 +220,35 @@ async fn core_of(
     Ok(cores)
 }
 
-async fn config(node: &Node) -> Result<RegionConfig> {
-    let settings = &node.settings;
-    let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
+/// The other regions, found by name.
+async fn peers(env: &Env, settings: &Settings) -> Result<Vec<Peer>> {
     let mut peers = Vec::new();
     for peer in &settings.peers {
         peers.push(Peer {
             region: peer.region,
             name: peer.name.clone(),
-            addr: node.resolve(&peer.addr).await?,
+            addr: resolve(env, &peer.addr).await?,
             server_name: region_server_name(&peer.name),
         });
     }
+    Ok(peers)
+}
+
+/// Lets other regions come and go while this one runs.
+fn add_peers_part(node: &Node, operations: &Operations, region: &Arc<Region>) {
+    let (env, region) = (node.env.clone(), region.clone());
+    operations.reload.add(Part::new("peers", &["peers"], move |settings| {
+        // A part is applied where blocking is allowed.
+        let found = tokio::runtime::Handle::current().block_on(peers(&env, settings));
+        let found = found.map_err(|error| format!("{error:#}"))?;
+        region.set_peers(found).map_err(|error| error.to_string())
+    }));
+}
+
+async fn config(node: &Node) -> Result<RegionConfig> {
+    let settings = &node.settings;
+    let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
+    let peers = peers(&node.env, settings).await?;
     Ok(RegionConfig {
         region: node.region,
         name: node.region_name.clone(),

@@ -38,6 +38,9 @@ pub struct Status {
     pub pushes: Option<u64>,
     /// Its links to other regions.
     pub links: Vec<LinkStatus>,
+    /// Regions that its store must still be compared with: it may lack what they hold.
+    #[serde(default)]
+    pub refilling: usize,
     /// Shares of its region that each core node has, where several share it.
     pub shares: Option<BTreeMap<String, u32>>,
     /// Nodes that it gossips with.
@@ -117,6 +120,7 @@ pub fn of(desk: &Desk, health: &Health) -> Status {
         messages: counters.as_ref().map(|c| c.sequenced),
         pushes: counters.as_ref().map(|c| c.pushes),
         links: links(desk),
+        refilling: desk.refilling(),
         shares: desk.shares(),
         members: desk.members().iter().map(member).collect(),
         edges: seen.iter().map(edge).collect(),

@@ -238,7 +238,7 @@ async fn a_region_is_cut_off_by_one_command_goes_on_replicating_and_comes_back()
 
     // Given at the region itself; all dispatchers hear of it.
     let said = scene.order("eu-e1", &["region", "cordon", "eu", "--wait"]);
-    assert!(said.contains("region eu is cordoned") && said.contains("0 clients left on 2 edges"), "{said}");
+    assert!(said.contains("region eu is cordoned") && said.contains("0 clients left, edges: 2"), "{said}");
     scene.say();
     for node in ["eu-e1", "us-e1", "d1"] {
         scene.until("no dispatch lists it", |s| cordoned(s, node, &["eu-e1", "eu-e2"])).await;
@@ -543,5 +543,115 @@ async fn top_shows_what_nodes_say_and_those_that_do_not_answer() {
     let nobody = scene.ask("eu-e2", &["top", "--once"]);
     let why = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert!(nobody.status.code() == Some(3) && why.contains("does not answer"), "{why}");
+    scene.end().await;
+}
+
+/// Writes a region's `peers` anew, of those in its plan.
+fn list_peers(scene: &Scene, node: &str, planned: &str, names: &[&str]) {
+    let path = &scene.processes[node].arguments[2];
+    let text = fs::read_to_string(path).unwrap();
+    let wanted: Vec<&str> =
+        planned.split(", ").filter(|peer| names.iter().any(|name| peer.contains(&format!(":{name}@")))).collect();
+    let lines = text.lines().map(|line| match line.starts_with("peers = ") {
+        true => format!("peers = [{}]", wanted.join(", ")),
+        false => line.to_owned(),
+    });
+    fs::write(path, lines.collect::<Vec<_>>().join("\n") + "\n").unwrap();
+}
+
+fn planned_peers(scene: &Scene, node: &str) -> String {
+    let text = fs::read_to_string(&scene.processes[node].arguments[2]).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("peers = [")).unwrap();
+    line.trim_end_matches(']').to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_joins_a_running_deployment_and_leaves_it_and_nobody_is_restarted() {
+    let mut scene = Scene::start(&["eu", "us", "ap"], 0, 31_200).await;
+    // As if the third had never been: it is stopped, its store is gone, and the others know of no such region.
+    let planned: BTreeMap<&str, String> =
+        ["eu-e1", "us-e1", "ap-e1"].map(|node| (node, planned_peers(&scene, node))).into();
+    for node in ["eu-e1", "us-e1"] {
+        assert!(scene.fleet.kill(node).await);
+        list_peers(&scene, node, &planned[node], &["eu", "us"]);
+    }
+    assert!(scene.fleet.kill("ap-e1").await);
+    for node in ["eu-e1", "us-e1", "ap-e1"] {
+        fs::remove_dir_all(scene.data().join(node).join("store")).unwrap();
+    }
+    for node in ["eu-e1", "us-e1"] {
+        scene.run(node).await;
+    }
+    for (user, near) in [("ada", "eu"), ("ben", "us")] {
+        scene.join(user, near);
+    }
+    scene.until("all are connected", Scene::all_live).await;
+    for _ in 0..5 {
+        scene.say();
+    }
+    scene.until("the first messages are shown", |s| s.missing().is_none()).await;
+    let pids: Vec<_> = ["eu-e1", "us-e1"].map(|node| scene.fleet.pid(node)).into();
+
+    // Nothing is done before the operator has written it down.
+    let early = scene.ask("eu-e1", &["region", "add", "ap"]);
+    let why = String::from_utf8_lossy(&early.stderr).into_owned();
+    assert!(early.status.code() == Some(2) && why.contains("peers does not list ap"), "{why}");
+    list_peers(&scene, "eu-e1", &planned["eu-e1"], &["us", "ap"]);
+    let early = scene.ask("eu-e1", &["region", "add", "ap", "--wait", "1s"]);
+    let why = String::from_utf8_lossy(&early.stderr).into_owned();
+    assert!(early.status.code() == Some(3) && why.contains("no core node of ap answers"), "{why}");
+
+    // Taken up again: the region starts, the other one is told, messages go on.
+    scene.run("ap-e1").await;
+    list_peers(&scene, "us-e1", &planned["us-e1"], &["eu", "ap"]);
+    assert_eq!(reload(scene.ready["us-e1"].admin.unwrap()).0, 200);
+    let mut add = scene.command("eu-e1", &["region", "add", "ap"]).stdout(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + DEADLINE;
+    let status = loop {
+        if let Some(status) = add.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < end, "{}", scene.fleet.log_tail("ap-e1"));
+        scene.say();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let mut said = String::new();
+    add.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(status.success() && said.contains("region ap takes clients"), "{said}");
+    assert_eq!(pids, ["eu-e1", "us-e1"].map(|node| scene.fleet.pid(node)), "nobody was restarted");
+    let said = scene.order("eu-e1", &["region", "add", "ap"]);
+    assert!(said.contains("linked to 2 others, and it takes clients"), "{said}");
+    scene.until("what was said is shown", |s| s.missing().is_none()).await;
+
+    // The new region serves alone what was written before it was there.
+    scene.until("it is listed", |s| s.dispatch("eu-e1", "SG").0.first().is_some_and(|edge| edge == "ap-e1")).await;
+    for node in ["eu-e1", "us-e1"] {
+        assert!(scene.fleet.kill(node).await);
+    }
+    scene.until("its people are there", |s| s.on("ap-e1").len() == 2).await;
+    scene.say();
+    scene.until("what they say is shown", |s| s.missing().is_none()).await;
+    for node in ["eu-e1", "us-e1"] {
+        scene.run(node).await;
+    }
+
+    // And goes again: its clients move, its last messages are held elsewhere, and the others forget it.
+    let mut remove = scene.command("eu-e1", &["region", "remove", "ap"]).stdout(Stdio::piped()).spawn().unwrap();
+    scene.until("its people have left", |s| s.all_live() && s.on("ap-e1").is_empty()).await;
+    for node in ["eu-e1", "us-e1"] {
+        list_peers(&scene, node, &planned[node], &["eu", "us"]);
+    }
+    assert_eq!(reload(scene.ready["us-e1"].admin.unwrap()).0, 200);
+    let end = Instant::now() + DEADLINE;
+    while remove.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "{}", scene.fleet.log_tail("eu-e1"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut said = String::new();
+    remove.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("all that it holds is held elsewhere") && said.contains("stop its nodes"), "{said}");
+    assert!(scene.fleet.kill("ap-e1").await);
+    scene.say();
+    scene.until("all that was ever said is shown", |s| s.missing().is_none()).await;
     scene.end().await;
 }

@@ -124,8 +124,9 @@ settings! {
     region_at: Option<Position> = "region.at", "", Restart, NODES;
     /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
     region_init: bool = "region.init", "false", Restart, REGION;
-    /// The other regions, by their node ports; each region must list all others.
-    peers: Vec<Peer> = "peers", "[]", Restart, REGION;
+    /// The other regions, by their node ports; each region must list all others. A change counts at once, but where several
+    /// processes share the region; see `tern region add`.
+    peers: Vec<Peer> = "peers", "[]", AtOnce, REGION;
     /// Several processes serve this region, each with a name of its own and all on one database: they share its
     /// conversations and users out among themselves, and each takes over from those that die.
     region_shared: bool = "region.shared", "false", Restart, REGION;

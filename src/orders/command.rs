@@ -1,5 +1,6 @@
 //! `tern region cordon|uncordon` and `tern drain`: an order, given to the node on this machine, and what becomes of it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::desk::{Ordered, Progress, parse_pace};
 use crate::admin;
 use crate::cli::Global;
 use crate::exit::Failure;
+use crate::regions;
 use crate::store::encode;
 
 /// How often progress is asked for.
@@ -25,6 +27,11 @@ pub enum RegionAction {
     Cordon(CordonArgs),
     /// Let clients come back to a region
     Uncordon(UncordonArgs),
+    /// Let a region that `peers` has newly listed join the running deployment: checks each step, and waits until it holds
+    /// what the others hold before it takes clients
+    Add(crate::regions::StepsArgs),
+    /// Take a region out of the running deployment: waits until all that it holds is held elsewhere and nobody lists it
+    Remove(crate::regions::RemoveArgs),
 }
 
 /// Options of `region cordon`.
@@ -90,6 +97,8 @@ struct Wish<'a> {
 /// Runs `tern region cordon` or `uncordon`.
 pub fn run_region(global: &Global, action: &RegionAction) -> Result<(), Failure> {
     let wish = match action {
+        RegionAction::Add(args) => return regions::add(global, args),
+        RegionAction::Remove(args) => return regions::remove(global, args),
         RegionAction::Cordon(args) => Wish {
             leave: true,
             node: None,
@@ -140,8 +149,12 @@ fn run(global: &Global, wish: &Wish<'_>) -> Result<(), Failure> {
         format!("pace={}", encode(&pace))
     }));
     let path = format!("/orders/{}?{}", if wish.leave { "leave" } else { "return" }, query.join("&"));
-    let said = admin::post(at, &path).with_context(|| {
-        format!("asked the node at {at}; if its admin listener is elsewhere, give its configuration, or --set listen.admin=ADDRESS")
+    let said = admin::post(at, &path).map_err(|error| match error.downcast_ref::<io::Error>() {
+        Some(_) => error.context(format!(
+            "the node at {at} can't be asked; if its admin listener is elsewhere, give its configuration, or --set \
+             listen.admin=ADDRESS"
+        )),
+        None => error,
     })?;
     let ordered: Ordered = serde_json::from_str(&said).context("the node answers what this version does not know")?;
     if global.json {
@@ -208,7 +221,7 @@ async fn follow(at: SocketAddr, mut last: Progress, for_clients: bool, json: boo
 }
 
 fn line(progress: &Progress) -> String {
-    let mut left = vec![format!("{} clients left on {} edges", progress.clients, progress.edges)];
+    let mut left = vec![format!("{} clients left, edges: {}", progress.clients, progress.edges)];
     left.extend(progress.shares.map(|shares| format!("{shares} shares to hand over")));
     left.extend(progress.backlog.map(|n| format!("{n} conversations to be acked by other regions")));
     let state = if progress.done { "done" } else { "leaving" };

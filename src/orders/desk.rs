@@ -25,6 +25,8 @@ use crate::admin;
 use crate::config::scope::Role;
 use crate::config::value::parse_duration;
 use crate::node::Node;
+use crate::operations::Operations;
+use crate::reload::Reloader;
 use crate::status::Status;
 use crate::store::parameter;
 
@@ -35,8 +37,7 @@ pub struct Desk {
     clock: Arc<dyn Clock>,
     role: Role,
     own: (Region, String, String),
-    /// Regions that the configuration names, and where their cores listen for nodes.
-    peers: Vec<(Region, String, String)>,
+    reload: Arc<Reloader>,
     shared: bool,
     /// What the node's own edge says, which is newer than what others have heard of it.
     edge: Option<LoadSource>,
@@ -94,19 +95,20 @@ type Refused = (StatusCode, String);
 
 impl Desk {
     /// `edge`: what the process's own edge says, if it has one.
-    pub fn new(node: &Node, board: &Arc<Board>, loads: &Arc<LoadTable>, edge: Option<LoadSource>) -> Arc<Self> {
+    pub fn new(
+        node: &Node,
+        operations: &Operations,
+        board: &Arc<Board>,
+        loads: &Arc<LoadTable>,
+        edge: Option<LoadSource>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             board: board.clone(),
             loads: loads.clone(),
             clock: node.env.clock.clone(),
             role: node.role,
             own: (node.region, node.region_name.clone(), node.name.clone()),
-            peers: node
-                .settings
-                .peers
-                .iter()
-                .map(|peer| (peer.region, peer.name.clone(), peer.addr.to_string()))
-                .collect(),
+            reload: operations.reload.clone(),
             shared: node.settings.region_shared,
             edge,
             core: OnceLock::new(),
@@ -151,7 +153,13 @@ impl Desk {
 
     /// Regions that the configuration names, and where their cores listen for nodes.
     pub fn peers(&self) -> Vec<(Region, String, String)> {
-        self.peers.clone()
+        let settings = self.reload.settings();
+        settings.peers.iter().map(|peer| (peer.region, peer.name.clone(), peer.addr.to_string())).collect()
+    }
+
+    /// Regions that this region's store must still be compared with.
+    pub fn refilling(&self) -> usize {
+        self.core.get().map_or(0, |core| core.refilling().0)
     }
 
     /// The edges that are known here, this process's own by what it says now.
@@ -186,7 +194,7 @@ impl Desk {
     pub fn regions(&self) -> BTreeMap<Region, String> {
         let mut known: BTreeMap<Region, String> =
             self.loads.seen(self.clock.now()).into_iter().map(|s| (s.region, s.region_name.to_string())).collect();
-        known.extend(self.peers.iter().map(|(region, name, _)| (*region, name.clone())));
+        known.extend(self.peers().into_iter().map(|(region, name, _)| (region, name)));
         known.insert(self.own.0, self.own.1.clone());
         known
     }

@@ -85,7 +85,7 @@ pub fn run(global: &Global, args: &TopArgs) -> Result<(), Failure> {
 }
 
 /// Asks these, whomever they name, and so on.
-fn look(begin: &[SocketAddr]) -> Vec<Answer> {
+pub(crate) fn look(begin: &[SocketAddr]) -> Vec<Answer> {
     let mut asked = BTreeSet::new();
     let mut next: Vec<SocketAddr> = begin.to_vec();
     let mut answers: Vec<Answer> = Vec::new();

@@ -181,6 +181,11 @@ pub(super) struct Refill {
 }
 
 impl Refill {
+    /// A region is no peer any more, and can't be compared with.
+    pub(super) fn forget(&mut self, region: Region) {
+        self.marks.remove(&region);
+    }
+
     pub(super) fn new(marks: BTreeSet<Region>, restored: bool) -> Self {
         Self { marks, restored, ..Self::default() }
     }

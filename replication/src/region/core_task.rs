@@ -92,6 +92,7 @@ pub(crate) enum Input {
     HeadsRead(u64, Vec<ConversationHeads>),
     /// This life counts as a later start than it did: see `dial::settle_start`.
     StartRaised(u64),
+    Peers(BTreeSet<Region>),
     MarksRead(u64, Vec<UserMarks>),
     Stop {
         until: Duration,
@@ -305,6 +306,7 @@ impl Core {
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::StartRaised(start) => self.node.start_raised(start),
+            Input::Peers(peers) => self.node.set_peers(now, &peers),
             Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();
@@ -507,7 +509,8 @@ impl Core {
     }
 
     fn publish(&self, now: Duration) {
-        let peers = self.shared.config.peers.iter().map(|p| {
+        let peers = self.shared.peers();
+        let peers = peers.iter().map(|p| {
             let link = self.node.link(p.region);
             let stats = PeerStats {
                 connected: link.is_some_and(tern_core::node::link::Link::is_connected),

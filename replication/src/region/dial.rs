@@ -30,11 +30,12 @@ const BEAT_EVERY: Duration = Duration::from_secs(1);
 
 static LINKS: AtomicU64 = AtomicU64::new(1);
 
-/// Keeps a link to `peer` for as long as the environment lives.
+/// Keeps a link to `peer` for as long as it is one and the environment lives.
 pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::ClientConfig>) {
     let mut pause = PAUSE_MIN;
     let mut told = false;
-    loop {
+    // Until it is no peer any more, or is dialled elsewhere.
+    while shared.peers().iter().any(|known| known.region == peer.region && known.addr == peer.addr) {
         match connect(&shared, &peer, tls.clone()).await {
             Ok((endpoint, connection, send, frames, hello)) => {
                 pause = PAUSE_MIN;
@@ -185,7 +186,7 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
     if region == shared.config.region {
         return Err(refuse(format!("region {region} is this region's own id; give each region its own")));
     }
-    if !shared.config.peers.iter().any(|p| p.region == region) {
+    if !shared.is_peer(region) {
         return Err(refuse(format!("region {region} is not among this region's peers; add it to `peers`")));
     }
     Ok(region)
@@ -226,7 +227,7 @@ pub(super) async fn serve(
     shared.push(Input::PeerUp { region, link, hello, sender: sender.clone() });
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
-    shared.env.tasks.spawn(beat(shared.clone(), sender.clone(), connection.clone()));
+    shared.env.tasks.spawn(beat(shared.clone(), region, sender.clone(), connection.clone()));
     loop {
         let received = tokio::select! {
             biased;
@@ -271,8 +272,12 @@ pub(super) async fn serve(
 }
 
 /// Once a second: alive, the load of this region's edges, and what operators have ordered.
-async fn beat(shared: Arc<Shared>, sender: Arc<LinkSender>, connection: quinn::Connection) {
+async fn beat(shared: Arc<Shared>, region: u8, sender: Arc<LinkSender>, connection: quinn::Connection) {
     loop {
+        if !shared.is_peer(region) {
+            connection.close(0u8.into(), b"no peer any more");
+            return;
+        }
         let edges = shared.loads.own_loads(shared.config.region, shared.env.clock.now());
         let commit = shared.commit.load(Ordering::Acquire);
         let beat = Beat { wall_ms: shared.env.clock.wall_ms(), commit, ..Beat::default() };

@@ -137,6 +137,9 @@ pub enum RegionError {
     #[error(transparent)]
     Sharing(#[from] SharingError),
     /// What is not there.
+    #[error("the peers of a region that several core nodes share change with a restart of each of them")]
+    SharedPeers,
+    /// What is not there.
     #[error(
         "a region that several core nodes share can't be linked to other regions yet: leave `peers` empty, or give the \
          region a store of its own"
@@ -188,6 +191,8 @@ pub(crate) struct Shared {
     pub emptied: watch::Sender<bool>,
     /// The same without an end: it may get its part back.
     pub drained: watch::Sender<bool>,
+    /// The peers as they are now; `config` has those of the start.
+    pub peers_now: Mutex<Vec<Peer>>,
 }
 
 /// This life of the region, for its peers.
@@ -275,6 +280,15 @@ impl Shortest {
 }
 
 impl Shared {
+    /// The peers as they are now.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.peers_now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn is_peer(&self, region: RegionId) -> bool {
+        self.peers_now.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|peer| peer.region == region)
+    }
+
     /// Something for the core task.
     pub fn push(&self, input: Input) {
         self.inbox.push(self.env.clock.now(), input);
@@ -352,6 +366,7 @@ impl Region {
             draining: watch::Sender::new(false),
             emptied: watch::Sender::new(false),
             drained: watch::Sender::new(false),
+            peers_now: Mutex::new(peers.clone()),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -433,7 +448,7 @@ impl Region {
     /// peers configured).
     pub fn health(&self) -> (bool, usize, usize) {
         let stats = self.shared.stats.get();
-        (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.config.peers.len())
+        (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.peers().len())
     }
 
     /// Peers that the store must still be compared with, and whether clients are sent elsewhere until the first
@@ -458,6 +473,29 @@ impl Region {
     /// happens where it has the region alone.
     pub fn set_drained(&self, drained: bool) {
         self.shared.drained.send_if_modified(|held| std::mem::replace(held, drained) != drained);
+    }
+
+    /// From now on these are the other regions. One that is new is dialled, or let in, and gets all that is written from now
+    /// on; what was there before it fetches itself, as any region with a new store does. One that is none any more is owed
+    /// nothing, and its link is closed. Not for a region that several core nodes share: each of them would have to
+    /// know.
+    pub fn set_peers(&self, peers: Vec<Peer>) -> Result<(), RegionError> {
+        if self.shared.config.sharing.is_some() {
+            return Err(RegionError::SharedPeers);
+        }
+        let before = {
+            let mut now = self.shared.peers_now.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, peers.clone())
+        };
+        self.shared.push(Input::Peers(peers.iter().map(|peer| peer.region).collect()));
+        for peer in peers {
+            let known = before.iter().any(|known| known.region == peer.region && known.addr == peer.addr);
+            if !known && self.shared.config.region < peer.region {
+                tracing::info!(peer = %peer.name, addr = %peer.addr, "a peer region is dialled from now on");
+                self.shared.env.tasks.spawn(dial::run(self.shared.clone(), peer, self.shared.tls.client.clone()));
+            }
+        }
+        Ok(())
     }
 
     /// How many shares each core node of this region has, by what is known here; empty where one has it alone.
