@@ -1,11 +1,13 @@
 //! The admin listener: `/metrics` for Prometheus; `/livez`, `/readyz` and `/startupz` for whatever restarts,
 //! routes and waits; `/config` and `/reload` for operators.
 //!
-//! A region and ipconf have `/dispatch?from=ADDRESS`, or a country of two letters: what dispatch would answer a client there,
-//! and why; for callers on loopback likewise.
+//! A region and ipconf have `/dispatch?from=ADDRESS`, or a country of two letters: what dispatch would answer a client there
+//! (`&user=ID`: of this user), and why; for callers on loopback likewise.
 //!
 //! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and `/loads`: what its edges report, as a
 //! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
+//!
+//! Every node has `/orders`, see [`crate::orders::desk`], and `/status`, see [`crate::status`].
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
 //! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user or
@@ -38,8 +40,10 @@ use tern_replication::store::EmbeddedStore;
 
 use crate::doctor::Whence;
 use crate::health::Health;
+use crate::orders::desk::{self, Desk as OrdersDesk};
 use crate::process;
 use crate::reload::Reloader;
+use crate::status;
 use crate::store;
 use crate::users::{self, Desk};
 
@@ -64,6 +68,7 @@ pub struct Shared {
     role: OnceLock<(Registry, Option<Loads>)>,
     store: OnceLock<Arc<EmbeddedStore>>,
     dispatch: OnceLock<Arc<Dispatch>>,
+    orders: OnceLock<Arc<OrdersDesk>>,
     /// Where operators decide about users.
     pub desk: Arc<Desk>,
 }
@@ -77,8 +82,16 @@ impl std::fmt::Debug for Shared {
 impl Shared {
     /// `base`: the metrics that are there from the beginning.
     pub fn new(health: Health, reloader: Arc<Reloader>, base: Registry) -> Arc<Self> {
-        let (role, store, dispatch) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Arc::new(Self { health, reloader, base, role, store, dispatch, desk: Arc::default() })
+        Arc::new(Self {
+            health,
+            reloader,
+            base,
+            role: OnceLock::new(),
+            store: OnceLock::new(),
+            dispatch: OnceLock::new(),
+            orders: OnceLock::new(),
+            desk: Arc::default(),
+        })
     }
 
     /// Adds what the role has when its start is over; counts once.
@@ -99,6 +112,13 @@ impl Shared {
     pub fn publish_dispatch(&self, dispatch: Arc<Dispatch>) {
         if self.dispatch.set(dispatch).is_err() {
             tracing::error!("a dispatcher was published twice");
+        }
+    }
+
+    /// Lets operators give orders; counts once.
+    pub fn publish_orders(&self, desk: Arc<OrdersDesk>) {
+        if self.orders.set(desk).is_err() {
+            tracing::error!("orders were published twice");
         }
     }
 
@@ -135,6 +155,9 @@ fn handler(shared: Arc<Shared>) -> Handler {
             if head.uri.path().starts_with("/users/") {
                 return users::answer(&head.method, &head.uri, from, &head.headers, &shared.desk).await;
             }
+            if head.uri.path() == "/orders" || head.uri.path().starts_with("/orders/") {
+                return desk::answer(&head.method, &head.uri, from, &head.headers, shared.orders.get());
+            }
             if head.uri.path() == DISPATCH && head.method == Method::GET && is_local(from, &head.headers) {
                 return where_to(head.uri.query().unwrap_or(""), &shared);
             }
@@ -163,7 +186,13 @@ fn answer(
     }
     match path {
         "/livez" => verdict("live", "stuck", &shared.health.stuck()),
-        "/readyz" => verdict("ready", "not ready", &shared.health.not_ready()),
+        "/readyz" => match &shared.health.not_ready()[..] {
+            [] => {
+                let notes = shared.health.noted().into_iter().map(|note| format!("{note}\n"));
+                text(StatusCode::OK, format!("ready\n{}", notes.collect::<String>()))
+            }
+            missing => verdict("ready", "not ready", missing),
+        },
         "/startupz" => match shared.health.starting() {
             None => text(StatusCode::OK, "started\n".into()),
             Some((phase, since)) => {
@@ -191,6 +220,10 @@ fn answer(
                 json(status, &report.json())
             }
         },
+        "/status" => match shared.orders.get() {
+            Some(desk) => json(StatusCode::OK, &serde_json::json!(status::of(desk, &shared.health))),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n".into()),
+        },
         "/loads" => match shared.role.get() {
             Some((_, Some(loads))) => {
                 let mut response = Response::new(Full::new(Bytes::from(loads())));
@@ -201,7 +234,7 @@ fn answer(
             None => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n".into()),
         },
         _ => {
-            let paths = "/metrics, /livez, /readyz, /startupz, /config, /dispatch?from= and, by POST, /reload";
+            let paths = "/metrics, /livez, /readyz, /startupz, /config, /status, /orders, /dispatch?from= and, by POST, /reload";
             text(StatusCode::NOT_FOUND, format!("here are {paths}\n"))
         }
     }
@@ -233,7 +266,8 @@ fn where_to(query: &str, shared: &Shared) -> Response<Full<Bytes>> {
         Some(Err(what)) => return say(StatusCode::BAD_REQUEST, &what),
         None => return say(StatusCode::BAD_REQUEST, "from=ADDRESS or from=COUNTRY is missing"),
     };
-    let question = DispatchRequest { as_address: Some(address), explain: true, ..DispatchRequest::default() };
+    let user = store::parameter(query, "user");
+    let question = DispatchRequest { as_address: Some(address), user, explain: true, ..DispatchRequest::default() };
     match dispatch.decide(&question, Ipv4Addr::LOCALHOST.into()) {
         Ok(answer) => json(StatusCode::OK, &serde_json::json!(answer)),
         Err(error @ DispatchError::NoEdges { .. }) => say(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
@@ -250,16 +284,31 @@ fn verdict(good: &str, bad: &str, missing: &[String]) -> Response<Full<Bytes>> {
     }
 }
 
-/// Asks the admin listener of a region on this machine to do something, and waits for as long as it takes. Returns
+/// Asks the admin listener of a node on this machine to do something, and waits for as long as it takes. Returns
 /// what it answers; what it refuses is the error.
-pub(crate) fn post(mut admin: SocketAddr, path: &str) -> Result<String> {
+pub(crate) fn post(admin: SocketAddr, path: &str) -> Result<String> {
+    ask(admin, "POST", path, None)
+}
+
+/// Asks an admin listener for something, likewise.
+pub(crate) fn get(admin: SocketAddr, path: &str) -> Result<String> {
+    ask(admin, "GET", path, None)
+}
+
+/// Likewise, and gives up where it takes longer.
+pub(crate) fn get_within(admin: SocketAddr, path: &str, within: Duration) -> Result<String> {
+    ask(admin, "GET", path, Some(within))
+}
+
+fn ask(mut admin: SocketAddr, method: &str, path: &str, within: Option<Duration>) -> Result<String> {
     match admin.ip() {
         ip if !ip.is_unspecified() => {}
         IpAddr::V4(_) => admin.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(_) => admin.set_ip(Ipv6Addr::LOCALHOST.into()),
     }
-    let mut stream = TcpStream::connect_timeout(&admin, CONNECT_WITHIN)?;
-    write!(stream, "POST {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
+    let mut stream = TcpStream::connect_timeout(&admin, within.unwrap_or(CONNECT_WITHIN))?;
+    stream.set_read_timeout(within)?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);

@@ -48,7 +48,7 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run several regions on this machine until stopped
     Dev(DevArgs),
-    /// Run a region: store, core, links to other regions, dispatch and an edge
+    /// Run a region: store, core, links to other regions, dispatch and an edge. Or cut one off for clients
     Region(RegionArgs),
     /// Run a further edge of a region
     Edge(RoleArgs),
@@ -69,6 +69,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check, back up, restore and compact a region's store
     Store(crate::store::StoreArgs),
+    /// Send the clients of a node, or of a region, elsewhere, and tell when they are gone
+    Drain(crate::orders::command::DrainArgs),
+    /// Show regions, nodes, links and what operators have ordered, as they change
+    Top(crate::top::TopArgs),
     /// Revoke a user's tokens, or remove one of his devices, in every region
     User(crate::users::UserArgs),
     /// Check or print the configuration
@@ -117,7 +121,11 @@ pub struct RoleArgs {
 
 /// Options of `region`.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct RegionArgs {
+    /// Instead of running one.
+    #[command(subcommand)]
+    pub action: Option<crate::orders::command::RegionAction>,
     /// For all roles.
     #[command(flatten)]
     pub role: RoleArgs,

@@ -10,12 +10,14 @@ use prometheus_client::registry::Registry;
 use rustix::process::{Resource, getrlimit};
 use tern_core::clock::Entropy;
 use tern_core::edge_api::{CorePort, EdgePort};
+use tern_core::orders::Target;
 use tern_core::wire::{ALPN_CLIENT, v1};
 use tern_edge::{Cores, Edge, EdgeConfig, EdgeLimits, EdgeMetrics, TokenKeys, Tuning};
 use tern_ipconf::LoadTable;
 use tern_net::reset::ResetKey;
 use tern_net::resume::Tickets;
 use tern_replication::gossip::LoadSource;
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::cli::{Global, RoleArgs};
@@ -27,6 +29,9 @@ use crate::gossip::{self, ToTable};
 use crate::logging;
 use crate::node::Node;
 use crate::operations::{Operations, Origins};
+use crate::orders::Board;
+use crate::orders::desk::Desk;
+use crate::orders::leaving::Leaving;
 use crate::pki::region_server_name;
 use crate::process;
 use crate::reload::Part;
@@ -75,6 +80,13 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
     operations.health.phase("linking to the core");
     wait_for(&*core).await;
     operations.health.phase("listening");
+    // Where its clients go when it drains.
+    let others = LoadTable::new();
+    let board = Board::open(node, &others)?;
+    let (table, name, region, clock) = (others.clone(), node.name.clone(), node.region, node.env.clock.clone());
+    let beside =
+        move |whole: bool| if whole { Vec::new() } else { gossip::alternates(&table, region, &name, clock.now()) };
+    edge.obey(node, &operations, &board, beside, |_left| {});
     let client = edge.serve(node, core.clone()).await?;
     operations.health.needs("core", move || match (core.reachable(), core.whole()) {
         (true, true) => Ok(()),
@@ -82,10 +94,11 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
         (false, _) => Err("it can't be reached".to_owned()),
     });
     edge.add_parts(&operations);
-    // Where its clients go when it drains.
-    let others = LoadTable::new();
-    let watcher = Arc::new(ToTable { loads: others.clone(), direct: Arc::default() });
-    let gossip = gossip::start(node, Some(edge.load()), watcher, &mut registry).await?;
+    let desk = Desk::new(node, &operations, &board, &others, Some(edge.load()));
+    operations.publish_orders(&desk);
+    let watcher = Arc::new(ToTable { loads: others.clone(), direct: Arc::default(), board });
+    let gossip = Arc::new(gossip::start(node, Some(edge.load()), watcher, &mut registry).await?);
+    desk.attach_gossip(gossip.clone());
     gossip::add_part(&operations, &gossip);
     operations.ready(node, hangup, registry, None);
     let (admin, heard) = (Some(operations.admin), Some(gossip.local_addr()));
@@ -124,6 +137,8 @@ pub struct OwnEdge {
     tls: Arc<rustls::ServerConfig>,
     tickets_file: PathBuf,
     rng: Arc<Entropy>,
+    /// The process ends: what becomes of clients is no matter of orders any more.
+    ending: watch::Sender<bool>,
 }
 
 impl OwnEdge {
@@ -134,7 +149,13 @@ impl OwnEdge {
         let tls = node.public_tls(&[ALPN_CLIENT])?;
         let config = config(node)?;
         let edge = Edge::new(node.env.clone(), config, keys, EdgeMetrics::register(registry));
-        Ok(Self { edge, tls, tickets_file: tickets_file(node), rng: node.env.rng.clone() })
+        Ok(Self {
+            edge,
+            tls,
+            tickets_file: tickets_file(node),
+            rng: node.env.rng.clone(),
+            ending: watch::Sender::new(false),
+        })
     }
 
     /// The edge as the core sees it.
@@ -153,6 +174,42 @@ impl OwnEdge {
         let bound = self.edge.run(core, self.tls.clone()).await.context("clients can't be served")?;
         node.env.tasks.spawn(tell_cpu(self.edge.clone()));
         Ok(bound.local_addr)
+    }
+
+    /// Sends clients away, and takes them again, as operators order. `alternates`: where to, as "ip:port", if this edge or
+    /// the whole region is to be left, unless the configuration names others. `left` is told when all clients have left
+    /// for this node's own sake, and when they may come back.
+    pub fn obey(
+        &self,
+        node: &Node,
+        operations: &Operations,
+        board: &Arc<Board>,
+        alternates: impl Fn(bool) -> Vec<String> + Send + Sync + 'static,
+        left: impl Fn(bool) + Send + Sync + 'static,
+    ) {
+        let reload = operations.reload.clone();
+        let orders = Leaving {
+            board: board.clone(),
+            edge: self.edge.clone(),
+            reload: operations.reload.clone(),
+            alternates: Box::new(move |whole| named(&reload.settings()).unwrap_or_else(|| alternates(whole))),
+            left: Box::new(left),
+            tell: Box::new(operations.status()),
+        };
+        node.env.tasks.spawn(orders.follow(self.ending.subscribe()));
+        let own = board.clone();
+        let name = node.name.clone();
+        operations.health.needs("orders", move || match own.own_node() {
+            Some(_) => Err(format!("drained by an operator; tern drain {name} --undo takes it back")),
+            None => Ok(()),
+        });
+        let (own, edge) = (board.clone(), self.edge.clone());
+        operations.health.notes(move || match own.own() {
+            Some((Target { node: None, .. }, _)) => {
+                Some(format!("cordoned: the region takes no clients; {} are left on this edge", edge.connections()))
+            }
+            _ => None,
+        });
     }
 
     /// Adds what can be changed of the edge while it runs.
@@ -175,8 +232,8 @@ impl OwnEdge {
     /// Sends the clients away, to `alternates` ("ip:port") unless the operator names others, and returns when
     /// they are gone.
     pub async fn drain(&self, settings: &Settings, alternates: Vec<String>) {
-        let named: Vec<String> = settings.edge_alternates.iter().map(ToString::to_string).collect();
-        self.edge.set_alternates(if named.is_empty() { alternates } else { named });
+        self.ending.send_replace(true);
+        self.edge.set_alternates(named(settings).unwrap_or(alternates));
         self.edge.drain(settings.edge_drain_window).await;
         self.edge.stop();
         self.leave_tickets();
@@ -191,6 +248,12 @@ impl OwnEdge {
             tracing::warn!(%file, %error, "sessions can't be kept for the next start, which costs clients a round trip");
         }
     }
+}
+
+/// Where the configuration sends clients, if it says so.
+fn named(settings: &Settings) -> Option<Vec<String>> {
+    let named: Vec<String> = settings.edge_alternates.iter().map(ToString::to_string).collect();
+    Some(named).filter(|named| !named.is_empty())
 }
 
 async fn tell_cpu(edge: Arc<Edge>) {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use prometheus_client::registry::Registry;
 use tern_core::ids::Region;
 use tern_core::ranking::SILENT_AFTER;
-use tern_core::wire::node_v1::EdgeLoad;
+use tern_core::wire::node_v1::{EdgeLoad, Order};
 use tern_ipconf::LoadTable;
 use tern_replication::gossip::limits::KEYS_MAX;
 use tern_replication::gossip::{self, GossipKey, GossipKeys, GossipNode, GossipSetup, LoadSource, Watcher};
@@ -20,6 +20,7 @@ use crate::config::value::HostPort;
 use crate::config::{ConfigError, Settings};
 use crate::node::Node;
 use crate::operations::Operations;
+use crate::orders::{Board, Hearer};
 use crate::pki::{parse_keys, read_keys_file, receipt_secrets};
 use crate::reload::Part;
 
@@ -241,6 +242,8 @@ pub struct ToTable {
     pub loads: Arc<LoadTable>,
     /// Edges that need no gossip.
     pub direct: Arc<Direct>,
+    /// Operators' orders, which are told and heard.
+    pub board: Arc<Board>,
 }
 
 impl Watcher for ToTable {
@@ -255,6 +258,14 @@ impl Watcher for ToTable {
 
     fn gone(&self, region: Region, edge: &str, generation: u64) {
         self.loads.remove(region, edge, generation);
+    }
+
+    fn orders(&self) -> Vec<Order> {
+        self.board.next_for(Hearer::Region)
+    }
+
+    fn order(&self, order: &Order) {
+        self.board.heard(order);
     }
 }
 
@@ -367,7 +378,8 @@ mod tests {
     #[test]
     fn a_linked_edge_speaks_for_itself_until_its_link_is_silent() {
         let (loads, direct) = (LoadTable::new(), Arc::new(Direct::default()));
-        let table = ToTable { loads: loads.clone(), direct: direct.clone() };
+        let board = Board::without_file(&loads);
+        let table = ToTable { loads: loads.clone(), direct: direct.clone(), board };
         let at = Duration::from_secs(10);
         direct.heard("a", at);
         table.load(&load("a", 5), at);

@@ -17,6 +17,7 @@ use tern_core::clock::Clock;
 pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 type Ready = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+type Note = Box<dyn Fn() -> Option<String> + Send + Sync>;
 type Silence = Box<dyn Fn() -> Duration + Send + Sync>;
 
 /// See the module. Cheap to clone.
@@ -36,6 +37,7 @@ struct State {
     ready: Vec<(&'static str, Ready)>,
     silence: Vec<(&'static str, Silence)>,
     beats: BTreeMap<&'static str, Duration>,
+    notes: Vec<Note>,
 }
 
 impl fmt::Debug for Health {
@@ -78,6 +80,16 @@ impl Health {
     /// A part that must be able to work for work to be wanted; what it says if it can't is for operators.
     pub fn needs(&self, name: &'static str, ready: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
         self.state().ready.push((name, Box::new(ready)));
+    }
+
+    /// What those who ask should know, and what makes nothing unready.
+    pub fn notes(&self, note: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.state().notes.push(Box::new(note));
+    }
+
+    /// See [`Self::notes`].
+    pub fn noted(&self) -> Vec<String> {
+        self.state().notes.iter().filter_map(|note| note()).collect()
     }
 
     /// A part that is stuck when it has been silent for [`STUCK_AFTER`].
@@ -152,7 +164,10 @@ mod tests {
         health.started();
         assert_eq!(health.not_ready(), ["store: full"]);
         store.store(true, Ordering::Relaxed);
+        health.notes(|| Some("cordoned".to_owned()));
+        health.notes(|| None);
         assert!(health.not_ready().is_empty() && health.starting().is_none());
+        assert_eq!(health.noted(), ["cordoned"]);
         health.draining();
         assert_eq!(health.not_ready(), ["serving: draining"]);
     }

@@ -16,14 +16,17 @@ use tern_net::http::{ALPN_HTTP, Handler, HttpLimits, serve};
 use tracing::Instrument;
 
 use crate::cli::{Global, IpconfArgs};
-use crate::config::Settings;
 use crate::config::scope::Role;
+use crate::config::{ConfigError, Settings};
 use crate::exit::Failure;
 use crate::fleet::Ready;
 use crate::gossip::{self, ToTable};
 use crate::logging;
 use crate::node::Node;
 use crate::operations::{Operations, Origins};
+use crate::orders::Board;
+use crate::orders::desk::Desk;
+use crate::policies;
 use crate::reload::Part;
 use crate::stop::Stop;
 
@@ -49,8 +52,12 @@ async fn serve_until_stopped(node: &Node, stop: &mut Stop, origins: Origins, jso
     let mut registry = Registry::default();
     let loads = LoadTable::new();
     let dispatch = start(node, &loads, &mut registry, &operations).await?;
-    let watcher = Arc::new(ToTable { loads: loads.clone(), direct: Arc::default() });
-    let gossip = gossip::start(node, None, watcher, &mut registry).await?;
+    let board = Board::open(node, &loads)?;
+    let desk = Desk::new(node, &operations, &board, &loads, None);
+    operations.publish_orders(&desk);
+    let watcher = Arc::new(ToTable { loads: loads.clone(), direct: Arc::default(), board });
+    let gossip = Arc::new(gossip::start(node, None, watcher, &mut registry).await?);
+    desk.attach_gossip(gossip.clone());
     gossip::add_part(&operations, &gossip);
     operations.ready(node, hangup, registry, None);
     let (name, admin) = (node.name.clone(), Some(operations.admin));
@@ -72,6 +79,8 @@ pub async fn start(
 ) -> Result<SocketAddr> {
     let settings = &node.settings;
     let geo = geo(settings)?;
+    let wanted =
+        policies::read(settings).map_err(|problem| ConfigError(vec![format!("dispatch.policies: {problem}")]))?;
     let config = DispatchConfig {
         region_position: settings.region_at.and_then(|at| Position::new(at.latitude, at.longitude)),
         trusted_proxies: settings.dispatch_trusted_proxies.clone(),
@@ -87,6 +96,7 @@ pub async fn start(
     };
     let metrics = DispatchMetrics::register(registry);
     let dispatch = Dispatch::new(node.env.clone(), config, Arc::new(geo), loads.clone(), metrics);
+    dispatch.set_policies(wanted);
     loads.cordon_regions(&settings.dispatch_cordoned_regions);
     add_parts(operations, &dispatch, loads);
     operations.publish_dispatch(dispatch.clone());
@@ -167,6 +177,12 @@ fn add_parts(operations: &Operations, dispatch: &Arc<Dispatch>, loads: &Arc<Load
         Ok(())
     }));
     let placed = dispatch.clone();
+    let steered = dispatch.clone();
+    let part = Part::new("placement policies", &["dispatch.policies"], move |settings| {
+        steered.set_policies(policies::read(settings)?);
+        Ok(())
+    });
+    operations.reload.add(part.with_files(policies::files));
     let part = Part::new("GeoIP data", &["dispatch.geoip"], move |settings| {
         placed.set_geo(Arc::new(geo(settings).map_err(|error| error.to_string())?));
         Ok(())

@@ -7,7 +7,9 @@
 //! 2. [`node`]: what every role builds first: environment, certificates, keys.
 //! 3. [`region`], [`edge`], [`ipconf`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
 //! 4. [`operations`]: what operators have of every role: [`admin`], [`health`], [`reload`], [`certs`],
-//!    [`systemd`]; and [`logging`], [`stop`].
+//!    [`systemd`]; and [`logging`], [`stop`];
+//!    [`orders`]: whom operators tell clients to leave; [`policies`]: where clients are to go; [`status`] and [`top`]:
+//!    what is going on.
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
 //!    [`checker`] judges what devices show at the end of a run.
@@ -44,15 +46,20 @@ pub mod ipconf;
 pub mod logging;
 pub mod node;
 pub mod operations;
+pub mod orders;
 pub mod pki;
+pub mod policies;
 pub mod ports;
 pub mod process;
 pub mod region;
+pub mod regions;
 pub mod reload;
+pub mod status;
 pub mod stop;
 pub mod store;
 pub mod systemd;
 pub mod token;
+pub mod top;
 pub mod users;
 
 use std::future::Future;
@@ -84,7 +91,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config { action } => config::show::run(global, *action),
         Command::Dev(args) => dev::run(global, args),
         Command::Ipconf(args) => ipconf::run(global, args),
+        Command::Region(cli::RegionArgs { action: Some(action), .. }) => orders::command::run_region(global, action),
         Command::Region(args) => region::run(global, args),
+        Command::Top(args) => top::run(global, args),
+        Command::Drain(args) => orders::command::run_drain(global, args),
         Command::Edge(args) => edge::run(global, args),
         Command::Store(args) => store::run(global, args),
         Command::User(args) => users::run(global, args),

@@ -105,13 +105,18 @@ impl Node {
 
     /// The addresses of a host; at least one.
     pub async fn resolve(&self, host: &HostPort) -> Result<Vec<SocketAddr>> {
-        let addresses = self.env.net.resolve(&host.host).await;
-        let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
-        let addresses = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
-        let addresses: Vec<SocketAddr> = addresses.into_iter().map(|ip| SocketAddr::new(ip, host.port)).collect();
-        if addresses.is_empty() {
-            bail!("{host} has no address; {hint}");
-        }
-        Ok(addresses)
+        resolve(&self.env, host).await
     }
+}
+
+/// The addresses of a host; at least one.
+pub async fn resolve(env: &Env, host: &HostPort) -> Result<Vec<SocketAddr>> {
+    let addresses = env.net.resolve(&host.host).await;
+    let hint = "correct it in peers, core or gossip.seeds, or give an address instead of a name";
+    let addresses = addresses.with_context(|| format!("can't find the address of {host}; {hint}"))?;
+    let addresses: Vec<SocketAddr> = addresses.into_iter().map(|ip| SocketAddr::new(ip, host.port)).collect();
+    if addresses.is_empty() {
+        bail!("{host} has no address; {hint}");
+    }
+    Ok(addresses)
 }

@@ -105,6 +105,17 @@ impl Operations {
         self.shared.publish_dispatch(dispatch);
     }
 
+    /// Lets operators give orders.
+    pub fn publish_orders(&self, desk: &Arc<crate::orders::desk::Desk>) {
+        self.shared.publish_orders(desk.clone());
+    }
+
+    /// Tells systemd what is being done.
+    pub fn status(&self) -> impl Fn(&str) + Send + Sync + 'static {
+        let systemd = self.systemd.clone();
+        move |status| systemd.status(status)
+    }
+
     /// Lets operators ask for backups of the region's store.
     pub fn publish_store(&self, store: Arc<tern_replication::store::EmbeddedStore>) {
         self.shared.publish_store(store);

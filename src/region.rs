@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use prost::Message;
 use tern_core::edge_api::CorePort;
 use tern_core::ids::Region as RegionId;
-use tern_core::wire::node_v1::{EdgeLoad, LoadReport};
+use tern_core::wire::node_v1::{EdgeLoad, LoadReport, Order};
 use tern_edge::Cores;
 use tern_ipconf::LoadTable;
 use tern_net::env::Env;
@@ -21,6 +21,7 @@ use tracing::Instrument;
 use crate::admin;
 use crate::backend::Backend;
 use crate::cli::{Global, RegionArgs};
+use crate::config::Settings;
 use crate::config::scope::Role;
 use crate::edge::{OwnEdge, heartbeat, wait_for};
 use crate::exit::Failure;
@@ -28,9 +29,12 @@ use crate::fleet::Ready;
 use crate::gossip::{self, Direct, ToTable};
 use crate::ipconf;
 use crate::logging;
-use crate::node::Node;
+use crate::node::{Node, resolve};
 use crate::operations::{Operations, Origins};
+use crate::orders::desk::Desk;
+use crate::orders::{Board, Hearer};
 use crate::pki::region_server_name;
+use crate::reload::{Part, Reloader};
 use crate::stop::Stop;
 
 /// How long a stopping region waits until its peers hold what it has acked. A peer that is down would make
@@ -73,11 +77,32 @@ async fn serve(node: &Node, stop: &mut Stop, origins: Origins, json: bool) -> Re
             tracing::warn!("stopped without draining; the next start takes a new era");
             Ok(())
         }
-        stopped = region.stop(node) => match lost {
+        stopped = region.stop() => match lost {
             true => Err(Failure::Start(anyhow!("another process has taken over this region"))),
             false => stopped.map_err(Failure::from),
         },
     }
+}
+
+/// Where clients of this process's edge may go, as "ip:port"; told whether the whole region is to be left.
+type Alternates = Arc<dyn Fn(bool) -> Vec<String> + Send + Sync>;
+
+/// Edges of this region, and of others that operators have not told clients to leave.
+fn elsewhere(node: &Node, board: &Arc<Board>, loads: &Arc<LoadTable>, reload: &Arc<Reloader>) -> Alternates {
+    let (board, loads, clock, reload) = (board.clone(), loads.clone(), node.env.clock.clone(), reload.clone());
+    let (region, name) = (node.region, node.name.clone());
+    Arc::new(move |whole| {
+        let (now, left, settings) = (clock.now(), board.orders().regions_left(), reload.settings());
+        let peers: BTreeSet<RegionId> = settings.peers.iter().map(|peer| peer.region).collect();
+        let open = peers.into_iter().filter(|peer| !left.contains(peer));
+        let others = open.flat_map(|peer| loads.own_loads(peer, now));
+        let others = others.filter(|load| !load.draining).flat_map(|load| load.addresses);
+        let beside = match whole || left.contains(&region) {
+            true => Vec::new(),
+            false => gossip::alternates(&loads, region, &name, now),
+        };
+        beside.into_iter().chain(others).collect()
+    })
 }
 
 /// A region at work.
@@ -85,8 +110,8 @@ struct Serving {
     store: Backend,
     region: Arc<Region>,
     edge: OwnEdge,
-    loads: Arc<LoadTable>,
-    gossip: GossipNode,
+    alternates: Alternates,
+    gossip: Arc<GossipNode>,
     operations: Operations,
     ready: Ready,
 }
@@ -111,17 +136,28 @@ impl Serving {
         health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
-        let exchange = Arc::new(Loads { table: loads.clone(), region: node.region, direct: direct.clone() });
+        let board = Board::open(node, &loads)?;
+        let desk = Desk::new(node, &operations, &board, &loads, Some(edge.load()));
+        operations.publish_orders(&desk);
+        let exchange =
+            Loads { table: loads.clone(), region: node.region, direct: direct.clone(), board: board.clone() };
+        let exchange = Arc::new(exchange);
         let tls = NodeTls { server, client: client.clone() };
         let region = Region::start(node.env.clone(), config, store.store(), tls, exchange)
             .await
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
+        desk.attach(region.clone());
+        add_peers_part(node, &operations, &region);
+        let beside = elsewhere(node, &board, &loads, &operations.reload);
+        let drained = region.clone();
+        edge.obey(node, &operations, &board, move |whole| beside(whole), move |left| drained.set_drained(left));
         health.phase("listening");
         let client = edge.serve(node, core_of(node, &region, &edge, client).await?).await?;
         let dispatch = ipconf::start(node, &loads, &mut registry, &operations).await?;
-        let watcher = Arc::new(ToTable { loads: loads.clone(), direct });
-        let gossip = gossip::join(node, gossip, Some(edge.load()), watcher, &mut registry)?;
+        let watcher = Arc::new(ToTable { loads: loads.clone(), direct, board: board.clone() });
+        let gossip = Arc::new(gossip::join(node, gossip, Some(edge.load()), watcher, &mut registry)?);
+        desk.attach_gossip(gossip.clone());
         gossip::add_part(&operations, &gossip);
 
         let checked = region.clone();
@@ -151,21 +187,22 @@ impl Serving {
             admin: Some(operations.admin),
             gossip: Some(gossip.local_addr()),
         };
-        Ok(Self { store, region, edge, loads, gossip, operations, ready })
+        Ok(Self {
+            store,
+            region,
+            edge,
+            alternates: elsewhere(node, &board, &loads, &operations.reload),
+            gossip,
+            operations,
+            ready,
+        })
     }
 
     /// Sends clients away, waits until the peers hold everything, and leaves the store clean.
-    async fn stop(self, node: &Node) -> Result<()> {
+    async fn stop(self) -> Result<()> {
         let settings = self.operations.reload.settings();
         self.operations.stopping(settings.edge_drain_window + LINK_ACKS_WITHIN);
-        let now = node.env.clock.now();
-        // The edges of this region lose their core now: others are better.
-        let peers: BTreeSet<RegionId> = node.settings.peers.iter().map(|peer| peer.region).collect();
-        let elsewhere = peers.into_iter().flat_map(|peer| self.loads.own_loads(peer, now));
-        let elsewhere = elsewhere.filter(|load| !load.draining).flat_map(|load| load.addresses);
-        let beside = gossip::alternates(&self.loads, node.region, &node.name, now);
-        let alternates = beside.into_iter().chain(elsewhere).collect();
-        self.edge.drain(&settings, alternates).await;
+        self.edge.drain(&settings, (self.alternates)(false)).await;
         self.gossip.leave().await;
         if !self.region.stop(LINK_ACKS_WITHIN).await {
             tracing::warn!(
@@ -196,12 +233,11 @@ async fn core_of(
     Ok(cores)
 }
 
-async fn config(node: &Node) -> Result<RegionConfig> {
-    let settings = &node.settings;
-    let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
+/// The other regions, found by name.
+async fn peers(env: &Env, settings: &Settings) -> Result<Vec<Peer>> {
     let mut peers: Vec<Peer> = Vec::new();
     for peer in &settings.peers {
-        let addrs = node.resolve(&peer.addr).await?;
+        let addrs = resolve(env, &peer.addr).await?;
         match peers.iter_mut().find(|known| known.region == peer.region) {
             Some(known) => known.addrs.extend(addrs),
             None => peers.push(Peer {
@@ -212,6 +248,24 @@ async fn config(node: &Node) -> Result<RegionConfig> {
             }),
         }
     }
+    Ok(peers)
+}
+
+/// Lets other regions come and go while this one runs.
+fn add_peers_part(node: &Node, operations: &Operations, region: &Arc<Region>) {
+    let (env, region) = (node.env.clone(), region.clone());
+    operations.reload.add(Part::new("peers", &["peers"], move |settings| {
+        // A part is applied where blocking is allowed.
+        let found = tokio::runtime::Handle::current().block_on(peers(&env, settings));
+        let found = found.map_err(|error| format!("{error:#}"))?;
+        region.set_peers(found).map_err(|error| error.to_string())
+    }));
+}
+
+async fn config(node: &Node) -> Result<RegionConfig> {
+    let settings = &node.settings;
+    let (receipt_key, deployment, deployment_also) = node.receipt_key()?;
+    let peers = peers(&node.env, settings).await?;
     Ok(RegionConfig {
         region: node.region,
         name: node.region_name.clone(),
@@ -236,6 +290,7 @@ struct Loads {
     table: Arc<LoadTable>,
     region: RegionId,
     direct: Arc<Direct>,
+    board: Arc<Board>,
 }
 
 impl LoadExchange for Loads {
@@ -251,8 +306,16 @@ impl LoadExchange for Loads {
     fn own_loads(&self, region: RegionId, now: Duration) -> Vec<EdgeLoad> {
         self.table.own_loads(region, now)
     }
+
+    fn orders(&self) -> Vec<Order> {
+        self.board.next_for(Hearer::Peers)
+    }
+
+    fn order(&self, order: &Order) {
+        self.board.heard(order);
+    }
 }
 
 fn own_loads(loads: Arc<LoadTable>, region: RegionId, env: Env) -> admin::Loads {
-    Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()) }.encode_to_vec())
+    Box::new(move || LoadReport { edges: loads.own_loads(region, env.clock.now()), orders: Vec::new() }.encode_to_vec())
 }

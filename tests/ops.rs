@@ -494,6 +494,12 @@ fn systemd_hears_when_a_region_starts_reloads_lives_and_stops() {
     node.signal(Signal::HUP);
     heard_until(&socket, "RELOADING=1\nMONOTONIC_USEC=");
     heard_until(&socket, "READY=1");
+    let (status, said) = request(node.at("admin"), "POST", "/orders/leave?node=eu-e1");
+    assert_eq!(status, 409, "it is the only one: {}", String::from_utf8_lossy(&said));
+    assert_eq!(request(node.at("admin"), "POST", "/orders/leave?node=eu-e1&force=true").0, 200);
+    heard_until(&socket, "STATUS=left by all clients, by an operator's order");
+    assert_eq!(request(node.at("admin"), "POST", "/orders/return?node=eu-e1").0, 200);
+    heard_until(&socket, "STATUS=serving");
     node.signal(Signal::TERM);
     let stop = heard_until(&socket, "STOPPING=1");
     assert!(stop.last().unwrap().contains("EXTEND_TIMEOUT_USEC="), "{stop:?}");

@@ -202,6 +202,33 @@ async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_p
     })
     .await;
 
+    // The third is drained: it gives its part away and is left by its clients, and takes a part again.
+    let drain = |more: &'static [&'static str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tern"));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
+            command.env_remove(name);
+        }
+        command.args(["--config", &processes[0].arguments[2], "--json", "drain", &sleeper]).args(more);
+        async move {
+            let output = command.output().await.unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        }
+    };
+    scene.say();
+    let said = drain(&[]).await;
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert!(last["done"] == true && last["clients"] == 0 && last["shares"] == 0, "{said}");
+    scene.say_for(Duration::from_secs(2)).await;
+    scene.settle("what was said around a drain is shown").await;
+    let log = || std::fs::read_to_string(scene.fleet.log_path(&sleeper)).unwrap();
+    let gained = log().matches("shares of this region are this node's now").count();
+    drain(&["--undo"]).await;
+    until("it has a part again", &scene.fleet, || {
+        log().matches("shares of this region are this node's now").count() > gained
+    })
+    .await;
+
     // The first stops in order, and its clients go to the others.
     scene.say();
     let first = processes[0].name.clone();

@@ -9,6 +9,7 @@ use hyper::Request;
 use serde::{Deserialize, Serialize};
 use tern_core::client::limits::{QUIC_TIMEOUT, TCP_TIMEOUT};
 use tern_core::client::{Asking, Candidate, NetInfo, NetKind};
+use tern_core::ids::UserId;
 use tern_net::addresses::Addresses;
 use tern_net::env::Net;
 use tern_net::http::HttpClient;
@@ -20,6 +21,7 @@ use crate::limits::{
 
 #[derive(Serialize)]
 struct Ask<'a> {
+    user: &'a str,
     exclude: &'a [String],
     rtt: Vec<Sample<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,14 +100,15 @@ pub(crate) async fn ask(
     net: &dyn Net,
     http: &HttpClient,
     server: &DispatchServer,
+    user: &UserId,
     asking: &Asking,
     network: Option<&NetInfo>,
     edge_name: Option<&str>,
 ) -> Result<(Vec<Candidate>, Duration, Bytes), DispatchError> {
     let ms = |rtt: &Duration| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX).max(1);
     let rtt = asking.measured.iter().map(|(edge, rtt)| Sample { edge, ms: ms(rtt) }).collect();
-    let body =
-        Bytes::from(serde_json::to_vec(&Ask { exclude: &asking.exclude, rtt, network: network.map(Network::of) })?);
+    let (user, network) = (user.as_str(), network.map(Network::of));
+    let body = Bytes::from(serde_json::to_vec(&Ask { user, exclude: &asking.exclude, rtt, network })?);
     let one = |to: SocketAddr| {
         let body = body.clone();
         async move {

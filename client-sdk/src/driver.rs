@@ -100,7 +100,7 @@ async fn ask_dispatch(shared: &Arc<Shared>, tls: Option<Tls>, asking: &Asking, n
         (Some(server), Some(tls)) => {
             let http = HttpClient::new(shared.env.clone(), Some(tls.http));
             let edge_name = shared.config.edge_name.as_deref();
-            dispatch::ask(shared.env.net.as_ref(), &http, server, asking, network, edge_name).await
+            dispatch::ask(shared.env.net.as_ref(), &http, server, &shared.config.user, asking, network, edge_name).await
         }
         _ => Ok((Vec::new(), Duration::ZERO, bytes::Bytes::new())),
     };

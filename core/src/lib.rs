@@ -17,7 +17,7 @@
 //! 6. `node` (feature `node`): the messaging core of a region: conversations, users, links; [`pressure`]: what is
 //!    given up under load, at edges as well; [`slots`]: what each core node of a region owns; [`owners`],
 //!    [`router`]: how nodes and edges find it; [`placement`]: how it is shared out.
-//! 7. [`ranking`]: which edges a client should try.
+//! 7. [`ranking`]: which edges a client should try; [`orders`]: whom operators have told clients to leave.
 //! 8. [`mutants`]: bugs that tests can switch on, to see what a test is worth.
 //!
 //! Invariants: a machine never blocks; a machine's output order depends on its inputs alone (ordered maps
@@ -44,6 +44,7 @@ pub mod membership;
 pub mod mutants;
 #[cfg(feature = "node")]
 pub mod node;
+pub mod orders;
 pub mod owners;
 pub mod pacing;
 mod pack;

@@ -23,18 +23,24 @@
 //!    failure domain, if the first two have not: a client that races down its list is then out of a dead
 //!    region with its third attempt.
 //!
+//! Operators have the last word: [`Policies`] pin clients to regions, share regions out by percent, and weigh them.
+//!
 //! A client of unknown place is given the dispatching region first, then the others by their distance from
 //! it. Everything is a function of its arguments: `now` and random numbers are handed in.
 //!
 //! Parts: [`Position`], [`Fleet`] (what edges reported), [`RttTable`] (what clients
-//! measured), [`rank`], and [`bench_input`] for measuring all of it.
+//! measured), [`Policies`], [`rank`], and [`bench_input`] for measuring all of it.
 
 mod choose;
 mod fixture;
 mod fleet;
+mod policies;
 mod position;
 mod rtt;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod policies_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 mod share_tests;
@@ -45,6 +51,7 @@ mod tests;
 pub use choose::{Choice, Client, Policy, Ranking, RttSource, Why, rank};
 pub use fixture::{BenchInput, bench_input};
 pub use fleet::{Edge, EdgeReport, Fleet, ReportError, Reported, SiteKey, Standing};
+pub use policies::{Placed, Policies, PoliciesDraft, RuleDraft, Who};
 pub use position::{Country, NetworkPrefix, Position};
 pub use rtt::{RttTable, Whence};
 

@@ -269,6 +269,38 @@ async fn a_drain_ends_as_soon_as_all_have_left_and_can_be_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_paced_drain_tells_one_after_the_other_and_who_was_not_told_stays_when_it_is_taken_back() {
+    let (edge, _core) = start(EdgeLimits::default());
+    let mut peers = Vec::new();
+    for user in ["alice", "bob", "carol", "dave"] {
+        let mut peer = join(&edge, 100_000);
+        peer.enter(user).await;
+        peers.push(peer);
+    }
+    let (telling, window) = (Duration::from_secs(40), Duration::from_secs(2));
+    let half = tokio::time::timeout(telling / 2 + window / 2, edge.drain_paced(telling, window, "for a test")).await;
+    assert!(half.is_err());
+    edge.undrain();
+    let mut told = 0;
+    for peer in &mut peers {
+        if let Ok(body) = tokio::time::timeout(Duration::from_secs(1), peer.body()).await {
+            assert!(
+                matches!(&body, Body::GoAway(go) if go.window_ms <= 1_800 && go.reason == "for a test"),
+                "{body:?}"
+            );
+            told += 1;
+        }
+    }
+    assert_eq!((told, edge.connections()), (2, 4), "nobody is closed who was told to leave a drain that is over");
+    join(&edge, 1000).enter("erin").await;
+    // In earnest: who stays is closed when the last one's time is over.
+    let began = tokio::time::Instant::now();
+    edge.drain_paced(telling, window, "for a test").await;
+    assert!(began.elapsed() >= telling + window && began.elapsed() < telling + window * 2, "{:?}", began.elapsed());
+    assert_eq!(edge.connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_that_expires_is_announced_and_then_closes() {
     let (edge, _core) = start(EdgeLimits::default());
     let mut peer = join(&edge, 100_000);

@@ -257,32 +257,52 @@ impl Edge {
     /// the configured pace, and closes at its end those who stayed. Returns when no connection is left. Drop
     /// the future and call [`Self::undrain`] to go on serving.
     pub async fn drain(&self, window: Duration) {
+        let telling = Duration::from_secs(1).saturating_mul(u32::try_from(self.connections()).unwrap_or(u32::MAX))
+            / self.config.drain_per_second.max(1);
+        // At most half of the window goes into telling.
+        let telling = telling.min(window / 2);
+        self.send_away(telling, window, window.saturating_sub(telling), "this edge is about to stop").await;
+    }
+
+    /// As [`Self::drain`], at a pace: connections are told one after the other, evenly over `telling`, each to leave
+    /// within `window` of then, for this `reason`. Those who stayed are closed when the last one's window is over.
+    pub async fn drain_paced(&self, telling: Duration, window: Duration, reason: &str) {
+        self.send_away(telling, window, window, reason).await;
+    }
+
+    /// The whole takes `telling` and `rest`; nobody is given longer than `window`.
+    async fn send_away(&self, telling: Duration, window: Duration, rest: Duration, reason: &str) {
         self.draining.store(true, Ordering::Relaxed);
         self.report();
-        let end = self.env.clock.now() + window;
+        let end = self.env.clock.now() + telling + rest;
         let alternates = lock(&self.alternates).clone();
         let conns = self.all();
-        let step = usize::try_from(u64::from(self.config.drain_per_second) / 10).unwrap_or(usize::MAX).max(1);
-        // At most half of the window goes into telling.
-        let steps = usize::try_from(window.as_millis() / 2 / DRAIN_STEP.as_millis()).unwrap_or(usize::MAX).max(1);
-        for group in conns.chunks(step.max(conns.len().div_ceil(steps))) {
-            let left = end.saturating_sub(self.env.clock.now());
+        let steps = usize::try_from(telling.as_millis() / DRAIN_STEP.as_millis()).unwrap_or(usize::MAX).max(1);
+        let mut told = 0;
+        for step in 1..=steps {
+            // So many by the end of this step: at a slow pace there are steps with nobody.
+            let due = conns.len().saturating_mul(step) / steps;
+            let left = end.saturating_sub(self.env.clock.now()).min(window);
             let go_away = v1::GoAway {
                 alternates: alternates.clone(),
                 // The last tenth is for those whose next connection takes its time.
                 window_ms: u32::try_from(left.as_millis() * 9 / 10).unwrap_or(u32::MAX),
-                reason: "this edge is about to stop".into(),
+                reason: reason.into(),
             };
-            for conn in group {
+            for conn in conns.get(told..due).unwrap_or_default() {
                 let body = DownBody::Frame(Box::new(v1::Frame::new(0, Body::GoAway(go_away.clone()))));
                 self.put(conn, body);
+            }
+            told = due;
+            if told == conns.len() && self.connections() == 0 {
+                return;
             }
             sleep(DRAIN_STEP).await;
         }
         while self.connections() > 0 && self.env.clock.now() < end {
             sleep(DRAIN_STEP).await;
         }
-        self.close_all(&Refusal::new(Code::Draining, "this edge stops"));
+        self.close_all(&Refusal::new(Code::Draining, reason));
         while self.connections() > 0 {
             sleep(DRAIN_STEP).await;
         }

@@ -110,7 +110,7 @@ impl Link {
 
     /// The edge's load.
     pub(crate) fn report(&self, load: node_v1::EdgeLoad) {
-        let load = Body::Load(node_v1::LoadReport { edges: vec![load] });
+        let load = Body::Load(node_v1::LoadReport { edges: vec![load], orders: Vec::new() });
         self.put(std::iter::once(NodeFrame { body: Some(load) }));
     }
 

@@ -18,6 +18,10 @@ pub struct DispatchRequest {
     pub rtt: Vec<RttSample>,
     /// Edges it does not want, at most 50; they are listed only if there is no other.
     pub exclude: Vec<String>,
+    /// Who it is for, if its regions are a matter of who it is. Nothing is proved by it, and nothing but the list depends
+    /// on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Whether to say why each edge has its rank.
     pub explain: bool,
     /// "What if this were my address": for operators only.
@@ -83,7 +87,8 @@ pub struct UnlistedView {
     pub id: String,
     /// Its region's name.
     pub region: String,
-    /// `silent`, `draining`, `cordoned`, `region_cordoned` or `full`; `excluded` where the request says so.
+    /// `silent`, `draining`, `cordoned`, `region_cordoned` or `full`; `excluded` where the request says so; `not_pinned`
+    /// where an operator's policy pins the client to other regions.
     pub reason: String,
 }
 

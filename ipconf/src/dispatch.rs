@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 use tern_core::ids::Region;
 use tern_core::limits::ID_BYTES;
 use tern_core::ranking::{
-    Choice, Client, Edge, EdgeReport, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Policy, Position, Ranking,
-    RttTable, SiteKey, Standing, Whence, rank,
+    Choice, Client, Edge, EdgeReport, Fleet, LIST_MAX, NETWORKS_MAX, NetworkPrefix, Placed, Policies, Policy, Position,
+    Ranking, RttTable, SiteKey, Standing, Whence, Who, rank,
 };
 use tern_net::env::Env;
 use tern_net::forwarded::Caller;
@@ -157,6 +157,7 @@ pub struct Dispatch {
     pub(crate) config: DispatchConfig,
     tuning: ArcSwap<DispatchTuning>,
     geo: ArcSwap<Geo>,
+    policies: ArcSwap<Policies>,
     loads: Arc<LoadTable>,
     learned: Mutex<RttTable>,
     pace: Mutex<Pace>,
@@ -192,7 +193,8 @@ impl Dispatch {
             heartbeat: config.heartbeat,
         });
         let geo = ArcSwap::new(geo);
-        Arc::new(Self { env, config, tuning, geo, loads, learned, pace, gauges_at_s, metrics })
+        let policies = ArcSwap::default();
+        Arc::new(Self { env, config, tuning, geo, policies, loads, learned, pace, gauges_at_s, metrics })
     }
 
     /// The database by which addresses are placed.
@@ -203,6 +205,11 @@ impl Dispatch {
     /// Places addresses by another database from now on.
     pub fn set_geo(&self, geo: Arc<Geo>) {
         self.geo.store(geo);
+    }
+
+    /// What operators want of every list from now on.
+    pub fn set_policies(&self, policies: Policies) {
+        self.policies.store(Arc::new(policies));
     }
 
     /// Places addresses by `new` if they are still placed by `old`; returns whether they were.
@@ -266,6 +273,11 @@ impl Dispatch {
         if !what_if {
             self.learn(&mut learned, request, &measured, network, located, started);
         }
+        let policies = self.policies.load();
+        // Who is told from others by nothing but an address keeps its region as long as it keeps that.
+        let key = address.to_string();
+        let who = Who { user: request.user.as_deref(), country: located.country(), key: key.as_bytes() };
+        let placed = policies.place(&who, |region| fleet.lists(region, started));
         let client = Client {
             position: located.position(),
             country: located.country(),
@@ -273,6 +285,7 @@ impl Dispatch {
             network,
             measured: &measured,
             exclude: &request.exclude,
+            placed,
         };
         let policy = Policy {
             list_max: self.config.list_max,
@@ -282,9 +295,9 @@ impl Dispatch {
         };
         let ranking = rank(&mut fleet, &learned, &client, &policy, started, || self.env.rng.u64());
         drop(learned);
-        let edges = self.views(&fleet, &ranking, request);
+        let edges = self.views(&fleet, &ranking, request, &placed);
         let explained = request.explain && self.may_ask_what_if(caller);
-        let unlisted = if explained { unlisted(&fleet, &ranking, request, started) } else { Vec::new() };
+        let unlisted = if explained { unlisted(&fleet, &ranking, request, &placed, started) } else { Vec::new() };
         drop(fleet);
 
         let Some(first) = edges.first() else { return Err(self.no_edges(started)) };
@@ -373,14 +386,15 @@ impl Dispatch {
         self.metrics.sampled(taken, request.rtt.len() as u64 - taken);
     }
 
-    fn views(&self, fleet: &Fleet, ranking: &Ranking, request: &DispatchRequest) -> Vec<EdgeView> {
+    fn views(&self, fleet: &Fleet, ranking: &Ranking, request: &DispatchRequest, placed: &Placed<'_>) -> Vec<EdgeView> {
         let factor = if request.network.kind == NetworkKind::Cellular { CELLULAR_FACTOR } else { 1.0 };
         let ranked = (1..).zip(ranking.iter());
         ranked
             .map(|(rank, choice)| {
                 let edge = &fleet.edges()[choice.edge];
                 let name = self.tls_name(edge.report());
-                edge_view(edge, name, choice, rank, factor, request.explain)
+                let explain = request.explain.then(|| placed.explain(edge.report().region));
+                edge_view(edge, name, choice, rank, factor, explain)
             })
             .collect()
     }
@@ -436,6 +450,9 @@ fn check(request: &DispatchRequest) -> Result<(), DispatchError> {
     if let Some(id) = ids.into_iter().find(|id| id.is_empty() || id.len() > ID_BYTES) {
         return bad(format!("an edge id has {} bytes; 1 to {ID_BYTES} are allowed", id.len()));
     }
+    if let Some(user) = request.user.as_ref().filter(|user| user.is_empty() || user.len() > ID_BYTES) {
+        return bad(format!("user has {} bytes; 1 to {ID_BYTES} are allowed", user.len()));
+    }
     if let Some(sample) = request.rtt.iter().find(|s| !(0.0..=RTT_MS_MAX).contains(&s.ms)) {
         return bad(format!("rtt to {:?} is {} ms; 0 to {RTT_MS_MAX} are allowed", sample.edge, sample.ms));
     }
@@ -451,11 +468,18 @@ fn view_of(address: IpAddr, located: Located) -> ClientView {
 }
 
 /// Edges that are known and not in the list, for another reason than its length.
-fn unlisted(fleet: &Fleet, ranking: &Ranking, request: &DispatchRequest, now: Duration) -> Vec<UnlistedView> {
+fn unlisted(
+    fleet: &Fleet,
+    ranking: &Ranking,
+    request: &DispatchRequest,
+    placed: &Placed<'_>,
+    now: Duration,
+) -> Vec<UnlistedView> {
     let edges = fleet.edges().iter().enumerate().filter_map(|(at, edge)| {
         let report = edge.report();
         let reason = match edge.standing(now) {
             Standing::Listed if ranking.iter().any(|c| c.edge == at) => return None,
+            Standing::Listed if !placed.allows(report.region) => "not_pinned",
             Standing::Listed if request.exclude.iter().any(|e| **e == *report.edge) => "excluded",
             Standing::Listed => return None,
             other => other.name(),
@@ -466,7 +490,15 @@ fn unlisted(fleet: &Fleet, ranking: &Ranking, request: &DispatchRequest, now: Du
     edges.take(UNLISTED).collect()
 }
 
-fn edge_view(edge: &Edge, tls_name: String, choice: &Choice, rank: u32, factor: f64, explain: bool) -> EdgeView {
+/// `explain`: what policies have to say of it, if that was asked.
+fn edge_view(
+    edge: &Edge,
+    tls_name: String,
+    choice: &Choice,
+    rank: u32,
+    factor: f64,
+    explain: Option<String>,
+) -> EdgeView {
     let report = edge.report();
     let rtt_ms = choice.rtt_ms.unwrap_or(UNKNOWN_RTT_MS);
     EdgeView {
@@ -480,11 +512,11 @@ fn edge_view(edge: &Edge, tls_name: String, choice: &Choice, rank: u32, factor: 
             tcp: TCP_TIMEOUT.for_rtt(rtt_ms, factor),
         },
         rank,
-        explain: explain.then(|| ExplainView {
+        explain: explain.map(|policies| ExplainView {
             rtt_ms: choice.rtt_ms.map(|ms| rounded(ms, 10.0)),
             rtt_source: choice.source.name().to_owned(),
             load: rounded(choice.load, 1000.0),
-            reason: choice.to_string(),
+            reason: if policies.is_empty() { choice.to_string() } else { format!("{choice}; {policies}") },
         }),
     }
 }

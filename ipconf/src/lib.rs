@@ -45,7 +45,7 @@ mod replace;
 
 pub use dispatch::{Dispatch, DispatchConfig, DispatchError, DispatchTuning};
 pub use geo::{Geo, GeoError, GeoReloadError, Located, Unplaced};
-pub use load::{LoadError, LoadTable};
+pub use load::{LoadError, LoadTable, Seen};
 pub use metrics::DispatchMetrics;
 pub use pace::PaceConfig;
 pub use tern_net::forwarded;

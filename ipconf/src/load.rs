@@ -5,13 +5,14 @@
 //! [`LoadTable::own_loads`] once a second. Nothing here survives the process, and nothing needs to: two
 //! seconds after a start the table is whole again.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tern_core::ids::Region;
 use tern_core::limits::ID_BYTES;
-use tern_core::ranking::{Edge, EdgeReport, Fleet, Position, ReportError, SILENT_AFTER};
+use tern_core::ranking::{Edge, EdgeReport, Fleet, Position, ReportError, SILENT_AFTER, Standing};
 use tern_core::wire::node_v1::EdgeLoad;
 
 use crate::limits::{ADDRESSES_PER_EDGE, NAME_BYTES};
@@ -37,6 +38,35 @@ pub enum LoadError {
 #[derive(Debug, Default)]
 pub struct LoadTable {
     fleet: Mutex<Fleet>,
+    cordons: Mutex<Cordons>,
+}
+
+/// Regions that are taken out, by the two ways that there are.
+#[derive(Debug, Default)]
+struct Cordons {
+    configured: BTreeSet<Region>,
+    ordered: BTreeSet<Region>,
+}
+
+/// An edge as the table has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Its region.
+    pub region: Region,
+    /// That region's name.
+    pub region_name: Arc<str>,
+    /// Its name.
+    pub edge: Arc<str>,
+    /// Connections that it has, and takes.
+    pub connections: (u32, u32),
+    /// Of its processors, 0-1000.
+    pub cpu_permille: u32,
+    /// Whether it says that it sends its clients away.
+    pub draining: bool,
+    /// Whether it is listed, and if not, why.
+    pub standing: Standing,
+    /// How old what it said is.
+    pub age: Duration,
 }
 
 impl LoadTable {
@@ -72,16 +102,56 @@ impl LoadTable {
         self.fleet().set_region_cordoned(region, cordoned)
     }
 
-    /// Takes these regions out of this dispatcher's lists, and all others back in.
+    /// Takes these regions out of this dispatcher's lists, by its configuration, and those back in that neither it nor an
+    /// order names.
     pub fn cordon_regions(&self, regions: &[Region]) {
+        let mut cordons = self.cordons();
+        cordons.configured = regions.iter().copied().collect();
+        self.cordon(&cordons);
+    }
+
+    /// The same by operators' orders.
+    pub fn cordon_ordered(&self, regions: &[Region]) {
+        let mut cordons = self.cordons();
+        cordons.ordered = regions.iter().copied().collect();
+        self.cordon(&cordons);
+    }
+
+    /// Regions that this dispatcher's configuration takes out.
+    pub fn cordoned_by_configuration(&self) -> Vec<Region> {
+        self.cordons().configured.iter().copied().collect()
+    }
+
+    fn cordon(&self, cordons: &Cordons) {
         let mut fleet = self.fleet();
-        let lifted: Vec<Region> = fleet.cordoned_regions().filter(|r| !regions.contains(r)).collect();
+        let wanted: BTreeSet<Region> = cordons.configured.union(&cordons.ordered).copied().collect();
+        let lifted: Vec<Region> = fleet.cordoned_regions().filter(|r| !wanted.contains(r)).collect();
         for region in lifted {
             fleet.set_region_cordoned(region, false);
         }
-        for region in regions {
-            fleet.set_region_cordoned(*region, true);
+        for region in wanted {
+            fleet.set_region_cordoned(region, true);
         }
+    }
+
+    fn cordons(&self) -> MutexGuard<'_, Cordons> {
+        // Sets that are replaced as a whole.
+        self.cordons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All edges that are remembered, by (region, name).
+    pub fn seen(&self, now: Duration) -> Vec<Seen> {
+        let seen = |edge: &Edge| Seen {
+            region: edge.report().region,
+            region_name: edge.report().region_name.clone(),
+            edge: edge.report().edge.clone(),
+            connections: (edge.report().connections, edge.report().capacity),
+            cpu_permille: edge.report().cpu_permille,
+            draining: edge.report().draining,
+            standing: edge.standing(now),
+            age: edge.age(now),
+        };
+        self.fleet().edges().iter().map(seen).collect()
     }
 
     /// Regions that are taken out of this dispatcher's lists.
@@ -237,6 +307,17 @@ mod tests {
             expected.dedup();
             assert_eq!(table.cordoned_regions(), expected);
         }
+        table.cordon_regions(&[1, 2]);
+        table.cordon_ordered(&[2, 3]);
+        assert_eq!(table.cordoned_regions(), [1, 2, 3]);
+        table.cordon_regions(&[]);
+        assert_eq!((table.cordoned_regions(), table.cordoned_by_configuration()), (vec![2, 3], vec![]));
+        table.report(&EdgeLoad { region: 3, ..load("ap-e1") }, Duration::ZERO).unwrap();
+        table.cordon_ordered(&[3]);
+        let seen = table.seen(Duration::ZERO);
+        assert_eq!((seen[0].standing, seen[0].connections), (Standing::RegionCordoned, (5, 100)));
+        table.cordon_ordered(&[]);
+        assert_eq!(table.seen(Duration::ZERO)[0].standing, Standing::Listed);
     }
 
     #[test]

@@ -40,6 +40,7 @@ impl TryFrom<v1::DispatchRequest> for DispatchRequest {
             network: NetworkView { kind, metered: network.metered },
             rtt: from.rtt.into_iter().map(|s| RttSample { edge: s.edge, ms: s.ms }).collect(),
             exclude: from.exclude,
+            user: (!from.user.is_empty()).then_some(from.user),
             explain: from.explain,
             as_address,
         })
@@ -58,6 +59,7 @@ impl From<&DispatchRequest> for v1::DispatchRequest {
             network: Some(v1::DispatchNetwork { kind: kind.into(), metered: from.network.metered }),
             rtt: from.rtt.iter().map(|s| v1::DispatchRtt { edge: s.edge.clone(), ms: s.ms }).collect(),
             exclude: from.exclude.clone(),
+            user: from.user.clone().unwrap_or_default(),
             explain: from.explain,
             r#as: from.as_address.map(|a| a.to_string()).unwrap_or_default(),
         }

@@ -36,6 +36,7 @@ fn request() -> DispatchRequest {
         network: NetworkView { kind: NetworkKind::Cellular, metered: true },
         rtt: vec![RttSample { edge: "ap-e1".to_owned(), ms: 3.5 }],
         exclude: vec!["eu-e1".to_owned()],
+        user: Some("ada".to_owned()),
         explain: true,
         as_address: Some("177.0.0.1".parse().unwrap()),
     }
@@ -168,11 +169,12 @@ proptest! {
         metered in any::<bool>(),
         rtt in prop::collection::vec((".{0,9}", any::<f64>().prop_filter("equal to itself", |f| !f.is_nan())), 0..5),
         exclude in prop::collection::vec(".{0,9}", 0..5),
+        user in prop::option::of(".{1,9}"),
         explain in any::<bool>(),
         as_address in prop::option::of(any::<std::net::IpAddr>()),
     ) {
         let rtt = rtt.into_iter().map(|(edge, ms)| RttSample { edge, ms }).collect();
-        let request = DispatchRequest { network: NetworkView { kind, metered }, rtt, exclude, explain, as_address };
+        let request = DispatchRequest { network: NetworkView { kind, metered }, rtt, exclude, user, explain, as_address };
         let bytes = v1::DispatchRequest::from(&request).encode_to_vec();
         let back = DispatchRequest::try_from(v1::DispatchRequest::decode(&bytes[..]).unwrap()).unwrap();
         prop_assert_eq!(back, request);

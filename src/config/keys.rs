@@ -125,8 +125,9 @@ settings! {
     /// Make a new store where there is none. Off by default: an unmounted disk must not become a new region.
     region_init: bool = "region.init", "false", Restart, REGION;
     /// The other regions, by their node ports; each region must list all others. One that several processes share may be
-    /// listed once for each of some of them: the first that answers names the rest.
-    peers: Vec<Peer> = "peers", "[]", Restart, REGION;
+    /// listed once for each of some of them: the first that answers names the rest. A change counts at once, but where
+    /// several processes share this region; see `tern region add`.
+    peers: Vec<Peer> = "peers", "[]", AtOnce, REGION;
     /// Several processes serve this region, each with a name of its own and all on one database: they share its
     /// conversations and users out among themselves, and each takes over from those that die.
     region_shared: bool = "region.shared", "false", Restart, REGION;
@@ -267,8 +268,13 @@ settings! {
     dispatch_trusted_proxies: Vec<IpPrefix> = "dispatch.trusted_proxies", "[]", AtOnce, DISPATCH;
     /// Who may ask dispatch as another address, besides loopback.
     dispatch_operators: Vec<IpPrefix> = "dispatch.operators", "[]", AtOnce, DISPATCH;
-    /// Numbers of regions to which clients are not sent. This dispatcher's answers only: set it on all.
+    /// Numbers of regions to which clients are not sent. This dispatcher's answers only: set it
+    /// on all, or order it for all by `tern region cordon`.
     dispatch_cordoned_regions: Vec<u8> = "dispatch.cordoned_regions", "[]", AtOnce, DISPATCH;
+    /// Placement policies (TOML): weights and shares of regions, and users, countries and continents that are pinned to
+    /// regions; see "Placement" in docs/OPERATIONS.md. It counts for this dispatcher's answers only: have it on all. Unset:
+    /// none.
+    dispatch_policies: Option<PathBuf> = "dispatch.policies", "", AtOnce, DISPATCH;
     /// Requests of one address per second; whole cities share one. Loopback and operators are not counted.
     dispatch_per_second: u32 = "dispatch.requests_per_second", "200", Restart, DISPATCH, "1" to "1000000";
     /// Requests of one address at once after a pause.

@@ -13,6 +13,7 @@ use tern_replication::store::embedded::check_files;
 use super::{Finding, Scene};
 use crate::config::database::StoreKind;
 use crate::config::scope::Role;
+use crate::policies;
 
 /// Writes that the disk's speed is measured by, each of this size and forced.
 const FORCED_WRITES: usize = 20;
@@ -39,6 +40,7 @@ pub(super) fn check(scene: &Scene) -> Vec<Finding> {
     }
     if scene.role != Role::Edge {
         findings.push(geoip(scene));
+        findings.extend(placement(scene));
     }
     findings
 }
@@ -229,6 +231,16 @@ fn geoip(scene: &Scene) -> Finding {
     }
 }
 
+/// Nothing without a file: there is nothing to be wrong.
+fn placement(scene: &Scene) -> Option<Finding> {
+    let path = scene.settings.dispatch_policies.as_ref()?;
+    let check = "placement policies";
+    Some(match policies::read(&scene.settings) {
+        Ok(_) => Finding::ok(check, format!("{} can be used", path.display())),
+        Err(problem) => Finding::failed(check, problem, "correct the file, or leave dispatch.policies unset"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::State;
@@ -297,6 +309,19 @@ mod tests {
         assert!(store(&scene).what.contains("in use by process 4711"));
         drop(lock);
         assert_eq!(store(&scene).state, State::Ok);
+    }
+
+    #[test]
+    fn policies_that_make_no_sense_are_told_and_none_at_all_is_fine() {
+        assert_eq!(placement(&scene(&[])), None);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let with = |text: &str| {
+            fs::write(file.path(), text).unwrap();
+            placement(&scene(&[("dispatch.policies", file.path().to_str().unwrap())])).unwrap()
+        };
+        assert_eq!(with("regions = { eu = 1 }\n[weights]\neu = 2\n").state, State::Ok);
+        let found = with("[weights]\neu = 2\n");
+        assert!(found.state == State::Failed && found.todo.contains("dispatch.policies"), "{found:?}");
     }
 
     #[test]

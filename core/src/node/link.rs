@@ -108,6 +108,11 @@ impl Link {
         self.positions.len()
     }
 
+    /// Up to where the peer holds each log that has todo.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = (ConvId, Origin, Seq)> + '_ {
+        self.positions.iter().flat_map(|(id, logs)| logs.iter().map(|(origin, at)| (*id, *origin, at.acked)))
+    }
+
     /// How long nothing was heard of the peer; since this node's start, if nothing ever was.
     pub fn silence(&self, now: Duration) -> Duration {
         now.saturating_sub(self.heard.unwrap_or(self.started))

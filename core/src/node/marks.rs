@@ -79,6 +79,11 @@ impl Marks {
         !self.todo.is_empty() || !self.owed.is_empty()
     }
 
+    /// A region is no peer any more.
+    pub(super) fn forget_region(&mut self, region: Region) {
+        self.links.remove(&region);
+    }
+
     pub(super) fn begin_flush(&mut self) -> Vec<Put> {
         self.flushing = (std::mem::take(&mut self.todo), std::mem::take(&mut self.owed));
         self.flushing.0.iter().cloned().map(Put::Todo).collect()

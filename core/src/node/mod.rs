@@ -24,6 +24,8 @@ mod clocks;
 pub mod conversation;
 mod erase;
 mod flush;
+mod joining;
+pub mod lag;
 pub mod link;
 mod marks;
 mod peers;

@@ -214,6 +214,11 @@ pub(super) struct Refill {
 }
 
 impl Refill {
+    /// A region is no peer any more, and can't be compared with.
+    pub(super) fn forget(&mut self, region: Region) {
+        self.marks.remove(&region);
+    }
+
     pub(super) fn new(marks: BTreeSet<Region>, restored: bool) -> Self {
         let marks = marks.into_iter().map(|region| (region, Share::all().collect())).collect();
         Self { marks, restored, ..Self::default() }

@@ -22,6 +22,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::fleet::{Fleet, Site, SiteKey, Standing};
+use super::policies::Placed;
 use super::position::{Country, Direction, NetworkPrefix, Position};
 use super::rtt::{Known, RttTable, Whence};
 use super::{BAND_MS, LIST_MAX};
@@ -61,6 +62,8 @@ pub struct Client<'a> {
     pub measured: &'a [(SiteKey, f64)],
     /// Names of edges that it does not want. If no other is left, they are listed all the same.
     pub exclude: &'a [String],
+    /// What operators want of it.
+    pub placed: Placed<'a>,
 }
 
 /// How to rank.
@@ -212,8 +215,32 @@ struct Candidate {
     region: Region,
     domain: usize,
     site: usize,
+    tier: Tier,
     order_ms: f64,
     room: f64,
+}
+
+/// What comes first whatever the estimates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    Wanted,
+    /// Outside of the region that a share gives to the client.
+    AfterShare,
+    /// Of a region of weight 0.
+    Unwanted,
+}
+
+/// Who is as good as the best.
+#[derive(Clone, Copy, Debug)]
+struct Band {
+    tier: Tier,
+    up_to_ms: f64,
+}
+
+impl Band {
+    fn has(&self, candidate: &Candidate) -> bool {
+        candidate.tier == self.tier && candidate.order_ms <= self.up_to_ms
+    }
 }
 
 /// Ranks the edges of `fleet` for `client`. `random` gives uniformly distributed numbers; one is drawn per
@@ -228,9 +255,9 @@ pub fn rank(
 ) -> Ranking {
     let mut scratch = std::mem::take(&mut fleet.scratch);
     estimate(fleet.sites(), learned, client, policy, now, &mut scratch.estimates);
-    gather(fleet, &mut scratch, now, client.exclude);
+    gather(fleet, &mut scratch, now, client.exclude, &client.placed);
     if scratch.candidates.is_empty() && !client.exclude.is_empty() {
-        gather(fleet, &mut scratch, now, &[]);
+        gather(fleet, &mut scratch, now, &[], &client.placed);
     }
     let ranking = draw(fleet, &mut scratch, policy, now, random());
     fleet.scratch = scratch;
@@ -325,20 +352,30 @@ fn evidence(
 }
 
 /// Edges that may be listed.
-fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String]) {
+fn gather(fleet: &Fleet, scratch: &mut Scratch, now: Duration, exclude: &[String], placed: &Placed<'_>) {
     scratch.candidates.clear();
     for (at, edge) in fleet.edges().iter().enumerate() {
         let report = edge.report();
-        if edge.standing(now) != Standing::Listed || exclude.iter().any(|e| **e == *report.edge) {
+        if edge.standing(now) != Standing::Listed
+            || exclude.iter().any(|e| **e == *report.edge)
+            || !placed.allows(report.region)
+        {
             continue;
         }
+        let weight = placed.weight(report.region);
+        let tier = match placed.first() {
+            _ if weight == 0.0 => Tier::Unwanted,
+            Some(first) if first != report.region => Tier::AfterShare,
+            _ => Tier::Wanted,
+        };
         scratch.candidates.push(Candidate {
             edge: at,
             region: report.region,
             domain: edge.domain,
             site: edge.site,
+            tier,
             order_ms: scratch.estimates[edge.site].order_ms,
-            room: edge.room(now),
+            room: edge.room(now) * if weight == 0.0 { 1.0 } else { weight },
         });
     }
 }
@@ -348,7 +385,7 @@ fn draw(fleet: &Fleet, scratch: &mut Scratch, policy: &Policy, now: Duration, se
     let limit = policy.list_max.clamp(1, LIST_MAX);
     let mut random = SplitMix(seed);
     let mut ranking = Ranking::default();
-    let near_up_to = band_of(&scratch.candidates, |_| true);
+    let nearest = band_of(&scratch.candidates, |_| true);
     // Region and domain of all ranks so far, while they are one.
     let (mut region, mut domain) = (None, None);
     while ranking.len() < limit && !scratch.candidates.is_empty() {
@@ -367,8 +404,8 @@ fn draw(fleet: &Fleet, scratch: &mut Scratch, policy: &Policy, now: Duration, se
             Some(_) => Some(c.domain) != of_domain,
             None => true,
         };
-        let up_to = band_of(rest, in_pool);
-        let in_band = |c: &Candidate| in_pool(c) && c.order_ms <= up_to;
+        let band = band_of(rest, in_pool);
+        let in_band = |c: &Candidate| in_pool(c) && band.has(c);
         let mark = match ranking.is_empty() && policy.count {
             true => turn(&mut scratch.wheels, rest.iter().filter(|c| in_band(c)), &mut random),
             false => random.next(),
@@ -380,7 +417,7 @@ fn draw(fleet: &Fleet, scratch: &mut Scratch, policy: &Policy, now: Duration, se
         }
         region = region.filter(|r| *r == chosen.region);
         domain = domain.filter(|d| *d == chosen.domain);
-        let near = if chosen.order_ms <= near_up_to { Why::Near } else { Why::Farther };
+        let near = if nearest.has(&chosen) { Why::Near } else { Why::Farther };
         let estimate = scratch.estimates[chosen.site];
         let edge = &fleet.edges()[chosen.edge];
         ranking.push(Choice {
@@ -395,10 +432,12 @@ fn draw(fleet: &Fleet, scratch: &mut Scratch, policy: &Policy, now: Duration, se
     ranking
 }
 
-/// The highest estimate that is as good as the best of those in the pool.
-fn band_of(candidates: &[Candidate], in_pool: impl Fn(&Candidate) -> bool) -> f64 {
-    let best = candidates.iter().filter(|c| in_pool(c)).map(|c| c.order_ms).fold(f64::INFINITY, f64::min);
-    best + BAND_MS.max(best * BAND_SHARE)
+/// The band of the best of those in the pool.
+fn band_of(candidates: &[Candidate], in_pool: impl Fn(&Candidate) -> bool) -> Band {
+    let pool = || candidates.iter().filter(|c| in_pool(c));
+    let tier = pool().map(|c| c.tier).min().unwrap_or(Tier::Wanted);
+    let best = pool().filter(|c| c.tier == tier).map(|c| c.order_ms).fold(f64::INFINITY, f64::min);
+    Band { tier, up_to_ms: best + BAND_MS.max(best * BAND_SHARE) }
 }
 
 /// Turns the wheel of these edges and returns where its mark is now.

@@ -156,12 +156,13 @@ impl Edge {
     pub fn standing(&self, now: Duration) -> Standing {
         if self.is_silent(now) {
             Standing::Silent
-        } else if self.report.draining {
-            Standing::Draining
         } else if self.cordoned {
+            // What an operator wants comes before what follows from it.
             Standing::Cordoned
         } else if self.region_cordoned {
             Standing::RegionCordoned
+        } else if self.report.draining {
+            Standing::Draining
         } else if self.connections() >= self.report.capacity {
             Standing::Full
         } else {
@@ -363,6 +364,13 @@ impl Fleet {
     /// All that are remembered, by (region, name).
     pub fn edges(&self) -> &[Edge] {
         &self.edges
+    }
+
+    /// Whether some edge of a region may be listed.
+    pub fn lists(&self, region: Region, now: Duration) -> bool {
+        let from = self.edges.partition_point(|e| e.report.region < region);
+        let here = self.edges[from..].iter().take_while(|e| e.report.region == region);
+        here.into_iter().any(|e| e.standing(now) == Standing::Listed)
     }
 
     /// The site of the edge of this name; None if there is none, or one in each of several regions.

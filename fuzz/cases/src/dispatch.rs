@@ -152,6 +152,7 @@ pub fn http_seeds() -> Vec<Vec<u8>> {
         exclude: vec!["eu-e2".into()],
         explain: true,
         r#as: "8.8.8.8".into(),
+        user: "ada".into(),
     };
     let own = v1::DispatchRequest { r#as: String::new(), ..request.clone() };
     let many = v1::DispatchRequest { exclude: vec!["x".into(); 51], ..own.clone() };

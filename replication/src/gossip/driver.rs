@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
 use tern_core::ids::Region;
-use tern_core::wire::node_v1::EdgeLoad;
+use tern_core::wire::node_v1::{EdgeLoad, Order};
 use tern_net::env::Env;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
@@ -71,6 +71,12 @@ pub trait Watcher: Send + Sync + fmt::Debug + 'static {
     fn load(&self, load: &EdgeLoad, now: Duration);
     /// An edge, in the start of this generation, is gone.
     fn gone(&self, region: Region, edge: &str, generation: u64);
+    /// What this node says of operators' orders: some of those that it holds, in turn. Asked once a second.
+    fn orders(&self) -> Vec<Order> {
+        Vec::new()
+    }
+    /// An order that another node holds, and this one may not.
+    fn order(&self, _order: &Order) {}
 }
 
 /// What the own edge has to say; asked once a second.
@@ -350,6 +356,10 @@ impl Driver {
                 machine.set_load(load.clone(), now);
             }
         }
+        let orders = self.watcher.orders();
+        for machine in self.machines.values_mut() {
+            machine.say_orders(&orders, now);
+        }
         self.publish(now);
     }
 
@@ -399,6 +409,7 @@ impl Driver {
                         self.unsent += u64::from(!sent);
                     }
                     Output::Event(Event::Load(load)) => self.watcher.load(&load, now),
+                    Output::Event(Event::Order(order)) => self.watcher.order(&order),
                     Output::Event(event) => {
                         events = true;
                         if let Event::Gone(region, edge, generation) = &event {
@@ -449,7 +460,7 @@ fn tell(cluster: Region, own: &NodeId, event: &Event) {
             tracing::warn!(cluster, "no other node of the gossip is left; asking the seeds until one answers");
         }
         Event::Gone(_, edge, _) => tracing::debug!(cluster, %edge, "an edge is gone"),
-        Event::Load(_) => {}
+        Event::Load(_) | Event::Order(_) => {}
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tern_core::ids::Region;
-use tern_core::wire::node_v1::EdgeLoad;
+use tern_core::wire::node_v1::{EdgeLoad, Order};
 
 use super::identity::NodeId;
 use super::seal::Unopened;
@@ -34,6 +34,8 @@ pub enum Event {
     Cleared(NodeId),
     /// An edge says its load; `age_ms` is filled in.
     Load(EdgeLoad),
+    /// An order that was news was told by another node.
+    Order(Order),
     /// An edge is gone, in this start (region, name, the edge's generation).
     Gone(Region, Arc<str>, u64),
     /// The cluster took this node for dead; it is back as this.

@@ -21,6 +21,12 @@ pub const MEMBERS_MAX: usize = 4096;
 /// Up to so many members, loads go to all nodes, edges included, which then know where to send their clients when
 /// they drain. Above, they go to those alone that answer dispatch, and cost edges nothing.
 pub const LOADS_TO_ALL: usize = 64;
+/// Each node says so many of the orders that it holds with each of its loads, in turn: a node that joins knows a handful
+/// of orders within a second or two.
+pub const ORDERS_AT_ONCE: usize = 4;
+/// After an order is news, edges hear of orders for so many ticks, however many members there are: those that are to take
+/// clients back must hear it.
+pub const ORDERS_TO_ALL_TICKS: u32 = 60;
 /// Senders whose datagrams are told from replayed ones. More than [`MEMBERS_MAX`], so that those of dead nodes stay
 /// known until these are forgotten.
 pub const SENDERS_MAX: usize = 2 * MEMBERS_MAX;

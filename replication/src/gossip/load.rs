@@ -10,19 +10,26 @@
 //! Some 55 bytes. A record is complete in itself: one that is lost costs nothing but its age, and a node that joins
 //! knows everything after one second. Each node passes on only what is newer by (start, counter) than what it holds,
 //! so a replayed record, or one of an earlier start, ends where it arrives.
+//!
+//! Operators' orders travel in the same way, each as `2, tern.node.v1.Order`: rarely, so that their size is no matter.
+//! They are said again in turn by all who hold them, and passed on by those to whom they are news.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prost::Message;
 use tern_core::ids::Region;
-use tern_core::wire::node_v1::EdgeLoad;
+use tern_core::orders::{self, Orders, Target};
+use tern_core::wire::node_v1::{EdgeLoad, Order};
 
 use super::identity::NodeId;
-use super::limits::{LOADS_TO_ALL, MEMBERS_MAX, NAME_BYTES, RECORD_ADDRESSES, RECORD_BYTES};
+use super::limits::{LOADS_TO_ALL, MEMBERS_MAX, NAME_BYTES, ORDERS_TO_ALL_TICKS, RECORD_ADDRESSES, RECORD_BYTES};
 use super::wire::{Reader, WireError, put_address, put_text};
 
 const VERSION: u8 = 1;
+/// The first byte of an order.
+const ORDER: u8 = 2;
 const DRAINING: u8 = 1;
 const HAS_POSITION: u8 = 2;
 const DEGREE: f64 = 1e6;
@@ -152,11 +159,48 @@ pub(crate) struct Loads {
     fresh: Vec<Arc<str>>,
     /// Records that could not be read.
     bad: u64,
+    orders: Orders,
+    /// Which are news since this was last taken.
+    fresh_orders: Vec<Order>,
+    /// For so many ticks edges are told orders although there are many nodes.
+    spread: u32,
 }
 
 impl Loads {
     pub fn new(region: Region, own: Arc<str>) -> Self {
-        Self { region, own, to_all: true, records: BTreeMap::new(), fresh: Vec::new(), bad: 0 }
+        Self {
+            region,
+            own,
+            to_all: true,
+            records: BTreeMap::new(),
+            fresh: Vec::new(),
+            bad: 0,
+            orders: Orders::default(),
+            fresh_orders: Vec::new(),
+            spread: 0,
+        }
+    }
+
+    pub fn take_fresh_orders(&mut self) -> Vec<Order> {
+        std::mem::take(&mut self.fresh_orders)
+    }
+
+    /// An order, and whether somebody else told it. Whether it is to be passed on.
+    fn take_order(&mut self, data: &[u8], from_elsewhere: bool) -> Option<Target> {
+        let read = if data.len() > RECORD_BYTES { None } else { Order::decode(data).ok() };
+        let Some((wire, (target, order))) = read.and_then(|wire| Some((wire.clone(), orders::from_wire(&wire).ok()?)))
+        else {
+            self.bad += 1;
+            return None;
+        };
+        let news = self.orders.take(&target, order).unwrap_or(false);
+        if news {
+            self.spread = ORDERS_TO_ALL_TICKS;
+            if from_elsewhere {
+                self.fresh_orders.push(wire);
+            }
+        }
+        (news || !from_elsewhere).then_some(target)
     }
 
     /// The newest record of a node.
@@ -181,8 +225,12 @@ impl Loads {
         std::mem::take(&mut self.fresh)
     }
 
+    /// Once a tick.
     pub fn set_members(&mut self, count: usize) {
-        self.to_all = count <= LOADS_TO_ALL;
+        self.spread = self.spread.saturating_sub(1);
+        // An edge that was off while clients were sent away must hear of it when it is back.
+        let ordered = self.spread > 0 || self.orders.iter().any(|(_, order)| order.leave);
+        self.to_all = count <= LOADS_TO_ALL || ordered;
     }
 
     /// Whether it is news.
@@ -224,29 +272,42 @@ impl LoadHandler {
     }
 }
 
-/// A node's newer record replaces its older one in the queue to be passed on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LoadOf(Arc<str>);
+/// An order as it travels.
+pub(crate) fn encode_order(order: &Order) -> Vec<u8> {
+    let mut out = vec![ORDER];
+    out.extend(order.encode_to_vec());
+    out
+}
 
-impl foca::Invalidates for LoadOf {
+/// A node's newer record replaces its older one in the queue to be passed on, and so does an order for one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NewsOf {
+    Load(Arc<str>),
+    Order(Target),
+}
+
+impl foca::Invalidates for NewsOf {
     fn invalidates(&self, other: &Self) -> bool {
         self == other
     }
 }
 
 impl foca::BroadcastHandler<NodeId> for LoadHandler {
-    type Key = LoadOf;
+    type Key = NewsOf;
     type Error = std::convert::Infallible;
 
-    fn receive_item(&mut self, data: &[u8], sender: Option<&NodeId>) -> Result<Option<LoadOf>, Self::Error> {
+    fn receive_item(&mut self, data: &[u8], sender: Option<&NodeId>) -> Result<Option<NewsOf>, Self::Error> {
         let mut loads = self.lock();
+        if let Some((&ORDER, data)) = data.split_first() {
+            return Ok(loads.take_order(data, sender.is_some()).map(NewsOf::Order));
+        }
         let Ok(record) = Record::decode(loads.region, data) else {
             // The rest of the datagram may be good: a node of a later version may be among us.
             loads.bad += 1;
             return Ok(None);
         };
         let name = record.name.clone();
-        Ok(loads.take(record, sender.is_some()).then_some(LoadOf(name)))
+        Ok(loads.take(record, sender.is_some()).then_some(NewsOf::Load(name)))
     }
 
     fn should_add_broadcast_data(&self, member: &NodeId) -> bool {
@@ -313,8 +374,8 @@ mod tests {
         let mut bytes = record("eu-e1", 2, 3).encode();
         bytes.extend_from_slice(b"more");
         assert_eq!(Record::decode(1, &bytes), Ok(record("eu-e1", 2, 3)));
-        bytes[0] = 2;
-        assert_eq!(Record::decode(1, &bytes), Err(RecordError::Version(2)));
+        bytes[0] = 3;
+        assert_eq!(Record::decode(1, &bytes), Err(RecordError::Version(3)));
         let mut handler = LoadHandler::new(1, "own".into());
         assert_eq!(handler.receive_item(&bytes, None), Ok(None));
         bytes[0] = 1;
@@ -322,6 +383,39 @@ mod tests {
         assert_eq!(handler.lock().bad(), 2);
         assert_eq!(handler.lock().len(), 0);
         assert!(handler.receive_item(&bytes, None).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_order_is_passed_on_by_those_to_whom_it_is_news_and_said_again_by_those_who_hold_it() {
+        let order = Order { region: 3, leave: true, at_ms: 7, ..Order::default() };
+        let bytes = encode_order(&order);
+        assert_eq!(bytes, [2, 8, 3, 24, 1, 32, 7], "the format stays");
+        let other = NodeId {
+            region: 1,
+            role: super::super::identity::Role::Ipconf,
+            name: "x".into(),
+            start: 1,
+            turn: 0,
+            addr: "192.0.2.1:1".parse().unwrap(),
+        };
+        let mut handler = LoadHandler::new(1, "own".into());
+        handler.lock().set_members(LOADS_TO_ALL + 1);
+        assert!(!handler.lock().to_all);
+        assert!(handler.receive_item(&bytes, Some(&other)).unwrap().is_some());
+        assert_eq!(handler.lock().take_fresh_orders(), [order.clone()]);
+        assert!(handler.receive_item(&bytes, Some(&other)).unwrap().is_none(), "no news");
+        assert!(handler.receive_item(&bytes, None).unwrap().is_some(), "but said again");
+        assert!(handler.lock().take_fresh_orders().is_empty());
+        handler.lock().set_members(LOADS_TO_ALL + 1);
+        assert!(handler.lock().to_all, "edges hear of it too");
+        let back = Order { leave: false, at_ms: 8, ..order };
+        assert!(handler.receive_item(&encode_order(&back), Some(&other)).unwrap().is_some());
+        (0..=ORDERS_TO_ALL_TICKS).for_each(|_| handler.lock().set_members(LOADS_TO_ALL + 1));
+        assert!(!handler.lock().to_all);
+        for bad in [&[2, 8, 0][..], &[2, 255], &[2, 8]] {
+            assert_eq!(handler.receive_item(bad, Some(&other)), Ok(None));
+        }
+        assert_eq!(handler.lock().bad(), 3);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use foca::{AccumulatingRuntime, Message, OwnedNotification, State, Timer};
 use ring::hmac;
 use tern_core::clock::Entropy;
 use tern_core::ids::Region;
-use tern_core::wire::node_v1::EdgeLoad;
+use tern_core::wire::node_v1::{EdgeLoad, Order};
 
 use super::events::{Counters, Dropped, Event, Member, MemberState, Output};
 use super::identity::{NodeId, NodeKey, Role};
@@ -34,7 +34,7 @@ use super::limits::{
     ANSWER_EVERY, ANSWERED_MAX, CLUSTER_MIN, FAREWELLS, LATE_MAX, MEMBERS_MAX, REPLACED_RETRY, REPLACED_RETRY_MAX,
     SEEK_ALONE, SEEK_ALONE_LONG, SEEK_AT_ONCE, SEEK_MISSING, SEEK_TIRED, SUSPECT_TELLERS, TICK,
 };
-use super::load::{LoadHandler, Record};
+use super::load::{LoadHandler, Record, encode_order};
 use super::membership::{Membership, membership, profile};
 use super::seal::{GossipKeys, Sealer};
 use super::seen::{Newness, Seen};
@@ -220,6 +220,20 @@ impl Gossip {
         let sent = self.foca.broadcast(&mut self.runtime);
         self.note(added.and(sent));
         self.loads.lock().take_fresh();
+        self.drain(now);
+    }
+
+    /// What this node knows of operators' orders; those that it says in turn.
+    pub fn say_orders(&mut self, orders: &[Order], now: Duration) {
+        if !matches!(self.part, Part::Takes) || orders.is_empty() {
+            return;
+        }
+        for order in orders {
+            let added = self.foca.add_broadcast(&encode_order(order)).map(|_is_news| ());
+            self.note(added);
+        }
+        let sent = self.foca.broadcast(&mut self.runtime);
+        self.note(sent);
         self.drain(now);
     }
 
@@ -674,6 +688,10 @@ impl Gossip {
         }
         while let Some(notification) = self.runtime.to_notify() {
             self.notice(notification, now);
+        }
+        let orders = self.loads.lock().take_fresh_orders();
+        for order in orders {
+            self.event(Event::Order(order));
         }
         let fresh = self.loads.lock().take_fresh();
         for name in fresh {

@@ -664,6 +664,31 @@ fn in_a_large_cluster_loads_go_to_those_that_dispatch_and_cost_edges_little() {
 }
 
 #[test]
+fn an_order_reaches_everyone_through_loss_and_whoever_comes_later_hears_it_from_those_who_hold_it() {
+    let mut world = three();
+    world.lost_permille = 200;
+    let order = Order { region: 3, leave: true, at_ms: 5, ..Order::default() };
+    let knows = |world: &World, number: u8| {
+        world.events.iter().any(|(of, event)| *of == at(number) && matches!(event, Event::Order(o) if o.region == 3))
+    };
+    let say = |world: &mut World, number: u8| {
+        let now = world.now;
+        world.get(number).say_orders(std::slice::from_ref(&order), now);
+    };
+    say(&mut world, 1);
+    let spread = world.run_until(SECOND * 5, |world| knows(world, 2) && knows(world, 3));
+    assert!(spread.is_some() && !knows(&world, 1), "nobody is told what he said himself");
+    world.kill(1);
+    world.add(node("d", 4, 20), &[2, 3]);
+    let heard = world.run_until(SECOND * 10, |world| {
+        say(world, 2);
+        knows(world, 4)
+    });
+    assert!(heard.is_some());
+    assert_eq!(world.events.iter().filter(|(_, event)| matches!(event, Event::Order(_))).count(), 3, "once each");
+}
+
+#[test]
 fn an_ipconf_of_another_region_may_bear_the_name_of_an_edge() {
     let mut world = three();
     let ipconf = NodeId { region: 2, role: Role::Ipconf, ..node("a", 9, 10) };

@@ -96,6 +96,7 @@ pub(crate) enum Input {
     HeadsRead(u64, Vec<ConversationHeads>),
     /// This life counts as a later start than it did: see `dial::settle_start`.
     StartRaised(u64),
+    Peers(BTreeSet<Region>),
     MarksRead(u64, Vec<UserMarks>),
     Stop {
         until: Duration,
@@ -315,6 +316,7 @@ impl Core {
             Input::RangeRead(ticket, entries) => self.node.range_read(now, ticket, entries),
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::StartRaised(start) => self.node.start_raised(start),
+            Input::Peers(peers) => self.node.set_peers(now, &peers),
             Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();
@@ -358,7 +360,7 @@ impl Core {
         if self.shared.config.sharing.is_none() {
             return;
         }
-        let regions = self.shared.config.peers.iter().map(|peer| peer.region);
+        let regions = self.shared.peers().into_iter().map(|peer| peer.region);
         let incomplete = regions.map(|region| (region, self.node.incomplete_for(region))).collect();
         *self.shared.said_of_shares.lock().unwrap_or_else(PoisonError::into_inner) =
             SaidOfShares { owned: self.node.owned_shares(), incomplete };
@@ -564,12 +566,14 @@ impl Core {
 
     fn publish(&self, now: Duration) {
         self.say_of_shares();
-        let peers = self.shared.config.peers.iter().map(|p| {
+        let peers = self.shared.peers();
+        let peers = peers.iter().map(|p| {
             let link = self.node.link(p.region);
             let stats = PeerStats {
                 connected: link.is_some_and(tern_core::node::link::Link::is_connected),
                 backlog: link.map_or(0, tern_core::node::link::Link::backlog),
                 silence: link.map_or(Duration::ZERO, |l| l.silence(now)),
+                lag: self.node.lag(p.region),
             };
             (p.region, stats)
         });

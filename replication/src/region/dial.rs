@@ -69,13 +69,14 @@ impl Drop for Kept<'_> {
     }
 }
 
-/// Keeps a link to `peer` for as long as the environment lives: to its only core node, or to the first of several that
-/// answers, which names the others.
+/// Keeps a link to `peer` for as long as it is one and the environment lives: to its only core node, or to the first of
+/// several that answers, which names the others.
 pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::ClientConfig>) {
     let mut pause = PAUSE_MIN;
     let mut told = false;
     let mut addrs = peer.addrs.iter().copied().cycle();
-    loop {
+    // Until it is no peer any more, or is dialled elsewhere.
+    while shared.peers().iter().any(|known| known.region == peer.region && known.addrs == peer.addrs) {
         let Some(addr) = addrs.next() else { return };
         // Once one is linked the others are known by it.
         if shared.peer_nodes.with(peer.region, |nodes| nodes.up) == 0 {
@@ -111,7 +112,7 @@ async fn rest(shared: &Shared, pause: &mut Duration) {
 
 /// Sees to it that there is a link to each node of a peer region that this one dials.
 fn keep_nodes(shared: &Arc<Shared>, region: RegionId) {
-    let Some(peer) = shared.config.peers.iter().find(|peer| peer.region == region) else { return };
+    let Some(peer) = shared.peers().into_iter().find(|peer| peer.region == region) else { return };
     if shared.config.region > region {
         return; // it dials
     }
@@ -130,7 +131,7 @@ async fn dial_node(shared: Arc<Shared>, peer: Peer, name: String) {
     let Some(_kept) = Kept::new(&shared, peer.region, &name) else { return };
     let mut pause = PAUSE_MIN;
     let mut told = false;
-    loop {
+    while shared.is_peer(peer.region) {
         let addr = shared.peer_nodes.with(peer.region, |nodes| {
             let owns = nodes.owners.owned_by(&name).next().is_some();
             nodes.owners.nodes().get(name.as_str()).filter(|_| owns).map(|node| node.addr)
@@ -297,7 +298,7 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
     if region == shared.config.region {
         return Err(refuse(format!("region {region} is this region's own id; give each region its own")));
     }
-    if !shared.config.peers.iter().any(|p| p.region == region) {
+    if !shared.is_peer(region) {
         return Err(refuse(format!("region {region} is not among this region's peers; add it to `peers`")));
     }
     Ok(region)
@@ -363,6 +364,7 @@ pub(super) async fn serve(
                             // A peer speaks for its own edges only.
                             let own = report.edges.iter().filter(|e| e.region == theirs.region);
                             own.for_each(|load| shared.loads.report(load, now));
+                            report.orders.iter().for_each(|order| shared.loads.order(order));
                             false
                         }
                         Body::Owners(owners) => {
@@ -396,18 +398,23 @@ fn owners_told(shared: &Arc<Shared>, region: RegionId, told: &tern_core::wire::n
     }
 }
 
-/// Once a second: alive, and the load of this region's edges.
-async fn beat(shared: Arc<Shared>, to: RegionId, sender: Arc<LinkSender>, connection: quinn::Connection) {
+/// Once a second: alive, the load of this region's edges, and what operators have ordered.
+async fn beat(shared: Arc<Shared>, region: RegionId, sender: Arc<LinkSender>, connection: quinn::Connection) {
     loop {
+        if !shared.is_peer(region) {
+            connection.close(0u8.into(), b"no peer any more");
+            return;
+        }
         let edges = shared.loads.own_loads(shared.config.region, shared.env.clock.now());
         let commit = shared.commit.load(Ordering::Acquire);
         let (owned, incomplete) = {
             let said = shared.said_of_shares.lock().unwrap_or_else(PoisonError::into_inner);
-            (said.owned.clone(), said.incomplete.get(&to).cloned().unwrap_or_default())
+            (said.owned.clone(), said.incomplete.get(&region).cloned().unwrap_or_default())
         };
         let beat =
             Beat { wall_ms: shared.env.clock.wall_ms(), commit, owned, incomplete, ..Beat::default() };
-        sender.send([Body::Beat(beat), Body::Load(LoadReport { edges })]);
+        let orders = shared.loads.orders();
+        sender.send([Body::Beat(beat), Body::Load(LoadReport { edges, orders })]);
         tokio::select! {
             biased;
             _reason = connection.closed() => return,

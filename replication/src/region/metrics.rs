@@ -56,6 +56,7 @@ impl collector::Collector for Collector {
         let (conversations, users, connections, active) = stats.sizes;
         let links_up = stats.peers.values().filter(|p| p.connected).count();
         let backlog = stats.peers.values().map(|p| p.backlog).sum();
+        let lag = stats.peers.values().map(|p| usize::try_from(p.lag.entries).unwrap_or(usize::MAX)).sum();
         for (name, help, value) in [
             ("tern_core_conversations_in_memory_count", "Conversations in memory", conversations),
             ("tern_core_users_in_memory_count", "Users in memory", users),
@@ -67,6 +68,7 @@ impl collector::Collector for Collector {
             ("tern_eras_unsealed_count", "Former eras of this region that are not sealed yet", stats.eras.0),
             ("tern_eras_known_count", "Eras of all regions that are known", stats.eras.1),
             ("tern_link_peers_connected_count", "Peer regions that are linked", links_up),
+            ("tern_link_unacked_entries_count", "Entries that a peer region has not acked, of 2000 logs at most", lag),
             ("tern_link_backlog_conversations_count", "Conversations that a peer region has not acked", backlog),
         ] {
             gauge(&mut encoder, name, help, value)?;

@@ -71,6 +71,12 @@ pub trait LoadExchange: Send + Sync + fmt::Debug + 'static {
     fn report(&self, load: &node_v1::EdgeLoad, now: Duration);
     /// The loads of this region's own edges, with their ages.
     fn own_loads(&self, region: RegionId, now: Duration) -> Vec<node_v1::EdgeLoad>;
+    /// What operators have ordered, some of it in turn, for peers; asked once a second.
+    fn orders(&self) -> Vec<node_v1::Order> {
+        Vec::new()
+    }
+    /// A peer tells an order that it holds.
+    fn order(&self, _order: &node_v1::Order) {}
 }
 
 /// What a region is told at its start.
@@ -133,6 +139,9 @@ pub enum RegionError {
     /// Sharing the region with others.
     #[error(transparent)]
     Sharing(#[from] SharingError),
+    /// What is not there.
+    #[error("the peers of a region that several core nodes share change with a restart of each of them")]
+    SharedPeers,
 }
 
 /// A running core. Ends when it is stopped, or when its environment's tasks are.
@@ -181,6 +190,10 @@ pub(crate) struct Shared {
     /// This node is to give up all it owns; and whether it has.
     pub draining: watch::Sender<bool>,
     pub emptied: watch::Sender<bool>,
+    /// The same without an end: it may get its part back.
+    pub drained: watch::Sender<bool>,
+    /// The peers as they are now; `config` has those of the start.
+    pub peers_now: Mutex<Vec<Peer>>,
 }
 
 /// See [`Shared::said_of_shares`] and `Beat`.
@@ -275,6 +288,15 @@ impl Shortest {
 }
 
 impl Shared {
+    /// The peers as they are now.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.peers_now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn is_peer(&self, region: RegionId) -> bool {
+        self.peers_now.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|peer| peer.region == region)
+    }
+
     /// Something for the core task.
     pub fn push(&self, input: Input) {
         self.inbox.push(self.env.clock.now(), input);
@@ -361,6 +383,8 @@ impl Region {
             look: Notify::new(),
             draining: watch::Sender::new(false),
             emptied: watch::Sender::new(false),
+            drained: watch::Sender::new(false),
+            peers_now: Mutex::new(peers.clone()),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -442,7 +466,7 @@ impl Region {
     /// peers configured).
     pub fn health(&self) -> (bool, usize, usize) {
         let stats = self.shared.stats.get();
-        (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.config.peers.len())
+        (stats.store_ok, stats.peers.values().filter(|p| p.connected).count(), self.shared.peers().len())
     }
 
     /// Peers that the store must still be compared with, and whether clients are sent elsewhere until the first
@@ -461,6 +485,52 @@ impl Region {
         let at = self.shared.stats.get().at;
         // Zero: it has been started, and not yet had its first turn.
         if at.is_zero() { Duration::ZERO } else { self.shared.env.clock.now().saturating_sub(at) }
+    }
+
+    /// Whether this node is to give its shares of the region to the other core nodes, or gets its part again. Nothing
+    /// happens where it has the region alone.
+    pub fn set_drained(&self, drained: bool) {
+        self.shared.drained.send_if_modified(|held| std::mem::replace(held, drained) != drained);
+    }
+
+    /// From now on these are the other regions. One that is new is dialled, or let in, and gets all that is written from now
+    /// on; what was there before it fetches itself, as any region with a new store does. One that is none any more is owed
+    /// nothing, and its link is closed. Not for a region that several core nodes share: each of them would have to
+    /// know.
+    pub fn set_peers(&self, peers: Vec<Peer>) -> Result<(), RegionError> {
+        if self.shared.config.sharing.is_some() {
+            return Err(RegionError::SharedPeers);
+        }
+        let before = {
+            let mut now = self.shared.peers_now.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, peers.clone())
+        };
+        self.shared.push(Input::Peers(peers.iter().map(|peer| peer.region).collect()));
+        for peer in peers {
+            let known = before.iter().any(|known| known.region == peer.region && known.addrs == peer.addrs);
+            if !known && self.shared.config.region < peer.region {
+                tracing::info!(peer = %peer.name, addrs = ?peer.addrs, "a peer region is dialled from now on");
+                self.shared.env.tasks.spawn(dial::run(self.shared.clone(), peer, self.shared.tls.client.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many shares each core node of this region has, by what is known here; empty where one has it alone.
+    pub fn shares(&self) -> BTreeMap<String, u32> {
+        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |name: &str| u32::try_from(owners.owned_by(name).count()).unwrap_or(u32::MAX);
+        owners.nodes().keys().map(|name| (name.to_string(), count(name))).collect()
+    }
+
+    /// Where the links to other regions stand, at most a second ago.
+    pub fn peers(&self) -> BTreeMap<RegionId, PeerStats> {
+        self.shared.stats.get().peers
+    }
+
+    /// What was counted since the start, at most a second ago.
+    pub fn counters(&self) -> tern_core::node::Counters {
+        self.shared.stats.get().counters
     }
 
     /// Adds the core's metrics.
@@ -579,6 +649,8 @@ pub struct PeerStats {
     pub backlog: usize,
     /// Since it was heard.
     pub silence: Duration,
+    /// Entries that it has not acked.
+    pub lag: tern_core::node::lag::Lag,
 }
 
 /// A boxed future without borrow.

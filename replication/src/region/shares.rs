@@ -139,13 +139,14 @@ impl Keeper {
         Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, todo_at })
     }
 
-    /// Keeps the lease until the region stops, and then gives up all that it owns.
+    /// Keeps the lease until the region stops, and then gives up all that it owns. While it is drained it does so too,
+    /// and takes its part again afterwards.
     pub async fn run(mut self) {
         let mut stopping = self.shared.draining.subscribe();
+        let mut drained = self.shared.drained.subscribe();
         loop {
-            if *stopping.borrow() && !self.lease.drained {
-                self.lease.drained = true;
-            }
+            let stop = *stopping.borrow();
+            self.lease.drained = stop || *drained.borrow();
             if let Err(error) = self.turn().await {
                 match error {
                     LeaseError::Lost => self.lost().await,
@@ -156,7 +157,7 @@ impl Keeper {
                     }
                 }
             }
-            if self.lease.drained && self.held.is_empty() && !*self.shared.emptied.borrow() {
+            if stop && self.held.is_empty() && !*self.shared.emptied.borrow() {
                 // Nobody need wait for it to be dead.
                 self.lease.beat += 1;
                 self.lease.ended = true;
@@ -170,6 +171,7 @@ impl Keeper {
                 () = tokio::time::sleep(RENEW_EVERY) => {}
                 () = self.shared.look.notified() => {}
                 _ = stopping.changed() => {}
+                _ = drained.changed() => {}
             }
         }
     }

@@ -689,6 +689,30 @@ pub struct RouteChunk {
 pub struct LoadReport {
     #[prost(message, repeated, tag = "1")]
     pub edges: ::prost::alloc::vec::Vec<EdgeLoad>,
+    /// some of those that the sender holds, in turn
+    #[prost(message, repeated, tag = "2")]
+    pub orders: ::prost::alloc::vec::Vec<Order>,
+}
+/// Clients are to leave a region or a node, or may come back. Of two for one target the later holds, see
+/// core/src/orders.rs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Order {
+    #[prost(uint32, tag = "1")]
+    pub region: u32,
+    /// empty: all of the region
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub leave: bool,
+    /// since 1970, and later than what it replaced
+    #[prost(uint64, tag = "4")]
+    pub at_ms: u64,
+    /// clients of an edge that are sent away; 0: see window_ms
+    #[prost(uint32, tag = "5")]
+    pub per_second: u32,
+    /// all of them within this time; 0: as the edge is configured
+    #[prost(uint32, tag = "6")]
+    pub window_ms: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EdgeLoad {

@@ -1257,6 +1257,9 @@ pub struct DispatchRequest {
     /// "what if this were my address", for operators only; empty = not asked
     #[prost(string, tag = "5")]
     pub r#as: ::prost::alloc::string::String,
+    /// who it is for, if its regions are a matter of who it is; empty = not said
+    #[prost(string, tag = "6")]
+    pub user: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DispatchNetwork {
@@ -1355,7 +1358,7 @@ pub struct DispatchUnlisted {
     pub id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub region: ::prost::alloc::string::String,
-    /// silent, draining, cordoned, region_cordoned, full or excluded
+    /// silent, draining, cordoned, region_cordoned, full, excluded or not_pinned
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
