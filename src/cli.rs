@@ -267,6 +267,8 @@ pub enum BenchPart {
     Overload,
     /// Rankings and dispatch
     Dispatch,
+    /// What core nodes tell each other of who is where: a million users of another region
+    Routes,
 }
 
 /// What to do with the configuration.

@@ -23,6 +23,9 @@ fn every_part_runs_and_leaves_nothing_behind() {
         "messages.half.ack.p99",
         "dispatch.rankings",
         "dispatch.over_empty",
+        "routes.memory",
+        "routes.wire.come_and_go",
+        "routes.copy",
     ] {
         let value = report["figures"][name]["value"].as_f64().unwrap_or_else(|| panic!("no {name} in {report}"));
         assert!(value.is_finite() && value >= 0.0, "{name} is {value}");

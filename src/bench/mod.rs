@@ -5,13 +5,14 @@
 //! figure that counts, processor time of the server per message, does not depend on how clever the generator
 //! is. Both share this machine: rates are what both reach together.
 //!
-//! Five parts, each with the goal it is held against:
+//! Six parts, each with the goal it is held against:
 //!
 //! - [`idle`]: memory of the server per connection that does nothing, and the cost of connecting;
 //! - [`messages`]: direct messages, durable before the ack, closed loop and at half load;
 //! - [`group`]: a group of 200 who are all online, and a device that comes back to 1,000 messages;
 //! - [`overload`]: three times the load that the server carries, and a burst of ten times;
-//! - [`dispatch`]: rankings on a core, and dispatch over HTTPS.
+//! - [`dispatch`]: rankings on a core, and dispatch over HTTPS;
+//! - [`routes`]: memory, wire and a full copy of the routes of another region with a million users.
 //!
 //! A figure alone says as much about the machine as about the program. So the same run measures a floor beside
 //! it ([`floor`], a child process too): a bare quinn echo under the same load, an HTTPS server that answers
@@ -34,6 +35,7 @@ pub mod offering;
 pub mod overload;
 pub mod readings;
 pub mod report;
+pub mod routes;
 pub mod session;
 
 use std::path::{Path, PathBuf};
@@ -153,6 +155,9 @@ impl Bench {
         }
         if wants(BenchPart::Dispatch) {
             dispatch::measure(self).await?;
+        }
+        if wants(BenchPart::Routes) {
+            routes::measure(self).await?;
         }
         Ok(())
     }

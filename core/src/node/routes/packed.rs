@@ -204,9 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_tables_stays() {
+    fn both_forms_stay() {
+        let binds = [Bind { install: 0x0605_0403_0201, at_ms: 0x0c0b_0a09_0807, order: 300 }];
         let mut out = Vec::new();
-        put_record(&mut out, "bob", &[Bind { install: 0x0605_0403_0201, at_ms: 0x0c0b_0a09_0807, order: 300 }]);
+        put_op(&mut out, 0x0c0b_0a09_0807 + 200, "bob", &binds);
+        put_op(&mut out, 0, "al", &[]);
+        assert_eq!(out, [1, 3, b'b', b'o', b'b', 1, 2, 3, 4, 5, 6, 0xc8, 1, 0xac, 2, 0, 2, b'a', b'l']);
+        out.clear();
+        put_record(&mut out, "bob", &binds);
         assert_eq!(out, [1, 3, b'b', b'o', b'b', 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0xac, 2]);
     }
 

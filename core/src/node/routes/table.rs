@@ -1,6 +1,6 @@
 //! Who is at one core node, in little memory.
 //!
-//! Problem: every core node knows the routes of all regions. A map of ids and maps takes some 400 bytes for a user with
+//! Problem: every core node knows the routes of all regions. A map of ids and maps takes some 600 bytes for a user with
 //! one device, of which 36 say something.
 //!
 //! Rule: 256 shards by the first byte of the user's hash. A shard has an arena of packed routes one after the other, and
@@ -302,7 +302,7 @@ impl Shard {
 
 /// The byte of a hash that is kept beside the place: one that says nothing about shard and slot.
 fn tag(hash: Hash) -> u32 {
-    u32::from(hash as u8)
+    u32::from((hash & 0xff) as u8)
 }
 
 fn slot_of(hash: Hash, place: usize) -> u32 {
