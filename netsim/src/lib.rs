@@ -40,6 +40,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod access;
+pub mod chaos;
 pub mod cluster;
 pub mod compare;
 pub(crate) mod congestion;
