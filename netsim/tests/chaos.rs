@@ -56,6 +56,7 @@ lost = 0
 doubled = 0
 out_of_order = 0
 not_acked = 0
+not_shown = 0
 "#;
 
 fn has_tern(test: &str) -> bool {

@@ -172,7 +172,7 @@ impl Crowd {
         lock(&self.observed)
     }
 
-    /// Looks at all conversations from both sides.
+    /// Looks at all conversations from both sides. What a device that is not up to date lacks may still be there.
     pub fn read(&self) -> Result<Vec<Reading>, ChaosError> {
         let mut readings = Vec::new();
         for (pair, sides) in self.pairs.iter().enumerate() {
@@ -183,13 +183,14 @@ impl Crowd {
                     let spot = spot(message)?;
                     Some((spot, name(message, &self.run).map(str::to_owned)))
                 });
+                let is_whole = matches!(self.members[*member].client.connection(), ConnectionState::Live { .. });
                 readings.push(Reading {
                     client: lock(&self.observed).clients[*member].user.clone(),
                     log: pair.to_string(),
                     invoked_ns,
                     entries: entries.collect(),
                     returned_ns: self.now_ns(),
-                    is_whole: true,
+                    is_whole,
                 });
             }
         }

@@ -24,7 +24,7 @@ pub enum Verdict {
 
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Pass => "PASS",
             Self::Unknown => "UNKNOWN",
             Self::Fail => "FAIL",
@@ -155,8 +155,8 @@ pub fn judge(observed: &Observed, bounds: &Bounds, regions: Regions, troubles: u
     let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     figures.push(Figure::of_count("sent", number(logs.sent), None));
     figures.push(Figure::of_count("not acked", number(not_acked), bounds.not_acked));
-    // What is acked and was never shown is in no timeline, or was not told of: both are lost to its reader.
-    figures.push(Figure::of_count("lost", number(logs.count(&LOST).max(not_shown)), bounds.lost));
+    figures.push(Figure::of_count("acked and not shown", number(not_shown), bounds.not_shown));
+    figures.push(Figure::of_count("lost", number(logs.count(&LOST)), bounds.lost));
     figures.push(Figure::of_count("doubled", number(doubled), bounds.doubled));
     let phantoms = logs.count(&[LogFault::Phantom]);
     figures.push(Figure::of_count("out of order", number(logs.count(&MISPLACED) + phantoms), bounds.out_of_order));
@@ -165,7 +165,8 @@ pub fn judge(observed: &Observed, bounds: &Bounds, regions: Regions, troubles: u
         figures.push(Figure::of_count("processes that ended by themselves", observed.died, Some(0)));
     }
     let of_figures = figures.iter().filter_map(|figure| figure.verdict).max().unwrap_or(Verdict::Unknown);
-    let is_known = troubles == 0 && observed.missed_events == 0 && logs.acked > 0;
+    // Where no device that is up to date has looked at what was acked, nobody knows whether it is there.
+    let is_known = troubles == 0 && observed.missed_events == 0 && logs.acked > 0 && logs.unread == 0;
     let verdict = if is_known { of_figures } else { of_figures.max(Verdict::Unknown) };
     Judged { figures, logs, verdict }
 }

@@ -30,7 +30,7 @@ while read -r sign group; do
     -) all="${all%%" $group "*} ${all#*" $group "}" ;;
   esac
 done
-for group in $all; do kill -KILL -- "-$group"; done 2>/dev/null
+for group in $all; do kill -KILL "-$group"; done 2>/dev/null
 for undo in "$1"/undo-*; do [ -e "$undo" ] && sh "$undo"; done
 rm -rf -- "$1" 2>/dev/null || { sleep 1; rm -rf -- "$1"; }
 "#;

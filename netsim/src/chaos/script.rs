@@ -189,6 +189,8 @@ pub struct Bounds {
     pub out_of_order: Option<u64>,
     /// Sent, and neither acked nor refused in the end.
     pub not_acked: Option<u64>,
+    /// Acked, and not shown to its reader in the end.
+    pub not_shown: Option<u64>,
     /// How much more memory any process holds in the last quarter of a fault than in the second, MiB.
     pub memory_growth_mib: Option<u64>,
 }
@@ -580,6 +582,7 @@ fn bounds(file: &File) -> Result<Bounds, Wrong> {
         doubled: count(&entry.doubled)?,
         out_of_order: count(&entry.out_of_order)?,
         not_acked: count(&entry.not_acked)?,
+        not_shown: count(&entry.not_shown)?,
         memory_growth_mib: count(&entry.memory_growth_mib)?,
     })
 }

@@ -63,6 +63,7 @@ fn bounds() -> Bounds {
         doubled: Some(0),
         out_of_order: Some(0),
         not_acked: Some(0),
+        not_shown: Some(0),
         ..Bounds::default()
     }
 }
@@ -139,7 +140,12 @@ fn lost_doubled_and_misplaced_messages_are_counted() {
     // Acked, and its reader was never told of it.
     let mut silent = run();
     silent.messages[4].shown_ns = None;
-    assert_eq!(max(&judged(&silent, &bounds()), "lost"), 1.0);
+    let bad = judged(&silent, &bounds());
+    assert_eq!((max(&bad, "acked and not shown"), bad.verdict), (1.0, Verdict::Fail));
+    // Nobody who is up to date has looked: it may be there or not.
+    let mut unread = run();
+    unread.readings[0].is_whole = false;
+    assert_eq!(judged(&unread, &bounds()).verdict, Verdict::Unknown);
     let mut twice = run();
     twice.messages[1].told = 2;
     assert_eq!(max(&judged(&twice, &bounds()), "doubled"), 1.0);
@@ -153,7 +159,7 @@ fn memory_is_compared_between_the_second_and_the_last_quarter_of_a_fault() {
     let mut observed = run();
     // Warm after 11 s; then it grows by 10 MiB a second.
     let at = |second: u64, mib: u64| (second * 1000 * MS, "eu-n1".to_owned(), mib << 20);
-    observed.memory = vec![at(10, 50), at(11, 90), at(12, 100), at(14, 120), at(15, 130)];
+    observed.memory = vec![at(10, 50), at(11, 90), at(12, 100), at(14, 125), at(15, 135)];
     let mut limits = bounds();
     limits.memory_growth_mib = Some(29);
     let judged_run = judged(&observed, &limits);

@@ -122,6 +122,7 @@ pub(super) struct BoundsEntry {
     pub(super) doubled: Option<Spanned<Number>>,
     pub(super) out_of_order: Option<Spanned<Number>>,
     pub(super) not_acked: Option<Spanned<Number>>,
+    pub(super) not_shown: Option<Spanned<Number>>,
     pub(super) memory_growth_mib: Option<Spanned<Number>>,
 }
 
