@@ -13,7 +13,7 @@
 //!
 //! What is started is ended, also when this process is killed: see [`keeper`].
 //!
-//! Reading order: [`script`], [`play`], [`local`] and [`relay`], [`keeper`], [`crowd`], [`observed`], [`figures`],
+//! Reading order: [`script`], [`mod@play`], [`local`] and [`relay`], [`keeper`], [`crowd`], [`observed`], [`figures`],
 //! [`record`].
 
 pub mod crowd;
