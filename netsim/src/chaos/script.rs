@@ -125,8 +125,10 @@ pub struct Load {
 pub struct Fault {
     /// Its name in the report.
     pub id: String,
-    /// Since the load began.
+    /// Since the load began, at the earliest.
     pub at: Duration,
+    /// Not before this other fault is over.
+    pub after: Option<String>,
     /// What, and to whom.
     pub kind: FaultKind,
     /// Then it is undone. None: it stays.
@@ -309,6 +311,7 @@ fn check(file: File, base: &Path) -> Result<Script, Wrong> {
         script.faults.push(fault);
     }
     script.faults.sort_by_key(|fault| fault.at);
+    in_turn(&file.fault, &script.faults)?;
     apart(&file.fault, &script.faults)?;
     script.bounds = bounds(&file)?;
     Ok(script)
@@ -521,7 +524,8 @@ fn fault(entry: &FaultEntry, script: &Script) -> Result<Fault, Wrong> {
         }
     };
     let aftermath = time_or(entry.aftermath.as_ref(), Duration::from_secs(5))?;
-    Ok(Fault { id: entry.id.get_ref().clone(), at, kind, lasts, aftermath, meets })
+    let after = entry.after.as_ref().map(|after| after.get_ref().clone());
+    Ok(Fault { id: entry.id.get_ref().clone(), at, after, kind, lasts, aftermath, meets })
 }
 
 /// The processes that a name means, and all names.
@@ -539,6 +543,21 @@ fn is_felt_by_some(names: &[String], script: &Script) -> bool {
     let has_all_nodes = |region: &String| (1..=local.nodes).all(|n| names.contains(&format!("{region}-n{n}")));
     let is_core = |name: &String| name.rsplit_once("-n").is_some();
     names.iter().all(|name| !is_core(name)) || local.regions.iter().any(has_all_nodes)
+}
+
+/// What waits for another fault waits for one that comes before it, and is over some time.
+fn in_turn(entries: &[FaultEntry], faults: &[Fault]) -> Result<(), Wrong> {
+    for entry in entries {
+        let Some(place) = &entry.after else { continue };
+        let position = |id: &str| faults.iter().position(|fault| fault.id == id);
+        let own = position(entry.id.get_ref());
+        let other = position(place.get_ref()).filter(|other| Some(*other) < own);
+        if other.is_none_or(|other| faults[other].lasts.is_none()) {
+            let what = format!("no fault {:?} begins before this one and has an end (`for`)", place.get_ref());
+            return Err(wrong(place, what));
+        }
+    }
+    Ok(())
 }
 
 /// No process is struck while it is.

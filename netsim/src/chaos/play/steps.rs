@@ -1,5 +1,6 @@
 //! A fault as it goes: it waits, strikes, holds, is undone, is over.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -37,13 +38,15 @@ pub(super) struct Step {
     number: usize,
     fault: Fault,
     stage: Stage,
+    /// When it began.
+    began: Duration,
     /// Of what was observed.
     struck: usize,
 }
 
 impl Step {
     pub(super) fn new(number: usize, fault: &Fault) -> Self {
-        Self { number, fault: fault.clone(), stage: Stage::Waiting, struck: 0 }
+        Self { number, fault: fault.clone(), stage: Stage::Waiting, began: Duration::ZERO, struck: 0 }
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -66,15 +69,26 @@ impl Step {
         }
     }
 
-    /// Does what is due.
-    pub(super) fn advance(&mut self, now: Duration, play: &mut Play<'_>) -> Result<(), ChaosError> {
+    /// Its name, once it was undone.
+    pub(super) fn over_id(&self) -> Option<String> {
+        matches!(self.stage, Stage::Over).then(|| self.fault.id.clone())
+    }
+
+    /// Does what is due. `over`: the faults that were undone.
+    pub(super) fn advance(
+        &mut self,
+        now: Duration,
+        over: &BTreeSet<String>,
+        play: &mut Play<'_>,
+    ) -> Result<(), ChaosError> {
+        let is_its_turn = self.fault.after.as_ref().is_none_or(|after| over.contains(after));
         match &mut self.stage {
-            Stage::Waiting if now >= self.fault.at => self.begin(now, play),
+            Stage::Waiting if now >= self.fault.at && is_its_turn => self.begin(now, play),
             Stage::Beginning { since, child } => {
                 let (since, child) = (*since, child.take());
                 self.beginning(now, since, child, play)
             }
-            Stage::Holding if self.fault.lasts.is_some_and(|lasts| now >= self.fault.at + lasts) => self.end(now, play),
+            Stage::Holding if self.fault.lasts.is_some_and(|lasts| now >= self.began + lasts) => self.end(now, play),
             Stage::Ending { since, child } => {
                 let (since, child) = (*since, child.take());
                 self.ending(now, since, child, play)
@@ -84,6 +98,7 @@ impl Step {
     }
 
     fn begin(&mut self, now: Duration, play: &mut Play<'_>) -> Result<(), ChaosError> {
+        self.began = now;
         let begin_ns = play.crowd.now_ns();
         let met = (!self.fault.meets.is_empty()).then(|| {
             let observed = play.crowd.observed();

@@ -91,6 +91,7 @@ pub(super) struct LoadEntry {
 pub(super) struct FaultEntry {
     pub(super) id: Spanned<String>,
     pub(super) at: Spanned<String>,
+    pub(super) after: Option<Spanned<String>>,
     pub(super) kind: Spanned<String>,
     pub(super) target: Option<Spanned<String>>,
     #[serde(rename = "for")]

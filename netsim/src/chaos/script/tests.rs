@@ -112,6 +112,10 @@ fn each_mistake_is_told_with_line_and_column() {
         twice.replace("\"edge\"\nat = \"12s\"", "\"both\"\nat = \"6s\"").replace("\"us\"\nfor", "\"eu\"\nfor");
     let said = parse(&at_once).unwrap_err();
     assert!(said.starts_with("33:6: eu-e1 is struck by edge then"), "{said}");
+    let later = twice.replace("\"edge\"\nat = \"12s\"", "\"later\"\nat = \"12s\"\nafter = \"edge\"");
+    assert_eq!(parse(&later).unwrap().faults[1].after.as_deref(), Some("edge"));
+    let said = parse(&later.replace("after = \"edge\"", "after = \"later\"")).unwrap_err();
+    assert!(said.starts_with("34:9: no fault \"later\" begins before"), "{said}");
     let with = BTreeMap::from([("up".to_owned(), "9s".to_owned())]);
     let said = Script::parse(GOOD, &with, Path::new("")).unwrap_err();
     assert!(said.contains("has no up; there are: down, rate"), "{said}");
