@@ -21,6 +21,8 @@ use crate::real::device::monotonic_ns;
 
 /// More messages than a run has.
 const WHOLE_TIMELINE: usize = usize::MAX >> 1;
+/// Older messages that are asked for at once.
+const OLDER: u64 = 500;
 
 /// Where clients find the system.
 #[derive(Clone, Debug)]
@@ -172,6 +174,17 @@ impl Crowd {
         lock(&self.observed)
     }
 
+    /// Fetches what devices have left out: one that missed much fetches the newest first, and the rest when it is asked
+    /// for. What does not come now is asked for again.
+    pub async fn fetch_older(&self) {
+        for (_, conversation) in self.pairs.iter().flatten() {
+            let reached = conversation.timeline(1).is_ok_and(|shown| shown.reached_start);
+            if !reached {
+                let _later = conversation.paginate_back(OLDER).await;
+            }
+        }
+    }
+
     /// Looks at all conversations from both sides. What a device that is not up to date lacks may still be there.
     pub fn read(&self) -> Result<Vec<Reading>, ChaosError> {
         let mut readings = Vec::new();
@@ -183,14 +196,14 @@ impl Crowd {
                     let spot = spot(message)?;
                     Some((spot, name(message, &self.run).map(str::to_owned)))
                 });
-                let is_whole = matches!(self.members[*member].client.connection(), ConnectionState::Live { .. });
+                let is_live = matches!(self.members[*member].client.connection(), ConnectionState::Live { .. });
                 readings.push(Reading {
                     client: lock(&self.observed).clients[*member].user.clone(),
                     log: pair.to_string(),
                     invoked_ns,
                     entries: entries.collect(),
                     returned_ns: self.now_ns(),
-                    is_whole,
+                    is_whole: is_live && shown.reached_start,
                 });
             }
         }

@@ -240,11 +240,13 @@ impl Play<'_> {
                 let words = format!("{waiting} messages wait for their ack, {unseen} acked ones are not shown");
                 return self.say("settled", "load", &words);
             }
+            self.crowd.fetch_older().await;
             sleep(LOOK_EVERY).await;
         }
     }
 
     async fn end(mut self, regions: &[String]) -> Result<Report, ChaosError> {
+        self.crowd.fetch_older().await;
         let readings = self.crowd.read()?;
         self.crowd.observed().readings = readings;
         let observed = self.crowd.observed().clone();
