@@ -12,7 +12,8 @@
 //! its shape, and what became of it), [`udp`] (datagrams), [`stream`] (TCP as applications see it; below it `tcp`,
 //! `connection`, `congestion`, `segment`), [`net`] (both as a `Net`), [`node`] (tasks, clocks, kill and restart),
 //! [`pki`] and [`token`] (certificates and tokens that are the same in every run), [`random`] (the process's
-//! randomness, seeded), [`cluster`] (regions, wired), [`stage`] (a scenario, played). The model of a link with rate,
+//! randomness, seeded), [`cluster`] (regions, wired), [`stage`] (a scenario, played), [`chaos`] (faults
+//! for systems that are real). The model of a link with rate,
 //! queue and faults is a crate of its own, `tern_netsim_link`: pure, with a reading order of its own.
 //!
 //! A run is repeatable: the same seed gives the same packets at the same moments, in every process. The
@@ -40,6 +41,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod access;
+pub mod chaos;
 pub mod cluster;
 pub mod compare;
 pub(crate) mod congestion;

@@ -17,6 +17,14 @@ pub fn seed(seed: u64) {
     STATE.store(mix(seed), Ordering::SeqCst);
 }
 
+/// Starts the process's randomness from the system's: for a program that is no simulation, though it could run one.
+pub fn seed_from_system() -> std::io::Result<()> {
+    let mut drawn = [0; 8];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut drawn)?;
+    seed(u64::from_le_bytes(drawn));
+    Ok(())
+}
+
 /// How often randomness was drawn since it was seeded, in units of 8 bytes; tells whether the hook works.
 pub fn drawn(seed: u64) -> u64 {
     let distance = STATE.load(Ordering::SeqCst).wrapping_sub(mix(seed));

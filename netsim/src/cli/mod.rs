@@ -4,6 +4,7 @@
 //! 3, something outside is missing (a directory that can't be written, a permission).
 
 mod batch;
+mod chaos;
 mod compare;
 mod explore;
 mod figures;
@@ -66,6 +67,11 @@ enum Command {
     Gate(GateArgs),
     /// Measures what is promised of weak networks, and says whether it is reached.
     Figures(FiguresArgs),
+    /// Kills, pauses and cuts off parts of a real system under load, and says what its users noticed.
+    Chaos {
+        #[command(subcommand)]
+        command: chaos::ChaosCommand,
+    },
     /// Lists the links that have a name.
     Profiles,
     /// Runs any program behind a link of a scenario, with this terminal: `netsim shell FILE --at alice-phone -- curl ...`.
@@ -353,6 +359,10 @@ pub fn main() -> ExitCode {
         Command::Run(args) if args.driver == "tun" => real::run(&args),
         Command::Run(args) => batch::run(&args),
         Command::Shell(args) => match real::shell(&args) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
+        Command::Chaos { command } => match chaos::chaos(command) {
             Ok(code) => return code,
             Err(failure) => Err(failure),
         },

@@ -32,10 +32,7 @@ pub fn monotonic_ns() -> u64 {
 /// Runs a device until its input ends.
 pub fn run() -> Result<(), RealError> {
     // Where a simulation's randomness takes the place of the system's, it must not be the same in each device.
-    let mut seed = [0; 8];
-    let drawn = std::fs::File::open("/dev/urandom").and_then(|mut file| io::Read::read_exact(&mut file, &mut seed));
-    drawn.map_err(RealError::io("reading /dev/urandom"))?;
-    crate::random::seed(u64::from_le_bytes(seed));
+    crate::random::seed_from_system().map_err(RealError::io("reading /dev/urandom"))?;
     let mut first = String::new();
     io::stdin().lock().read_line(&mut first).map_err(RealError::io("reading the set-up"))?;
     let setup: Setup = serde_json::from_str(&first).map_err(|error| RealError::Name(format!("the set-up: {error}")))?;

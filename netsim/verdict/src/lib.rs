@@ -28,6 +28,7 @@ pub mod history;
 mod judge;
 pub mod junit;
 pub mod limits;
+pub mod logs;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 #[cfg(test)]
@@ -42,5 +43,6 @@ pub use figures::{DeviceFigures, Figures, Recovery};
 pub use history::{Cast, Event, FaultPhase, Line, LinkSample, Run};
 pub use judge::{Judgement, judge};
 pub use junit::junit;
+pub use logs::{LogFault, LogFinding, LogHistory, LogJudgement, Outcome, Reading, Regions, Sending, Spot, judge_logs};
 pub use read::{ReadError, read, write};
 pub use verdict::{Finding, Verdict};

@@ -44,7 +44,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 const GIVE_AT_ONCE: usize = 4;
 /// A turn goes on giving shares away for so long; the lease must be renewed meanwhile.
 const GIVE_FOR: Duration = Duration::from_millis(300);
-const _: () = assert!(GIVE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
+/// And taking them, for the same reason: the shares of a node that died are many, and a database that is busy answers late.
+const TAKE_FOR: Duration = Duration::from_millis(300);
+const _: () = assert!(GIVE_FOR.as_millis() + TAKE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
 /// What the store says is left to do is looked at so often (R6).
@@ -324,8 +326,13 @@ impl Keeper {
         if wanted.is_empty() {
             return Ok(());
         }
-        let mut gained = BTreeMap::new();
+        let until = self.shared.env.clock.now() + TAKE_FOR;
         for part in wanted.chunks(WRITES_AT_ONCE) {
+            if self.shared.env.clock.now() > until {
+                self.shared.look.notify_one(); // the rest after the lease
+                break;
+            }
+            let mut gained = BTreeMap::new();
             let (store, name) = (&self.sharing.store, &self.lease.name);
             let writes = part.iter().map(|(share, epoch, given)| async move {
                 if *given {
@@ -346,8 +353,9 @@ impl Keeper {
                     }
                 }
             }
+            self.gain(gained).await?;
         }
-        self.gain(gained).await
+        Ok(())
     }
 
     async fn gain(&mut self, gained: BTreeMap<Share, u64>) -> Result<(), LeaseError> {

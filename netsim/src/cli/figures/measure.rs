@@ -34,6 +34,13 @@ pub enum Measure {
     FoundInBeats(String),
     /// How often a gateway had forgotten a device that was using it, for each interface and each day that was begun.
     ForgottenPerDay(String),
+    /// From the moment at which a region has decided on a message until a device shows it.
+    ShownAfterCommit(String),
+    /// From the beginning of a fault of an edge or region until a device that was connected there is live again. One that
+    /// never is is infinitely late.
+    CutOffUntilLive(String),
+    /// From there until the first message is acked that such a device sent since. Likewise.
+    CutOffUntilAcked(String),
     /// Most devices that became live again in any second after a fault's beginning, each counted once, over the mean until
     /// 95 % of them were back: who was out of reach meanwhile tells nothing of the herd.
     PeakOverMean(String),
@@ -51,6 +58,7 @@ impl Unit {
     pub fn show(self, value: f64) -> String {
         match self {
             _ if value.is_nan() => "-".to_owned(),
+            _ if value.is_infinite() => "never".to_owned(),
             Self::Seconds if value < 1.0 => format!("{:.0} ms", value * 1000.0),
             Self::Seconds => format!("{value:.2} s"),
             Self::Plain if value < 100.0 => format!("{value:.1}"),
@@ -110,6 +118,28 @@ impl Measure {
             Self::WakeupsPerHour(device) => traffic(lines, device).map(|(_, wakeups)| wakeups).into_iter().collect(),
             Self::FoundInBeats(device) => found_in_beats(lines, device),
             Self::ForgottenPerDay(device) => forgotten_per_day(lines, device),
+            Self::ShownAfterCommit(device) => shown_after_commit(lines, device),
+            Self::CutOffUntilLive(fault) => of_cut_off(lines, fault, |device, begin_ns| {
+                let gone = |line: &&Line| {
+                    line.at_ns >= begin_ns
+                        && matches!(&line.event, Event::Connection { device: other, state, .. }
+                                    if other == device && state != "live")
+                };
+                let gone_ns = lines.iter().find(gone)?.at_ns;
+                live_after(lines, device, gone_ns)
+            }),
+            Self::CutOffUntilAcked(fault) => of_cut_off(lines, fault, |device, begin_ns| {
+                let since: BTreeSet<&str> = lines
+                    .iter()
+                    .filter(|line| line.at_ns >= begin_ns)
+                    .filter_map(|line| match &line.event {
+                        Event::Invoke { device: other, message, .. } if other == device => Some(message.as_str()),
+                        _ => None,
+                    })
+                    .collect();
+                let is_acked = |line: &&Line| matches!(&line.event, Event::Acked { message, .. } if since.contains(message.as_str()));
+                lines.iter().find(is_acked).map(|line| line.at_ns)
+            }),
             Self::PeakOverMean(fault) => each(fault, &|span| peak_over_mean(lines, span.begin_ns)),
         }
     }
@@ -202,6 +232,42 @@ fn extra(lines: &[Line], span: &Span) -> Option<f64> {
     let usual = before.get(before.len() / 2)?;
     let next = all.iter().find(|(sent, _)| *sent >= span.begin_ns)?;
     Some((took(next)? - usual).max(0.0))
+}
+
+fn shown_after_commit(lines: &[Line], of: &str) -> Vec<f64> {
+    let mut decided: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut times = Vec::new();
+    for line in lines {
+        match &line.event {
+            Event::Commit { message, .. } => drop(decided.entry(message).or_insert(line.at_ns)),
+            Event::Shown { device, message, new: true, .. } if device == of => {
+                times.extend(decided.get(message.as_str()).map(|at| since(line.at_ns, *at)));
+            }
+            _ => {}
+        }
+    }
+    times
+}
+
+/// What becomes of each device that was live at the target of a fault when this began.
+fn of_cut_off(lines: &[Line], fault: &str, until: impl Fn(&str, u64) -> Option<u64>) -> Vec<f64> {
+    let mut values = Vec::new();
+    for span in spans(lines, fault) {
+        let mut at: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
+        for line in lines.iter().take_while(|line| line.at_ns < span.begin_ns) {
+            if let Event::Connection { device, state, edge, region, .. } = &line.event {
+                let place = (edge.as_deref(), region.as_deref());
+                at.insert(device, if state == "live" { place } else { (None, None) });
+            }
+        }
+        // Of edges and regions the target has no dot: it is all of the span's "device".
+        let target = Some(span.device.as_str());
+        let met = at.iter().filter(|(_, (edge, region))| *edge == target || *region == target);
+        values.extend(met.map(|(device, _)| {
+            until(device, span.begin_ns).map_or(f64::INFINITY, |at_ns| since(at_ns, span.begin_ns))
+        }));
+    }
+    values
 }
 
 /// Bytes and wake-ups per hour.
@@ -358,6 +424,50 @@ mod tests {
         assert_eq!(of(Measure::ExtraOnNext("dark".into())), [4.9 - 0.04]);
         assert_eq!(of(Measure::CommittedAfterEnd("darkness".into())), [0.0; 0]);
         assert_eq!(round_trip_s(&history), Some(0.08));
+    }
+
+    #[test]
+    fn devices_that_a_fault_cut_off_are_followed_and_others_are_not() {
+        let live = |at_ms, name: &str, edge: &str| {
+            let (device, state) = (name.into(), "live".into());
+            let (edge, region) = (Some(edge.into()), Some("eu".into()));
+            line(at_ms, Event::Connection { device, state, edge, region, transport: None })
+        };
+        let strike = |at_ms, phase| {
+            let (fault, kind, target) = ("edge".into(), "edge-kill".into(), "eu-e2".into());
+            line(at_ms, Event::Fault { fault, phase, kind, target, hits: 1 })
+        };
+        let ack = |at_ms, message: &str| line(at_ms, Event::Acked { device: "phone".into(), message: message.into() });
+        let mut history = vec![
+            live(100, "phone", "eu-e2"),
+            live(100, "pad", "eu-e1"),
+            invoke(900, "phone/1"),
+            strike(1000, FaultPhase::Begin),
+            invoke(1050, "phone/2"),
+            connection(1200, "connecting"),
+            live(1250, "pad", "eu-e3"),
+            live(1300, "phone", "eu-e1"),
+            ack(1340, "phone/1"),
+            ack(1350, "phone/2"),
+            strike(5000, FaultPhase::End),
+        ];
+        let of = |measure: Measure, history: &[Line]| measure.of(history);
+        assert_eq!(of(Measure::CutOffUntilLive("edge".into()), &history), [0.3]);
+        assert_eq!(of(Measure::CutOffUntilAcked("edge".into()), &history), [0.35]);
+        history.truncate(6);
+        assert_eq!(of(Measure::CutOffUntilLive("edge".into()), &history), [f64::INFINITY]);
+        assert_eq!(of(Measure::CutOffUntilAcked("edge".into()), &history), [f64::INFINITY]);
+    }
+
+    #[test]
+    fn what_a_device_shows_is_measured_from_the_first_decision() {
+        let shown = |at_ms, new| {
+            let (device, conversation) = ("pad".into(), "a+b".into());
+            line(at_ms, Event::Shown { device, conversation, message: "phone/1".into(), new })
+        };
+        let history = [commit(1000, "phone/1"), commit(1070, "phone/1"), shown(1076, true), shown(1500, false)];
+        assert_eq!(Measure::ShownAfterCommit("pad".into()).of(&history), [0.076]);
+        assert_eq!(Measure::ShownAfterCommit("phone".into()).of(&history), [0.0; 0]);
     }
 
     #[test]
