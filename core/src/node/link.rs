@@ -468,8 +468,12 @@ impl Link {
 
     pub(super) fn take_owed(&mut self, now: Duration) -> Vec<(CoreId, ConvId, Origin, Seq)> {
         let due = |at: &Duration| *at <= now;
-        let taken =
-            self.owed.iter().filter(|(_, (at, ..))| due(at)).map(|((id, o), (_, upto, core))| (*core, *id, *o, *upto)).collect();
+        let taken = self
+            .owed
+            .iter()
+            .filter(|(_, (at, ..))| due(at))
+            .map(|((id, o), (_, upto, core))| (*core, *id, *o, *upto))
+            .collect();
         self.owed.retain(|_, (at, ..)| !due(at));
         taken
     }

@@ -412,8 +412,9 @@ impl Node {
     pub fn new(settings: Settings, todo: Vec<Todo>, now: Now) -> Self {
         let mut links: BTreeMap<Region, Link> = settings.peers.iter().map(|r| (*r, Link::new(now.mono))).collect();
         for (region, link) in &mut links {
-            // What one of several nodes has noted is not what all know: until it is told, nothing is certain.
-            let incomplete = settings.shared || settings.known.get(region).is_some_and(|known| known.incomplete);
+            // What one of several nodes has noted is not what all know, and of a region that was never linked nothing is:
+            // until it tells, it may lack what there is no todo for.
+            let incomplete = settings.shared || settings.known.get(region).is_none_or(|known| known.incomplete);
             link.set_incomplete(Share::all(), incomplete);
         }
         let marks = settings.refill.intersection(&settings.peers).copied().collect();

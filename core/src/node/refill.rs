@@ -390,8 +390,7 @@ impl Node {
         let Some(side) = self.refill.side(peer, asking) else { return };
         let shares = some_shares(&side.shares);
         let compare = wire::Compare { ticket: side.ticket, slots: side.sums.clone(), answer: !asking, shares };
-        side.stage =
-            if asking { Stage::Sent } else { Stage::Sweep(Sweep::of(&side.sums, &side.theirs, &side.shares)) };
+        side.stage = if asking { Stage::Sent } else { Stage::Sweep(Sweep::of(&side.sums, &side.theirs, &side.shares)) };
         self.out.peer(peer, Body::Compare(compare));
         self.pump_refill(now);
     }

@@ -106,7 +106,8 @@ impl Node {
         let after = page.last().map(|(user, _)| user.clone());
         let more = page.len() >= MARKS_PAGE;
         // Others of this region compare what is theirs.
-        let shares = if asking { self.refill.shares(peer, true) } else { self.regain.giving.get(&peer).map(|g| &g.shares) };
+        let shares =
+            if asking { self.refill.shares(peer, true) } else { self.regain.giving.get(&peer).map(|g| &g.shares) };
         let Some(shares) = shares.cloned() else { return };
         let about_all = shares.len() == usize::from(SHARES);
         let page: Vec<&UserMarks> = page

@@ -60,7 +60,8 @@ impl Ownership {
         for slot in owned.keys().filter(|slot| !self.leaving.contains(slot)) {
             *counts.entry(slot.share()).or_default() += 1;
         }
-        self.whole = counts.into_iter().filter(|(_, count)| *count == SLOTS_PER_SHARE).map(|(share, _)| share).collect();
+        self.whole =
+            counts.into_iter().filter(|(_, count)| *count == SLOTS_PER_SHARE).map(|(share, _)| share).collect();
     }
 }
 

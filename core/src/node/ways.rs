@@ -163,7 +163,8 @@ pub(super) fn shares_from_wire(bits: &[u8]) -> Option<BTreeSet<Share>> {
     if bits.len() != usize::from(crate::slots::SHARES) / 8 {
         return None;
     }
-    let has = |share: &Share| bits.get(usize::from(share.number()) / 8).is_some_and(|b| b >> (share.number() % 8) & 1 == 1);
+    let has =
+        |share: &Share| bits.get(usize::from(share.number()) / 8).is_some_and(|b| b >> (share.number() % 8) & 1 == 1);
     Some(Share::all().filter(has).collect())
 }
 

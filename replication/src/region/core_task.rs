@@ -241,7 +241,9 @@ impl Core {
                     self.node.ups(now, edge, ups);
                 }
             }
-            Input::PeerUp { region, link, node, hello, sender } => self.peer_up(now, region, link, node, &hello, sender),
+            Input::PeerUp { region, link, node, hello, sender } => {
+                self.peer_up(now, region, link, node, &hello, sender)
+            }
             Input::PeerDown { region, link } => {
                 if let Some(at) = self.peer_of(region, link) {
                     self.peers.remove(&at);

@@ -411,8 +411,7 @@ async fn beat(shared: Arc<Shared>, region: RegionId, sender: Arc<LinkSender>, co
             let said = shared.said_of_shares.lock().unwrap_or_else(PoisonError::into_inner);
             (said.owned.clone(), said.incomplete.get(&region).cloned().unwrap_or_default())
         };
-        let beat =
-            Beat { wall_ms: shared.env.clock.wall_ms(), commit, owned, incomplete, ..Beat::default() };
+        let beat = Beat { wall_ms: shared.env.clock.wall_ms(), commit, owned, incomplete, ..Beat::default() };
         let orders = shared.loads.orders();
         sender.send([Body::Beat(beat), Body::Load(LoadReport { edges, orders })]);
         tokio::select! {

@@ -18,8 +18,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tern_core::leases::{LeaseError, NodeLease, SharedStore};
 use tern_core::ids::Region as RegionId;
+use tern_core::leases::{LeaseError, NodeLease, SharedStore};
 use tern_core::owners::CoreNode;
 use tern_core::placement::{self, Candidate, Plan};
 use tern_core::slots::{Share, Slot};

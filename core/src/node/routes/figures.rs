@@ -48,7 +48,7 @@ pub fn binds(i: u64, at: Duration) -> Vec<Bind> {
         let install = mix(i ^ device << 40) >> 16;
         Bind { install, at_ms: at_ms - mix(device) % 86_400_000 * device, order: 100 + mix(i) % 900 }
     };
-    (0..if i % 8 == 0 { 2 } else { 1 }).map(device).collect()
+    (0..if i.is_multiple_of(8) { 2 } else { 1 }).map(device).collect()
 }
 
 /// A node with so many users, and one that knows nothing of them; there is a link between them.

@@ -237,6 +237,24 @@ fn one_region_alone_is_stable_at_once() {
 }
 
 #[test]
+fn a_region_that_was_never_linked_is_not_believed_to_hold_what_was_there_before_it() {
+    let mut w = World::new();
+    let log = origin(&mut w, EU);
+    let mut settings = w.core(EU).node.settings.clone();
+    settings.peers.clear();
+    let now = w.now(0);
+    w.core(EU).node = Node::new(settings.clone(), Vec::new(), now);
+    let alice = w.connect(EU, 1, "alice", "phone");
+    w.send(alice, 1);
+    // The region is given a peer, and restarted before the two have met.
+    settings.peers.insert(US);
+    settings.known.clear();
+    w.core(EU).node = Node::new(settings, Vec::new(), now);
+    let alice = w.connect(EU, 2, "alice", "phone");
+    assert_eq!(ask(&mut w, alice, log).upto, 0);
+}
+
+#[test]
 fn nonsense_of_a_peer_is_reported_and_left_out() {
     let mut w = World::new();
     let now = w.now(0);

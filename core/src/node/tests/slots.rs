@@ -5,10 +5,10 @@ mod linked;
 mod random;
 
 use super::*;
-use crate::node::{CoreId, FLUSH_EVERY};
-use crate::router::Router;
 use crate::node::refill::share_mark;
 use crate::node::routes::Holder;
+use crate::node::{CoreId, FLUSH_EVERY};
+use crate::router::Router;
 use crate::slots::{Share, Slot};
 
 /// The store that all nodes of the region share: an epoch per slot, and fences.
@@ -108,8 +108,7 @@ impl Fleet {
         for _ in 0..nodes {
             fleet.join();
         }
-        let shares: Vec<(Slot, CoreId)> =
-            Slot::all().map(|slot| (slot, 1 + place(slot) % nodes)).collect();
+        let shares: Vec<(Slot, CoreId)> = Slot::all().map(|slot| (slot, 1 + place(slot) % nodes)).collect();
         for core in 1..=nodes {
             fleet.take(core, shares.iter().filter(|(_, to)| *to == core).map(|(slot, _)| *slot).collect());
         }
@@ -177,7 +176,8 @@ impl Fleet {
         if let Some(peer) = self.peer {
             let shares: BTreeSet<Share> = slots.iter().map(|slot| slot.share()).collect();
             let disk = &self.shared.disk;
-            let marked = |share: &Share| disk.meta.get(&share_mark(peer, *share)).is_some_and(|value| !value.is_empty());
+            let marked =
+                |share: &Share| disk.meta.get(&share_mark(peer, *share)).is_some_and(|value| !value.is_empty());
             let marks = BTreeMap::from([(peer, shares.into_iter().filter(marked).collect())]);
             self.member(core).node.to_compare(now, marks);
         }

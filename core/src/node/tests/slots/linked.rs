@@ -126,11 +126,8 @@ impl Pair {
     /// One frame of each link arrives. Whether there was one.
     fn deliver(&mut self) -> bool {
         self.send();
-        let frames: Vec<(End, End, LinkBody)> = self
-            .links
-            .iter_mut()
-            .filter_map(|((from, to), queue)| Some((*from, *to, queue.pop_front()?)))
-            .collect();
+        let frames: Vec<(End, End, LinkBody)> =
+            self.links.iter_mut().filter_map(|((from, to), queue)| Some((*from, *to, queue.pop_front()?))).collect();
         let any = !frames.is_empty();
         for (from, to, body) in frames {
             let fleet = &mut self.fleets[to.0];
@@ -270,9 +267,9 @@ fn what_a_node_had_not_shipped_when_it_died_its_heir_ships() {
     assert!(pair.fleets[0].acked(1, 1).is_some());
     assert_eq!(pair.texts(1, alice_and_bob(), EU), Vec::<String>::new());
     pair.kill((0, owner));
-  
+
     pair.fleets[0].inherit(owner);
-  
+
     pair.pass(Duration::from_secs(1));
     assert_eq!(pair.texts(1, alice_and_bob(), EU), ["hello"]);
 }
@@ -338,7 +335,8 @@ fn a_region_made_anew_is_given_everything_share_by_share() {
     // As if the other region had had it all, and lost it with its marks: nothing is left to do for it.
     pair.fleets[0].shared.disk.todo.clear();
     for core in [1, 2] {
-        let slots: BTreeSet<Slot> = pair.fleets[0].owners.iter().filter(|(_, c)| **c == core).map(|(s, _)| *s).collect();
+        let slots: BTreeSet<Slot> =
+            pair.fleets[0].owners.iter().filter(|(_, c)| **c == core).map(|(s, _)| *s).collect();
         let now = pair.fleets[0].now();
         pair.fleets[0].member(core).node.lose(now, &slots);
         pair.fleets[0].take(core, slots);
@@ -368,7 +366,8 @@ fn a_region_made_anew_is_given_everything_share_by_share() {
         let id = ConvId::direct(SALT, &user("alice"), &user(to));
         assert_eq!(pair.texts(1, id, EU), [format!("for {n}")]);
     }
-    let left = pair.fleets[1].shared.disk.meta.iter().filter(|(key, value)| key.starts_with(MARK_KEY) && !value.is_empty());
+    let left =
+        pair.fleets[1].shared.disk.meta.iter().filter(|(key, value)| key.starts_with(MARK_KEY) && !value.is_empty());
     assert_eq!(left.count(), 0);
     let member = pair.fleets[0].members.keys().copied().next().unwrap();
     assert!(!pair.fleets[0].member(member).node.link(US).unwrap().is_incomplete(), "and the other side knows");
@@ -434,6 +433,10 @@ fn history(seed: u64) {
         for n in (1..=said[region]).filter(|n| pair.fleets[region].acked(region as u64 + 1, *n).is_some()) {
             assert!(numbers.contains(&n), "seed {seed}: {n} was acked");
         }
-        assert!(pair.fleets[region].shared.disk.todo.is_empty(), "seed {seed}: {:?}", pair.fleets[region].shared.disk.todo);
+        assert!(
+            pair.fleets[region].shared.disk.todo.is_empty(),
+            "seed {seed}: {:?}",
+            pair.fleets[region].shared.disk.todo
+        );
     }
 }
