@@ -128,7 +128,7 @@ impl Scene {
             for to in users.iter().filter(|to| *to != from) {
                 let n = self.said.entry((from, to)).or_default();
                 *n += 1;
-                let conversation = self.devices[from].0.direct(&UserId::new(*to).unwrap()).unwrap();
+                let conversation = self.devices[from].0.direct(&UserId::new(to).unwrap()).unwrap();
                 conversation.send(Draft::text(format!("{from} {n}"))).unwrap();
             }
         }
@@ -137,7 +137,7 @@ impl Scene {
     /// What is missing: each message is shown to its reader once, in the order of its sender, and acked.
     fn missing(&self) -> Option<String> {
         for ((from, to), n) in &self.said {
-            let id = self.devices[from].0.direct(&UserId::new(*to).unwrap()).unwrap().id();
+            let id = self.devices[from].0.direct(&UserId::new(to).unwrap()).unwrap().id();
             let all = self.devices[to].0.conversation(id).timeline(usize::MAX >> 1).unwrap().messages;
             let mine = all.iter().map(|m| String::from_utf8_lossy(&m.body).into_owned());
             let mine: Vec<String> = mine.filter(|text| text.starts_with(&format!("{from} "))).collect();

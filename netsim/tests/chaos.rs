@@ -130,7 +130,7 @@ fn an_edge_that_dies_under_load_is_measured_recorded_and_leaves_nothing() {
     }
     assert_eq!(fs::read_to_string(room.path("undone")).unwrap().trim(), "yes");
     assert!(fs::read_to_string(directory.join("logs/a-command.log")).unwrap().contains("struck"));
-    assert_eq!(room.left(), [PathBuf::new(); 0]);
+    assert_eq!(room.left(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -218,5 +218,5 @@ fn a_bad_script_is_refused_with_its_place_and_all_that_are_shipped_are_good() {
     let output = room.run(&["chaos", "run", "edge.toml", "--tern", "no-such-program"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(said(&output).contains("cargo build --release -p tern"), "{}", said(&output));
-    assert_eq!(room.left(), [PathBuf::new(); 0]);
+    assert_eq!(room.left(), Vec::<PathBuf>::new());
 }

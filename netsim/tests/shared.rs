@@ -542,8 +542,8 @@ fn a_region_of_several_nodes_that_is_made_later_is_given_all_that_was_said_befor
             scene.cluster.kill_core(name).await.unwrap();
         }
         scene.cluster.empty_shared_store("us");
-        for name in scene.names[2..].to_vec() {
-            scene.cluster.restart_core(&name).await.unwrap();
+        for name in &scene.names[2..] {
+            scene.cluster.restart_core(name).await.unwrap();
         }
         sleep(Duration::from_secs(30)).await;
         same(&scene, &load, "us").await;

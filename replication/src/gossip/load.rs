@@ -402,7 +402,7 @@ mod tests {
         handler.lock().set_members(LOADS_TO_ALL + 1);
         assert!(!handler.lock().to_all);
         assert!(handler.receive_item(&bytes, Some(&other)).unwrap().is_some());
-        assert_eq!(handler.lock().take_fresh_orders(), [order.clone()]);
+        assert_eq!(handler.lock().take_fresh_orders(), std::slice::from_ref(&order));
         assert!(handler.receive_item(&bytes, Some(&other)).unwrap().is_none(), "no news");
         assert!(handler.receive_item(&bytes, None).unwrap().is_some(), "but said again");
         assert!(handler.lock().take_fresh_orders().is_empty());

@@ -242,7 +242,7 @@ impl Core {
                 }
             }
             Input::PeerUp { region, link, node, hello, sender } => {
-                self.peer_up(now, region, link, node, &hello, sender)
+                self.peer_up(now, region, link, node, &hello, sender);
             }
             Input::PeerDown { region, link } => {
                 if let Some(at) = self.peer_of(region, link) {

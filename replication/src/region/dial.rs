@@ -119,7 +119,7 @@ fn keep_nodes(shared: &Arc<Shared>, region: RegionId) {
     let nodes: Vec<String> = shared.peer_nodes.with(region, |nodes| {
         let owns = |name: &str| nodes.owners.owned_by(name).next().is_some();
         let missing = nodes.owners.nodes().keys().filter(|name| owns(name) && !nodes.kept.contains(&***name));
-        missing.map(|name| name.to_string()).collect()
+        missing.map(ToString::to_string).collect()
     });
     for name in nodes {
         shared.env.tasks.spawn(dial_node(shared.clone(), peer.clone(), name));
