@@ -107,6 +107,9 @@ async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and
     }
     let alice = device(&cluster.data, "alice", "eu");
     let bob = device(&cluster.data, "bob", "us");
+    // The id of a direct conversation changes with the first connection of a device.
+    let is_live = || matches!(alice.connection(), ConnectionState::Live { .. });
+    until("alice is connected for the first time", &fleet, is_live).await;
     let conversation = alice.direct(&UserId::new("bob").unwrap()).unwrap();
     let id = conversation.id();
     conversation.send(Draft::text("one")).unwrap();
@@ -140,7 +143,6 @@ async fn two_regions_on_a_database_exchange_messages_and_go_on_after_a_crash_and
     assert!(said["entries"].as_u64() >= Some(3), "{said}");
 
     // A second process of the region is refused, however little the first one does.
-    let is_live = || matches!(alice.connection(), ConnectionState::Live { .. });
     until("alice is connected", &fleet, is_live).await;
     let mut other = with(&processes[0], &eu);
     for setting in ["listen.client=0", "listen.dispatch=0", "listen.node=0", "listen.admin=127.0.0.1:0"] {

@@ -36,7 +36,7 @@ pub enum ChaosCommand {
 pub struct RunArgs {
     /// The script.
     file: PathBuf,
-    /// Another value for one of the script's [values]; may be given again.
+    /// Another value for one of the script's `values`; may be given again.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     with: Vec<(String, String)>,
     /// For a local system: the tern program; beside this one, if not said.
