@@ -193,6 +193,7 @@ async fn a_batch_longer_than_the_tail_holds_is_decided_in_parts_each_of_which_st
 #[tokio::test(flavor = "multi_thread")]
 async fn histories_of_time_outs_lose_and_double_nothing() {
     let Some(place) = Place::new().await else { return };
+    let mut unclear = 0;
     for seed in 0..4u64 {
         let rng = Arc::new(Entropy::seeded(seed));
         let store = Arc::new(ScyllaStore::new(place.cluster.clone(), Arc::new(WallClock::default()), &entropy()));
@@ -232,8 +233,10 @@ async fn histories_of_time_outs_lose_and_double_nothing() {
         for (id, log) in held {
             assert_eq!(read(&place.store(), id).await.unwrap(), log);
         }
-        assert!(store.metrics().unclear() > 10);
+        unclear += store.metrics().unclear();
     }
+    // Of 160 appends 72 on average; below 40 would be once in millions of runs.
+    assert!(unclear > 40, "{unclear}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
