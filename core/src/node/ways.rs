@@ -51,6 +51,8 @@ impl Ways {
         let way = self.regions.entry(at.region).or_default();
         match name {
             None => *way = Way::default(),
+            // Its store may have been made anew while nobody was linked, with epochs that begin again: all is told anew.
+            Some(_) if way.cores.is_empty() => way.owners = Some(Owners::default()),
             Some(_) => {
                 way.owners.get_or_insert_default();
             }
@@ -202,6 +204,10 @@ mod tests {
         assert_eq!(ways.of(EU, id), None, "its owner is not linked");
         ways.told(at(1), &told(number, "a", 2)).unwrap();
         assert_eq!((ways.of(EU, id), ways.shares_of(at(1))), (Some(at(1)), [share].into()));
+        assert!(ways.down(at(1)) && ways.up(at(1), Some("a")));
+        assert_eq!(ways.of(EU, id), None, "what was known is a former life's, perhaps");
+        ways.told(at(1), &told(number, "a", 1)).unwrap();
+        assert_eq!(ways.of(EU, id), Some(at(1)), "its epochs begin again");
         assert!(ways.up(at(0), None), "a store of its own again");
         assert_eq!(ways.of(EU, id), Some(at(0)));
     }

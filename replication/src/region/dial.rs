@@ -337,7 +337,13 @@ pub(super) async fn serve(
     shared.eras.up(region, link, start, era, commit, shared.env.clock.now());
     let hello = PeerHello { start, era, commit, incomplete };
     let node = theirs.shared.then(|| theirs.node.clone());
-    shared.peer_nodes.with(region, |nodes| nodes.up += 1);
+    shared.peer_nodes.with(region, |nodes| {
+        if nodes.up == 0 {
+            // Its store may have been made anew since, with epochs that begin again.
+            nodes.owners = Owners::default();
+        }
+        nodes.up += 1;
+    });
     shared.push(Input::PeerUp { region, link, node, hello, sender: sender.clone() });
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
