@@ -258,7 +258,8 @@ fn add_peers_part(node: &Node, operations: &Operations, region: &Arc<Region>) {
         // A part is applied where blocking is allowed.
         let found = tokio::runtime::Handle::current().block_on(peers(&env, settings));
         let found = found.map_err(|error| format!("{error:#}"))?;
-        region.set_peers(found).map_err(|error| error.to_string())
+        region.set_peers(found);
+        Ok(())
     }));
 }
 

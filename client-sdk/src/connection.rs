@@ -146,6 +146,8 @@ async fn quic_to(
 async fn quic(shared: &Arc<Shared>, tls: &Tls, job: &ConnectJob, to: &Addresses) -> Result<(), Failure> {
     let (_endpoint, connection, streams) = to.race(|to| quic_to(shared, tls, job, to)).await?;
     let rtt = connection.rtt();
+    // Nobody else sets it.
+    let _first = job.out.transport.set(connection.clone());
     // Where the store fails nothing is connected to anyway, and it was told.
     let _told = shared.act(|machine, _| machine.path_measured(job.conn, rtt));
     let [(control, from_control), (message, from_message), (bulk, from_bulk)] = streams;

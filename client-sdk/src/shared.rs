@@ -5,7 +5,7 @@
 //! killed: there is one way of recovering, and it is in use every day.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tern_core::client::{Asking, ConnNo, ConnectionState, Effect, Failure, Machine, NetInfo, Outbound, Setup, Trouble};
@@ -27,6 +27,8 @@ pub(crate) struct Outgoing {
     lanes: Mutex<([Vec<Outbound>; 3], Option<Code>)>,
     pub(crate) more: [Notify; 3],
     pub(crate) closing: Notify,
+    /// The connection, where its transport counts what comes in.
+    pub(crate) transport: OnceLock<quinn::Connection>,
 }
 
 impl Outgoing {
@@ -209,7 +211,9 @@ impl Shared {
             return Err(Unavailable::Closed);
         }
         self.refresh(inner)?;
-        let result = act(&mut inner.machine, self.env.clock.now());
+        let now = self.env.clock.now();
+        feel(inner, now);
+        let result = act(&mut inner.machine, now);
         self.flush(inner).map_err(Unavailable::Store)?;
         Ok(result)
     }
@@ -384,6 +388,7 @@ impl Shared {
             return;
         }
         let now = self.env.clock.now();
+        feel(inner, now);
         for (req, read) in frames {
             inner.machine.frame(now, conn, req, read);
         }
@@ -419,6 +424,15 @@ impl Shared {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.version.send_modify(|v| *v = v.wrapping_add(1));
         self.wake.notify_one();
+    }
+}
+
+/// Tells the machine what the transport in use has heard, before anything else is concluded.
+fn feel(inner: &mut Inner, now: Duration) {
+    let conn = inner.machine.in_use();
+    let transport = conn.and_then(|conn| inner.conns.get(&conn)?.transport.get().zip(Some(conn)));
+    if let Some((transport, conn)) = transport {
+        inner.machine.felt(now, conn, transport.stats().udp_rx.datagrams);
     }
 }
 

@@ -498,14 +498,23 @@ impl Cluster {
         self.seats.get_mut(name).ok_or_else(|| ClusterError::NoRegion(name.to_owned()))
     }
 
-    fn region_config(&self, seat: &Seat) -> RegionConfig {
+    /// What a region is told of the others.
+    pub fn peers_of(&self, region: &str) -> Result<Vec<Peer>, ClusterError> {
+        Ok(self.others(self.seat(region)?))
+    }
+
+    fn others(&self, seat: &Seat) -> Vec<Peer> {
         let others = self.seats.values().filter(|other| other.site.number != seat.site.number);
-        let peers = others.map(|other| Peer {
+        let peer = |other: &Seat| Peer {
             region: other.site.number,
             name: other.site.name.clone(),
             addrs: self.node_addrs(other),
             server_name: node_name(&other.site.name),
-        });
+        };
+        others.map(peer).collect()
+    }
+
+    fn region_config(&self, seat: &Seat) -> RegionConfig {
         let key = |what, number: &u64| key_bytes(derive(self.seed, what, *number));
         let of = |what| seat.receipt_keys.iter().map(move |number| key(what, number));
         let older: Vec<[u8; 32]> = of("receipts").skip(1).collect();
@@ -514,7 +523,7 @@ impl Cluster {
             region: seat.site.number,
             name: seat.site.name.clone(),
             node: format!("{}-1", seat.site.name),
-            peers: peers.collect(),
+            peers: self.others(seat),
             listen: SocketAddr::new(IpAddr::V4(seat.site.ip), NODE_PORT),
             direct_salt: self.direct_salt(),
             receipt_key: ReceiptKey::new(&first).with_older(&older),

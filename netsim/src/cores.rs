@@ -97,6 +97,12 @@ impl Cluster {
         self.start_core(name).await
     }
 
+    /// A core node that runs.
+    pub fn core_node(&self, name: &str) -> Result<Arc<Region>, ClusterError> {
+        let seat = self.cores.get(name);
+        seat.and_then(|seat| seat.core.clone()).ok_or_else(|| ClusterError::NoRegion(name.to_owned()))
+    }
+
     /// The host of a core node: to pause it, or set its clock.
     pub fn core_host(&self, name: &str) -> Result<&SimNode, ClusterError> {
         Ok(&self.core_seat(name)?.host)

@@ -555,6 +555,50 @@ fn a_region_of_several_nodes_that_is_made_later_is_given_all_that_was_said_befor
 }
 
 #[test]
+fn a_region_that_core_nodes_hear_of_one_after_the_other_lacks_nothing_in_the_end() {
+    for seed in 0..3_usize {
+        sim(seed as u64, move |world| async move {
+            let mut scene = Scene::of(world.clone(), &[("eu", 3), ("us", 2)]).await;
+            let eu: Vec<String> = (0..3).map(|n| scene.names[(seed + n) % 3].clone()).collect();
+            let us = scene.names[3..].to_vec();
+            let peers = scene.cluster.peers_of("eu").unwrap();
+            for name in &us {
+                scene.cluster.kill_core(name).await.unwrap();
+            }
+            scene.cluster.empty_shared_store("us");
+            for name in &eu {
+                scene.cluster.core_node(name).unwrap().set_peers(Vec::new());
+            }
+            let mut load = Load::new(scene.cluster.direct_salt());
+            load.run(&scene, Duration::from_secs(5)).await;
+            // The first node hears of a region that is new, and what it has gets there.
+            for name in &us {
+                scene.cluster.restart_core(name).await.unwrap();
+            }
+            scene.cluster.core_node(&eu[0]).unwrap().set_peers(peers.clone());
+            load.run(&scene, Duration::from_secs(10)).await;
+            // Of the others, one gives away what it has and one dies, before they have heard.
+            scene.cluster.core_node(&eu[1]).unwrap().set_drained(true);
+            load.run(&scene, Duration::from_secs(5)).await;
+            scene.cluster.kill_core(&eu[2]).await.unwrap();
+            scene.edge.lose(&eu[2]);
+            load.run(&scene, Duration::from_secs(5)).await;
+            assert_eq!(scene.owners().len(), 1, "the first one has it all");
+            scene.cluster.core_node(&eu[1]).unwrap().set_drained(false);
+            load.run(&scene, Duration::from_secs(5)).await;
+            scene.cluster.core_node(&eu[1]).unwrap().set_peers(peers.clone());
+            load.run(&scene, Duration::from_secs(5)).await;
+            let core = scene.cluster.restart_core(&eu[2]).await.unwrap();
+            scene.edge.attach(&eu[2], &core);
+            load.run(&scene, Duration::from_secs(5)).await;
+            sleep(Duration::from_secs(40)).await;
+            load.check(&scene).await;
+            same(&scene, &load, "us").await;
+        });
+    }
+}
+
+#[test]
 fn a_second_process_of_one_name_is_refused() {
     sim(3, |world| async move {
         let mut scene = Scene::new(world.clone(), 2).await;

@@ -15,6 +15,7 @@
 
 mod climbing;
 mod dispatching;
+mod doubting;
 mod gone;
 mod rounds;
 mod troubles;
@@ -64,6 +65,8 @@ struct Round {
     attempts: u32,
     /// It tries QUIC beside another transport in use.
     climbs: bool,
+    /// It asks others while the edge in use may only be slow.
+    doubts: bool,
     /// QUIC was first tried then.
     quic_since: Option<Duration>,
     /// Addresses of its candidates.
@@ -346,7 +349,8 @@ impl Engine {
     }
 
     fn attempt_failed(&mut self, now: Duration, attempt: &Attempt, failure: &Failure) {
-        if self.round.as_ref().is_some_and(|round| round.climbs) {
+        if self.round.as_ref().is_some_and(|round| round.climbs || round.doubts) {
+            self.hurry(now);
             self.progress(now);
             return;
         }
@@ -398,6 +402,10 @@ impl Engine {
             self.sockets_cut = if cut { self.sockets_cut.saturating_add(1) } else { 0 };
         }
         let settled = self.settle(now, &live, failure);
+        if self.is_doubting() && settled && self.running {
+            self.widen(now);
+            return;
+        }
         if !matches!(failure, Failure::Silent | Failure::Stuck) && self.round.is_some() {
             // Something was heard, if only that the connection is gone: what was begun in the dark is older than that.
             self.abort_round();
@@ -435,7 +443,8 @@ impl Engine {
             live.may_recover = *failure == Failure::Silent;
             self.quic_silent = live.may_recover && live.transport == Transport::Quic;
         }
-        if self.round.as_ref().is_some_and(|round| !round.climbs) || self.retry_at.is_some() {
+        let under_way = self.round.as_ref().is_some_and(|round| !round.climbs && !round.doubts);
+        if under_way || self.retry_at.is_some() {
             return;
         }
         let (candidate, transport) = (live.candidate.clone(), live.transport);
@@ -455,15 +464,19 @@ impl Engine {
         } else {
             self.failed(&candidate, transport, failure);
             self.trouble_of_round();
+            if self.is_doubting() {
+                self.abort_round();
+            }
             self.pause(now, pause);
         }
     }
 
     /// Something came over the connection in use after its Welcome.
-    pub fn spoke(&mut self) {
+    pub fn spoke(&mut self, now: Duration) {
         if let Some(live) = &mut self.live {
             live.spoke = true;
         }
+        self.believe(now);
     }
 
     /// The live connection that was left for its silence is heard again: stay.

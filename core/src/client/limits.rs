@@ -51,6 +51,19 @@ pub const PROBE_FAST_FOR: Duration = Duration::from_secs(10);
 pub const PROBE_SLOW: Duration = Duration::from_secs(1);
 /// An awaited answer and this silence, or 4 round trips and half a second: the connection counts as dead.
 pub const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// Something was written and not a single packet came for so long, or for three round trips and [`QUIET_SLACK`]: another
+/// edge is asked beside this one.
+pub const QUIET_AFTER: Duration = Duration::from_millis(150);
+/// Likewise where nothing had come for [`QUIET_AWAKE`] before: a phone's radio wakes up within this time.
+pub const QUIET_ASLEEP: Duration = Duration::from_millis(400);
+/// See [`QUIET_ASLEEP`]: radios doze off after some seconds.
+pub const QUIET_AWAKE: Duration = Duration::from_secs(3);
+/// See [`QUIET_AFTER`]: covers an acknowledgement that is held back for 25 ms at either end.
+pub const QUIET_SLACK: Duration = Duration::from_millis(50);
+/// What is asked elsewhere in doubt begins within this time: then a silent connection counts as dead.
+pub const QUIET_FOR: Duration = Duration::from_millis(750);
+/// On longer ways nothing is doubted: what is asked elsewhere would stand in the way of the answer.
+pub const QUIET_ROUND_TRIP: Duration = Duration::from_millis(200);
 /// A silent connection is kept beside its successor's attempts for this long: it may only have been slow, and after a
 /// ride in an elevator it is the one that needs no handshake.
 pub const SUSPECT_KEEP: Duration = Duration::from_secs(120);

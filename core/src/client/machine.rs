@@ -286,6 +286,21 @@ impl Machine {
         self.engine.path_measured(conn, rtt);
     }
 
+    /// The transport of the connection `conn` has taken in so many packets since it began: also told before a tick, or a
+    /// silence is seen where there was none.
+    pub fn felt(&mut self, now: Duration, conn: ConnNo, packets: u64) {
+        let session = self.session.as_mut().filter(|s| s.conn == conn);
+        if session.is_some_and(|session| session.felt(now, packets)) {
+            self.engine.believe(now);
+            self.run_engine(now);
+        }
+    }
+
+    /// The connection in use.
+    pub fn in_use(&self) -> Option<ConnNo> {
+        self.session.as_ref().map(|s| s.conn)
+    }
+
     /// Closes the connection and makes none until [`Self::connect`].
     pub fn stop(&mut self, now: Duration) {
         self.engine.stop();
@@ -382,7 +397,7 @@ impl Machine {
         if of_session {
             if let Some(session) = &mut self.session {
                 session.heard(now);
-                self.engine.spoke();
+                self.engine.spoke(now);
                 if session.leaving {
                     session.leaving = false;
                     self.suspect = None;
@@ -416,6 +431,10 @@ impl Machine {
     pub(super) fn after(&mut self, now: Duration) {
         self.engine.set_waited_for(now, self.foreground && self.queued.0 > 0);
         self.engine.set_saving(self.is_saving());
+        let may_doubt = self.foreground && !self.is_saving();
+        if let Some(session) = &mut self.session {
+            session.pulse.may_doubt = may_doubt;
+        }
         self.engine.tick(now);
         self.run_engine(now);
         for _ in 0..4 {
@@ -425,6 +444,7 @@ impl Machine {
                     let foreground = self.foreground;
                     self.write_frame(req, Body::Ping(v1::Ping { echo, foreground, again_ms }));
                 }
+                Some((Due::Doubt, _)) => self.engine.doubt(now),
                 Some((Due::Silent, _)) => {
                     self.suspect_gateway();
                     self.engine.leave(now, &Failure::Silent);

@@ -13,7 +13,7 @@
 //!    them.
 //! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors; `comparing`: a region never visited.
 //!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read; `typing`: who types.
-//! 5. `session`: one connection: requests, probes, heartbeat. `engine`, `connecting`: which connection; `trouble`: why none.
+//! 5. `session`: one connection: requests, probes, heartbeat; `pulse`: whether it is in doubt. `engine`, `connecting`: which connection; `trouble`: why none.
 //! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
 //!
 //! Invariants:
@@ -46,6 +46,7 @@ mod numbering;
 mod outbox;
 mod presence;
 mod pulling;
+mod pulse;
 mod receiving;
 mod saving;
 mod sending;

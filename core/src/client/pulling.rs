@@ -124,6 +124,7 @@ impl Machine {
             let rev = have.map_or(Rev(0), |c| c.rev);
             if rev > session.push_acked {
                 session.push_acked = rev;
+                session.pulse.wrote(now);
                 self.write_frame(0, Body::PushAck(v1::PushAck { rev: rev.0 }));
             }
         }

@@ -6,7 +6,7 @@
 //! *Rule.* While an answer is awaited, silence is measured from the later of the last byte heard and the
 //! moment the first answer was awaited. After 250 ms, or as soon as an answer is late, tiny probes start; after four round trips, and a second
 //! at least, the connection counts as dead and another is made. Without anything awaited only the heartbeat
-//! tells; the heartbeat's own Pong is awaited.
+//! tells; the heartbeat's own Pong is awaited. Long before that another edge may be asked ([`super::pulse`]).
 //!
 //! *Why the simpler way fails.* Measuring from the last byte heard alone: a client that was idle for a minute
 //! would call its connection dead with the first message it sends. Probes after 250 ms wherever: with a round trip of more
@@ -24,6 +24,7 @@ use super::limits::{
     BEAT_FLOOR, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SEND_HEAD,
     SILENCE_MIN, TOKEN_MARGIN, TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
+use super::pulse::Pulse;
 use super::typing::Said;
 use crate::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Rev, Seq};
 
@@ -110,6 +111,8 @@ pub(super) struct Session {
     pub(super) heartbeat: Heartbeat,
     /// The address by which the edge sees this client.
     pub(super) seen_address: String,
+    /// What the transport says of the other side.
+    pub(super) pulse: Pulse,
     /// The last ping that ended a silence.
     beat: Option<Beat>,
     /// The last ping that asked for a second answer: its echo, and when that is due.
@@ -140,6 +143,8 @@ pub(super) struct Beat {
 pub(super) enum Due {
     /// Send a Ping with this echo that asks to be answered again after so many milliseconds, if any.
     Ping(u32, u32),
+    /// Not one packet has come for longer than an answer takes: somebody else is to be asked.
+    Doubt,
     /// Nothing was heard for too long.
     Silent,
     /// Requests stay unanswered although the connection lives.
@@ -205,6 +210,7 @@ impl Session {
             srtt: None,
             heartbeat,
             seen_address: String::new(),
+            pulse: Pulse::new(now),
             beat: None,
             asks_again: None,
             again: None,
@@ -354,6 +360,7 @@ impl Session {
     /// Something was written.
     pub(super) fn sent(&mut self, now: Duration) {
         self.last_sent = now;
+        self.pulse.wrote(now);
     }
 
     /// Something was read.
@@ -382,6 +389,11 @@ impl Session {
 
     pub(super) fn srtt(&self) -> Option<Duration> {
         self.srtt
+    }
+
+    /// The transport has taken in so many packets until now. Whether that ends a doubt.
+    pub(super) fn felt(&mut self, now: Duration, packets: u64) -> bool {
+        self.pulse.felt(now, packets, self.srtt)
     }
 
     /// Sends a Ping: its echo, and after how many milliseconds it asks to be answered again, if `asks`.
@@ -456,6 +468,10 @@ impl Session {
         self.srtt.map_or(SILENCE_MIN, |s| (s * 4 + Duration::from_millis(500)).max(SILENCE_MIN))
     }
 
+    fn doubt_at(&self) -> Option<Duration> {
+        self.pulse.doubt_at(self.silence_from(), self.srtt)
+    }
+
     fn probe_at(&self) -> Option<Duration> {
         let from = self.silence_from()?;
         let step = if self.last_ping.saturating_sub(from) < PROBE_FAST_FOR { PROBE } else { PROBE_SLOW };
@@ -486,7 +502,7 @@ impl Session {
     }
 
     /// The edge did not know the user's rev: ask again soon, to see whether it has lost its region.
-    fn doubt_at(&self) -> Option<Duration> {
+    fn unsure_at(&self) -> Option<Duration> {
         self.rev_unknown_since.map(|_| self.last_ping + PROBE_SLOW)
     }
 
@@ -508,9 +524,13 @@ impl Session {
                 self.leaving = true;
                 return Some(Due::Stuck);
             }
+            if self.doubt_at().is_some_and(|t| now >= t) {
+                self.pulse.doubted();
+                return Some(Due::Doubt);
+            }
         }
         let beat = now >= self.heartbeat_at();
-        let ping = beat || self.probe_at().is_some_and(|t| now >= t) || self.doubt_at().is_some_and(|t| now >= t);
+        let ping = beat || self.probe_at().is_some_and(|t| now >= t) || self.unsure_at().is_some_and(|t| now >= t);
         ping.then(|| {
             let (echo, again_ms) = self.ping(now, jitter, beat);
             Due::Ping(echo, again_ms)
@@ -523,8 +543,9 @@ impl Session {
         let stuck = self.stuck_at().filter(|_| !self.leaving);
         // While an answer about rows is awaited, that decides anew.
         let rows = self.rows_at.filter(|_| self.comparing.is_none());
-        let timers =
-            [self.probe_at(), self.doubt_at(), silent, stuck, rows, self.push_ack_at, self.unstable_at, self.token_at];
-        timers.into_iter().flatten().chain([self.heartbeat_at()]).min()
+        let doubt = self.doubt_at().filter(|_| !self.leaving);
+        let probes = [self.probe_at(), self.unsure_at(), doubt];
+        let timers = [silent, stuck, rows, self.push_ack_at, self.unstable_at, self.token_at];
+        timers.into_iter().chain(probes).flatten().chain([self.heartbeat_at()]).min()
     }
 }

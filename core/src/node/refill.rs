@@ -202,6 +202,8 @@ impl Side {
 pub(super) struct Refill {
     /// Peers that this store must be compared with, and where: durable.
     marks: BTreeMap<Region, BTreeSet<Share>>,
+    /// Peers with whom nothing is compared yet: other nodes of this region may not know them.
+    held: BTreeSet<Region>,
     /// No clients before the first comparison: erasures may be missing (R16).
     restored: bool,
     /// The comparison is over, and erasures that it brought are being carried out.
@@ -217,6 +219,7 @@ impl Refill {
     /// A region is no peer any more, and can't be compared with.
     pub(super) fn forget(&mut self, region: Region) {
         self.marks.remove(&region);
+        self.held.remove(&region);
     }
 
     pub(super) fn new(marks: BTreeSet<Region>, restored: bool) -> Self {
@@ -281,6 +284,12 @@ impl Node {
         self.refill_next(now);
     }
 
+    /// Nothing is compared with these peers until further notice; with all others it is.
+    pub fn hold_comparisons(&mut self, now: Now, held: BTreeSet<Region>) {
+        self.refill.held = held;
+        self.refill_next(now);
+    }
+
     pub(super) fn refill_up(&mut self, now: Now, peer: Holder) {
         self.refill_down(peer);
         self.refill_next(now);
@@ -334,7 +343,7 @@ impl Node {
 
     /// Who is to be asked about what.
     fn next_comparison(&self, now: Now) -> Option<(Holder, BTreeSet<Share>)> {
-        for (region, marks) in &self.refill.marks {
+        for (region, marks) in self.refill.marks.iter().filter(|(region, _)| !self.refill.held.contains(region)) {
             for peer in self.ways.cores(*region) {
                 let waits = self.refill.not_before.get(&peer).is_some_and(|at| now.mono < *at);
                 if waits || self.refill.asking.contains_key(&peer) {

@@ -97,6 +97,11 @@ pub(crate) enum Input {
     /// This life counts as a later start than it did: see `dial::settle_start`.
     StartRaised(u64),
     Peers(BTreeSet<Region>),
+    /// More that must be compared, and with whom nothing is to be compared yet.
+    Comparing {
+        marks: BTreeMap<Region, BTreeSet<Share>>,
+        held: BTreeSet<Region>,
+    },
     MarksRead(u64, Vec<UserMarks>),
     Stop {
         until: Duration,
@@ -319,6 +324,11 @@ impl Core {
             Input::HeadsRead(ticket, page) => self.node.heads_read(now, ticket, &page),
             Input::StartRaised(start) => self.node.start_raised(start),
             Input::Peers(peers) => self.node.set_peers(now, &peers),
+            Input::Comparing { marks, held } => {
+                self.node.hold_comparisons(now, held);
+                self.node.to_compare(now, marks);
+                self.say_of_shares();
+            }
             Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();

@@ -10,6 +10,7 @@
 //! store at a time, and what arrives meanwhile is the next group; a task per connection reads, another
 //! writes, and neither knows what a frame does.
 
+mod agreement;
 mod confirm;
 mod core_task;
 mod cores;
@@ -53,7 +54,7 @@ pub use shares::{Sharing, SharingError};
 use start::StartError;
 
 /// A peer region.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its number.
     pub region: RegionId,
@@ -139,9 +140,6 @@ pub enum RegionError {
     /// Sharing the region with others.
     #[error(transparent)]
     Sharing(#[from] SharingError),
-    /// What is not there.
-    #[error("the peers of a region that several core nodes share change with a restart of each of them")]
-    SharedPeers,
 }
 
 /// A running core. Ends when it is stopped, or when its environment's tasks are.
@@ -194,6 +192,8 @@ pub(crate) struct Shared {
     pub drained: watch::Sender<bool>,
     /// The peers as they are now; `config` has those of the start.
     pub peers_now: Mutex<Vec<Peer>>,
+    /// As an operator wants them from now on, where the keeper of the lease has to see to it.
+    pub peers_wanted: watch::Sender<Option<Vec<Peer>>>,
 }
 
 /// See [`Shared::said_of_shares`] and `Beat`.
@@ -297,6 +297,23 @@ impl Shared {
         self.peers_now.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|peer| peer.region == region)
     }
 
+    /// These are the peers from now on: the core task is told, and who is new is dialled.
+    pub fn apply_peers(self: &Arc<Self>, peers: Vec<Peer>) {
+        let before = {
+            let mut now = self.peers_now.lock().unwrap_or_else(PoisonError::into_inner);
+            // First: links are let in as soon as they are listed.
+            self.push(Input::Peers(peers.iter().map(|peer| peer.region).collect()));
+            std::mem::replace(&mut *now, peers.clone())
+        };
+        for peer in peers {
+            let known = before.iter().any(|known| known.region == peer.region && known.addrs == peer.addrs);
+            if !known && self.config.region < peer.region {
+                tracing::info!(peer = %peer.name, addrs = ?peer.addrs, "a peer region is dialled from now on");
+                self.env.tasks.spawn(dial::run(self.clone(), peer, self.tls.client.clone()));
+            }
+        }
+    }
+
     /// Something for the core task.
     pub fn push(&self, input: Input) {
         self.inbox.push(self.env.clock.now(), input);
@@ -385,6 +402,7 @@ impl Region {
             emptied: watch::Sender::new(false),
             drained: watch::Sender::new(false),
             peers_now: Mutex::new(peers.clone()),
+            peers_wanted: watch::Sender::new(None),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -495,25 +513,14 @@ impl Region {
 
     /// From now on these are the other regions. One that is new is dialled, or let in, and gets all that is written from now
     /// on; what was there before it fetches itself, as any region with a new store does. One that is none any more is owed
-    /// nothing, and its link is closed. Not for a region that several core nodes share: each of them would have to
-    /// know.
-    pub fn set_peers(&self, peers: Vec<Peer>) -> Result<(), RegionError> {
+    /// nothing, and its link is closed. Where several core nodes share the region each is told by itself, in any order: see
+    /// `agreement`.
+    pub fn set_peers(&self, peers: Vec<Peer>) {
         if self.shared.config.sharing.is_some() {
-            return Err(RegionError::SharedPeers);
+            self.shared.peers_wanted.send_replace(Some(peers));
+        } else {
+            self.shared.apply_peers(peers);
         }
-        let before = {
-            let mut now = self.shared.peers_now.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *now, peers.clone())
-        };
-        self.shared.push(Input::Peers(peers.iter().map(|peer| peer.region).collect()));
-        for peer in peers {
-            let known = before.iter().any(|known| known.region == peer.region && known.addrs == peer.addrs);
-            if !known && self.shared.config.region < peer.region {
-                tracing::info!(peer = %peer.name, addrs = ?peer.addrs, "a peer region is dialled from now on");
-                self.shared.env.tasks.spawn(dial::run(self.shared.clone(), peer, self.shared.tls.client.clone()));
-            }
-        }
-        Ok(())
     }
 
     /// How many shares each core node of this region has, by what is known here; empty where one has it alone.

@@ -27,8 +27,9 @@ use tern_core::store::StoreError;
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
+use super::agreement::Agreement;
 use super::core_task::Input;
-use super::{Shared, cores, start};
+use super::{Peer, Shared, cores, start};
 
 /// Between two renewals.
 pub const RENEW_EVERY: Duration = Duration::from_millis(400);
@@ -83,6 +84,8 @@ pub(super) struct Keeper {
     lived: Option<BTreeMap<Share, u64>>,
     /// Peers that some share may have to be compared with.
     marked: BTreeSet<RegionId>,
+    /// Which regions the nodes know.
+    agreement: Agreement,
     todo_at: Duration,
 }
 
@@ -95,6 +98,18 @@ pub enum SharingError {
          core node a name of its own (node.name)"
     )]
     Twice(String),
+    /// It was told of fewer regions than another node.
+    #[error(
+        "core node \"{node}\" of this region is linked with region {region}, and \"peers\" of this node lacks it: what this node \
+         took in would not be sent there. List it here, too; or, where it is to be removed, take it off the running nodes \
+         first and let them read their configuration again (SIGHUP)"
+    )]
+    Behind {
+        /// The other node.
+        node: String,
+        /// The region's number.
+        region: RegionId,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -126,6 +141,12 @@ impl Keeper {
                 return Err(SharingError::Twice(name));
             }
         }
+        let known = shared.peers().iter().map(|peer| peer.region).collect();
+        let agreement = Agreement::begin(&*sharing.store, &name, known).await?;
+        Self::not_behind(&agreement, &sharing).await?;
+        agreement.say(&*sharing.store).await?;
+        let mut marked = marked;
+        marked.extend(agreement.pending());
         let mut lease = NodeLease {
             name,
             generation: 0,
@@ -136,9 +157,24 @@ impl Keeper {
             ended: false,
         };
         lease.generation = sharing.store.claim(lease.clone()).await?;
+        // Of two that did not see each other one does now.
+        if let Err(behind) = Self::not_behind(&agreement, &sharing).await {
+            lease.ended = true;
+            lease.beat += 1;
+            sharing.store.renew(lease).await?;
+            return Err(behind);
+        }
+        shared.push(Input::Comparing { marks: BTreeMap::new(), held: agreement.pending().clone() });
         let todo_at = shared.env.clock.now() + TODO_EVERY;
         let (heard, held) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, todo_at })
+        Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, agreement, todo_at })
+    }
+
+    async fn not_behind(agreement: &Agreement, sharing: &Sharing) -> Result<(), SharingError> {
+        match agreement.ahead(&*sharing.store, RENEW_EVERY * 3).await? {
+            Some(ahead) => Err(SharingError::Behind { node: ahead.node, region: ahead.region }),
+            None => Ok(()),
+        }
     }
 
     /// Keeps the lease until the region stops, and then gives up all that it owns. While it is drained it does so too,
@@ -146,6 +182,7 @@ impl Keeper {
     pub async fn run(mut self) {
         let mut stopping = self.shared.draining.subscribe();
         let mut drained = self.shared.drained.subscribe();
+        let mut wanted = self.shared.peers_wanted.subscribe();
         loop {
             let stop = *stopping.borrow();
             self.lease.drained = stop || *drained.borrow();
@@ -174,6 +211,7 @@ impl Keeper {
                 () = self.shared.look.notified() => {}
                 _ = stopping.changed() => {}
                 _ = drained.changed() => {}
+                _ = wanted.changed() => {}
             }
         }
     }
@@ -201,6 +239,7 @@ impl Keeper {
         self.lease.beat += 1;
         self.sharing.store.renew(self.lease.clone()).await?;
         self.shared.push(Input::Lease(asked + LEASE));
+        self.know_peers().await?;
         let nodes = self.sharing.store.nodes().await?;
         let shares = self.sharing.store.shares().await?;
         let alive = self.look(&nodes).await;
@@ -225,6 +264,9 @@ impl Keeper {
             let mine = shares.iter().filter(|lease| lease.node == self.lease.name);
             self.lived = Some(mine.map(|lease| (lease.share, lease.epoch)).collect());
         }
+        let living = alive.iter().map(|node| node.name.clone());
+        let owners = shares.iter().map(|lease| lease.node.clone());
+        self.agree(living.chain(owners).collect()).await?;
         cores::keep(&self.shared, &alive);
         self.drop_lost();
         self.moved(changed);
@@ -242,6 +284,37 @@ impl Keeper {
             self.todo_at = asked + TODO_EVERY;
             let todo = self.sharing.store.todo_in(self.held.iter().map(|(s, e)| (*s, *e)).collect()).await?;
             self.shared.push(Input::TodoFound(todo));
+        }
+        Ok(())
+    }
+
+    /// Takes over what an operator says of the other regions.
+    async fn know_peers(&mut self) -> Result<(), LeaseError> {
+        let Some(peers) = self.shared.peers_wanted.borrow().clone() else { return Ok(()) };
+        let regions: BTreeSet<RegionId> = peers.iter().map(|peer| peer.region).collect();
+        let store = &*self.sharing.store;
+        let new = self.agreement.about_to_know(store, &regions).await?;
+        let held: Vec<Share> = self.held.keys().copied().collect();
+        self.agreement.mark(store, &held).await?;
+        self.shared.apply_peers(peers.clone());
+        let marks = new.iter().map(|region| (*region, held.iter().copied().collect())).collect();
+        self.shared.push(Input::Comparing { marks, held: self.agreement.pending().clone() });
+        self.marked.extend(&new);
+        self.agreement.knows(store, regions).await?;
+        // Unless others were wanted meanwhile.
+        let same = |wanted: &Option<Vec<Peer>>| wanted.as_ref() == Some(&peers);
+        self.shared.peers_wanted.send_if_modified(|wanted| same(wanted) && wanted.take().is_some());
+        Ok(())
+    }
+
+    /// Lets comparisons begin with regions that all of these nodes know.
+    async fn agree(&mut self, nodes: BTreeSet<String>) -> Result<(), LeaseError> {
+        if self.agreement.settle(&*self.sharing.store, nodes).await? {
+            self.shared.push(Input::Comparing { marks: BTreeMap::new(), held: self.agreement.pending().clone() });
+            tracing::info!(
+                waiting = self.agreement.pending().len(),
+                "all core nodes of this region know a region that is new: what is there is compared with it"
+            );
         }
         Ok(())
     }
@@ -364,6 +437,8 @@ impl Keeper {
         }
         // What the store says is left to do is read under the new epochs.
         let todo = self.sharing.store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect()).await?;
+        let shares: Vec<Share> = gained.keys().copied().collect();
+        self.agreement.mark(&*self.sharing.store, &shares).await?;
         let mut marks = BTreeMap::new();
         for region in &self.marked {
             let shares = start::marked_shares(&*self.sharing.store, *region, gained.keys().copied()).await?;

@@ -51,6 +51,9 @@ impl Engine {
         if self.round.as_ref().is_some_and(|round| round.climbs) {
             self.abort_round();
         }
+        if self.is_doubting() && self.running {
+            self.widen(now);
+        }
         if !self.running || self.round.is_some() {
             return;
         }
@@ -92,12 +95,13 @@ impl Engine {
         let known = legs.iter().map(|leg| leg.candidate.address.clone()).collect();
         let race = self.rng.random();
         let gone = Gone::default();
-        self.round = Some(Round { legs, race, attempts: 0, climbs, quic_since: None, known, failures: 0, gone });
+        self.round =
+            Some(Round { legs, race, attempts: 0, climbs, doubts: false, quic_since: None, known, failures: 0, gone });
         self.progress(now);
     }
 
     /// Who starts when; see the module.
-    fn legs(&self, now: Duration, candidates: &[Candidate]) -> VecDeque<Leg> {
+    pub(super) fn legs(&self, now: Duration, candidates: &[Candidate]) -> VecDeque<Leg> {
         let here = self.networks.here();
         let quic_loses = here.loses_quic(self.wall_ms(now));
         let (favoured, other) =
@@ -274,6 +278,8 @@ impl Engine {
     fn round_failed(&mut self, now: Duration) {
         if self.gone_at().is_some() {
             self.wait_out(now);
+        } else if self.is_doubting() {
+            self.round = None;
         } else if self.round.take().is_some_and(|round| round.climbs) {
             self.climb_failed(now);
         } else {

@@ -2,6 +2,7 @@
 //! a model of three regions.
 
 mod connecting;
+mod doubting;
 mod engine;
 mod eras;
 mod groups;

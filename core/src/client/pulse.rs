@@ -1,0 +1,82 @@
+//! Whether anything at all still comes from the other side, long before a connection counts as dead.
+//!
+//! *Problem.* An edge that was killed says nothing, and neither does a network that is away for a moment. Whoever waits a
+//! second to tell them apart leaves the user waiting for a second; whoever goes elsewhere at once, as soon as an answer is
+//! late, does so whenever a region is busy, and takes all its clients where it is busy, too.
+//!
+//! *Rule.* A transport that counts what comes in tells of more than answers: the other side's machine acknowledges what it
+//! was sent even while the process behind it is busy. Where something was written and not one packet has come for three
+//! round trips and a bit, or 150 ms, the connection is doubted: another edge is asked beside it, once, and whoever speaks
+//! first stays. Where nothing had come for some seconds before, it takes 400 ms, for a radio that sleeps needs a while to
+//! wake. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
+//! is what answers would wait behind.
+//!
+//! *Why the simpler ways fail.* Silence of the region as the sign: a database that stalls for half a second would have every
+//! client of the region make a connection elsewhere. Silence alone: nothing has to come where nothing was written. Two round
+//! trips: one lost packet is sent again after that.
+
+use std::time::Duration;
+
+use super::limits::{QUIET_AFTER, QUIET_ASLEEP, QUIET_AWAKE, QUIET_ROUND_TRIP, QUIET_SLACK};
+
+/// What a connection's transport has heard.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    heard: Option<Heard>,
+    /// When that was looked at last.
+    looked: Duration,
+    /// Since when something written waits to be acknowledged, as far as is known.
+    unheard: Option<Duration>,
+    /// Nothing came since another edge was asked.
+    doubted: bool,
+    /// Others may be asked at all.
+    pub(super) may_doubt: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    packets: u64,
+    /// The last of them came between these moments.
+    after: Duration,
+    by: Duration,
+}
+
+impl Pulse {
+    /// Of a connection that was welcomed now.
+    pub(super) fn new(now: Duration) -> Self {
+        Self { heard: None, looked: now, unheard: None, doubted: false, may_doubt: false }
+    }
+
+    /// Something was given to the transport that the other side has to acknowledge.
+    pub(super) fn wrote(&mut self, now: Duration) {
+        self.unheard.get_or_insert(now);
+    }
+
+    /// The transport has taken in so many packets until now. Whether that ends a doubt.
+    pub(super) fn felt(&mut self, now: Duration, packets: u64, round_trip: Option<Duration>) -> bool {
+        let after = std::mem::replace(&mut self.looked, now);
+        if self.heard.is_some_and(|heard| heard.packets == packets) {
+            return false;
+        }
+        self.heard = Some(Heard { packets, after, by: now });
+        // Before that it may be what was on its way already.
+        self.unheard.take_if(|since| now >= *since + round_trip.unwrap_or_default());
+        std::mem::take(&mut self.doubted)
+    }
+
+    /// When a connection is to be doubted, where answers have been awaited in silence since `awaited`. `None`: never, as far
+    /// as is known.
+    pub(super) fn doubt_at(&self, awaited: Option<Duration>, round_trip: Option<Duration>) -> Option<Duration> {
+        let round_trip = round_trip.filter(|rtt| *rtt <= QUIET_ROUND_TRIP)?;
+        let heard = self.heard.filter(|_| self.may_doubt && !self.doubted)?;
+        let since = [awaited, self.unheard].into_iter().flatten().min()?;
+        let awake = since <= heard.after + QUIET_AWAKE;
+        let least = if awake { QUIET_AFTER } else { QUIET_ASLEEP };
+        Some(since.max(heard.by) + least.max(round_trip * 3 + QUIET_SLACK))
+    }
+
+    /// Another edge is asked now.
+    pub(super) fn doubted(&mut self) {
+        self.doubted = true;
+    }
+}

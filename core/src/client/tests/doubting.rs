@@ -1,0 +1,183 @@
+//! Another edge is asked while the one in use may only be slow.
+
+use super::*;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Live at eu-1 by QUIC over a round trip of 40 ms, all asked and answered.
+fn live() -> (Device, ConnNo) {
+    let mut d = Device::new(setup("alice"));
+    d.act(Machine::connect);
+    d.act(|m, now| m.token(now, Some("t".into())));
+    let conn = d.connects.last().unwrap().0;
+    d.act(|m, _| m.path_measured(conn, ms(40)));
+    d.welcome(1, 0);
+    d.pass(ms(10));
+    for request in d.frames() {
+        if let Some(Body::PullRows(_)) = request.body {
+            d.body(conn, request.req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
+        }
+    }
+    d.alive(conn);
+    d.pass(ms(40));
+    d.act(|m, now| m.felt(now, conn, 10));
+    d.connects.clear();
+    d.closed.clear();
+    (d, conn)
+}
+
+fn tried(d: &Device) -> Vec<(&str, Transport)> {
+    d.connects.iter().map(|(_, c, t, _)| (c.edge.as_str(), *t)).collect()
+}
+
+#[test]
+fn where_not_one_packet_answers_a_message_another_edge_is_asked_and_keeps_what_it_wins() {
+    let (mut d, old) = live();
+    d.send("hello");
+    d.pass(ms(160));
+    assert_eq!(tried(&d), [], "an answer may come yet");
+    d.pass(ms(20));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic)]);
+    assert!(!matches!(d.machine.connection(), ConnectionState::Connecting { .. }), "nobody is told of a doubt");
+    let conn = d.connects[0].0;
+    d.sends();
+    d.welcome_on(conn, 2, 0);
+    assert!(d.closed.contains(&old));
+    assert!(matches!(d.machine.connection(), ConnectionState::Live { .. } | ConnectionState::Recovering { .. }));
+    assert_eq!(d.sends().len(), 1, "what was not acked is said again at once");
+}
+
+#[test]
+fn a_packet_without_an_answer_says_that_somebody_is_there() {
+    let (mut d, conn) = live();
+    d.send("hello");
+    for packets in 11..17 {
+        d.pass(ms(100));
+        d.act(|m, now| m.felt(now, conn, packets));
+    }
+    assert_eq!(tried(&d), [], "the region is slow, and its edge is there");
+    d.pass(ms(260));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic)]);
+    d.act(|m, now| m.felt(now, conn, 20));
+    assert_eq!(d.closed, [d.connects[0].0], "there again: nobody else is needed");
+}
+
+#[test]
+fn an_answer_ends_the_doubt_and_the_next_silence_is_another_one() {
+    let (mut d, conn) = live();
+    d.send("hello");
+    d.pass(ms(260));
+    let first = d.connects[0].0;
+    d.alive(conn);
+    assert_eq!(d.closed, [first]);
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(ms(260));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic), ("us-1", Transport::Quic)]);
+}
+
+#[test]
+fn what_a_doubt_has_begun_is_a_part_of_the_round_that_follows() {
+    let (mut d, _) = live();
+    d.send("hello");
+    d.pass(ms(260));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic)]);
+    d.pass(ms(760));
+    assert!(matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
+    d.pass(ms(140));
+    let tried = tried(&d);
+    let first = d.connects[0].0;
+    assert!(!d.closed.contains(&first), "not given up for a round that would begin with the same");
+    assert!(tried.contains(&("eu-1", Transport::Quic)) || tried.contains(&("eu-1", Transport::Tcp)), "{tried:?}");
+    assert_eq!(tried.iter().filter(|one| **one == ("us-1", Transport::Quic)).count(), 1, "{tried:?}");
+}
+
+#[test]
+fn a_connection_that_ends_leaves_what_the_doubt_has_begun() {
+    let (mut d, conn) = live();
+    d.pass(Duration::from_secs(60));
+    d.alive(conn);
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.connects.clear();
+    d.send("hello");
+    d.pass(ms(420));
+    let first = d.connects[0].0;
+    d.act(|m, now| m.ended(now, conn, &Failure::Network("reset".into())));
+    assert!(!d.closed.contains(&first));
+    d.welcome_on(first, 2, 0);
+    assert!(!matches!(d.machine.connection(), ConnectionState::Connecting { .. }));
+}
+
+#[test]
+fn what_was_written_is_to_be_acknowledged_even_where_no_answer_is_due() {
+    let (mut d, conn) = live();
+    d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(ms(90));
+    assert_eq!(tried(&d), [], "nothing was written yet");
+    d.pass(ms(260));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic)], "the push was acked, and nobody has heard it");
+
+    let (mut d, conn) = live();
+    d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
+    d.pass(ms(150));
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(ms(3000));
+    assert_eq!(tried(&d), [], "that was its acknowledgement, and nothing else is awaited");
+}
+
+#[test]
+fn a_radio_that_slept_is_given_time_to_wake() {
+    let (mut d, conn) = live();
+    d.pass(Duration::from_secs(8));
+    d.alive(conn);
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.connects.clear();
+    d.send("hello");
+    d.pass(ms(390));
+    assert_eq!(tried(&d), []);
+    d.pass(ms(20));
+    assert_eq!(tried(&d), [("us-1", Transport::Quic)]);
+}
+
+#[test]
+fn nobody_is_asked_where_nothing_is_awaited_or_the_way_is_long_or_data_counts() {
+    let (mut d, conn) = live();
+    d.pass(ms(100));
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(ms(5000));
+    assert_eq!(tried(&d), [], "nothing has to come");
+
+    let (mut d, conn) = live();
+    d.act(|m, now| m.set_foreground(now, false));
+    d.send("hello");
+    d.pass(ms(900));
+    assert_eq!(tried(&d), [], "nobody waits");
+    d.alive(conn);
+
+    let mut d = Device::new(setup("alice"));
+    d.act(Machine::connect);
+    d.act(|m, now| m.token(now, Some("t".into())));
+    let conn = d.connects.last().unwrap().0;
+    d.act(|m, _| m.path_measured(conn, ms(250)));
+    d.welcome(1, 0);
+    d.act(|m, now| m.felt(now, conn, 10));
+    d.connects.clear();
+    d.send("hello");
+    d.pass(ms(1400));
+    assert_eq!(tried(&d), [], "on so long a way the question would be waited behind");
+}
+
+#[test]
+fn without_a_transport_that_counts_a_second_of_silence_decides() {
+    let mut d = Device::new(setup("alice"));
+    let conn = d.connect(1, 0);
+    d.alive(conn);
+    d.connects.clear();
+    d.send("hello");
+    d.pass(ms(900));
+    assert_eq!(tried(&d), []);
+    d.pass(ms(400));
+    assert!(!tried(&d).is_empty());
+}
