@@ -53,6 +53,12 @@ const SIGNALS_PER_SECOND: u32 = 10;
 const SIGNALS_BURST: u32 = 20;
 /// A Send that is timed and not answered by then is forgotten, and another one timed.
 const UNANSWERED: Duration = Duration::from_secs(2);
+/// Whether an edge has filled since a client came is looked at so often,
+const SPREAD_EVERY: Duration = Duration::from_secs(2);
+/// and for so long after its Welcome; later its Pongs tell, and no radio is woken.
+const SPREAD_FOR: Duration = Duration::from_secs(60);
+/// Shorter ones are no use to anybody.
+const SPREAD_LEAST_MS: u32 = 250;
 /// A session looks at the calendar at least this often, since that may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -137,6 +143,16 @@ pub(crate) struct Session {
     told_address: Option<SocketAddr>,
     core_generation: u64,
     packs: bool,
+    spread: Spread,
+}
+
+/// Over how long this client was told to come back, if its edge is gone with all others.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spread {
+    told_ms: u32,
+    /// When to look whether it is much longer by now, and until when.
+    look_at: Duration,
+    until: Duration,
 }
 
 fn wrong(what: impl Into<String>) -> Refusal {
@@ -165,6 +181,7 @@ impl Session {
             told_address: None,
             core_generation: 0,
             packs: false,
+            spread: Spread::default(),
         }
     }
 
@@ -382,6 +399,7 @@ impl Session {
                 | Body::Advance(_)
                 | Body::Stable(_)
                 | Body::Presence(_)
+                | Body::Spread(_)
                 | Body::Welcome(_)
                 | Body::GoAway(_)
                 | Body::Kick(_)
@@ -524,9 +542,12 @@ impl Session {
                     Some(Body::Welcome(welcome)) if self.phase == Phase::Opening => {
                         self.phase = Phase::Live;
                         complete(welcome, cx);
+                        let (look_at, until) = (cx.now + SPREAD_EVERY, cx.now + SPREAD_FOR);
+                        self.spread = Spread { told_ms: welcome.spread_ms, look_at, until };
                     }
                     Some(Body::Pong(pong)) => {
                         pong.spread_ms = spread_ms(cx);
+                        self.spread.told_ms = pong.spread_ms;
                         self.open = self.open.saturating_sub(u32::from(!pong.again));
                         if self.told_address != Some(cx.peer) {
                             self.told_address = Some(cx.peer);
@@ -570,8 +591,28 @@ impl Session {
                 out.refuse(Lane::Control, 0, &Refusal::new(Code::TokenExpired, text));
                 Ok(())
             }
-            _ => Ok(()),
+            _ => {
+                self.tell_spread(cx, out);
+                Ok(())
+            }
         }
+    }
+
+    /// An edge fills within seconds where another was lost, and whoever came first was told of few.
+    fn tell_spread(&mut self, cx: &Context<'_>, out: &mut Outcome) {
+        if self.phase != Phase::Live || !self.looks_at_spread(cx.now) || cx.now < self.spread.look_at {
+            return;
+        }
+        self.spread.look_at = cx.now + SPREAD_EVERY;
+        let spread_ms = spread_ms(cx);
+        if spread_ms / 2 >= self.spread.told_ms.max(SPREAD_LEAST_MS) {
+            self.spread.told_ms = spread_ms;
+            out.answers.push((Lane::Control, v1::Frame::new(0, Body::Spread(v1::Spread { spread_ms }))));
+        }
+    }
+
+    fn looks_at_spread(&self, now: Duration) -> bool {
+        now < self.spread.until
     }
 
     /// When [`Self::tick`] is due.
@@ -581,7 +622,8 @@ impl Session {
             Phase::Live => {
                 let notice = if self.noticed { 0 } else { TOKEN_NOTICE_MS };
                 let left = self.expires_ms.saturating_sub(notice).saturating_sub(wall_ms);
-                now + Duration::from_millis(left).min(LOOK_AGAIN)
+                let token = now + Duration::from_millis(left).min(LOOK_AGAIN);
+                if self.looks_at_spread(now) { token.min(self.spread.look_at) } else { token }
             }
         }
     }

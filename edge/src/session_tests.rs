@@ -12,6 +12,7 @@ struct Scene {
     metrics: EdgeMetrics,
     now: Duration,
     wall_ms: u64,
+    connections: usize,
     core: bool,
     draining: bool,
     pressed: bool,
@@ -32,6 +33,7 @@ impl Scene {
             metrics: EdgeMetrics::default(),
             now: Duration::ZERO,
             wall_ms: WALL_MS,
+            connections: 0,
             core: true,
             draining: false,
             pressed: false,
@@ -74,7 +76,7 @@ impl Scene {
             transport: "quic",
             now: self.now,
             wall_ms: self.wall_ms,
-            connections: 0,
+            connections: self.connections,
             core_reachable: self.core,
             core_whole: self.core,
             core_generation: 0,
@@ -623,4 +625,47 @@ fn a_second_answer_to_a_ping_settles_no_other_request() {
         scene.completed(Body::Pong(v1::Pong { echo: 1, again, ..v1::Pong::default() }));
     }
     assert_eq!(scene.session.open, 1, "the other Ping waits");
+}
+
+/// How long clients are told to spread their return, each time a session says so by itself.
+fn told_spreads(scene: &mut Scene, seconds: u64, connections: impl Fn(u64) -> usize) -> Vec<(u64, u32)> {
+    let mut told = Vec::new();
+    for second in 0..seconds {
+        scene.now = Duration::from_secs(second);
+        scene.connections = connections(second);
+        for (lane, frame) in scene.tick().unwrap().answers {
+            let Some(Body::Spread(spread)) = frame.body else { panic!("{frame:?}") };
+            assert_eq!((lane, frame.req), (Lane::Control, 0));
+            told.push((second, spread.spread_ms));
+        }
+        let due = scene.session.next_deadline(scene.now, scene.wall_ms);
+        assert!(due > scene.now, "a session spins");
+    }
+    told
+}
+
+#[test]
+fn whoever_comes_first_is_told_how_many_come_after_him_as_long_as_that_wakes_nobody() {
+    let mut scene = Scene::live();
+    let told = told_spreads(&mut scene, 50, |second| 300 * second as usize);
+    let per_second = scene.config.limits.return_per_second as usize;
+    assert!((3..10).contains(&told.len()), "{told:?}: with each doubling");
+    assert!(told.windows(2).all(|two| two[1].1 >= two[0].1 * 2), "{told:?}");
+    assert!(told.iter().all(|(second, ms)| *ms as usize == 300_000 * *second as usize / per_second), "{told:?}");
+    // What a Pong says counts, too.
+    scene.connections = 40_000;
+    let pong = Body::Pong(v1::Pong::default());
+    let Body::Pong(pong) = scene.completed(pong) else { panic!("no Pong") };
+    assert_eq!(pong.spread_ms as usize, 40_000_000 / per_second);
+    scene.now = Duration::from_secs(58);
+    assert!(scene.tick().unwrap().answers.is_empty(), "he knows");
+    let mut late = Scene::live();
+    let told = told_spreads(&mut late, 3_000, |second| if second < 61 { 1 } else { 50_000 });
+    assert_eq!(told, [], "a radio may sleep by now");
+}
+
+#[test]
+fn an_edge_of_few_says_nothing_by_itself() {
+    let mut scene = Scene::live();
+    assert_eq!(told_spreads(&mut scene, 100, |second| if second < 10 { 1 } else { 100 }), []);
 }

@@ -103,6 +103,7 @@ impl Machine {
             Some(Body::Presence(told)) => self.on_presence(&told)?,
             Some(Body::Error(error)) if frame.req == 0 => self.session_error(now, &error),
             Some(Body::Error(error)) => self.refused(now, frame.req, &error),
+            Some(Body::Spread(spread)) => self.engine.set_spread(Duration::from_millis(spread.spread_ms.into())),
             Some(Body::GoAway(go)) => self.go_away(now, &go),
             Some(Body::Kick(kick)) => self.kicked(now, kick.code, kick.message),
             _ => {}

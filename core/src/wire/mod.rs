@@ -81,6 +81,7 @@ impl v1::Frame {
             | B::Token(_)
             | B::Network(_)
             | B::Watch(_)
+            | B::Spread(_)
             | B::Unstable(_)
             | B::TokenTaken(_)
             | B::PullDevices(_)

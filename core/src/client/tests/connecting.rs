@@ -675,3 +675,22 @@ fn in_the_background_what_is_written_within_a_moment_goes_out_together() {
     d.act(|m, now| m.set_foreground(now, true));
     assert_eq!(d.sends().len(), 1, "somebody waits now");
 }
+
+#[test]
+fn an_edge_that_fills_says_how_long_its_clients_are_to_spread_their_return() {
+    let back_at_once = |told: Option<u32>| {
+        let mut d = started();
+        let conn = d.welcome(1, 0);
+        for _ in 0..60 {
+            d.pass(ms(1000));
+            d.alive(conn);
+        }
+        if let Some(spread_ms) = told {
+            d.body(conn, 0, Body::Spread(v1::Spread { spread_ms }));
+        }
+        d.act(|m, now| m.ended(now, conn, &lost()));
+        matches!(d.machine.connection(), ConnectionState::Connecting { retry_at: None, .. })
+    };
+    assert!(back_at_once(None));
+    assert!(!back_at_once(Some(20_000)));
+}

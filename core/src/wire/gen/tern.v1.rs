@@ -6,7 +6,7 @@ pub struct Frame {
     /// answer or Error. 0 = unsolicited, no answer expected.
     #[prost(uint32, tag = "1")]
     pub req: u32,
-    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 60")]
+    #[prost(oneof = "frame::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 32, 33, 34, 35, 36, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 60")]
     pub body: ::core::option::Option<frame::Body>,
 }
 /// Nested message and enum types in `Frame`.
@@ -73,6 +73,9 @@ pub mod frame {
         /// c, client: answered by Presence, as far as there is something to tell
         #[prost(message, tag = "24")]
         Watch(super::Watch),
+        /// c, server: no answer
+        #[prost(message, tag = "25")]
+        Spread(super::Spread),
         /// b, client
         #[prost(message, tag = "32")]
         PullRows(super::PullRows),
@@ -786,6 +789,13 @@ pub struct Pong {
     /// this is the second answer; the frame's req is 0
     #[prost(bool, tag = "7")]
     pub again: bool,
+}
+/// The edge has many more clients than when it last said so: soon after Welcome only, so that no sleeping radio is woken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Spread {
+    /// as in Welcome, as it is now
+    #[prost(uint32, tag = "1")]
+    pub spread_ms: u32,
 }
 // ---- synchronizing -----------------------------------------------------------------------------------
 
