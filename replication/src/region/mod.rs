@@ -47,7 +47,7 @@ use tern_net::quic::QuicError;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::routes::Routes;
-use crate::routes::writer::Table;
+use crate::routes::writer::{Standing, Table};
 use confirm::Eras;
 use core_task::{Input, SharedStats};
 use link::LinkSender;
@@ -546,6 +546,16 @@ impl Region {
     /// Keeps the region's table of routes as the connections of this node are, from now on; counts once.
     pub fn keep_routes(&self, routes: Arc<dyn Routes>) -> Arc<Table> {
         table::keep(&self.shared, routes)
+    }
+
+    /// The region's table of routes, if it keeps one.
+    pub fn route_table(&self) -> Option<Arc<dyn Routes>> {
+        self.shared.table.get().map(|table| table.routes().clone())
+    }
+
+    /// How the table stands, if the region keeps one.
+    pub fn routes_standing(&self) -> Option<Standing> {
+        self.shared.table.get().map(|table| table.standing())
     }
 
     /// The devices of a user that are connected, as this node knows them: (which, by which edge, its number of the
