@@ -18,8 +18,8 @@ use tern_core::hlc;
 use tern_core::ids::UserId;
 use tern_redis::{Options, RedisRoutes};
 use tern_replication::region::Region;
-use tern_replication::routes::writer::{Collector, Standing};
 use tern_replication::routes::RoutesError;
+use tern_replication::routes::writer::{Collector, Standing};
 
 use crate::admin;
 use crate::cli::Global;

@@ -18,7 +18,7 @@ use tern_net::system::system_env;
 use tern_redis::{Options, RedisRoutes};
 use tern_replication::routes::limits::PAGE_USERS;
 use tern_replication::routes::writer::{self, Core, Table, Told};
-use tern_replication::routes::{Counts, RoutesError};
+use tern_replication::routes::{Change, Counts, Link, Outcome, Route, Routes, RoutesError};
 
 /// Nothing takes so long unless it hangs.
 const LONG: Duration = Duration::from_secs(30);
@@ -297,7 +297,20 @@ async fn servers_that_can_not_hold_the_table_are_refused_with_what_to_change() {
     servers(&["extra", "9"]);
     cli(9, &["ACL", "SETUSER", "tern", "on", ">word", "~*", "+@read", "+hello", "+info", "+cluster"]);
     let may_read = Options { user: Some("tern".into()), password: Some("word".into()), ..options(9) };
-    unfit(&check(may_read).await, &["does not allow", "docs/OPERATIONS.md"]);
+    unfit(&check(may_read.clone()).await, &["does not allow", "docs/OPERATIONS.md"]);
+    // Those that docs/OPERATIONS.md names are enough.
+    let commands = ["+@read", "+@write", "+hello", "+info", "+function|load", "+fcall", "+cluster|slots", "+asking"];
+    cli(9, &[&["ACL", "SETUSER", "tern", "reset", "on", ">word", "~tern:*"][..], &commands].concat());
+    let routes = RedisRoutes::new(may_read, system_env().unwrap());
+    assert_eq!(routes.check().await, Ok(1));
+    let link = Arc::new(Link { node: "n".into(), number: 1, edge: "e".into() });
+    let route = Route { link: link.clone(), generation: 1, connection: 1 };
+    let change = Change::Put { user: user(1), stamp: 1 << 40, install: phone(), route };
+    assert_eq!(routes.write(vec![change]).await, [Ok(Outcome::Done)]);
+    routes.renew(vec![(link.clone(), 1)], LONG).await.unwrap();
+    assert!(!routes.is_kept().await.unwrap() && routes.look_up(user(1)).await.unwrap()[0].is_live);
+    assert_eq!(routes.count().await.unwrap().routes, 1);
+    assert!(routes.end(link, 1).await.unwrap());
     assert!(matches!(check(options(4)).await, RoutesError::Unreachable(what) if what.contains("routes.nodes")));
     for server in 5..=9 {
         servers(&["kill", &server.to_string()]);

@@ -26,6 +26,8 @@ pub mod limits;
 pub mod memory;
 pub mod waiting;
 pub mod writer;
+#[cfg(test)]
+mod writer_tests;
 
 use std::fmt;
 use std::sync::Arc;

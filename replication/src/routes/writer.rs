@@ -202,6 +202,12 @@ impl Table {
         }
     }
 
+    /// The writer ends, and nothing is said.
+    #[cfg(test)]
+    pub(super) fn die(&self) {
+        self.state().is_stopped = true;
+    }
+
     fn drop_words(&self, state: &mut State, words: u64) {
         self.dropped.fetch_add(words, Ordering::Relaxed);
         (state.is_behind, state.standing.is_complete) = (true, false);
