@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use super::refill::{Known, MARK_KEY, PeerHello};
 use super::seal::ERAS_KEY;
-use super::{ConnKey, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
+use super::{ConnKey, DeviceMoved, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
 use crate::edge_api::{Ack, DownBody, Page, Push, SendRequest, Up};
 use crate::entry::Entry;
 use crate::eras::{Era, EraTable};
