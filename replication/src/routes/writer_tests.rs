@@ -1,19 +1,19 @@
 //! Histories of the writer: tables that are away, lost or full, and two core nodes with clocks that differ.
 
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use tern_core::clock::Clock;
+use tern_core::node::{ConnKey, DeviceMoved};
 use tern_net::env::Env;
 use tern_net::system::system_env;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::limits::{CHANGES_WAITING, GENERATION_TTL, REFRESH_EVERY};
+use super::limits::{CHANGES_WAITING, GENERATION_TTL, PAGE_USERS, REFRESH_EVERY};
 use super::writer::*;
 use super::*;
-use crate::routes::limits::PAGE_USERS;
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use tern_core::clock::Clock;
-use tern_core::node::{ConnKey, DeviceMoved};
 
 /// Nothing takes so long unless it hangs; by the paused clock.
 const LONG: Duration = Duration::from_secs(60);
@@ -117,9 +117,10 @@ impl Node {
 impl Core for Node {
     fn after(&self, after: Option<UserId>) -> BoxFut<'_, Option<(Told, Option<UserId>)>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let users = self.users.lock().unwrap().clone();
-        let mut rest = users.into_iter().filter(|(user, _)| after.as_ref().is_none_or(|after| user > after));
-        let page: Vec<(UserId, u64)> = rest.by_ref().take(PAGE_USERS).collect();
+        let users = self.users.lock().unwrap();
+        let mut rest = users.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let page: Vec<(UserId, u64)> =
+            rest.by_ref().take(PAGE_USERS).map(|(user, conn)| (user.clone(), *conn)).collect();
         let next = page.last().map(|(user, _)| user.clone()).filter(|_| rest.next().is_some());
         let told = self.told(page.into_iter());
         let is_mute = self.is_mute.load(Ordering::Relaxed);
