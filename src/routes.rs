@@ -203,7 +203,7 @@ pub async fn open(node: &Node) -> Result<Option<Arc<RedisRoutes>>> {
     let routes = RedisRoutes::new(options(&node.settings, &node.name)?, node.env.clone());
     match routes.check().await {
         Ok(servers) => {
-            tracing::info!(servers, prefix = node.settings.routes_key_prefix(), "the table of routes is in Redis")
+            tracing::info!(servers, prefix = node.settings.routes_key_prefix(), "the table of routes is in Redis");
         }
         Err(RoutesError::Unreachable(what)) => {
             tracing::warn!(

@@ -374,14 +374,11 @@ impl Writer {
         let mut changes: Vec<Change> = Vec::with_capacity(taken.len());
         {
             let mut state = self.table.state();
-            match told {
-                Some(Some(told)) => {
-                    for (user, devices) in told.users {
-                        sent.push((user.clone(), Said { whole: true, devices: BTreeMap::new() }));
-                        changes.push(Change::Announce { user, stamp: told.stamp, routes: state.routes(devices) });
-                    }
+            if let Some(Some(told)) = told {
+                for (user, devices) in told.users {
+                    sent.push((user.clone(), Said { whole: true, devices: BTreeMap::new() }));
+                    changes.push(Change::Announce { user, stamp: told.stamp, routes: state.routes(devices) });
                 }
-                Some(None) | None => {}
             }
             for (user, said) in taken {
                 if said.whole && is_unanswered {
