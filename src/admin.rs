@@ -7,11 +7,13 @@
 //! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and `/loads`: what its edges report, as a
 //! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
 //!
+//! A region has `/routes?user=ID` and `/routes/count`, see [`crate::routes::answer`], for callers on loopback.
+//!
 //! Every node has `/orders`, see [`crate::orders::desk`], and `/status`, see [`crate::status`].
 //!
 //! Plain HTTP without a login, so it listens on loopback unless told otherwise; `/config` and `POST /reload`
-//! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user or
-//! shows a secret.
+//! answer callers on loopback alone whatever it listens on, and no browser's page. Nothing here names a user to others,
+//! or shows a secret.
 //!
 //! It is the first thing that listens, so that a start that takes long can be told from one that hangs. What
 //! the role adds ([`Shared::publish`]) comes when its start is over.
@@ -36,6 +38,7 @@ use tern_ipconf::api::DispatchRequest;
 use tern_ipconf::{Dispatch, DispatchError};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
+use tern_replication::region::Region;
 use tern_replication::store::EmbeddedStore;
 
 use crate::doctor::Whence;
@@ -43,6 +46,7 @@ use crate::health::Health;
 use crate::orders::desk::{self, Desk as OrdersDesk};
 use crate::process;
 use crate::reload::Reloader;
+use crate::routes;
 use crate::status;
 use crate::store;
 use crate::users::{self, Desk};
@@ -69,6 +73,7 @@ pub struct Shared {
     store: OnceLock<Arc<EmbeddedStore>>,
     dispatch: OnceLock<Arc<Dispatch>>,
     orders: OnceLock<Arc<OrdersDesk>>,
+    region: OnceLock<(Arc<Region>, String)>,
     /// Where operators decide about users.
     pub desk: Arc<Desk>,
 }
@@ -90,6 +95,7 @@ impl Shared {
             store: OnceLock::new(),
             dispatch: OnceLock::new(),
             orders: OnceLock::new(),
+            region: OnceLock::new(),
             desk: Arc::default(),
         })
     }
@@ -119,6 +125,13 @@ impl Shared {
     pub fn publish_orders(&self, desk: Arc<OrdersDesk>) {
         if self.orders.set(desk).is_err() {
             tracing::error!("orders were published twice");
+        }
+    }
+
+    /// Lets operators ask where users are, by the node of this name; counts once.
+    pub fn publish_region(&self, region: Arc<Region>, node: &str) {
+        if self.region.set((region, node.to_owned())).is_err() {
+            tracing::error!("a region was published twice");
         }
     }
 
@@ -154,6 +167,10 @@ fn handler(shared: Arc<Shared>) -> Handler {
             }
             if head.uri.path().starts_with("/users/") {
                 return users::answer(&head.method, &head.uri, from, &head.headers, &shared.desk).await;
+            }
+            if head.uri.path() == "/routes" || head.uri.path().starts_with("/routes/") {
+                let region = shared.region.get().cloned();
+                return routes::answer(&head.method, &head.uri, from, &head.headers, region).await;
             }
             if head.uri.path() == "/orders" || head.uri.path().starts_with("/orders/") {
                 return desk::answer(&head.method, &head.uri, from, &head.headers, shared.orders.get());

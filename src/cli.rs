@@ -75,6 +75,8 @@ pub enum Command {
     Top(crate::top::TopArgs),
     /// Revoke a user's tokens, or remove one of his devices, in every region
     User(crate::users::UserArgs),
+    /// Say where a user's devices are connected in this region, or how its table of that stands
+    Routes(crate::routes::RoutesArgs),
     /// Check or print the configuration
     Config {
         /// Which.

@@ -8,7 +8,7 @@
 //! 3. [`region`], [`edge`], [`ipconf`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
 //! 4. [`operations`]: what operators have of every role: [`admin`], [`health`], [`reload`], [`certs`],
 //!    [`systemd`]; and [`logging`], [`stop`];
-//!    [`orders`]: whom operators tell clients to leave; [`policies`]: where clients are to go; [`status`] and [`top`]:
+//!    [`routes`]: where a user is connected; [`orders`]: whom operators tell clients to leave; [`policies`]: where clients are to go; [`status`] and [`top`]:
 //!    what is going on.
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
@@ -54,6 +54,7 @@ pub mod process;
 pub mod region;
 pub mod regions;
 pub mod reload;
+pub mod routes;
 pub mod status;
 pub mod stop;
 pub mod store;
@@ -98,6 +99,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Edge(args) => edge::run(global, args),
         Command::Store(args) => store::run(global, args),
         Command::User(args) => users::run(global, args),
+        Command::Routes(args) => routes::run(global, args),
         Command::Doctor(args) => doctor::run(global, args),
         Command::Demo(args) => demo::run(global, args),
         Command::Chat(args) => chat::run(global, args),

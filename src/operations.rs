@@ -122,7 +122,8 @@ impl Operations {
     }
 
     /// Lets operators decide about users, through the region's core.
-    pub fn publish_region(&self, region: &tern_replication::region::Region, node: &Node) {
+    pub fn publish_region(&self, region: &Arc<tern_replication::region::Region>, node: &Node) {
+        self.shared.publish_region(region.clone(), &node.name);
         let desk = self.shared.desk.clone();
         desk.attach(region.attach_edge(desk.clone()), node.env.clone());
     }

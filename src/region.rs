@@ -35,6 +35,7 @@ use crate::orders::desk::Desk;
 use crate::orders::{Board, Hearer};
 use crate::pki::region_server_name;
 use crate::reload::{Part, Reloader};
+use crate::routes;
 use crate::stop::Stop;
 
 /// How long a stopping region waits until its peers hold what it has acked. A peer that is down would make
@@ -127,6 +128,8 @@ impl Serving {
         let mut config = config(node).await?;
         let edge = OwnEdge::new(node, &mut registry)?;
         let gossip = gossip::prepare(node).await?;
+        health.phase("connecting to the table of routes");
+        let table = routes::open(node).await?;
         health.phase(Backend::opening(node));
         let (store, whole) = Backend::open(node).await?;
         config.store_damaged = !whole;
@@ -147,6 +150,9 @@ impl Serving {
             .await
             .context("the region's core can't start")?;
         region.register_metrics(&mut registry);
+        if let Some(table) = table {
+            routes::keep(table, &region, &mut registry, health);
+        }
         desk.attach(region.clone());
         add_peers_part(node, &operations, &region);
         let beside = elsewhere(node, &board, &loads, &operations.reload);

@@ -12,6 +12,7 @@ use tern_replication::gossip::Member;
 
 use crate::health::Health;
 use crate::orders::desk::{Desk, Progress};
+use crate::routes::TableStatus;
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Status {
     pub refilling: usize,
     /// Shares of its region that each core node has, where several share it.
     pub shares: Option<BTreeMap<String, u32>>,
+    /// How its region's table of routes stands, if it is a core node.
+    #[serde(default)]
+    pub routes: Option<TableStatus>,
     /// Nodes that it gossips with.
     pub members: Vec<MemberStatus>,
     /// Edges that it knows of.
@@ -122,6 +126,7 @@ pub fn of(desk: &Desk, health: &Health) -> Status {
         links: links(desk),
         refilling: desk.refilling(),
         shares: desk.shares(),
+        routes: desk.routes(),
         members: desk.members().iter().map(member).collect(),
         edges: seen.iter().map(edge).collect(),
         orders: desk.all(),

@@ -16,4 +16,5 @@
 
 pub mod gossip;
 pub mod region;
+pub mod routes;
 pub mod store;

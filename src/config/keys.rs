@@ -11,6 +11,7 @@ use tern_ipconf::IpPrefix;
 use super::database::{Replicas, StoreKind};
 use super::gossip::Seed;
 use super::origin::WebOrigin;
+use super::routes::RoutesKind;
 use super::scope::{self, Reload, Role};
 use super::source::{Found, Layers, Source};
 use super::value::{ByteSize, HostPort, Peer, Position, Raw, Secret, Value};
@@ -259,6 +260,22 @@ settings! {
     store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"", Restart, REGION;
     /// Memory for the store's block cache.
     store_cache: ByteSize = "store.cache", "\"64MiB\"", Restart, REGION, "1MiB" to "1024GiB";
+    /// Where it is known which device of a user is connected where in the region: in the memory of the core node that has
+    /// the user, or also in Redis, for tools and for programs of your own. Messages need neither.
+    routes_kind: RoutesKind = "routes.kind", "\"memory\"", Restart, REGION;
+    /// Redis: its server, or some servers of a cluster, which name the others. Redis 7 or later, with
+    /// `maxmemory-policy noeviction`.
+    routes_nodes: Vec<HostPort> = "routes.nodes", "[]", Restart, REGION;
+    /// Redis: what all keys of this region begin with. Unset: `tern:<deployment>:<region.name>`.
+    routes_prefix: Option<String> = "routes.prefix", "", Restart, REGION;
+    /// Redis: the user to log in as. Unset: the server's default one.
+    routes_user: Option<String> = "routes.user", "", Restart, REGION;
+    /// Redis: the password; instead of the file. Best given by TERN_ROUTES_PASSWORD.
+    routes_password: Option<Secret> = "routes.password", "", Restart, REGION;
+    /// Redis: file with the password, on its first line. Unset: none.
+    routes_password_file: Option<PathBuf> = "routes.password_file", "", Restart, REGION;
+    /// Redis: what a request may take.
+    routes_request_timeout: Duration = "routes.request_timeout", "\"1s\"", Restart, REGION, "50ms" to "10s";
     /// A region that was silent for this long: clients offer their unconfirmed messages elsewhere.
     reoffer_after: Duration = "reoffer_after", "\"30s\"", Restart, REGION, "1ms" to "24h";
 

@@ -13,6 +13,7 @@ pub mod gossip;
 pub mod keys;
 pub mod origin;
 pub mod reference;
+pub mod routes;
 pub mod scope;
 pub mod show;
 pub mod source;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use database::StoreKind;
 pub use keys::{KEYS, Settings};
+use routes::RoutesKind;
 use source::Layers;
 
 /// Clients' port of region 0; each region's block of ten follows.
@@ -125,6 +127,22 @@ impl Settings {
                 problem("region.advertise", "is not set, and listen.ip is no address that others could reach: set one");
             }
         }
+        if self.routes_kind == RoutesKind::Redis {
+            if self.routes_nodes.is_empty() {
+                problem(
+                    "routes.nodes",
+                    "is not set, and routes.kind is \"redis\": give its server, or some of a cluster",
+                );
+            }
+            if self.routes_password.is_some() && self.routes_password_file.is_some() {
+                problem("routes.password", "and routes.password_file are both set: one of them is enough");
+            }
+            let prefix = self.routes_key_prefix();
+            if !tern_redis::is_prefix(&prefix) {
+                let what = "is no prefix of keys: give 1 to 64 characters of a-z, A-Z, 0-9 and \":._-\"";
+                problem("routes.prefix", &format!("{prefix:?} {what}"));
+            }
+        }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");
         }
@@ -150,6 +168,14 @@ impl Settings {
         match &self.name {
             Some(name) => Ok(name.clone()),
             None => Ok(format!("{}-e1", self.region_name()?)),
+        }
+    }
+
+    /// What all keys of the region's table of routes begin with.
+    pub fn routes_key_prefix(&self) -> String {
+        match &self.routes_prefix {
+            Some(prefix) => prefix.clone(),
+            None => format!("tern:{}:{}", self.deployment, self.region_name.as_deref().unwrap_or_default()),
         }
     }
 

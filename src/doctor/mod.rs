@@ -13,6 +13,7 @@ mod identity;
 mod listening;
 mod machine;
 mod reach;
+mod routes;
 mod storage;
 mod way;
 
@@ -159,6 +160,7 @@ async fn examine(settings: Settings, role: Option<Role>, env: Env) -> Vec<Findin
     findings.extend(identity::check(&scene));
     findings.extend(storage::check(&scene));
     findings.extend(database::check(&scene).await);
+    findings.extend(routes::check(&scene).await);
     findings.extend(reach::check(&scene).await);
     findings
 }

@@ -27,6 +27,7 @@ use crate::config::value::parse_duration;
 use crate::node::Node;
 use crate::operations::Operations;
 use crate::reload::Reloader;
+use crate::routes::TableStatus;
 use crate::status::Status;
 use crate::store::parameter;
 
@@ -202,6 +203,11 @@ impl Desk {
     /// Shares that each core node of this region has, where several share it.
     pub fn shares(&self) -> Option<BTreeMap<String, u32>> {
         self.shared.then(|| self.core.get().map(|core| core.shares())).flatten()
+    }
+
+    /// How the region's table of routes stands, where this is a core node.
+    pub fn routes(&self) -> Option<TableStatus> {
+        self.core.get().map(|core| TableStatus::of(core.routes_standing()))
     }
 
     /// Where this region's links stand.

@@ -231,6 +231,22 @@ pub enum Notice {
     },
 }
 
+/// A device of a user has begun to use a connection here, or has ended it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceMoved {
+    /// Whose.
+    pub user: UserId,
+    /// Which device.
+    pub install: InstallId,
+    /// Which connection.
+    pub key: ConnKey,
+    /// It is used; else it is not any more, or not by what this node knows.
+    pub is_here: bool,
+}
+
+/// The devices of users, and by which connections they are here.
+pub type Present = Vec<(UserId, Vec<(InstallId, ConnKey)>)>;
+
 /// What is to be done, in order within each kind.
 #[derive(Debug, Default)]
 pub struct Outputs {
@@ -254,6 +270,8 @@ pub struct Outputs {
     pub everyone: Vec<node_v1::node_frame::Body>,
     /// For core nodes of peer regions.
     pub links: BTreeMap<Holder, Vec<node_v1::node_frame::Body>>,
+    /// For the region's table of routes.
+    pub moved: Vec<DeviceMoved>,
     /// For the operator.
     pub notices: Vec<Notice>,
 }

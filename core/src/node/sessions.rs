@@ -361,6 +361,7 @@ impl Node {
             self.out.down(old, DownBody::Last(refusal));
             self.close(now, old);
         }
+        self.device_moved(&id, &install, key, true);
         self.route_changed(now, &id);
         self.presence_changed(now, &id);
     }
@@ -380,6 +381,7 @@ impl Node {
             self.owing.remove(&(at, id.clone(), key));
         }
         if device.bound.is_some() {
+            self.device_moved(&id, &device.install, key, false);
             self.route_changed(now, &id);
             self.presence_changed(now, &id);
         }

@@ -304,6 +304,9 @@ impl Node {
                 if let Some(at) = device.remind_at {
                     self.owing.remove(&(at, id.clone(), key));
                 }
+                if device.bound.is_some() {
+                    self.device_moved(&id, &device.install, key, false);
+                }
             }
             self.route_changed(now, &id);
             self.marks.forget(&id);

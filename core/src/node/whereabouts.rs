@@ -1,14 +1,49 @@
 //! The routes at work in the node: what its devices make of them, and what those of others make of its devices.
 
+use std::ops::Bound::{Excluded, Unbounded};
+
 use crate::codes::{Code, Refusal};
 use crate::edge_api::DownBody;
-use crate::ids::UserId;
+use crate::ids::{InstallId, UserId};
 use crate::wire::node_v1::node_frame::Body;
 
 use super::routes::{Bind, Holder};
-use super::{ConnKey, Node, Now};
+use super::user::User;
+use super::{ConnKey, DeviceMoved, Node, Now, Present};
+
+/// The connections that a user's devices use.
+fn present(user: &User) -> Vec<(InstallId, ConnKey)> {
+    let used = user.devices.iter().filter(|(_, device)| device.bound.is_some());
+    used.map(|(key, device)| (device.install.clone(), *key)).collect()
+}
 
 impl Node {
+    /// Tells the region's table of routes.
+    pub(super) fn device_moved(&mut self, user: &UserId, install: &InstallId, key: ConnKey, is_here: bool) {
+        self.out.moved.push(DeviceMoved { user: user.clone(), install: install.clone(), key, is_here });
+    }
+
+    /// Who is here, of those users whose ids come after one: it looks at `limit` users at most, and tells after whom to go
+    /// on, if there are more. `None`: nothing this node says counts now, ask again.
+    pub fn present_after(&self, now: Now, after: Option<&UserId>, limit: usize) -> Option<(Present, Option<UserId>)> {
+        if !self.has_lease(now) {
+            return None;
+        }
+        let from = after.map_or(Unbounded, Excluded);
+        let mut users = self.users.range::<UserId, _>((from, Unbounded));
+        let page: Vec<(&UserId, &User)> = users.by_ref().take(limit).collect();
+        let next = page.last().map(|(id, _)| (*id).clone()).filter(|_| users.next().is_some());
+        let here = page.into_iter().map(|(id, user)| (id.clone(), present(user)));
+        Some((here.filter(|(_, devices)| !devices.is_empty()).collect(), next))
+    }
+
+    /// Which of these users' devices are here; users who are not this node's are left out. `None`: as above.
+    pub fn present_of(&self, now: Now, users: &[UserId]) -> Option<Present> {
+        let own = users.iter().filter(|user| self.epoch_of_user(user).is_some());
+        let present = |id: &UserId| (id.clone(), self.users.get(id).map(present).unwrap_or_default());
+        self.has_lease(now).then(|| own.map(present).collect())
+    }
+
     /// A user has begun or ended to use a connection here.
     pub(super) fn route_changed(&mut self, now: Now, user: &UserId) {
         let devices = self.users.get(user).into_iter().flat_map(|known| known.devices.values());

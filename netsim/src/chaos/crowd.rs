@@ -145,6 +145,12 @@ impl Crowd {
         monotonic_ns().saturating_sub(self.zero_ns)
     }
 
+    /// The same clock, to be taken along.
+    pub fn clock(&self) -> impl Fn() -> u64 + Send + 'static {
+        let zero_ns = self.zero_ns;
+        move || monotonic_ns().saturating_sub(zero_ns)
+    }
+
     /// Who is not connected and up to date, and why.
     pub fn not_live(&self, users: &[(String, String, String)]) -> Vec<String> {
         let all = self.members.iter().zip(users);

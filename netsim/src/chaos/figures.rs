@@ -145,6 +145,10 @@ pub fn judge(observed: &Observed, bounds: &Bounds, regions: Regions, troubles: u
             let caught_up = caught_up(observed, fault).into_iter().collect();
             figures.push(Figure::of_times(format!("caught up after {id}"), caught_up, bounds.caught_up));
         }
+        if let Some(limits) = bounds.routes_complete {
+            let complete = routes_complete(observed, fault).into_iter().collect();
+            figures.push(Figure::of_times(format!("routes complete after {id}"), complete, limits));
+        }
     }
     let (acks, shown) = undisturbed(observed);
     figures.push(Figure::of_times("ack outside of faults".to_owned(), acks, bounds.ack_outside_faults));
@@ -202,6 +206,18 @@ fn caught_up(observed: &Observed, fault: &Struck) -> Option<f64> {
     let shown =
         before.map(|message| message.shown_ns.map_or(f64::INFINITY, |at_ns| seconds(at_ns.saturating_sub(end_ns))));
     shown.reduce(f64::max)
+}
+
+/// From a fault's end, or its beginning where it stays, until the tables have a route for every client. `None`: none was
+/// seen to be missing.
+fn routes_complete(observed: &Observed, fault: &Struck) -> Option<f64> {
+    let all = u64::try_from(observed.clients.len()).ok();
+    let since = observed.routes.iter().filter(|(at_ns, _)| *at_ns >= fault.begin_ns);
+    let (lacking_ns, _) = since.clone().find(|(_, routes)| *routes != all)?;
+    let from_ns = fault.end_ns.unwrap_or(fault.begin_ns);
+    let mut after = since.filter(|(at_ns, _)| *at_ns >= from_ns.max(*lacking_ns));
+    let whole = after.find(|(_, routes)| *routes == all);
+    Some(whole.map_or(f64::INFINITY, |(at_ns, _)| seconds(at_ns - from_ns)))
 }
 
 /// How long acks and deliveries took that no fault touched.

@@ -26,6 +26,10 @@ pub const COMMAND_WITHIN: Duration = Duration::from_secs(300);
 pub const TICK: Duration = Duration::from_millis(2);
 /// Memory of processes is read so often.
 pub const READ_EVERY: Duration = Duration::from_secs(1);
+/// Tables of routes are counted so often: a tenth of the time in which the loss of one is noticed.
+pub const COUNT_EVERY: Duration = Duration::from_millis(50);
+/// A core node that does not tell by then is taken to know of no routes.
+pub const COUNT_WITHIN: Duration = Duration::from_secs(2);
 /// At the end it is looked so often whether everything has come.
 pub const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Bytes of a log, or of what a command says, that are shown.

@@ -190,6 +190,15 @@ impl Local {
         all
     }
 
+    /// Admin listeners of the core nodes of each region.
+    pub fn admins(&self) -> Vec<Vec<SocketAddr>> {
+        let of = |region: usize| {
+            let nodes = self.nodes.values().filter(move |node| node.is_core && node.region == region);
+            nodes.map(|node| at(node.base + 3)).collect()
+        };
+        (0..self.target.regions.len()).map(of).collect()
+    }
+
     /// What clients pin.
     pub fn roots(&self) -> PathBuf {
         self.keys.join("pki").join("public-ca.pem")

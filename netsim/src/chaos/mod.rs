@@ -13,8 +13,8 @@
 //!
 //! What is started is ended, also when this process is killed: see [`keeper`].
 //!
-//! Reading order: [`script`], [`mod@play`], [`local`] and [`relay`], [`keeper`], [`crowd`], [`observed`], [`figures`],
-//! [`record`].
+//! Reading order: [`script`], [`mod@play`], [`local`] and [`relay`], [`keeper`], [`crowd`], [`tables`], [`observed`],
+//! [`figures`], [`record`].
 
 pub mod crowd;
 mod error;
@@ -27,6 +27,7 @@ pub mod play;
 pub mod record;
 pub mod relay;
 pub mod script;
+pub mod tables;
 mod text;
 
 pub use error::ChaosError;

@@ -101,6 +101,8 @@ pub struct Observed {
     pub faults: Vec<Struck>,
     /// When, of which process, how many bytes.
     pub memory: Vec<(u64, String, u64)>,
+    /// When, how many routes were in the tables of all regions. `None`: somewhere nobody could say.
+    pub routes: Vec<(u64, Option<u64>)>,
     /// What conversations hold at the end.
     pub readings: Vec<Reading>,
     /// Processes that ended though nobody wanted them to.

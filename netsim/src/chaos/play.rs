@@ -25,6 +25,7 @@ use super::limits::{BURST, LIVE_WITHIN, LOOK_EVERY, READ_EVERY, READY_WITHIN, TA
 use super::local::{Local, find_tern};
 use super::record::{Record, Report};
 use super::script::{Script, StagingTarget, Target, Tokens};
+use super::tables::Tables;
 
 /// What a run needs besides its script.
 #[derive(Clone, Debug)]
@@ -78,7 +79,11 @@ async fn run(script: &Script, surroundings: &Surroundings) -> Result<Report, Cha
     let name = format!("{:08x}", env.rng.u64() >> 32);
     let count = usize::try_from(script.load.conversations).unwrap_or(usize::MAX);
     let crowd = Crowd::open(&env, &users, &doors, count, script.load.bytes, &name)?;
-    let mut play = Play { script, record, keeper, local, crowd };
+    let tables = match (&local, script.bounds.routes_complete) {
+        (Some(local), Some(_)) => Some(Tables::watch(&env, local.admins(), crowd.clock())),
+        _ => None,
+    };
+    let mut play = Play { script, record, keeper, local, crowd, tables };
     play.wait_until_live(&users).await?;
     play.load().await?;
     play.settle().await?;
@@ -142,6 +147,7 @@ struct Play<'a> {
     keeper: Keeper,
     local: Option<Local>,
     crowd: Crowd,
+    tables: Option<Tables>,
 }
 
 impl Play<'_> {
@@ -249,6 +255,9 @@ impl Play<'_> {
         self.crowd.fetch_older().await;
         let readings = self.crowd.read()?;
         self.crowd.observed().readings = readings;
+        if let Some(tables) = &self.tables {
+            self.crowd.observed().routes = tables.seen();
+        }
         let observed = self.crowd.observed().clone();
         if observed.missed_events > 0 {
             let text = format!("{} events came too fast: times are not known", observed.missed_events);

@@ -183,6 +183,9 @@ pub struct Bounds {
     pub ack_outside_faults: Limits,
     /// Likewise, until they are shown to their reader.
     pub shown_outside_faults: Limits,
+    /// From a fault's end, or its beginning where it has none, until the region's table of routes names every client
+    /// again. `None`: the table is not looked at.
+    pub routes_complete: Option<Limits>,
     /// Acked and not there in the end.
     pub lost: Option<u64>,
     /// There twice, or told twice to be new.
@@ -314,6 +317,12 @@ fn check(file: File, base: &Path) -> Result<Script, Wrong> {
     in_turn(&file.fault, &script.faults)?;
     apart(&file.fault, &script.faults)?;
     script.bounds = bounds(&file)?;
+    if script.bounds.routes_complete.is_some() && matches!(script.target, Target::Staging(_)) {
+        return Err(wrong(
+            &file.target,
+            "routes_complete is counted by core nodes on this machine: only a local target has it",
+        ));
+    }
     Ok(script)
 }
 
@@ -597,6 +606,7 @@ fn bounds(file: &File) -> Result<Bounds, Wrong> {
         caught_up: limits(entry.caught_up.as_ref())?,
         ack_outside_faults: limits(entry.ack_outside_faults.as_ref())?,
         shown_outside_faults: limits(entry.shown_outside_faults.as_ref())?,
+        routes_complete: entry.routes_complete.as_ref().map(|entry| limits(Some(entry))).transpose()?,
         lost: count(&entry.lost)?,
         doubled: count(&entry.doubled)?,
         out_of_order: count(&entry.out_of_order)?,

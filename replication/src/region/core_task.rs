@@ -27,6 +27,9 @@ use tern_core::store::{
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
+use crate::routes::limits::PAGE_USERS;
+use crate::routes::writer::Told;
+
 use super::link::LinkSender;
 use super::{PeerStats, Puts, RegionRoutes, SaidOfShares, Shared, Stats, Task, reads};
 
@@ -102,6 +105,9 @@ pub(crate) enum Input {
         marks: BTreeMap<Region, BTreeSet<Share>>,
         held: BTreeSet<Region>,
     },
+    /// Who is here, for the table of routes: of users after one, or of some.
+    PresentAfter(Option<UserId>, oneshot::Sender<Option<(Told, Option<UserId>)>>),
+    PresentOf(Vec<UserId>, oneshot::Sender<Option<Told>>),
     MarksRead(u64, Vec<UserMarks>),
     Stop {
         until: Duration,
@@ -329,6 +335,16 @@ impl Core {
                 self.node.to_compare(now, marks);
                 self.say_of_shares();
             }
+            Input::PresentAfter(after, tell) => {
+                let page = self.node.present_after(now, after.as_ref(), PAGE_USERS);
+                let told = page.map(|(users, next)| (Told { stamp: self.stamp(), users }, next));
+                let _the_writer_gave_up = tell.send(told);
+            }
+            Input::PresentOf(users, tell) => {
+                let present = self.node.present_of(now, &users);
+                let told = present.map(|users| Told { stamp: self.stamp(), users });
+                let _the_writer_gave_up = tell.send(told);
+            }
             Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
                 self.node.drain();
@@ -365,6 +381,11 @@ impl Core {
     fn peer_of(&self, region: Region, link: u64) -> Option<Holder> {
         let links = self.peers.range(Holder { region, core: 0 }..=Holder { region, core: CoreId::MAX });
         links.into_iter().find(|(_, (current, _))| *current == link).map(|(at, _)| *at)
+    }
+
+    /// For what is said to the table of routes.
+    fn stamp(&self) -> u64 {
+        self.shared.table.get().map_or(0, |table| table.stamp())
     }
 
     /// What the next beats say of this node's shares.
@@ -501,8 +522,11 @@ impl Core {
 
     /// Whether there may be more.
     fn carry_out_once(&mut self) -> bool {
-        let Outputs { appends, puts, flush, wants, downs, links, notices, bounced, owners, cores, everyone } =
+        let Outputs { appends, puts, flush, wants, downs, links, moved, notices, bounced, owners, cores, everyone } =
             self.node.take_outputs();
+        if let Some(table) = self.shared.table.get().filter(|_| !moved.is_empty()) {
+            table.moved(moved);
+        }
         for (edge, ups) in bounced {
             if let Some(port) = self.edges.get(&edge) {
                 port.bounced(ups);

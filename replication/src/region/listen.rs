@@ -11,7 +11,6 @@ use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFram
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
 
-use super::core_task::Input;
 use super::link::{LinkSender, next_frames, reader};
 use super::{Shared, confirm, cores, dial};
 
@@ -163,7 +162,7 @@ async fn edge(
     }
     tracing::info!(edge = %hello.edge, "an edge has linked");
     let sender = Arc::new(LinkSender::new(connection.clone()));
-    let core = shared.attach(Arc::new(RemoteEdge(sender.clone())));
+    let core = shared.attach(Arc::new(RemoteEdge(sender.clone())), &hello.edge);
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
     loop {
@@ -178,7 +177,7 @@ async fn edge(
         }
     }
     sender.close("link ended");
-    shared.push(Input::EdgeDown(core.edge));
+    shared.edge_down(core.edge);
     tracing::info!(edge = %hello.edge, "an edge's link is down");
 }
 

@@ -21,20 +21,21 @@ mod metrics;
 mod reads;
 pub mod shares;
 pub mod start;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
-use tern_core::edge_api::{CorePort, EdgePort, Up};
-use tern_core::ids::Region as RegionId;
+use tern_core::edge_api::{ConnId, CorePort, EdgePort, Up};
+use tern_core::ids::{InstallId, Region as RegionId, UserId};
 use tern_core::node::refill::Known;
-use tern_core::node::{CoreId, Node, Now, Settings};
+use tern_core::node::{CoreId, EdgeId, Node, Now, Settings};
 use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::receipt::ReceiptKey;
@@ -46,6 +47,8 @@ use tern_net::env::Env;
 use tern_net::quic::QuicError;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::routes::Routes;
+use crate::routes::writer::{Standing, Table};
 use confirm::Eras;
 use core_task::{Input, SharedStats};
 use link::LinkSender;
@@ -194,6 +197,10 @@ pub(crate) struct Shared {
     pub peers_now: Mutex<Vec<Peer>>,
     /// As an operator wants them from now on, where the keeper of the lease has to see to it.
     pub peers_wanted: watch::Sender<Option<Vec<Peer>>>,
+    /// Names of the edges that are linked.
+    pub edge_names: Mutex<BTreeMap<EdgeId, String>>,
+    /// The region's table of routes, if it has one.
+    pub table: OnceLock<Arc<Table>>,
 }
 
 /// See [`Shared::said_of_shares`] and `Beat`.
@@ -355,8 +362,9 @@ impl Shared {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).remove(&region);
     }
 
-    pub fn attach(self: &Arc<Self>, port: Arc<dyn EdgePort>) -> Arc<LocalCore> {
+    pub fn attach(self: &Arc<Self>, port: Arc<dyn EdgePort>, name: &str) -> Arc<LocalCore> {
         let edge = self.edges.fetch_add(1, Ordering::Relaxed) + 1;
+        self.edge_up(edge, name);
         self.push(Input::EdgeUp(edge, port));
         Arc::new(LocalCore { edge, shared: self.clone() })
     }
@@ -403,6 +411,8 @@ impl Region {
             drained: watch::Sender::new(false),
             peers_now: Mutex::new(peers.clone()),
             peers_wanted: watch::Sender::new(None),
+            edge_names: Mutex::default(),
+            table: OnceLock::new(),
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
@@ -467,7 +477,7 @@ impl Region {
 
     /// An edge of this process.
     pub fn attach_edge(&self, port: Arc<dyn EdgePort>) -> Arc<dyn CorePort> {
-        self.shared.attach(port)
+        self.shared.attach(port, &self.shared.config.node)
     }
 
     /// What an edge of this process is told first; `None`: the region has stopped.
@@ -540,6 +550,27 @@ impl Region {
         self.shared.stats.get().counters
     }
 
+    /// Keeps the region's table of routes as the connections of this node are, from now on; counts once.
+    pub fn keep_routes(&self, routes: Arc<dyn Routes>) -> Arc<Table> {
+        table::keep(&self.shared, routes)
+    }
+
+    /// The region's table of routes, if it keeps one.
+    pub fn route_table(&self) -> Option<Arc<dyn Routes>> {
+        self.shared.table.get().map(|table| table.routes().clone())
+    }
+
+    /// How the table stands, if the region keeps one.
+    pub fn routes_standing(&self) -> Option<Standing> {
+        self.shared.table.get().map(|table| table.standing())
+    }
+
+    /// The devices of a user that are connected, as this node knows them: (which, by which edge, its number of the
+    /// connection). `None`: he is another node's, or this one can't say now.
+    pub async fn devices_of(&self, user: UserId) -> Option<Vec<(InstallId, String, ConnId)>> {
+        table::devices_of(&self.shared, user).await
+    }
+
     /// Adds the core's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
@@ -559,6 +590,9 @@ impl Region {
         self.shared.push(Input::Stop { until, tell });
         let Ok((settled, mut puts)) = told.await else { return false };
         self.shared.stopped.store(true, Ordering::Release);
+        if let Some(table) = self.shared.table.get() {
+            let _they_run_out = tokio::time::timeout(table::STOP_WITHIN, table.stop()).await;
+        }
         if self.shared.config.sharing.is_none() {
             puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
         }

@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use super::refill::{Known, MARK_KEY, PeerHello};
 use super::seal::ERAS_KEY;
-use super::{ConnKey, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
+use super::{ConnKey, DeviceMoved, EdgeId, Node, Notice, Now, Outputs, Settings, Want};
 use crate::edge_api::{Ack, DownBody, Page, Push, SendRequest, Up};
 use crate::entry::Entry;
 use crate::eras::{Era, EraTable};
@@ -183,6 +183,8 @@ struct Core {
     /// The answers to give instead of writing.
     failures: VecDeque<Appended>,
     notices: Vec<Notice>,
+    /// What the table of routes is told.
+    moved: Vec<DeviceMoved>,
     skew_ms: i64,
     /// Logs that are refused.
     damaged: BTreeSet<(ConvId, Origin)>,
@@ -400,6 +402,7 @@ impl World {
             stalled: false,
             failures: VecDeque::new(),
             notices: Vec::new(),
+            moved: Vec::new(),
             skew_ms: 0,
             damaged: BTreeSet::new(),
         };
@@ -500,10 +503,11 @@ impl World {
         loop {
             let now = self.now(self.cores[&region].as_ref().map_or(0, |c| c.skew_ms));
             let Some(Some(core)) = self.cores.get_mut(&region) else { return };
-            let Outputs { appends, puts, flush, wants, downs, links, notices, .. } = core.node.take_outputs();
+            let Outputs { appends, puts, flush, wants, downs, links, notices, moved, .. } = core.node.take_outputs();
             let again = !wants.is_empty() || flush.is_some();
             core.appends.extend(appends);
             core.notices.extend(notices);
+            core.moved.extend(moved);
             core.disk.lazy.extend(puts);
             if let Some(rows) = flush {
                 core.disk.sync();

@@ -762,3 +762,25 @@ fn an_owner_without_a_lease_says_nothing_of_rows_and_revisions() {
     fleet.pass(Duration::from_secs(8));
     assert!(fleet.shared.disk.todo.is_empty());
 }
+
+#[test]
+fn who_is_connected_is_told_by_the_owner_of_a_user_and_by_nobody_without_a_lease() {
+    let mut fleet = three();
+    fleet.settle();
+    let now = fleet.now();
+    let (alice, from) = (user("alice"), fleet.owners[&home("alice")]);
+    let tells = |fleet: &mut Fleet, core: CoreId| {
+        let node = &fleet.member(core).node;
+        let (all, _) = node.present_after(now, None, 1_000).unwrap();
+        let one = node.present_of(now, std::slice::from_ref(&alice)).unwrap();
+        (all.iter().any(|(user, _)| *user == alice), one.first().map(|(_, devices)| devices.len()))
+    };
+    let to = from % 3 + 1;
+    assert_eq!((tells(&mut fleet, from), tells(&mut fleet, to)), ((true, Some(1)), (false, None)));
+    fleet.hand_over(from, to, [home("alice")].into());
+    fleet.settle();
+    assert_eq!((tells(&mut fleet, from), tells(&mut fleet, to)), ((false, None), (true, Some(1))));
+    fleet.member(to).node.lease(now.mono);
+    let node = &fleet.member(to).node;
+    assert!(node.present_after(now, None, 1_000).is_none() && node.present_of(now, &[alice]).is_none());
+}

@@ -88,3 +88,65 @@ fn a_device_in_another_region_is_named_by_its_cell() {
     let devices: Vec<_> = devices.unwrap().into_iter().map(|d| (d.install, d.region)).collect();
     assert_eq!(devices, [("here".to_owned(), 1), ("there".to_owned(), 2)]);
 }
+
+/// What the table of routes was told since it was last asked: (device, connection, whether it is used).
+fn moved(w: &mut World) -> Vec<(String, u64, bool)> {
+    let moved = std::mem::take(&mut w.core(EU).moved);
+    moved.into_iter().map(|m| (m.install.as_str().to_owned(), m.key.conn, m.is_here)).collect()
+}
+
+fn device(name: &str, conn: u64, is_here: bool) -> (String, u64, bool) {
+    (name.to_owned(), conn, is_here)
+}
+
+#[test]
+fn the_table_of_routes_hears_of_each_connection_that_is_used_and_of_its_end() {
+    let mut w = World::new();
+    let waiting = w.hello(EU, 1, "alice", "phone", v1::Hello::default());
+    assert_eq!(moved(&mut w), [], "one that may lose its race is none");
+    w.frame(waiting, 0, v1::frame::Body::Commit(v1::Commit { order: 1, ..v1::Commit::default() }));
+    assert_eq!(moved(&mut w), [device("phone", 1, true)]);
+    w.commits(EU, 2, 2);
+    assert_eq!(moved(&mut w), [device("phone", 1, false), device("phone", 2, true)], "the new one comes last");
+    w.commits(EU, 3, 1);
+    assert_eq!(moved(&mut w), [], "a Commit that was long on its way changes nothing");
+    w.connect(EU, 4, "alice", "pc");
+    w.ups(EU, 1, vec![Up::Close { conn: 2 }, Up::Close { conn: 2 }]);
+    assert_eq!(moved(&mut w), [device("pc", 4, true), device("phone", 2, false)]);
+    let now = w.now(0);
+    w.core(EU).node.edge_down(now, 1);
+    w.carry_out(EU);
+    assert_eq!(moved(&mut w), [device("pc", 4, false)]);
+}
+
+#[test]
+fn who_is_here_is_told_page_by_page() {
+    let mut w = World::new();
+    for (conn, name) in [(1, "alice"), (2, "bob"), (3, "carol"), (4, "dan")] {
+        w.connect(EU, conn, name, "phone");
+    }
+    w.connect(EU, 5, "carol", "pc");
+    w.hello(EU, 6, "eve", "phone", v1::Hello::default());
+    w.ups(EU, 1, vec![Up::Close { conn: 2 }]);
+    let now = w.now(0);
+    let node = &w.core(EU).node;
+    let (mut told, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let (page, next) = node.present_after(now, after.as_ref(), 2).unwrap();
+        assert!(page.len() <= 2);
+        let of = |(user, devices): (UserId, Vec<(InstallId, ConnKey)>)| {
+            (user.as_str().to_owned(), devices.into_iter().map(|(_, key)| key.conn).collect::<Vec<u64>>())
+        };
+        told.extend(page.into_iter().map(of));
+        pages += 1;
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let expected = [("alice", vec![1]), ("carol", vec![3, 5]), ("dan", vec![4])];
+    assert_eq!(told, expected.map(|(name, conns)| (name.to_owned(), conns)));
+    assert_eq!(pages, 3, "of five users");
+    let of = node.present_of(now, &[user("bob"), user("carol"), user("nobody")]).unwrap();
+    assert_eq!(of.iter().map(|(_, devices)| devices.len()).collect::<Vec<_>>(), [0, 2, 0]);
+}

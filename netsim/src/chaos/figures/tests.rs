@@ -172,3 +172,27 @@ fn memory_is_compared_between_the_second_and_the_last_quarter_of_a_fault() {
     observed.memory.truncate(2);
     assert_eq!(judged(&observed, &limits).verdict, Verdict::Unknown);
 }
+
+#[test]
+fn routes_are_complete_when_every_client_has_one_again() {
+    let limits = Limits { max: Some(5.0), ..Limits::default() };
+    let bounds = Bounds { routes_complete: Some(limits), ..bounds() };
+    let figure = |routes: &[(u64, Option<u64>)], ends: bool| {
+        let mut observed = run();
+        observed.routes = routes.iter().map(|(ms, routes)| (ms * MS, *routes)).collect();
+        if !ends {
+            observed.faults[0].end_ns = None;
+        }
+        let judged = judge(&observed, &bounds, Regions::One, 0);
+        let figure = judged.figures.into_iter().find(|figure| figure.name == "routes complete after edge").unwrap();
+        (figure.values.last().map(|(_, value)| *value), figure.verdict.unwrap())
+    };
+    let flushed = [(9_000, Some(2)), (10_000, Some(2)), (10_100, Some(0)), (10_900, Some(1)), (11_200, Some(2))];
+    assert_eq!(figure(&flushed, false), (Some(1.2), Verdict::Pass));
+    let killed = [(10_050, None), (15_100, Some(0)), (16_000, Some(2))];
+    assert_eq!(figure(&killed, true), (Some(1.0), Verdict::Pass), "from its end");
+    let late = [(10_100, Some(0)), (15_100, Some(2))];
+    assert_eq!(figure(&late, false), (Some(5.1), Verdict::Fail));
+    assert_eq!(figure(&flushed[..4], false).1, Verdict::Fail, "never again");
+    assert_eq!(figure(&flushed[..2], false), (None, Verdict::Unknown), "nothing was seen to be missing");
+}

@@ -119,6 +119,7 @@ pub(super) struct BoundsEntry {
     pub(super) caught_up: Option<LimitsEntry>,
     pub(super) ack_outside_faults: Option<LimitsEntry>,
     pub(super) shown_outside_faults: Option<LimitsEntry>,
+    pub(super) routes_complete: Option<LimitsEntry>,
     pub(super) lost: Option<Spanned<Number>>,
     pub(super) doubled: Option<Spanned<Number>>,
     pub(super) out_of_order: Option<Spanned<Number>>,

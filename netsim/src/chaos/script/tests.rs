@@ -161,4 +161,6 @@ meets = ["eu-e2"]
     assert!(said("example:7401", "example").contains("no host:port"));
     assert!(said("undo = \"true\"\n", "").contains("`undo`, which is missing"));
     assert!(said("for = \"2s\"\n", "").contains("`for` is missing"));
+    let bounds = "meets = [\"eu-e2\"]\n\n[bounds]\nroutes_complete = { max = \"5s\" }\n";
+    assert!(said("meets = [\"eu-e2\"]\n", bounds).contains("only a local target has it"));
 }
