@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use database::StoreKind;
 pub use keys::{KEYS, Settings};
 use source::Layers;
+use tern_core::wire::NODE_VERSION;
 
 /// Clients' port of region 0; each region's block of ten follows.
 const BASE_PORT: u16 = 7400;
@@ -124,6 +125,12 @@ impl Settings {
             if self.region_advertise.is_none() && self.listen_ip.is_unspecified() {
                 problem("region.advertise", "is not set, and listen.ip is no address that others could reach: set one");
             }
+        }
+        if self.nodes_oldest_version > NODE_VERSION {
+            problem(
+                "nodes.oldest_version",
+                &format!("is above what this program speaks, {NODE_VERSION}: start a newer program, or lower it"),
+            );
         }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");

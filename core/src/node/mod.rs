@@ -403,6 +403,8 @@ pub struct Node {
     /// Entries that this era has made durable.
     commit: u64,
     draining: bool,
+    /// Edges that keep their connections until this node is back.
+    keeping: BTreeSet<EdgeId>,
     counters: Counters,
     out: Outputs,
 }
@@ -454,6 +456,7 @@ impl Node {
             waiting: Arc::new(()),
             waited: Duration::ZERO,
             draining: false,
+            keeping: BTreeSet::new(),
             counters: Counters::default(),
             out: Outputs::default(),
             settings,
@@ -699,9 +702,11 @@ impl Node {
         (self.pressure.level(), self.pressure.shed_permille())
     }
 
-    /// No new sessions and sends from now on: the process is about to stop.
-    pub fn drain(&mut self) {
+    /// No new sessions and sends from now on: the process is about to stop. Those of `keeping` are handed back, for these
+    /// edges keep their connections until it is started again.
+    pub fn drain(&mut self, keeping: impl IntoIterator<Item = EdgeId>) {
         self.draining = true;
+        self.keeping.extend(keeping);
     }
 
     /// Whether everything is on disk and every connected peer has acked what it was to get.

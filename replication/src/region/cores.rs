@@ -14,6 +14,7 @@ use tern_core::leases::NodeLease;
 use tern_core::slots::Share;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::{CoreHello, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::versions::Speaks;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic;
 
@@ -106,6 +107,7 @@ async fn connect(shared: &Arc<Shared>, name: &str, to: SocketAddr) -> Result<Lin
 fn hello(shared: &Shared) -> CoreHello {
     CoreHello {
         version: NODE_VERSION,
+        oldest: shared.config.oldest_version,
         region: u32::from(shared.config.region),
         node: shared.config.node.clone(),
         generation: 0,
@@ -117,8 +119,8 @@ fn hello(shared: &Shared) -> CoreHello {
 fn check(shared: &Shared, theirs: &CoreHello) -> Result<(), Refused> {
     let refuse = |message: String| Err(Refused { code: 1, message });
     let config = &shared.config;
-    if theirs.version != NODE_VERSION {
-        return refuse(format!("node wire version {}; this node speaks {NODE_VERSION}", theirs.version));
+    if let Err(why) = (Speaks { version: theirs.version, oldest: theirs.oldest }).with(config.oldest_version) {
+        return refuse(why);
     }
     let same = |deployment: &[u8; 32]| theirs.deployment[..] == deployment[..];
     if !same(&config.deployment) && !config.deployment_also.iter().any(same) {

@@ -11,6 +11,7 @@ use tern_core::node::refill::PeerHello;
 use tern_core::owners::Owners;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::{Beat, LinkAsk, LinkHello, LinkTold, LoadReport, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::versions::Speaks;
 use tern_net::frames::QuicFrames;
 use tern_net::quic;
 
@@ -241,6 +242,7 @@ pub(super) async fn hello(shared: &Shared, to: u8) -> Option<LinkHello> {
     let life = shared.decided().await?;
     Some(LinkHello {
         version: NODE_VERSION,
+        oldest: shared.config.oldest_version,
         region: u32::from(shared.config.region),
         region_name: shared.config.name.clone(),
         era: life.era,
@@ -284,11 +286,9 @@ fn refuse(message: String) -> Refused {
 }
 
 /// Whether a node that calls itself a region of this deployment is one.
-fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> Result<u8, Refused> {
-    if version != NODE_VERSION {
-        return Err(refuse(format!("node wire version {version}; this node speaks {NODE_VERSION}")));
-    }
+fn check_peer(shared: &Shared, speaks: Speaks, deployment: &[u8], region: u32) -> Result<u8, Refused> {
     let config = &shared.config;
+    speaks.with(config.oldest_version).map_err(refuse)?;
     if deployment != config.deployment && !config.deployment_also.iter().any(|also| deployment == also) {
         return Err(refuse(
             "another deployment: its name or its receipt key differs; all regions share both".to_owned(),
@@ -306,12 +306,17 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
 
 /// Whether a region may ask.
 pub(super) fn check_ask(shared: &Shared, ask: &LinkAsk) -> Result<u8, Refused> {
-    check_peer(shared, ask.version, &ask.deployment, ask.region)
+    check_peer(shared, Speaks { version: ask.version, oldest: ask.oldest }, &ask.deployment, ask.region)
 }
 
 /// Whether a peer may link, and what its operator should change if not.
 pub(super) fn check(shared: &Shared, theirs: &LinkHello) -> Result<u8, Refused> {
-    let region = check_peer(shared, theirs.version, &theirs.deployment, theirs.region)?;
+    let region = check_peer(
+        shared,
+        Speaks { version: theirs.version, oldest: theirs.oldest },
+        &theirs.deployment,
+        theirs.region,
+    )?;
     if shared.eras.is_ghost(region, theirs.start, theirs.era, shared.env.clock.now()) {
         return Err(refuse(format!(
             "region {region} is linked already, from another store and a later start: is a second process running \

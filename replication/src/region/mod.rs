@@ -108,6 +108,8 @@ pub struct RegionConfig {
     pub server_name: String,
     /// Other core nodes share this region and its store; then the store that is given at the start is this one.
     pub sharing: Option<Sharing>,
+    /// Nodes that speak a lower version of the node wire are refused: see [`tern_core::wire::versions`].
+    pub oldest_version: u32,
     /// The store lost something, whatever its mark of a clean stop says: it gets a new era.
     pub store_damaged: bool,
 }
@@ -174,6 +176,8 @@ pub(crate) struct Shared {
     pub commit_time: Mutex<Shortest>,
     edges: AtomicU64,
     stopped: AtomicBool,
+    /// The last was written: links of edges end.
+    pub over: watch::Sender<bool>,
     /// Who owns what of this region, where several nodes share it.
     pub owners: Mutex<Owners>,
     /// Links to the others, by name.
@@ -374,6 +378,7 @@ impl Region {
             commit_time: Mutex::default(),
             edges: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            over: watch::Sender::new(false),
             owners: Mutex::default(),
             cores: Mutex::default(),
             dialled: Mutex::default(),
@@ -538,7 +543,7 @@ impl Region {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
     }
 
-    /// A clean stop: takes no more sends, waits until peers have acked what they were sent, at most `within`,
+    /// A clean stop: takes no more sends, tells edges of other processes that it comes back, waits until peers have acked what they were sent, at most `within`,
     /// then writes what makes the next start short and marks the store clean. Whether everything was acked.
     pub async fn stop(&self, within: Duration) -> bool {
         let until = self.shared.env.clock.now() + within;
@@ -555,7 +560,9 @@ impl Region {
         if self.shared.config.sharing.is_none() {
             puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
         }
-        match self.store.put(puts, Durability::Synced).await {
+        let written = self.store.put(puts, Durability::Synced).await;
+        self.shared.over.send_replace(true);
+        match written {
             Ok(()) => settled,
             Err(error) => {
                 tracing::error!(%error, "the store could not be marked clean; the next start takes a new era");
