@@ -24,6 +24,7 @@ use tern_core::wire::{codec, node, v1};
 use tern_net::env::Env;
 use tern_net::frames::{FrameError, FrameWriter, QuicFrames};
 use tern_net::quic::{QuicError, QuicParams, client_config, client_endpoint};
+use tern_net::refusal::certificate_refused;
 use tokio::time::{sleep, timeout};
 
 /// A link that hears nothing for so long is lost. Beats come every second.
@@ -60,6 +61,9 @@ pub(crate) enum LinkError {
     Frame(#[from] FrameError),
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// A certificate, by either side.
+    #[error("{0}")]
+    Certificate(String),
     #[error("the core refuses this edge: {0}")]
     Refused(String),
     #[error("the core sent what makes no sense here: {0}")]
@@ -230,9 +234,18 @@ impl Dialler {
         let endpoint = client_endpoint(&self.env, any)?;
         let config = client_config(&self.env, self.tls.clone(), &QuicParams::node())?;
         let opening = async {
-            let connection = endpoint.connect_with(config, to, &self.server_name)?.await?;
+            let connecting = endpoint.connect_with(config, to, &self.server_name)?;
+            let connection = connecting.await.map_err(|error| match certificate_refused(&error) {
+                Some(why) => LinkError::Certificate(why),
+                None => error.into(),
+            })?;
             let (send, recv) = connection.open_bi().await?;
-            self.welcome(send, QuicFrames::new(recv, NODE_FRAME_BYTES)).await
+            let welcomed = self.welcome(send, QuicFrames::new(recv, NODE_FRAME_BYTES)).await;
+            // That its certificate is not accepted an edge hears after its own part of the handshake.
+            welcomed.map_err(|error| match connection.close_reason().as_ref().and_then(certificate_refused) {
+                Some(why) => LinkError::Certificate(why),
+                None => error,
+            })
         };
         let (send, frames, welcome) =
             timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;

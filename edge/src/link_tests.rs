@@ -22,8 +22,13 @@ pub(crate) struct Core {
 impl Core {
     /// Accepts a link and reads its EdgeHello.
     pub(crate) async fn accept(endpoint: &quinn::Endpoint) -> (Self, node_v1::EdgeHello) {
-        let connection = endpoint.accept().await.unwrap().await.unwrap();
-        let (send, recv) = connection.accept_bi().await.unwrap();
+        let (connection, send, recv) = loop {
+            // An edge that was not answered in time has given the attempt up.
+            let Ok(connection) = endpoint.accept().await.unwrap().await else { continue };
+            if let Ok((send, recv)) = connection.accept_bi().await {
+                break (connection, send, recv);
+            }
+        };
         let mut core = Self { connection, send, frames: QuicFrames::new(recv, NODE_FRAME_BYTES) };
         match core.next().await {
             Body::EdgeHello(hello) => (core, hello),
@@ -285,8 +290,10 @@ async fn a_core_node_that_announced_its_return_and_stays_away_is_given_up() {
     core.welcome(1).await;
     until("the link", || scene.link.reachable()).await;
     let (mut peer, _) = alice(&scene, &mut core).await;
-    core.say(Body::Stopping(node_v1::Stopping {})).await;
     peer.say(3, crate::testing::send(1)).await;
+    let posted = core.up().await;
+    core.say(Body::Stopping(node_v1::Stopping {})).await;
+    core.say(Body::Bounced(node::up_to_wire(posted))).await;
     assert_eq!(peer.refused().await, Code::OwnerLost);
     assert_eq!(peer.refused().await, Code::CoreUnreachable);
     // It has not gone yet: when it does, nobody is waited for.

@@ -25,6 +25,7 @@ use database::StoreKind;
 pub use keys::{KEYS, Settings};
 use source::Layers;
 use tern_core::wire::NODE_VERSION;
+use tern_core::wire::versions::OLDEST;
 
 /// Clients' port of region 0; each region's block of ten follows.
 const BASE_PORT: u16 = 7400;
@@ -126,11 +127,13 @@ impl Settings {
                 problem("region.advertise", "is not set, and listen.ip is no address that others could reach: set one");
             }
         }
-        if self.nodes_oldest_version > NODE_VERSION {
-            problem(
+        match self.nodes_oldest_version {
+            OLDEST..=NODE_VERSION => {}
+            ..OLDEST => problem("nodes.oldest_version", &format!("is below what this program links with, {OLDEST}")),
+            _ => problem(
                 "nodes.oldest_version",
                 &format!("is above what this program speaks, {NODE_VERSION}: start a newer program, or lower it"),
-            );
+            ),
         }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");

@@ -426,7 +426,7 @@ impl Node {
             eras: settings.known.iter().map(|(r, k)| (*r, (k.start, k.era))).collect(),
             commits: settings.known.iter().map(|(r, k)| (*r, k.commit)).collect(),
             commit: settings.commit,
-            refill: Refill::new(refill, restored),
+            refill: Refill::new(refill, restored, settings.shared),
             era_table: settings.eras.clone(),
             seal_at: None,
             routes: Routes::new(Key::of(&settings.direct_salt), routes_epoch(&settings, now)),

@@ -1,7 +1,8 @@
 //! Nodes that connect: edges of this region, and peer regions with a lower number.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
@@ -12,6 +13,7 @@ use tern_core::wire::node_v1::{
 use tern_core::wire::versions::Speaks;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
+use tern_net::refusal::certificate_refused;
 
 use super::core_task::Input;
 use super::link::{LinkSender, next_frames, reader};
@@ -19,6 +21,8 @@ use super::{Shared, confirm, cores, dial};
 
 /// A node that has not said what it is by then is dropped.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
+/// Refusals for certificates that are remembered; with more of them all are told again.
+const TOLD: usize = 64;
 /// A node that was refused has so long to read why.
 const REFUSED_FOR: Duration = Duration::from_millis(500);
 
@@ -31,18 +35,43 @@ pub(super) fn start(
     let endpoint = quic::server_endpoint(&shared.env, at, tls, &quic::QuicParams::node())?;
     let addr = endpoint.local_addr().map_err(|cause| QuicError::Bind { at, cause })?;
     let shared = shared.clone();
+    let told = Arc::new(Told::default());
     shared.clone().env.tasks.spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
+            let from = incoming.remote_address();
             let Ok(connecting) = incoming.accept() else { continue };
-            let shared = shared.clone();
+            let (shared, told) = (shared.clone(), told.clone());
             shared.clone().env.tasks.spawn(async move {
-                if let Ok(connection) = connecting.await {
-                    node(shared, connection).await;
+                let ended = match connecting.await {
+                    Ok(connection) => {
+                        node(shared, connection.clone()).await;
+                        connection.close_reason()
+                    }
+                    Err(error) => Some(error),
+                };
+                if let Some(why) = ended.as_ref().and_then(certificate_refused) {
+                    told.refused(from.ip(), why);
                 }
             });
         }
     });
     Ok(addr)
+}
+
+/// Nodes that could not connect for a certificate, and why: a line of log for each, and not for each attempt.
+#[derive(Debug, Default)]
+struct Told(Mutex<BTreeSet<(IpAddr, String)>>);
+
+impl Told {
+    fn refused(&self, from: IpAddr, why: String) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD {
+            told.clear();
+        }
+        if told.insert((from, why.clone())) {
+            tracing::warn!(%from, why, "a node could not connect");
+        }
+    }
 }
 
 async fn node(shared: Arc<Shared>, connection: quinn::Connection) {

@@ -447,6 +447,8 @@ impl Region {
             // One connection per pair: the lower number dials.
             if shared.config.region < peer.region {
                 env.tasks.spawn(dial::run(shared.clone(), peer, tls.client.clone()));
+            } else {
+                env.tasks.spawn(dial::miss(shared.clone(), peer));
             }
         }
         Ok(Arc::new(Self { shared, store, node_addr }))
