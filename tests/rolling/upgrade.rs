@@ -1,6 +1,7 @@
 //! Two regions with edges of their own go from an older program to this one, process by process, and one goes back. The
 //! older program is named by `TERN_PREVIOUS`; `tests/rolling/check` builds it.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,16 +44,21 @@ impl Talker {
         Self { child, said, typed: 0 }
     }
 
-    fn types(&mut self, who: &str) {
-        self.typed += 1;
-        writeln!(self.child.stdin.as_mut().unwrap(), "{who} {}", self.typed).unwrap();
+    fn types_line(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Lines that it has shown of somebody, in order.
+    fn types(&mut self, who: &str) {
+        self.typed += 1;
+        self.types_line(&format!("{who} {}", self.typed));
+    }
+
+    /// Lines that it has shown of somebody, as they came. One that came late, and so belongs higher up, says so.
     fn shown_of(&self, who: &str) -> Vec<String> {
         let said = self.said.lock().unwrap();
         let mark = format!("{who}: ");
-        said.lines().filter_map(|line| Some(line.split_once(&mark)?.1.to_owned())).collect()
+        let lines = said.lines().filter_map(|line| line.split_once(&mark));
+        lines.map(|(_, text)| text.trim_end_matches(" (late)").to_owned()).collect()
     }
 }
 
@@ -64,9 +70,12 @@ impl Drop for Talker {
     }
 }
 
-/// What the two of them have said since, by both programs, was shown once and in order.
+fn numbered(who: &str, n: usize) -> Vec<String> {
+    (1..=n).map(|n| format!("{who} {n}")).collect()
+}
+
+/// What the two of them have said since, by both programs, was shown once, and by this one in order.
 async fn talked(scene: &Scene, old: &Talker, sent: usize, what: &str) {
-    let expected = |who: &str, n: usize| -> Vec<String> { (1..=n).map(|n| format!("{who} {n}")).collect() };
     let ada = &scene.devices["ada"].client;
     let id = ada.direct(&UserId::new("hal").unwrap()).unwrap().id();
     scene
@@ -75,8 +84,8 @@ async fn talked(scene: &Scene, old: &Talker, sent: usize, what: &str) {
             let texts = all.iter().map(|m| String::from_utf8_lossy(&m.body).into_owned());
             let of_hal: Vec<String> = texts.filter(|text| text.starts_with("hal ")).collect();
             let of_ada = old.shown_of("ada");
-            assert!(expected("hal", old.typed).starts_with(&of_hal), "{of_hal:?}");
-            assert!(expected("ada-to-hal", sent).starts_with(&of_ada), "{of_ada:?}");
+            assert!(numbered("hal", old.typed).starts_with(&of_hal), "{of_hal:?}");
+            assert_eq!(of_ada.iter().collect::<BTreeSet<_>>().len(), of_ada.len(), "{of_ada:?}");
             of_hal.len() == old.typed && of_ada.len() == sent
         })
         .await;
@@ -141,6 +150,14 @@ async fn two_regions_are_upgraded_process_by_process_and_one_goes_back() {
         scene.all_run();
         assert!(newer.ended().is_none(), "{:?}", newer.ended());
     }
+    // The older client's own order is that of its history, which is shown anew for a screen.
+    let before = old.shown_of("ada").len();
+    old.types_line("/history");
+    let is_in_order = || {
+        let shown = old.shown_of("ada");
+        shown.len() >= before + 5 && numbered("ada-to-hal", sent).ends_with(&shown[shown.len() - 5..])
+    };
+    scene.until("the history of the older client is in order", is_in_order).await;
     scene.until("all are live", || scene.devices.values().all(|d| d.is_live())).await;
     for name in ["eu-e1", "eu-e2", "us-e1", "us-e2"] {
         let log = scene.log(name);

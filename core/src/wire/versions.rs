@@ -51,6 +51,52 @@ impl Speaks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+    use crate::wire::node_v1::{Beat, NodeFrame, Ship, node_frame::Body};
+    use crate::wire::v1;
+    use bytes::Bytes;
+    use prost::Message;
+
+    /// A field 99 that no message has.
+    const UNKNOWN: [u8; 5] = [0x9a, 0x06, 0x02, b'h', b'i'];
+
+    #[test]
+    fn fields_and_frames_that_a_newer_node_or_client_says_are_left_out() {
+        assert_eq!(NodeFrame::decode(&UNKNOWN[..]).unwrap().body, None, "a kind of frame");
+        assert_eq!(v1::Frame::decode(&UNKNOWN[..]).unwrap(), v1::Frame::default());
+        let beat = Beat { wall_ms: 7, ..Beat::default() };
+        let longer = [&beat.encode_to_vec()[..], &UNKNOWN].concat();
+        let mut frame = vec![0x32, u8::try_from(longer.len()).unwrap()]; // field 6, a message
+        frame.extend(longer);
+        frame.extend(UNKNOWN);
+        assert_eq!(NodeFrame::decode(&frame[..]).unwrap().body, Some(Body::Beat(beat)));
+    }
+
+    #[test]
+    fn entries_of_a_kind_that_is_not_known_are_shipped_and_stored_as_they_are() {
+        let body = Bytes::from_static(b"of a later version");
+        let entry = crate::entry::Entry {
+            place: Place { hlc: 9, origin: Origin { region: 1, era: 5 }, seq: 1 },
+            by: Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 1 },
+            peer: None,
+            kind: 63_999,
+            wall_ms: 5,
+            first: None,
+            stamp: None,
+            only_sender: false,
+            body_hash: body_hash(&body),
+            body,
+            erased: false,
+        };
+        let stored = entry.to_bytes();
+        let conversation = Bytes::copy_from_slice(&ConvId([9; 16]).0);
+        let ship =
+            Ship { conversation, origin: Some(entry.place.origin.into()), first_seq: 1, entries: vec![stored.clone()] };
+        let frame = NodeFrame { body: Some(Body::Ship(ship)) }.encode_to_vec();
+        let Some(Body::Ship(heard)) = NodeFrame::decode(&frame[..]).unwrap().body else { panic!("no Ship") };
+        let heard = crate::wire::node::entries_from_wire(heard.entries).unwrap();
+        assert!(*heard[0] == entry && heard[0].to_bytes() == stored);
+    }
 
     #[test]
     fn versions_that_overlap_use_the_lower_one_and_others_are_told_which_program_to_replace() {
