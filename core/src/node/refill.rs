@@ -537,7 +537,9 @@ impl Node {
     /// A restored store serves clients again once the erasures that it had missed are carried out.
     fn reopen(&mut self) {
         let busy = |c: &super::Conversation| c.erasing.is_some() || !c.state.fold.erasing.is_empty();
-        if self.refill.erasing && !self.conversations.values().any(busy) {
+        // Of several nodes one may have given away all that was to be compared.
+        let over = self.refill.erasing || self.refill.recloses && self.refill.marks.is_empty();
+        if over && self.refill.restored && !self.conversations.values().any(busy) {
             self.refill.erasing = false;
             self.refill.restored = false;
             // Of several nodes none knows of all: the first start that finds nothing left to compare takes it away.
