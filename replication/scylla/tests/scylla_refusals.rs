@@ -5,12 +5,10 @@
 
 mod cluster;
 
-use cluster::{Place, entropy, nodes, options, replication};
+use cluster::{nodes, options, replication};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
-use tern_core::store::StoreError;
-use tern_core::store::{Durability, Put, Store};
-use tern_scylla::{Cluster, Options, ScyllaError, SharedScylla, schema};
+use tern_scylla::{Cluster, Options, schema};
 
 async fn refused(options: Options) -> String {
     match Cluster::connect(options).await {
@@ -84,29 +82,4 @@ async fn what_is_wrong_with_a_database_is_said_with_what_to_change() {
     for keyspace in [&good.keyspace, &good.timeline_keyspace] {
         cql(&session, &format!("DROP KEYSPACE {keyspace}")).await;
     }
-}
-
-#[tokio::test]
-async fn a_keyspace_is_one_process_s_or_shared_and_says_which() {
-    let Some(place) = Place::new().await else { return };
-    let clock = || std::sync::Arc::new(cluster::WallClock::default());
-    let shared = SharedScylla::new(place.cluster.clone(), clock(), &entropy(), b"salt");
-    shared.prepare().await.unwrap();
-    let said = place.store().check_alone().await.unwrap_err().to_string();
-    assert!(said.contains("several processes share: set region.shared"), "{said}");
-
-    drop(place);
-    let place = Place::new().await.unwrap();
-    let alone = place.store();
-    alone.wait_until_free().await.unwrap();
-    let claim = Put::Meta {
-        key: tern_replication::store::EPOCH_KEY.to_owned(),
-        value: tern_replication::store::epoch_value(1),
-    };
-    alone.put(vec![claim], Durability::Synced).await.unwrap();
-    let shared = SharedScylla::new(place.cluster.clone(), clock(), &entropy(), b"salt");
-    let said = shared.prepare().await.unwrap_err();
-    assert!(matches!(&said, StoreError::Backend(what) if what.contains("take region.shared away")), "{said}");
-    let second = place.store().wait_until_free().await.unwrap_err();
-    assert!(matches!(second, ScyllaError::InUse(_)) && second.to_string().contains("stop it first"), "{second}");
 }
