@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::scene::{Scene, figure};
+use crate::scene::{Device, Scene, figure};
 
 const ROUNDS: usize = 3;
 
@@ -36,7 +36,7 @@ async fn the_only_core_node_of_a_region_is_started_again_and_no_client_of_its_ed
     scene.join("gus", "us");
     scene.say_for(Duration::from_secs(2)).await;
     scene.settle("the first messages are shown").await;
-    scene.until("all are live", || scene.devices.values().all(|d| d.is_live())).await;
+    scene.until("all are live", || scene.devices.values().all(Device::is_live)).await;
     for (user, device) in &scene.devices {
         assert!(*user == "gus" || ["eu-e2", "eu-e3"].contains(&device.edge().as_str()), "{user}: {}", device.edge());
     }
@@ -74,7 +74,7 @@ async fn the_only_core_node_of_a_region_is_started_again_and_no_client_of_its_ed
     scene.fleet.start("eu-e1", &core.arguments).await.unwrap();
     scene.say_for(Duration::from_secs(2)).await;
     scene.settle("what was said around a crash is shown").await;
-    scene.until("all are live", || scene.devices.values().all(|d| d.is_live())).await;
+    scene.until("all are live", || scene.devices.values().all(Device::is_live)).await;
     scene.all_run();
     scene.fleet.stop(Duration::from_secs(30)).await;
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tern::fleet::Fleet;
 use tern_client::UserId;
 
-use crate::scene::Scene;
+use crate::scene::{Device, Scene};
 
 /// A client of the older program: a chat that goes on, and what it has printed.
 struct Talker {
@@ -158,7 +158,7 @@ async fn two_regions_are_upgraded_process_by_process_and_one_goes_back() {
         shown.len() >= before + 5 && numbered("ada-to-hal", sent).ends_with(&shown[shown.len() - 5..])
     };
     scene.until("the history of the older client is in order", is_in_order).await;
-    scene.until("all are live", || scene.devices.values().all(|d| d.is_live())).await;
+    scene.until("all are live", || scene.devices.values().all(Device::is_live)).await;
     for name in ["eu-e1", "eu-e2", "us-e1", "us-e2"] {
         let log = scene.log(name);
         assert!(!log.contains("was refused") && !log.contains("refuses this edge"), "{name}: {log}");
