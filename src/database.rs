@@ -8,10 +8,11 @@ use serde_json::json;
 use tern_core::ids::Region;
 use tern_core::store::{Durability, Put, Store};
 use tern_net::system::system_env;
+use tern_replication::region::start::end_shared_era;
 use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
 use tern_scylla::inspect::{self, Inspection};
 use tern_scylla::schema::{self, Changes};
-use tern_scylla::{Cluster, Options, ScyllaError, ScyllaStore};
+use tern_scylla::{Cluster, Options, ScyllaError, ScyllaStore, SharedScylla};
 
 use crate::config::database::StoreKind;
 use crate::config::keys::Settings;
@@ -99,11 +100,30 @@ async fn check(settings: &Settings, json: bool) -> Result<(), Failure> {
 async fn new_era(settings: &Settings, json: bool) -> Result<(), Failure> {
     let region = settings.region_id()?;
     let store = open(settings, region).await?;
-    store.check_alone().await.context("a new era is for a region of one process")?;
+    if settings.region_shared {
+        new_shared_era(settings, region, &store).await?;
+        return told_new_era(region, json);
+    }
+    store.check_alone().await.map_err(|error| Failure::Start(error.into()))?;
     store.wait_until_free().await.map_err(start)?;
     let mark = |key: &str| Put::Meta { key: key.to_owned(), value: Bytes::from_static(&[1]) };
     store.put(vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY)], Durability::Synced).await.context("nothing is known")?;
     store.close().await.context("the next start waits some seconds")?;
+    told_new_era(region, json)
+}
+
+/// The same where several processes share the region: none of them may run.
+async fn new_shared_era(settings: &Settings, region: Region, store: &ScyllaStore) -> Result<(), Failure> {
+    let env = system_env().context("the system gives no randomness or clock")?;
+    // Nothing is written that has a slot, so the salt of users' slots is not needed.
+    let shared = SharedScylla::new(store.cluster().clone(), env.clock.clone(), &env.rng, &[]);
+    shared.prepare().await.map_err(|error| Failure::Start(error.into()))?;
+    shared.end_all().await.map_err(|error| Failure::Start(error.into()))?;
+    let peers = settings.peers.iter().map(|peer| peer.region).collect();
+    end_shared_era(&shared, region, &peers, &env.rng).await.map_err(|error| Failure::Start(error.into()))
+}
+
+fn told_new_era(region: Region, json: bool) -> Result<(), Failure> {
     if json {
         println!("{}", json!({ "region": region, "new_era": true }));
     } else {

@@ -367,6 +367,7 @@ fn config(node: &Node) -> Result<EdgeConfig> {
             failed_handshakes_per_second: settings.limit_failed_handshakes,
             failed_handshakes_burst: settings.limit_failed_handshakes.saturating_mul(2),
             tcp_connections: tcp_connections(),
+            core_restart: settings.edge_core_restart,
             ..EdgeLimits::default()
         },
         trusted_proxies: settings.edge_trusted_proxies.clone(),

@@ -287,6 +287,7 @@ async fn config(node: &Node) -> Result<RegionConfig> {
         heartbeat: heartbeat(settings),
         server_name: region_server_name(&node.region_name),
         sharing: None,
+        oldest_version: settings.nodes_oldest_version,
         store_damaged: false,
     })
 }

@@ -316,4 +316,9 @@ pub trait EdgePort: Send + Sync + std::fmt::Debug + 'static {
     fn owners(&self, owners: node_v1::Owners) {
         let _an_edge_with_one_core_asks_no_other = owners;
     }
+    /// Tells that this core node is stopped in order and expects to be back. Whether the edge keeps its connections until
+    /// then: it wants to be handed back what is new, and says [`Up::Resume`] to the next start.
+    fn stopping(&self) -> bool {
+        false
+    }
 }

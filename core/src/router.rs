@@ -9,7 +9,9 @@
 //! requests are answered with "come again", for nobody knows what became of them, and all of them are idempotent; a
 //! connection in use is told to its user's new owner as it stands. So a core may restart under its clients. A slot that
 //! nobody has taken up after [`HOMELESS`] is given up until somebody does: what waits for it and what comes for it is
-//! answered likewise, and connections whose users are there are sent elsewhere.
+//! answered likewise, and connections whose users are there are sent elsewhere. A node that says that it is stopped and
+//! comes back ([`Router::stopping`]) answers what it has and is told nothing new; its slots are given up later, after as
+//! long as the operator allows for a restart. One node that owns all of its region is no other case.
 //!
 //! Why simpler ways fail: a hop over any core node doubles the work of each message and ties the client to a node that has
 //! nothing to do with it; answering for a node that can't be reached turns each of its restarts into a reconnect of all;
@@ -24,6 +26,7 @@ use prost::Message;
 use crate::codes::{Code, Refusal};
 use crate::edge_api::{ConnId, Down, DownBody, Up};
 use crate::ids::{ConvId, InstallId, UserId};
+use crate::mutants::{Mutant, on};
 use crate::slots::{SLOTS, Slot};
 use crate::wire::v1::{self, frame::Body};
 
@@ -83,6 +86,14 @@ struct Asked {
     ping: Option<u32>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Vacancy {
+    /// When the slot is given up; `None`: it is.
+    until: Option<Duration>,
+    /// Its owner has said that it comes back: for how long its clients are asked to stay.
+    stay: Duration,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Router {
@@ -96,8 +107,8 @@ pub struct Router {
     held_bytes: usize,
     /// Slots whose waiting is tried again, and when.
     again: BTreeSet<(Duration, Slot)>,
-    /// Slots without an owner that can be reached, and when they are given up; `None`: they are.
-    vacant: BTreeMap<Slot, Option<Duration>>,
+    /// Slots without an owner that can be reached.
+    vacant: BTreeMap<Slot, Vacancy>,
     /// The same by time.
     hopes: BTreeSet<(Duration, Slot)>,
     /// Nobody has looked for vacant slots since something has changed.
@@ -170,10 +181,16 @@ impl Router {
         for (id, conn) in &mut self.conns {
             conn.attached.remove(&core);
             conn.asked.retain(|req, asked| {
-                if asked.core == core {
-                    self.out.come_again(*id, *req, asked.ping, LOST_AFTER_MS);
+                let lost = asked.core == core;
+                match asked.ping.filter(|_| lost) {
+                    Some(echo) => {
+                        let stay = self.vacant.get(&conn.home).map_or(Duration::ZERO, |vacancy| vacancy.stay);
+                        self.out.pong(*id, *req, echo, stay);
+                    }
+                    None if lost => self.out.come_again(*id, *req, LOST_AFTER_MS),
+                    None => {}
                 }
-                asked.core != core
+                !lost
             });
             if let Some(open) = &conn.opening
                 && conn.welcomed_by == Some(core)
@@ -185,6 +202,26 @@ impl Router {
         for (slot, up) in again {
             self.hold(slot, up);
         }
+    }
+
+    /// A core node is stopped in order and expects to be back within `within`: it answers what it has, and what is new
+    /// waits here. Until [`Self::core_down`] it is told of connections that end, and of nothing else.
+    pub fn stopping(&mut self, now: Duration, core: CoreNo, within: Duration) {
+        for slot in Slot::all() {
+            let owner = &mut self.owners[usize::from(slot.number())];
+            if *owner != Some(core) {
+                continue;
+            }
+            *owner = None;
+            self.is_not_vacant(slot);
+            self.vacant.insert(slot, Vacancy { until: Some(now + within), stay: within });
+            self.hopes.insert((now + within, slot));
+        }
+    }
+
+    /// Whether nothing is hoped for any more: all slots are given up.
+    pub fn is_given_up(&self) -> bool {
+        !self.unlooked && self.vacant.len() == usize::from(SLOTS) && self.hopes.is_empty()
     }
 
     /// Slots have these owners now; what waits for them goes out.
@@ -232,7 +269,7 @@ impl Router {
     }
 
     fn is_not_vacant(&mut self, slot: Slot) {
-        if let Some(Some(until)) = self.vacant.remove(&slot) {
+        if let Some(Vacancy { until: Some(until), .. }) = self.vacant.remove(&slot) {
             self.hopes.remove(&(until, slot));
         }
     }
@@ -245,7 +282,7 @@ impl Router {
                     self.is_not_vacant(slot);
                 } else if let Entry::Vacant(place) = self.vacant.entry(slot) {
                     let until = now + HOMELESS;
-                    place.insert(Some(until));
+                    place.insert(Vacancy { until: Some(until), stay: Duration::ZERO });
                     self.hopes.insert((until, slot));
                 }
             }
@@ -253,7 +290,7 @@ impl Router {
         let mut given_up = BTreeSet::new();
         while let Some((at, slot)) = self.hopes.first().copied().filter(|(at, _)| *at <= now) {
             self.hopes.remove(&(at, slot));
-            self.vacant.insert(slot, None);
+            self.vacant.insert(slot, Vacancy { until: None, stay: Duration::ZERO });
             given_up.insert(slot);
         }
         if given_up.is_empty() {
@@ -265,7 +302,7 @@ impl Router {
             }
         }
         for (id, conn) in &self.conns {
-            if given_up.contains(&conn.home) {
+            if given_up.contains(&conn.home) && !on(Mutant::PongFromEdgeCache) {
                 self.out.send_away(*id);
             }
         }
@@ -276,10 +313,11 @@ impl Router {
         let id = up.conn();
         match up {
             Up::Open { .. } => self.out.send_away(id),
-            Up::Send { req, .. } => self.out.come_again(id, req, None, GIVEN_UP_AFTER_MS),
-            Up::Frame { frame, .. } if frame.req != 0 => {
-                self.out.come_again(id, frame.req, ping_of(&frame), GIVEN_UP_AFTER_MS);
-            }
+            Up::Send { req, .. } => self.out.come_again(id, req, GIVEN_UP_AFTER_MS),
+            Up::Frame { frame, .. } if frame.req != 0 => match ping_of(&frame) {
+                Some(echo) => self.out.pong(id, frame.req, echo, Duration::ZERO),
+                None => self.out.come_again(id, frame.req, GIVEN_UP_AFTER_MS),
+            },
             // Nobody waits for an answer: a new owner is told of the connection as it stands, and the rest are hints.
             Up::Frame { .. } | Up::Attach { .. } | Up::Resume { .. } | Up::Close { .. } => {}
         }
@@ -384,7 +422,7 @@ impl Router {
         let Some(home) = self.conns.get(&id).map(|conn| conn.home) else { return };
         if let Some(ping) = ping_of(&frame).filter(|_| self.owner(home).is_none()) {
             // It must not wait: it asks whether anyone is there.
-            return self.out.come_again(id, frame.req, Some(ping), 0);
+            return self.out.pong(id, frame.req, ping, self.stay(home));
         }
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let slot = match &frame.body {
@@ -410,6 +448,11 @@ impl Router {
         self.route(slot, Up::Frame { conn: id, frame });
     }
 
+    /// How long a client whose user lies there is asked to stay.
+    fn stay(&self, home: Slot) -> Duration {
+        self.vacant.get(&home).map_or(Duration::ZERO, |vacancy| vacancy.stay)
+    }
+
     /// Cut up by the slots of its conversations.
     fn unstable(&mut self, id: ConnId, req: u32, logs: Vec<v1::UnstableLog>) {
         let mut slots = BTreeMap::<Slot, Vec<v1::UnstableLog>>::new();
@@ -428,7 +471,7 @@ impl Router {
     fn route(&mut self, slot: Slot, up: Up) {
         match self.owner(slot) {
             Some(core) if !self.held.contains_key(&slot) => self.tell(core, up),
-            None if self.vacant.get(&slot) == Some(&None) => self.give_up(up),
+            None if self.vacant.get(&slot).is_some_and(|vacancy| vacancy.until.is_none()) => self.give_up(up),
             _ => self.hold(slot, up),
         }
     }
@@ -486,7 +529,11 @@ impl Router {
         for up in ups {
             let Some(conn) = self.conns.get_mut(&up.conn()) else { continue };
             let slot = match &up {
-                Up::Open { .. } | Up::Resume { .. } => conn.home,
+                Up::Open { .. } => {
+                    conn.welcomed_by = None;
+                    conn.home
+                }
+                Up::Resume { .. } => conn.home,
                 Up::Send { req, send, .. } => {
                     conn.asked.remove(req);
                     Slot::of(send.conversation)
@@ -497,7 +544,11 @@ impl Router {
                 }
                 Up::Attach { .. } | Up::Close { .. } => continue,
             };
-            if self.owner(slot).is_some_and(|owner| owner != core) {
+            if let Up::Frame { conn, frame } = &up
+                && let Some(echo) = ping_of(frame).filter(|_| self.owner(slot).is_none())
+            {
+                self.out.pong(*conn, frame.req, echo, self.stay(slot));
+            } else if self.owner(slot).is_some_and(|owner| owner != core) {
                 self.route(slot, up);
             } else {
                 self.hold(slot, up);
@@ -560,14 +611,17 @@ impl Router {
 
 impl Routed {
     /// Answers a request of which nobody knows what became of it, or of which nothing did.
-    fn come_again(&mut self, conn: ConnId, req: u32, ping: Option<u32>, after_ms: u32) {
-        let body = match ping {
-            Some(echo) => Body::Pong(v1::Pong { echo, rev_unknown: true, ..v1::Pong::default() }),
-            None => {
-                let text = "the node of the region that has this is gone; whether it was done is not known";
-                Body::Error(Refusal::new(Code::OwnerLost, text).after_ms(after_ms).to_wire())
-            }
-        };
+    fn come_again(&mut self, conn: ConnId, req: u32, after_ms: u32) {
+        let text = "the node of the region that has this is gone; whether it was done is not known";
+        let body = Body::Error(Refusal::new(Code::OwnerLost, text).after_ms(after_ms).to_wire());
+        self.downs.push(Down { conn, body: DownBody::Frame(Box::new(v1::Frame::new(req, body))) });
+    }
+
+    /// Answers a Ping in place of the owner of its user.
+    fn pong(&mut self, conn: ConnId, req: u32, echo: u32, stay: Duration) {
+        let rev_unknown = !on(Mutant::PongFromEdgeCache);
+        let stay_ms = u32::try_from(stay.as_millis()).unwrap_or(u32::MAX);
+        let body = Body::Pong(v1::Pong { echo, rev_unknown, stay_ms, ..v1::Pong::default() });
         self.downs.push(Down { conn, body: DownBody::Frame(Box::new(v1::Frame::new(req, body))) });
     }
 

@@ -164,6 +164,76 @@ fn an_owner_that_is_named_before_it_can_be_reached_is_none_until_it_can() {
     assert!(matches!(ups[..], [Up::Attach { .. }, Up::Send { .. }]), "{ups:?}");
 }
 
+/// Alice's connection is welcomed; node 1 owns all.
+fn one() -> Router {
+    let mut router = two();
+    router.owners(Slot::all().map(|slot| (slot, 1)));
+    router.tick(SEC);
+    router.take();
+    router
+}
+
+#[test]
+fn a_node_that_is_stopped_and_comes_back_answers_what_it_has_and_is_told_the_rest_later() {
+    let mut router = one();
+    router.submit(vec![post(1, 5, 1), ping(1, 6)]);
+    assert_eq!(router.take().ups[&1].len(), 2);
+    router.stopping(SEC, 1, 10 * SEC);
+    router.submit(vec![post(1, 7, 1), open(2), say(1, 0, Body::Watch(v1::Watch::default()))]);
+    assert!(router.take().ups.is_empty());
+    // One of the two is answered, the other handed back.
+    let pong = v1::Frame::new(6, Body::Pong(v1::Pong::default()));
+    router.told(&Down { conn: 1, body: DownBody::Frame(Box::new(pong)) });
+    router.bounced(SEC, 1, vec![post(1, 5, 1)]);
+    router.submit(vec![ping(1, 8)]);
+    assert_eq!(told(&mut router), ["1 8 pong 77 true"]);
+    router.core_down(1);
+    router.tick(10 * SEC);
+    assert_eq!(told(&mut router), Vec::<String>::new(), "all is answered or waits, and the time is not over");
+    router.core_up(2);
+    router.owners(Slot::all().map(|slot| (slot, 2)));
+    let ups = router.take().ups.remove(&2).unwrap();
+    assert!(matches!(ups[0], Up::Resume { conn: 1, .. }), "{ups:?}");
+    assert_eq!(ups.iter().filter(|up| matches!(up, Up::Open { .. })).count(), 1);
+    let posts: Vec<u32> =
+        ups.iter().filter_map(|up| if let Up::Send { req, .. } = up { Some(*req) } else { None }).collect();
+    assert_eq!(posts, [7, 5], "in the order in which they came to wait");
+    router.tick(30 * SEC);
+    assert!(told(&mut router).is_empty() && router.is_whole());
+}
+
+#[test]
+fn a_node_that_does_not_come_back_is_given_up_when_it_said() {
+    let mut router = one();
+    router.stopping(SEC, 1, 10 * SEC);
+    router.core_down(1);
+    router.tick(SEC);
+    assert_eq!(router.next_deadline(), Some(11 * SEC));
+    router.tick(11 * SEC - Duration::from_millis(1));
+    assert!(!router.is_given_up() && told(&mut router).is_empty());
+    router.tick(11 * SEC);
+    assert_eq!(told(&mut router), ["1 last core_unreachable"]);
+    assert!(router.is_given_up());
+    // Not for ever.
+    router.core_up(2);
+    router.owners(Slot::all().map(|slot| (slot, 2)));
+    assert!(router.is_whole() && !router.is_given_up());
+}
+
+#[test]
+fn a_hello_that_was_handed_back_is_said_once_to_the_next_node() {
+    let mut router = one();
+    router.submit(vec![open(2)]);
+    assert_eq!(router.take().ups[&1].len(), 1);
+    router.stopping(SEC, 1, 10 * SEC);
+    router.bounced(SEC, 1, vec![open(2)]);
+    router.core_down(1);
+    router.core_up(2);
+    router.owners(Slot::all().map(|slot| (slot, 2)));
+    let ups = router.take().ups.remove(&2).unwrap();
+    assert_eq!(ups.iter().filter(|up| matches!(up, Up::Open { .. })).count(), 1, "{ups:?}");
+}
+
 #[test]
 fn what_waits_for_owners_is_bounded() {
     let mut router = two();

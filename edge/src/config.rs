@@ -116,6 +116,8 @@ pub struct EdgeLimits {
     pub return_per_second: u32,
     /// After the core was not heard of for so long, its sessions are sent elsewhere.
     pub core_lost: Duration,
+    /// Likewise, after a core node said that it is stopped in order and comes back.
+    pub core_restart: Duration,
     /// Handshakes under way whose address is proven, from the first packet to an accepted Hello. 2,048: over
     /// six thousand clients a second on links of 300 ms, and 256 MiB if all of them send their worst.
     pub handshakes: u32,
@@ -165,6 +167,7 @@ impl Default for EdgeLimits {
             failed_handshakes_burst: 2 * limits::FAILED_HANDSHAKES_PER_SECOND,
             return_per_second: 250,
             core_lost: Duration::from_secs(5),
+            core_restart: Duration::from_secs(10),
             handshakes: 2_048,
             unproven_handshakes: 512,
             unproven_handshakes_per_block: 64,

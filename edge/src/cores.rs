@@ -4,10 +4,12 @@
 //! clients are connected. Which of them an edge meets first, it can't know.
 //!
 //! Rule: every address that was configured is dialled. If the first core node that answers owns all of the region, the
-//! link to it is the only one: when it breaks the core has forgotten all connections, and they are sent elsewhere. If it
-//! shares the region with others, it names them, and there is a link to each; [`tern_core::router`] decides who is told
-//! what, and a link that breaks takes nothing with it but the answers that were on their way. Only when no core node can
-//! be reached at all is it as with a single one.
+//! link to it is the only one. If it shares the region with others, it names them, and there is a link to each.
+//! [`tern_core::router`] decides who is told what, and a link that breaks takes nothing with it but the answers that were on
+//! their way: the connections are told to whoever has their users next, be it another node or the next start of the same.
+//! That start must be of the same store in the same era: in another one revisions count from the beginning, and clients must
+//! say Hello. So all are sent elsewhere when what answers is another region than before, and when nobody has answered for
+//! five seconds, or for as long as [`crate::EdgeLimits::core_restart`] says where the last core node was stopped in order.
 //!
 //! A core node may be this very process ([`Cores::add_local`]); then its link is a call.
 //!
@@ -28,7 +30,8 @@ use tern_core::edge_api::{CorePort, Down, DownBody, EdgePort, Up};
 use tern_core::owners::{CORE_NODES, NODE_NAME_BYTES, Owners};
 use tern_core::pressure::Level;
 use tern_core::router::{CoreNo, HELD_BYTES, Routed, Router};
-use tern_core::slots::Share;
+use tern_core::slots::{Share, Slot};
+use tern_core::wire::versions::OLDEST;
 use tern_core::wire::{NODE_VERSION, node_v1};
 use tern_net::env::Env;
 use tokio::sync::{Notify, watch};
@@ -106,17 +109,18 @@ struct State {
 
 /// What is known of the region.
 enum Region {
-    /// No core node can be reached.
+    /// No core node can be reached, and none is waited for.
     Lost,
-    /// One that owns all of it.
-    Single(CoreNo, Way),
-    /// Several that share it.
-    Shared(Box<Shared>),
+    /// One core node that owns all of it, or several that share it. There may be no link for a while.
+    Known(Box<Known>),
 }
 
-struct Shared {
+struct Known {
     router: Router,
     salt: Vec<u8>,
+    era: u64,
+    /// Several share it.
+    is_shared: bool,
     links: BTreeMap<CoreNo, Linked>,
     names: BTreeMap<Arc<str>, CoreNo>,
 }
@@ -165,6 +169,8 @@ impl Cores {
             edge: edge.config().name.clone(),
             generation: edge.generation(),
             version: NODE_VERSION,
+            keeps: true,
+            oldest: OLDEST,
         };
         let dialler = Dialler { env: env.clone(), server_name, tls, hello, region: edge.config().region };
         let cores = Arc::new_cyclic(|me| Self {
@@ -211,6 +217,21 @@ impl Cores {
         self.look.notify_one();
     }
 
+    /// No link is up.
+    #[cfg(test)]
+    pub(crate) fn is_alone(&self) -> bool {
+        self.links.load().is_empty()
+    }
+
+    /// Frames that wait for a core node.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        match &self.state().region {
+            Region::Known(known) => known.router.held(),
+            Region::Lost => 0,
+        }
+    }
+
     fn env(&self) -> &Env {
         &self.dialler.env
     }
@@ -225,21 +246,21 @@ impl Cores {
 
     /// Puts what the router says for core nodes into their queues. Before the lock is let go.
     fn settle(&self, state: &mut State, after: &mut After) {
-        let Region::Shared(shared) = &mut state.region else {
+        let Region::Known(known) = &mut state.region else {
             return self.holds_much.store(false, Ordering::Relaxed);
         };
-        let Routed { ups, downs } = shared.router.take();
+        let Routed { ups, downs } = known.router.take();
         after.downs.extend(downs);
         for (no, ups) in ups {
             // Only links that are up have something to be told.
-            let Some(linked) = shared.links.get(&no) else { continue };
+            let Some(linked) = known.links.get(&no) else { continue };
             linked.way.put(ups);
             if let Way::Local(local) = &linked.way {
                 after.locals.push(local.clone());
             }
         }
-        self.holds_much.store(shared.router.held_bytes() > HELD_BYTES / 4, Ordering::Relaxed);
-        let due = shared.router.next_deadline();
+        self.holds_much.store(known.router.held_bytes() > HELD_BYTES / 4, Ordering::Relaxed);
+        let due = known.router.next_deadline();
         if due.is_some_and(|due| state.looks_at.is_none_or(|at| due < at)) {
             state.looks_at = due;
             self.look.notify_one();
@@ -271,41 +292,35 @@ impl Cores {
         if matches!(way, Way::Remote(_)) && state.is_local(&name) {
             return Err(LinkError::Spare(welcome.node.clone()));
         }
-        let first = matches!(state.region, Region::Lost);
-        match &mut state.region {
-            Region::Lost => {
-                // Whatever was open before is unknown to this core node.
-                edge.core_lost();
-                state.region = if welcome.shared {
-                    let salt = welcome.direct_salt.to_vec();
-                    let router = Router::new(salt.clone());
-                    Region::Shared(Box::new(Shared { router, salt, links: BTreeMap::new(), names: BTreeMap::new() }))
-                } else {
-                    Region::Single(no, way.clone())
-                };
+        if let Region::Known(known) = &state.region {
+            match known.differs(welcome) {
+                _ if known.names.contains_key(&name)
+                    || !(welcome.shared || known.is_shared || known.links.is_empty()) =>
+                {
+                    return Err(LinkError::Spare(welcome.node.clone()));
+                }
+                Some(why) if !known.links.is_empty() => return refused(why),
+                Some(_) => self.lose(state, &edge),
+                None => {}
             }
-            Region::Single(..) if welcome.shared => {
-                return refused("it shares the region with others, and this edge is linked to one that owns all of it");
-            }
-            Region::Single(..) => return Err(LinkError::Spare(welcome.node.clone())),
-            Region::Shared(_) if !welcome.shared => {
-                return refused("it owns all of the region, and this edge is linked to one that shares it with others");
-            }
-            Region::Shared(shared) if shared.salt != welcome.direct_salt => {
-                return refused("its salt of users' slots is not that of the other core nodes");
-            }
-            Region::Shared(shared) if shared.names.contains_key(&name) => {
-                return Err(LinkError::Spare(welcome.node.clone()));
-            }
-            Region::Shared(_) => {}
         }
-        if let Region::Shared(shared) = &mut state.region {
-            shared.names.insert(name.clone(), no);
-            shared.links.insert(no, Linked { name: name.clone(), way, listed: BTreeSet::new() });
-            shared.router.core_up(no);
-            // What it owned before its last link broke, or the others have said of it.
-            let owned: Vec<_> = state.owners.owned_by(&name).flat_map(Share::slots).collect();
-            shared.router.owners(owned.into_iter().map(|slot| (slot, no)));
+        let first = matches!(state.region, Region::Lost);
+        if first {
+            // Whatever was open before is unknown to this core node.
+            edge.core_lost();
+            state.region = Region::Known(Box::new(Known::new(welcome)));
+        }
+        if let Region::Known(known) = &mut state.region {
+            known.names.insert(name.clone(), no);
+            known.links.insert(no, Linked { name: name.clone(), way, listed: BTreeSet::new() });
+            known.router.core_up(no);
+            if known.is_shared {
+                // What it owned before its last link broke, or the others have said of it.
+                let owned: Vec<_> = state.owners.owned_by(&name).flat_map(Share::slots).collect();
+                known.router.owners(owned.into_iter().map(|slot| (slot, no)));
+            } else {
+                known.router.owners(Slot::all().map(|slot| (slot, no)));
+            }
         }
         self.has_changed(state);
         self.settle(state, &mut after);
@@ -322,45 +337,51 @@ impl Cores {
     fn down(&self, no: CoreNo) {
         let mut after = After::default();
         let mut state = self.state();
-        let lost = match &mut state.region {
-            Region::Lost => return,
-            Region::Single(single, _) => *single == no,
-            Region::Shared(shared) => {
-                let Some(linked) = shared.links.remove(&no) else { return };
-                shared.names.remove(&linked.name);
-                shared.router.core_down(no);
-                shared.links.is_empty()
-            }
-        };
-        if lost {
-            state.region = Region::Lost;
-            // Epochs count within one life of the region's store, which may be another one when it is back.
-            let mut owners = Owners::default();
-            for (name, node) in state.owners.nodes() {
-                owners.node(name, node.clone());
-            }
-            state.owners = owners;
-            self.reachable.store(false, Ordering::Release);
-            if let Some(edge) = self.edge.upgrade() {
-                edge.core_lost();
-            }
-        }
+        let Region::Known(known) = &mut state.region else { return };
+        let Some(linked) = known.links.remove(&no) else { return };
+        known.names.remove(&linked.name);
+        known.router.core_down(no);
         self.has_changed(&mut state);
         self.settle(&mut state, &mut after);
         drop(state);
         self.finish(after);
     }
 
+    /// A core node is stopped in order, and comes back.
+    fn stopping(&self, no: CoreNo) {
+        let (now, mut after) = (self.env().clock.now(), After::default());
+        let within = self.edge.upgrade().map(|edge| edge.config().limits.core_restart).unwrap_or_default();
+        let mut state = self.state();
+        let Region::Known(known) = &mut state.region else { return };
+        let Some(linked) = known.links.get(&no) else { return };
+        tracing::info!(node = %linked.name, "the core node is stopped in order; clients are kept until it is back");
+        known.router.stopping(now, no, within);
+        self.has_changed(&mut state);
+        self.settle(&mut state, &mut after);
+        drop(state);
+        self.finish(after);
+    }
+
+    /// No core node is waited for any more: who is back knows nothing of the connections that are open.
+    fn lose(&self, state: &mut State, edge: &Edge) {
+        state.region = Region::Lost;
+        // Epochs count within one life of the region's store, which may be another one when it is back.
+        let mut owners = Owners::default();
+        for (name, node) in state.owners.nodes() {
+            owners.node(name, node.clone());
+        }
+        state.owners = owners;
+        self.reachable.store(false, Ordering::Release);
+        edge.core_lost();
+    }
+
     /// Which links are up, or who owns what, is not as it was.
     fn has_changed(&self, state: &mut State) {
         let (links, whole) = match &mut state.region {
             Region::Lost => (Vec::new(), false),
-            Region::Single(_, way) => (vec![way.clone()], true),
-            Region::Shared(shared) => {
-                (shared.links.values().map(|l| l.way.clone()).collect(), shared.router.is_whole())
-            }
+            Region::Known(known) => (known.links.values().map(|l| l.way.clone()).collect(), known.router.is_whole()),
         };
-        if links.is_empty() || whole {
+        if whole || matches!(state.region, Region::Lost) {
             self.whole.store(whole, Ordering::Release);
             state.broken = None;
         } else if state.broken.is_none() {
@@ -371,8 +392,8 @@ impl Cores {
             edge.metrics.core_links.set(i64::try_from(links.len()).unwrap_or(i64::MAX));
         }
         self.links.store(Arc::new(links));
-        if let Region::Shared(shared) = &state.region {
-            forget_unlisted(shared, &mut state.owners);
+        if let Region::Known(known) = &state.region {
+            forget_unlisted(known, &mut state.owners);
         }
         self.keep_all(state);
         self.changed.send_modify(|n| *n += 1);
@@ -397,12 +418,10 @@ impl Cores {
         let mut state = self.state();
         match &mut state.region {
             Region::Lost => return,
-            Region::Single(single, _) if *single != no => return,
-            Region::Single(..) => {}
-            Region::Shared(shared) if !shared.links.contains_key(&no) => return,
-            Region::Shared(shared) => {
+            Region::Known(known) if !known.links.contains_key(&no) => return,
+            Region::Known(known) => {
                 for down in downs.iter().filter(|down| !matches!(down.body, DownBody::Push(_))) {
-                    shared.router.told(down);
+                    known.router.told(down);
                 }
             }
         }
@@ -418,10 +437,10 @@ impl Cores {
         let now = self.env().clock.now();
         let mut after = After::default();
         let mut state = self.state();
-        if let Region::Shared(shared) = &mut state.region
-            && shared.links.contains_key(&no)
+        if let Region::Known(known) = &mut state.region
+            && known.links.contains_key(&no)
         {
-            shared.router.bounced(now, no, ups);
+            known.router.bounced(now, no, ups);
         }
         self.settle(&mut state, &mut after);
         drop(state);
@@ -432,12 +451,15 @@ impl Cores {
         let mut after = After::default();
         let mut guard = self.state();
         let state = &mut *guard;
-        let Region::Shared(shared) = &mut state.region else { return };
-        let Some(linked) = shared.links.get_mut(&no) else { return };
+        let Region::Known(known) = &mut state.region else { return };
+        if !known.is_shared {
+            return; // it owns all
+        }
+        let Some(linked) = known.links.get_mut(&no) else { return };
         let way = linked.way.clone();
         if !told.nodes.is_empty() && told.nodes.len() <= CORE_NODES {
             linked.listed = told.nodes.iter().map(|node| node.name.clone()).collect();
-            forget_unlisted(shared, &mut state.owners);
+            forget_unlisted(known, &mut state.owners);
         }
         let changed = match state.owners.told(told) {
             Ok(changed) => changed,
@@ -450,13 +472,13 @@ impl Cores {
         };
         let (mut owned, mut vacant) = (Vec::new(), Vec::new());
         for share in changed {
-            match state.owners.of(share).0.and_then(|name| shared.names.get(name)) {
+            match state.owners.of(share).0.and_then(|name| known.names.get(name)) {
                 Some(owner) => owned.extend(share.slots().map(|slot| (slot, *owner))),
                 None => vacant.extend(share.slots()),
             }
         }
-        shared.router.nobody(vacant);
-        shared.router.owners(owned);
+        known.router.nobody(vacant);
+        known.router.owners(owned);
         self.has_changed(state);
         self.settle(state, &mut after);
         drop(guard);
@@ -471,13 +493,19 @@ impl Cores {
         if state.broken.is_some_and(|since| now >= since + WHOLE_WITHIN) {
             self.whole.store(false, Ordering::Release);
         }
-        if let Region::Shared(shared) = &mut state.region {
-            shared.router.tick(now);
+        let mut over = false;
+        if let Region::Known(known) = &mut state.region {
+            known.router.tick(now);
+            over = known.links.is_empty() && known.router.is_given_up();
         }
         self.settle(&mut state, &mut after);
+        if over && let Some(edge) = self.edge.upgrade() {
+            self.lose(&mut state, &edge);
+            self.has_changed(&mut state);
+        }
         let router = match &state.region {
-            Region::Shared(shared) => shared.router.next_deadline(),
-            Region::Lost | Region::Single(..) => None,
+            Region::Known(known) => known.router.next_deadline(),
+            Region::Lost => None,
         };
         let whole = state.broken.map(|since| since + WHOLE_WITHIN).filter(|at| *at > now);
         let local = (!state.locals.is_empty()).then_some(now + LOOK_AT_LOCAL);
@@ -508,6 +536,39 @@ impl Cores {
     }
 }
 
+impl Known {
+    fn new(welcome: &node_v1::EdgeWelcome) -> Self {
+        let salt = welcome.direct_salt.to_vec();
+        Self {
+            router: Router::new(salt.clone()),
+            salt,
+            era: welcome.era,
+            is_shared: welcome.shared,
+            links: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// Why who says so serves another region than this one, or another life of it.
+    fn differs(&self, welcome: &node_v1::EdgeWelcome) -> Option<&'static str> {
+        match welcome.shared {
+            true if !self.is_shared => {
+                Some("it shares the region with others, and this edge is linked to one that owns all of it")
+            }
+            false if self.is_shared => {
+                Some("it owns all of the region, and this edge is linked to one that shares it with others")
+            }
+            _ if self.salt != welcome.direct_salt => {
+                Some("its salt of users' slots is not that of the other core nodes: give all one direct.salt_file")
+            }
+            _ if self.era != welcome.era => {
+                Some("its era of the region is not that of the other core nodes: restart those from before the new era")
+            }
+            _ => None,
+        }
+    }
+}
+
 impl State {
     fn next_no(&mut self) -> CoreNo {
         self.last_no += 1;
@@ -520,13 +581,13 @@ impl State {
 }
 
 /// Core nodes that nobody names any more, and to whom there is no link, are given up.
-fn forget_unlisted(shared: &Shared, owners: &mut Owners) {
-    if shared.links.values().all(|linked| linked.listed.is_empty()) {
+fn forget_unlisted(known: &Known, owners: &mut Owners) {
+    if known.links.values().all(|linked| linked.listed.is_empty()) {
         return;
     }
-    let is_listed = |name: &str| shared.links.values().any(|linked| linked.listed.contains(name));
+    let is_listed = |name: &str| known.links.values().any(|linked| linked.listed.contains(name));
     let gone: Vec<Arc<str>> =
-        owners.nodes().keys().filter(|name| !shared.names.contains_key(*name) && !is_listed(name)).cloned().collect();
+        owners.nodes().keys().filter(|name| !known.names.contains_key(*name) && !is_listed(name)).cloned().collect();
     for name in gone {
         owners.forget(&name);
     }
@@ -579,6 +640,13 @@ impl EdgePort for Ear {
             cores.owners(self.no, &owners);
         }
     }
+
+    fn stopping(&self) -> bool {
+        if let Some(cores) = self.cores.upgrade() {
+            cores.stopping(self.no);
+        }
+        true
+    }
 }
 
 impl CorePort for Cores {
@@ -587,17 +655,7 @@ impl CorePort for Cores {
         let mut state = self.state();
         match &mut state.region {
             Region::Lost => return,
-            Region::Single(_, way) => {
-                let way = way.clone();
-                // It has a lock of its own, and one connection says all it says in one task.
-                drop(state);
-                way.put(ups);
-                if let Way::Local(local) = way {
-                    local.flush();
-                }
-                return;
-            }
-            Region::Shared(shared) => shared.router.submit(ups),
+            Region::Known(known) => known.router.submit(ups),
         }
         self.settle(&mut state, &mut after);
         drop(state);

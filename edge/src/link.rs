@@ -15,14 +15,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use prost::Message;
 use tern_core::edge_api::{Down, EdgePort, Up};
-use tern_core::limits::NODE_FRAME_BYTES;
+use tern_core::limits::{ID_BYTES, NODE_FRAME_BYTES};
 use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::node_v1::{self, NodeFrame};
-use tern_core::wire::{codec, node};
+use tern_core::wire::{codec, node, v1};
 use tern_net::env::Env;
 use tern_net::frames::{FrameError, FrameWriter, QuicFrames};
 use tern_net::quic::{QuicError, QuicParams, client_config, client_endpoint};
+use tern_net::refusal::certificate_refused;
 use tokio::time::{sleep, timeout};
 
 /// A link that hears nothing for so long is lost. Beats come every second.
@@ -41,6 +43,8 @@ pub const QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Above this many clients' sends and pulls are refused with advice to come again: a few clients with large
 /// messages must not bring the link down for all.
 pub const CROWDED_BYTES: usize = QUEUE_BYTES / 4;
+/// A connection's `Resume` takes so much of the queue at most.
+const RESUME_BYTES: usize = 2 * ID_BYTES + 64;
 /// Bytes moved from the queue to the stream's buffer at once.
 const WRITE_BYTES: usize = 256 * 1024;
 
@@ -57,6 +61,9 @@ pub(crate) enum LinkError {
     Frame(#[from] FrameError),
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// A certificate, by either side.
+    #[error("{0}")]
+    Certificate(String),
     #[error("the core refuses this edge: {0}")]
     Refused(String),
     #[error("the core sent what makes no sense here: {0}")]
@@ -84,27 +91,43 @@ pub(crate) struct Link {
 #[derive(Debug)]
 struct Queue {
     out: BytesMut,
+    /// Above [`QUEUE_BYTES`], until all has been written: a core node that is back is told of all connections at once.
+    slack: usize,
     open: bool,
     overfull: bool,
     waker: Option<Waker>,
 }
 
+/// What of the queue is no reason to drop the link: a core node that is back is told of each connection of this edge, and
+/// whom it watches, which is remembered here in any case.
+fn slack(up: &Up) -> usize {
+    match up {
+        Up::Resume { .. } => RESUME_BYTES,
+        Up::Frame { frame, .. } if matches!(frame.body, Some(v1::frame::Body::Watch(_))) => frame.encoded_len() + 32,
+        _ => 0,
+    }
+}
+
 impl Link {
     /// One that is up.
     pub(crate) fn new() -> Self {
-        let queue = Queue { out: BytesMut::new(), open: true, overfull: false, waker: None };
+        let queue = Queue { out: BytesMut::new(), slack: 0, open: true, overfull: false, waker: None };
         Self { waiting: AtomicUsize::new(0), queue: Mutex::new(queue), nonsense: AtomicU64::new(0) }
     }
 
     /// What is said from here on is lost.
     pub(crate) fn close(&self) {
         let mut queue = self.queue();
-        *queue = Queue { out: BytesMut::new(), open: false, overfull: false, waker: None };
+        *queue = Queue { out: BytesMut::new(), slack: 0, open: false, overfull: false, waker: None };
         self.waiting.store(0, Ordering::Relaxed);
     }
 
     /// Hands over what connections said. Never blocks; above [`QUEUE_BYTES`] the link ends.
     pub(crate) fn submit(&self, ups: Vec<Up>) {
+        let slack: usize = ups.iter().map(slack).sum();
+        if slack > 0 {
+            self.queue().slack += slack;
+        }
         self.put(ups.into_iter().map(|up| NodeFrame { body: Some(Body::Up(node::up_to_wire(up))) }));
     }
 
@@ -132,8 +155,8 @@ impl Link {
         for frame in frames {
             codec::put(&frame, &mut queue.out);
         }
-        queue.overfull |= queue.out.len() > QUEUE_BYTES;
-        self.waiting.store(queue.out.len(), Ordering::Relaxed);
+        queue.overfull |= queue.out.len() > QUEUE_BYTES + queue.slack;
+        self.waiting.store(queue.out.len().saturating_sub(queue.slack), Ordering::Relaxed);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -157,10 +180,11 @@ impl Link {
                 if writer.is_empty() && !queue.out.is_empty() {
                     if queue.out.len() <= WRITE_BYTES {
                         *writer.buffer() = std::mem::take(&mut queue.out);
+                        queue.slack = 0;
                     } else {
                         *writer.buffer() = queue.out.split_to(WRITE_BYTES);
                     }
-                    self.waiting.store(queue.out.len(), Ordering::Relaxed);
+                    self.waiting.store(queue.out.len().saturating_sub(queue.slack), Ordering::Relaxed);
                 }
                 if writer.is_empty() {
                     queue.waker = Some(cx.waker().clone());
@@ -210,9 +234,18 @@ impl Dialler {
         let endpoint = client_endpoint(&self.env, any)?;
         let config = client_config(&self.env, self.tls.clone(), &QuicParams::node())?;
         let opening = async {
-            let connection = endpoint.connect_with(config, to, &self.server_name)?.await?;
+            let connecting = endpoint.connect_with(config, to, &self.server_name)?;
+            let connection = connecting.await.map_err(|error| match certificate_refused(&error) {
+                Some(why) => LinkError::Certificate(why),
+                None => error.into(),
+            })?;
             let (send, recv) = connection.open_bi().await?;
-            self.welcome(send, QuicFrames::new(recv, NODE_FRAME_BYTES)).await
+            let welcomed = self.welcome(send, QuicFrames::new(recv, NODE_FRAME_BYTES)).await;
+            // That its certificate is not accepted an edge hears after its own part of the handshake.
+            welcomed.map_err(|error| match connection.close_reason().as_ref().and_then(certificate_refused) {
+                Some(why) => LinkError::Certificate(why),
+                None => error,
+            })
         };
         let (send, frames, welcome) =
             timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| LinkError::Silent(CONNECT_TIMEOUT))??;
@@ -322,6 +355,10 @@ impl Link {
             Some(Body::Owners(owners)) => {
                 heard.hand_over(edge);
                 edge.owners(owners);
+            }
+            Some(Body::Stopping(_)) => {
+                heard.hand_over(edge);
+                edge.stopping();
             }
             Some(Body::Beat(beat)) if !beat.reply && beat.echo != 0 => {
                 let wall_ms = env.clock.wall_ms();

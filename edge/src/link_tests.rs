@@ -22,8 +22,13 @@ pub(crate) struct Core {
 impl Core {
     /// Accepts a link and reads its EdgeHello.
     pub(crate) async fn accept(endpoint: &quinn::Endpoint) -> (Self, node_v1::EdgeHello) {
-        let connection = endpoint.accept().await.unwrap().await.unwrap();
-        let (send, recv) = connection.accept_bi().await.unwrap();
+        let (connection, send, recv) = loop {
+            // An edge that was not answered in time has given the attempt up.
+            let Ok(connection) = endpoint.accept().await.unwrap().await else { continue };
+            if let Ok((send, recv)) = connection.accept_bi().await {
+                break (connection, send, recv);
+            }
+        };
         let mut core = Self { connection, send, frames: QuicFrames::new(recv, NODE_FRAME_BYTES) };
         match core.next().await {
             Body::EdgeHello(hello) => (core, hello),
@@ -43,7 +48,11 @@ impl Core {
     }
 
     async fn welcome(&mut self, region: u32) {
-        self.say(Body::EdgeWelcome(node_v1::EdgeWelcome { region, ..node_v1::EdgeWelcome::default() })).await;
+        self.welcome_in(region, 0).await;
+    }
+
+    async fn welcome_in(&mut self, region: u32, era: u64) {
+        self.say(Body::EdgeWelcome(node_v1::EdgeWelcome { region, era, ..node_v1::EdgeWelcome::default() })).await;
     }
 
     /// The next thing that a connection said.
@@ -64,12 +73,16 @@ impl Core {
 struct Scene {
     edge: Arc<Edge>,
     endpoint: quinn::Endpoint,
-    link: Arc<dyn CorePort>,
+    link: Arc<Cores>,
 }
 
 fn start() -> Scene {
+    start_with(EdgeConfig::default())
+}
+
+fn start_with(config: EdgeConfig) -> Scene {
     let pki = Pki::new();
-    let (edge, _) = edge(EdgeConfig::default());
+    let (edge, _) = edge(config);
     let env = edge.env.clone();
     let tls = node_server_tls(&pki.certificate, pki.ca.as_bytes(), env.clock.clone()).unwrap();
     let endpoint = server_endpoint(&env, "127.0.0.1:0".parse().unwrap(), tls, &QuicParams::node()).unwrap();
@@ -114,9 +127,11 @@ async fn sessions_cross_the_link_and_end_with_it() {
     core.down(conn, v1::Frame::new(3, v1::frame::Body::Pong(v1::Pong { echo: 5, ..v1::Pong::default() }))).await;
     assert!(matches!(peer.body().await, v1::frame::Body::Pong(p) if p.echo == 5));
     core.connection.close(0u32.into(), b"");
-    // The edge comes back by itself; the new core knows nothing of the old session.
+    // Nobody knows what became of it.
+    assert_eq!(peer.refused().await, Code::OwnerLost);
+    // The edge comes back by itself; in a new era the core knows nothing of the old session.
     let (mut core, _) = Core::accept(&scene.endpoint).await;
-    core.welcome(1).await;
+    core.welcome_in(1, 2).await;
     assert_eq!(peer.refused().await, Code::CoreUnreachable);
     let mut again = join(&scene.edge);
     again.say(1, crate::testing::hello("bob")).await;
@@ -156,7 +171,8 @@ async fn a_silent_core_is_lost_after_three_seconds_and_asked_again() {
     let (mut core, _) = Core::accept(&scene.endpoint).await;
     core.welcome(1).await;
     until("the link", || scene.link.reachable()).await;
-    until("the loss", || !scene.link.reachable()).await;
+    until("the loss", || scene.link.is_alone()).await;
+    assert!(scene.link.reachable(), "that may end soon");
     let (mut core, _) = Core::accept(&scene.endpoint).await;
     core.welcome(1).await;
     until("the link", || scene.link.reachable()).await;
@@ -201,5 +217,86 @@ async fn a_core_that_does_not_read_loses_the_link_rather_than_the_edges_memory()
     for n in 1..=100 {
         scene.link.submit(vec![send(n)]);
     }
+    until("the loss", || scene.link.is_alone()).await;
+}
+
+impl Core {
+    /// The next thing that is no beat, load or end of a connection.
+    async fn said(&mut self) -> Up {
+        loop {
+            match self.up().await {
+                Up::Close { .. } => {}
+                up => return up,
+            }
+        }
+    }
+}
+
+/// Alice is connected, and has said Commit.
+async fn alice(scene: &Scene, core: &mut Core) -> (Peer<DuplexStream>, u64) {
+    let mut peer = join(&scene.edge);
+    peer.say(1, crate::testing::hello("alice")).await;
+    let Up::Open { conn, req, .. } = core.up().await else { panic!("no Open") };
+    core.down(conn, v1::Frame::new(req, v1::frame::Body::Welcome(v1::Welcome::default()))).await;
+    assert!(matches!(peer.body().await, v1::frame::Body::Welcome(_)));
+    peer.say(0, v1::frame::Body::Commit(v1::Commit { order: 7, ..v1::Commit::default() })).await;
+    assert!(matches!(core.up().await, Up::Frame { .. }));
+    (peer, conn)
+}
+
+#[tokio::test]
+async fn the_only_core_node_restarts_in_order_under_its_clients() {
+    let scene = start();
+    let (mut core, hello) = Core::accept(&scene.endpoint).await;
+    assert!(hello.keeps);
+    core.welcome_in(1, 9).await;
+    until("the link", || scene.link.reachable()).await;
+    let (mut peer, conn) = alice(&scene, &mut core).await;
+    for _ in 0..3 {
+        // One is with the core when it begins to stop, and is answered; one is handed back; one waits from the beginning.
+        peer.say(2, ping(4)).await;
+        peer.say(3, crate::testing::send(1)).await;
+        assert!(matches!(core.up().await, Up::Frame { frame, .. } if frame.req == 2));
+        let posted = core.up().await;
+        core.say(Body::Stopping(node_v1::Stopping {})).await;
+        core.down(conn, v1::Frame::new(2, v1::frame::Body::Pong(v1::Pong { echo: 4, ..v1::Pong::default() }))).await;
+        assert!(matches!(peer.body().await, v1::frame::Body::Pong(p) if !p.rev_unknown));
+        core.say(Body::Bounced(node::up_to_wire(posted))).await;
+        until("what was handed back", || scene.link.held() == 1).await;
+        peer.say(4, crate::testing::send(2)).await;
+        peer.say(5, ping(6)).await;
+        assert!(matches!(peer.body().await, v1::frame::Body::Pong(p) if p.rev_unknown && p.stay_ms == 10_000));
+        core.connection.close(0u32.into(), b"");
+        let (next, _) = Core::accept(&scene.endpoint).await;
+        core = next;
+        core.welcome_in(1, 9).await;
+        assert!(matches!(core.said().await, Up::Resume { conn: c, order: 7, .. } if c == conn));
+        assert!(matches!(core.said().await, Up::Send { req: 3, .. }));
+        assert!(matches!(core.said().await, Up::Send { req: 4, .. }));
+        for req in [3, 4] {
+            core.down(conn, v1::Frame::new(req, v1::frame::Body::Error(v1::Error::default()))).await;
+            assert!(matches!(peer.body().await, v1::frame::Body::Error(_)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_core_node_that_announced_its_return_and_stays_away_is_given_up() {
+    let scene = start_with(EdgeConfig {
+        limits: crate::config::EdgeLimits { core_restart: Duration::from_millis(200), ..Default::default() },
+        ..EdgeConfig::default()
+    });
+    let (mut core, _) = Core::accept(&scene.endpoint).await;
+    core.welcome(1).await;
+    until("the link", || scene.link.reachable()).await;
+    let (mut peer, _) = alice(&scene, &mut core).await;
+    peer.say(3, crate::testing::send(1)).await;
+    let posted = core.up().await;
+    core.say(Body::Stopping(node_v1::Stopping {})).await;
+    core.say(Body::Bounced(node::up_to_wire(posted))).await;
+    assert_eq!(peer.refused().await, Code::OwnerLost);
+    assert_eq!(peer.refused().await, Code::CoreUnreachable);
+    // It has not gone yet: when it does, nobody is waited for.
+    core.connection.close(0u32.into(), b"");
     until("the loss", || !scene.link.reachable()).await;
 }

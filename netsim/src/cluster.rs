@@ -533,6 +533,7 @@ impl Cluster {
             heartbeat: self.options.heartbeat,
             server_name: node_name(&seat.site.name),
             sharing: None,
+            oldest_version: tern_core::wire::versions::OLDEST,
             store_damaged: false,
         }
     }

@@ -137,6 +137,9 @@ settings! {
     /// Where the other processes of a shared region and its edges reach this one's node port. Unset: listen.ip with
     /// listen.node, which must then be a real address.
     region_advertise: Option<SocketAddr> = "region.advertise", "", Restart, REGION;
+    /// Nodes that speak a lower version of the node wire are refused. Raise it, in all regions, when no older program runs any
+    /// more and none shall come back: what is new in a later version is used from then on.
+    nodes_oldest_version: u32 = "nodes.oldest_version", "1", Restart, REGION;
     /// Edges only: node ports of the core nodes of the region. All are dialled, and those that they name besides.
     core: Vec<HostPort> = "core", "[]", Restart, EDGE;
 
@@ -209,6 +212,9 @@ settings! {
     edge_tickets: u32 = "edge.tickets", "40000", Restart, EDGES, "0" to "4000000";
     /// How long a stopping edge takes to send its clients away.
     edge_drain_window: Duration = "edge.drain_window", "\"5s\"", AtOnce, EDGES, "0s" to "1h";
+    /// How long an edge keeps its clients while the core node that has them is stopped in order and started again. Only
+    /// where no other core node of the region takes over; one that dies is waited for 5 s. 0 = not at all.
+    edge_core_restart: Duration = "edge.core_restart", "\"10s\"", Restart, EDGES, "0s" to "5m";
     /// Addresses that clients are sent to when this edge drains. Unset: a region names edges of other regions, an
     /// edge the least loaded others of its own, and clients may choose from the list they have.
     edge_alternates: Vec<SocketAddr> = "edge.alternates", "[]", AtOnce, EDGES;

@@ -26,6 +26,8 @@ use database::StoreKind;
 pub use keys::{KEYS, Settings};
 use routes::RoutesKind;
 use source::Layers;
+use tern_core::wire::NODE_VERSION;
+use tern_core::wire::versions::OLDEST;
 
 /// Clients' port of region 0; each region's block of ten follows.
 const BASE_PORT: u16 = 7400;
@@ -142,6 +144,14 @@ impl Settings {
                 let what = "is no prefix of keys: give 1 to 64 characters of a-z, A-Z, 0-9 and \":._-\"";
                 problem("routes.prefix", &format!("{prefix:?} {what}"));
             }
+        }
+        match self.nodes_oldest_version {
+            OLDEST..=NODE_VERSION => {}
+            ..OLDEST => problem("nodes.oldest_version", &format!("is below what this program links with, {OLDEST}")),
+            _ => problem(
+                "nodes.oldest_version",
+                &format!("is above what this program speaks, {NODE_VERSION}: start a newer program, or lower it"),
+            ),
         }
         if self.heartbeat_background_min > self.heartbeat_background_max {
             problem("heartbeat.background_min", "is above heartbeat.background_max");

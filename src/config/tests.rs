@@ -162,3 +162,15 @@ fn what_changed_is_found_by_value_and_taken_with_its_source() {
     mixed.take("edge.capacity", &old);
     assert_eq!(mixed.source("edge.capacity"), &Source::Default);
 }
+
+#[test]
+fn a_program_that_is_older_than_the_deployments_oldest_version_does_not_start() {
+    use tern_core::wire::NODE_VERSION;
+    let later = (NODE_VERSION + 1).to_string();
+    let error = load("", &[], &[("nodes.oldest_version", &later)]).unwrap_err();
+    assert!(
+        error.contains(&format!("above what this program speaks, {NODE_VERSION}: start a newer program")),
+        "{error}"
+    );
+    assert!(load("", &[], &[("nodes.oldest_version", "0")]).unwrap_err().contains("below"));
+}

@@ -15,6 +15,7 @@ use tern_core::limits::{CLOCK_ALARM_MS, CLOCK_STOP_MS, NODE_FRAME_BYTES};
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::node_frame::Body;
 use tern_core::wire::node_v1::{LinkHello, NodeFrame};
+use tern_core::wire::versions::OLDEST;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::http::HttpClient;
 use tern_net::quic::{QuicParams, client_config, client_endpoint};
@@ -169,6 +170,7 @@ async fn ask(node: &Node, addr: &HostPort, server_name: &str) -> Result<Duration
         let (mut send, recv) = connection.open_bi().await.map_err(connection_problem)?;
         let hello = LinkHello {
             version: NODE_VERSION,
+            oldest: OLDEST,
             region_name: "tern doctor".into(),
             node: node.name.clone(),
             deployment: deployment.unwrap_or_default().to_vec().into(),

@@ -78,6 +78,8 @@ pub const SEND_HEAD: usize = 128;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The edge can't reach the user's owner for this long: go elsewhere.
 pub const REV_UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// Likewise where the edge says that the owner is being started again: its word is followed up to this.
+pub const STAY_MAX: Duration = Duration::from_secs(60);
 /// Time from the start of a QUIC attempt to its Welcome, where dispatch says nothing.
 pub const QUIC_TIMEOUT: Duration = Duration::from_secs(1);
 /// Likewise over TCP+TLS, which takes two round trips more.

@@ -19,7 +19,7 @@ use super::candidates::Failure;
 use super::data::{Op, OriginState};
 use super::effects::Event;
 use super::eras::merge_told;
-use super::limits::{BEHIND_GRACE, CELLS_PAUSE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX};
+use super::limits::{BEHIND_GRACE, CELLS_PAUSE, FIRST_SIGHT, PULL_PAUSE, PUSH_ACK_DELAY, REV_UNKNOWN_MAX, STAY_MAX};
 use super::machine::{Conv, Machine};
 use super::session::{Request, Session};
 use crate::codes::{Code, Refusal};
@@ -458,7 +458,8 @@ impl Machine {
         }
         if pong.rev_unknown {
             let since = *session.rev_unknown_since.get_or_insert(now);
-            if now.saturating_sub(since) >= REV_UNKNOWN_MAX {
+            let stay = Duration::from_millis(pong.stay_ms.into()).clamp(REV_UNKNOWN_MAX, STAY_MAX);
+            if now.saturating_sub(since) >= stay {
                 self.engine.leave(now, &Failure::Stuck);
             }
         } else {

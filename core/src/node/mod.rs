@@ -421,6 +421,8 @@ pub struct Node {
     /// Entries that this era has made durable.
     commit: u64,
     draining: bool,
+    /// Edges that keep their connections until this node is back.
+    keeping: BTreeSet<EdgeId>,
     counters: Counters,
     out: Outputs,
 }
@@ -442,7 +444,7 @@ impl Node {
             eras: settings.known.iter().map(|(r, k)| (*r, (k.start, k.era))).collect(),
             commits: settings.known.iter().map(|(r, k)| (*r, k.commit)).collect(),
             commit: settings.commit,
-            refill: Refill::new(refill, restored),
+            refill: Refill::new(refill, restored, settings.shared),
             era_table: settings.eras.clone(),
             seal_at: None,
             routes: Routes::new(Key::of(&settings.direct_salt), routes_epoch(&settings, now)),
@@ -472,6 +474,7 @@ impl Node {
             waiting: Arc::new(()),
             waited: Duration::ZERO,
             draining: false,
+            keeping: BTreeSet::new(),
             counters: Counters::default(),
             out: Outputs::default(),
             settings,
@@ -717,9 +720,11 @@ impl Node {
         (self.pressure.level(), self.pressure.shed_permille())
     }
 
-    /// No new sessions and sends from now on: the process is about to stop.
-    pub fn drain(&mut self) {
+    /// No new sessions and sends from now on: the process is about to stop. Those of `keeping` are handed back, for these
+    /// edges keep their connections until it is started again.
+    pub fn drain(&mut self, keeping: impl IntoIterator<Item = EdgeId>) {
         self.draining = true;
+        self.keeping.extend(keeping);
     }
 
     /// Whether everything is on disk and every connected peer has acked what it was to get.

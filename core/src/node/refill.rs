@@ -206,6 +206,8 @@ pub(super) struct Refill {
     held: BTreeSet<Region>,
     /// No clients before the first comparison: erasures may be missing (R16).
     restored: bool,
+    /// Where several nodes share the region: so it is again with each share that comes and must be compared.
+    recloses: bool,
     /// The comparison is over, and erasures that it brought are being carried out.
     erasing: bool,
     asking: BTreeMap<Holder, Side>,
@@ -222,9 +224,9 @@ impl Refill {
         self.held.remove(&region);
     }
 
-    pub(super) fn new(marks: BTreeSet<Region>, restored: bool) -> Self {
+    pub(super) fn new(marks: BTreeSet<Region>, restored: bool, shared: bool) -> Self {
         let marks = marks.into_iter().map(|region| (region, Share::all().collect())).collect();
-        Self { marks, restored, ..Self::default() }
+        Self { marks, restored: restored && !shared, recloses: restored && shared, ..Self::default() }
     }
 
     fn side(&mut self, peer: Holder, asking: bool) -> Option<&mut Side> {
@@ -279,6 +281,8 @@ impl Node {
         for (region, shares) in marks {
             if self.links.contains_key(&region) && !shares.is_empty() {
                 self.refill.marks.entry(region).or_default().extend(shares);
+                self.refill.restored |= self.refill.recloses;
+                self.refill.erasing &= !self.refill.recloses;
             }
         }
         self.refill_next(now);
@@ -542,10 +546,15 @@ impl Node {
     /// A restored store serves clients again once the erasures that it had missed are carried out.
     fn reopen(&mut self) {
         let busy = |c: &super::Conversation| c.erasing.is_some() || !c.state.fold.erasing.is_empty();
-        if self.refill.erasing && !self.conversations.values().any(busy) {
+        // Of several nodes one may have given away all that was to be compared.
+        let over = self.refill.erasing || self.refill.recloses && self.refill.marks.is_empty();
+        if over && self.refill.restored && !self.conversations.values().any(busy) {
             self.refill.erasing = false;
             self.refill.restored = false;
-            self.out.puts.push(Put::Meta { key: RESTORED_KEY.to_owned(), value: Bytes::new() });
+            // Of several nodes none knows of all: the first start that finds nothing left to compare takes it away.
+            if !self.is_shared() {
+                self.out.puts.push(Put::Meta { key: RESTORED_KEY.to_owned(), value: Bytes::new() });
+            }
         }
     }
 

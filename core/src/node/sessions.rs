@@ -46,12 +46,31 @@ pub(super) struct Pull {
     gaps: Vec<(Seq, Seq, v1::gap::Reason)>,
 }
 
+/// Whether it is for a node that stays: what has an answer, and what is remembered. A Ping is answered, for it must not
+/// wait.
+fn begins(up: &Up) -> bool {
+    use v1::frame::Body;
+    match up {
+        Up::Open { .. } | Up::Resume { .. } | Up::Send { .. } => true,
+        Up::Frame { frame, .. } => match &frame.body {
+            Some(Body::Ping(_)) => false,
+            Some(Body::Commit(_) | Body::Unstable(_) | Body::Watch(_)) => true,
+            _ => frame.req != 0,
+        },
+        Up::Attach { .. } | Up::Close { .. } => false,
+    }
+}
+
 impl Node {
     /// What connections of an edge said, in order.
     pub fn ups(&mut self, now: Now, edge: EdgeId, ups: Vec<Up>) {
         for up in ups {
             let key = ConnKey { edge, conn: up.conn() };
             let Some(up) = self.is_for_us(key, up) else { continue };
+            if self.draining && self.keeping.contains(&edge) && begins(&up) {
+                self.out.bounced.entry(edge).or_default().push(up);
+                continue;
+            }
             match up {
                 Up::Open {
                     req, user, install, hello, address, transport, token_expires_ms, token_issued_ms, ..

@@ -1,12 +1,14 @@
 //! The two wires: between clients and edges ([`v1`]), and between nodes ([`node_v1`]).
 //!
 //! [`codec`] cuts a stream into frames; [`compact`] gives short references to what repeats on a lane;
-//! [`convert`] turns wire values into those of [`crate::ids`] and back, and checks them on the way.
+//! [`convert`] turns wire values into those of [`crate::ids`] and back, and checks them on the way; [`versions`] decides
+//! which nodes of other versions are linked to.
 
 pub mod codec;
 pub mod compact;
 pub mod convert;
 pub mod node;
+pub mod versions;
 
 /// Client wire and dispatch, generated from `proto/tern/v1/client.proto` and `dispatch.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]

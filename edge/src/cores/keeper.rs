@@ -40,9 +40,9 @@ impl Cores {
         }
         match &state.region {
             Region::Lost => Plan::Dial,
-            Region::Single(..) => Plan::Wait,
-            Region::Shared(shared) => {
-                if named.chain(name).any(|name| shared.names.contains_key(name) || state.is_local(name)) {
+            Region::Known(known) if !known.is_shared && !known.links.is_empty() => Plan::Wait,
+            Region::Known(known) => {
+                if named.chain(name).any(|name| known.names.contains_key(name) || state.is_local(name)) {
                     Plan::Wait
                 } else {
                     Plan::Dial

@@ -301,7 +301,7 @@ async fn a_core_node_is_linked_to_once_by_whatever_addresses_it_is_known() {
     // When it is lost the other way is taken.
     drop(gone);
     kept.die();
-    until("the loss", || !scene.cores.reachable()).await;
+    until("the loss", || scene.cores.is_alone()).await;
     let again = tokio::select! {
         again = scene.far[0].accept() => again,
         again = scene.far[1].accept() => again,
@@ -310,14 +310,8 @@ async fn a_core_node_is_linked_to_once_by_whatever_addresses_it_is_known() {
     until("all of the region", || scene.cores.whole()).await;
 }
 
-#[tokio::test]
-async fn without_any_core_node_all_are_sent_elsewhere() {
-    let (scene, mut a, b) = two().await;
-    let (mut peer, _) = enter(&scene, &mut a).await;
-    b.die();
-    a.die();
-    until("the loss", || !scene.cores.reachable()).await;
-    let a = scene.far[0].accept().await;
+/// What `peer` is told before it is sent elsewhere.
+async fn sent_elsewhere(peer: &mut Peer<DuplexStream>) {
     loop {
         match peer.next().await.map(|f| f.body.unwrap()) {
             Some(Body::Pong(_)) => {}
@@ -328,9 +322,52 @@ async fn without_any_core_node_all_are_sent_elsewhere() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn where_all_core_nodes_start_again_together_connections_stay() {
+    let (scene, mut a, b) = two().await;
+    let (mut peer, conn) = enter(&scene, &mut a).await;
+    b.die();
+    a.die();
+    until("the loss", || scene.cores.is_alone()).await;
+    let mut a = scene.far[0].accept().await;
+    a.say(scene.word(2, "a", &[]));
+    assert!(matches!(a.up().await, Up::Resume { conn: c, order: 7, .. } if c == conn));
+    peer.say(2, ping(3)).await;
+    assert!(matches!(a.up().await, Up::Frame { .. }));
+}
+
+#[tokio::test]
+async fn without_any_core_node_all_are_sent_elsewhere() {
+    let (scene, mut a, b) = two().await;
+    let (mut peer, _) = enter(&scene, &mut a).await;
+    b.die();
+    a.die();
+    until("the loss", || !scene.cores.reachable()).await;
+    sent_elsewhere(&mut peer).await;
+    let a = scene.far[0].accept().await;
     // Words of a region that is another one count from the beginning.
     a.say(scene.word(1, "a", &[]));
     until("all of the region", || scene.cores.whole()).await;
+}
+
+#[tokio::test]
+async fn a_region_that_comes_back_in_another_era_is_another_one() {
+    let (scene, mut a, b) = two().await;
+    let (mut peer, _) = enter(&scene, &mut a).await;
+    b.die();
+    a.die();
+    until("the loss", || scene.cores.is_alone()).await;
+    let (mut a, _) = Core::accept(&scene.far[0].endpoint).await;
+    a.say(NodeBody::EdgeWelcome(node_v1::EdgeWelcome { era: 2, ..welcome("a") })).await;
+    sent_elsewhere(&mut peer).await;
+    // Epochs of its shares count from the beginning, and one of the former era is not mixed in.
+    a.say(scene.word(1, "a", &[])).await;
+    until("all of the region", || scene.cores.whole()).await;
+    let (mut b, _) = Core::accept(&scene.far[1].endpoint).await;
+    b.say(NodeBody::EdgeWelcome(welcome("b"))).await;
+    b.connection.closed().await;
 }
 
 #[tokio::test]

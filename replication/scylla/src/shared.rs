@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -39,6 +40,11 @@ use crate::tails::TakeError;
 /// Bits of a time-stamp that count within one epoch: a quarter of a thousand million plain writes. An epoch is below
 /// 2^22, then, for a time-stamp that the database does not take for one of the far future: four million takeovers.
 const COUNT_BITS: u32 = 28;
+
+/// A node whose beat stands still for so long does not run: a living one renews its lease every 400 ms.
+const STILL_FOR: Duration = Duration::from_secs(2);
+/// So many epochs are left out after a restore: more takeovers than there are between the copies of two tables.
+const EPOCHS_SKIPPED: u64 = 1_000;
 
 /// Under which name it is settled how a keyspace is used, and how.
 pub(crate) const MODE: &str = "mode";
@@ -144,6 +150,50 @@ impl SharedScylla {
     /// The store below, for what it counts.
     pub fn store(&self) -> &ScyllaStore {
         &self.store
+    }
+
+    /// After the tables were restored: makes sure that no node of the region runs, and that none that is paused can go on;
+    /// then raises the epochs of all shares above what the tables may have from after their own moment, as they are not
+    /// copied at once. The error names a node that runs.
+    pub async fn end_all(&self) -> Result<(), LeaseError> {
+        let living = |nodes: Vec<NodeLease>| nodes.into_iter().filter(|node| !node.ended).collect::<Vec<_>>();
+        let before = living(self.nodes().await?);
+        if !before.is_empty() {
+            tokio::time::sleep(STILL_FOR).await;
+        }
+        for node in before {
+            match self.fence(node.clone()).await {
+                Ok(()) => {}
+                Err(LeaseError::Lost) => {
+                    let what = format!("the core node \"{}\" of this region runs: stop it first", node.name);
+                    return Err(LeaseError::Store(StoreError::Backend(what)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for lease in self.shares().await? {
+            let next = ShareLease { epoch: lease.epoch + EPOCHS_SKIPPED, ..lease.clone() };
+            self.change_share(&lease, &next).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives a share an epoch and an owner, if it still has those of `from`.
+    async fn change_share(&self, from: &ShareLease, to: &ShareLease) -> Result<(), LeaseError> {
+        let number = i32::from(to.share.number());
+        for _ in 0..CONTENTION_TRIES {
+            let values = (to.node.as_str(), to.epoch.cast_signed(), number, from.epoch.cast_signed());
+            match self.requests.conditional(&self.requests.statements().share_give, values).await {
+                Cas::Applied => return Ok(()),
+                Cas::Refused | Cas::Unclear(_) => {}
+            }
+            match self.share(to.share).await? {
+                Some(now) if now == *to => return Ok(()),
+                Some(now) if now.epoch != from.epoch => return Err(LeaseError::Lost),
+                _ => tokio::time::sleep(RESOLVE_PAUSE.0).await,
+            }
+        }
+        Err(unclear("who has the share"))
     }
 
     /// Changes something of a node under a condition; what became of a write of which nothing was heard is read.

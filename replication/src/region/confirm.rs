@@ -155,6 +155,7 @@ impl Eras {
 pub(super) fn ask(shared: &Shared) -> LinkAsk {
     LinkAsk {
         version: NODE_VERSION,
+        oldest: shared.config.oldest_version,
         region: u32::from(shared.config.region),
         deployment: shared.config.deployment.to_vec().into(),
     }

@@ -241,6 +241,9 @@ impl Core {
                 if self.shared.config.sharing.is_some() {
                     port.owners(self.owners().to_wire());
                 }
+                if self.stop.is_some() && port.stopping() {
+                    self.node.drain([edge]);
+                }
                 self.edges.insert(edge, port);
             }
             Input::EdgeDown(edge) => {
@@ -347,7 +350,8 @@ impl Core {
             }
             Input::MarksRead(ticket, page) => self.node.marks_read(now, ticket, &page),
             Input::Stop { until, tell } => {
-                self.node.drain();
+                let keeping = self.edges.iter().filter(|(_, port)| port.stopping()).map(|(edge, _)| *edge);
+                self.node.drain(keeping.collect::<Vec<_>>());
                 self.stop = Some((until, tell));
             }
         }

@@ -14,12 +14,14 @@ use tern_core::leases::NodeLease;
 use tern_core::slots::Share;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::{CoreHello, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::versions::Speaks;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic;
+use tern_net::refusal::certificate_refused;
 
 use super::Shared;
 use super::core_task::Input;
-use super::link::{LinkSender, next_frames, reader};
+use super::link::{LinkSender, Why, next_frames, reader};
 
 /// Pause after a link was lost or could not be had, at most; drawn at random below it.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -40,7 +42,7 @@ pub(super) fn keep(shared: &Arc<Shared>, nodes: &[NodeLease]) {
 
 /// Keeps a link to a node for as long as it is one of the region's.
 async fn dial(shared: Arc<Shared>, name: String) {
-    let mut told = false;
+    let mut reason = Why::default();
     loop {
         let to = {
             let owners = shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,12 +51,12 @@ async fn dial(shared: Arc<Shared>, name: String) {
         let Some(to) = to else { break };
         match connect(&shared, &name, to).await {
             Ok((endpoint, connection, send, frames)) => {
-                told = false;
+                reason.is_over();
                 serve(&shared, connection, send, frames, &name).await;
                 endpoint.close(0u8.into(), b"link ended");
             }
             Err(why) => {
-                if !std::mem::replace(&mut told, true) {
+                if reason.is_news(&why) {
                     tracing::warn!(node = %name, addr = %to, why, "a core node of this region can't be reached; trying on");
                 }
             }
@@ -77,12 +79,14 @@ async fn connect(shared: &Arc<Shared>, name: &str, to: SocketAddr) -> Result<Lin
     let config = quic::client_config(&shared.env, tls, &quic::QuicParams::node()).map_err(|e| e.to_string())?;
     let greeted = async {
         let connecting = endpoint.connect_with(config, to, &shared.config.server_name).map_err(|e| e.to_string())?;
-        let connection = connecting.await.map_err(|e| e.to_string())?;
+        let connection = connecting.await.map_err(|e| certificate_refused(&e).unwrap_or_else(|| e.to_string()))?;
+        // That its certificate is not accepted a node hears after its own part of the handshake.
+        let refused = |why: String| connection.close_reason().as_ref().and_then(certificate_refused).unwrap_or(why);
         let (mut send, recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
         let mut frames = reader(recv);
         let frame = NodeFrame { body: Some(Body::CoreHello(hello(shared))) };
-        write_one(&mut send, &frame).await.map_err(|e| e.to_string())?;
-        match frames.next::<NodeFrame>().await.map_err(|e| e.to_string())?.and_then(|f| f.body) {
+        write_one(&mut send, &frame).await.map_err(|e| refused(e.to_string()))?;
+        match frames.next::<NodeFrame>().await.map_err(|e| refused(e.to_string()))?.and_then(|f| f.body) {
             Some(Body::CoreHello(theirs)) => {
                 check(shared, &theirs).map_err(|refused| refused.message)?;
                 if theirs.node != name {
@@ -106,6 +110,7 @@ async fn connect(shared: &Arc<Shared>, name: &str, to: SocketAddr) -> Result<Lin
 fn hello(shared: &Shared) -> CoreHello {
     CoreHello {
         version: NODE_VERSION,
+        oldest: shared.config.oldest_version,
         region: u32::from(shared.config.region),
         node: shared.config.node.clone(),
         generation: 0,
@@ -117,8 +122,8 @@ fn hello(shared: &Shared) -> CoreHello {
 fn check(shared: &Shared, theirs: &CoreHello) -> Result<(), Refused> {
     let refuse = |message: String| Err(Refused { code: 1, message });
     let config = &shared.config;
-    if theirs.version != NODE_VERSION {
-        return refuse(format!("node wire version {}; this node speaks {NODE_VERSION}", theirs.version));
+    if let Err(why) = (Speaks { version: theirs.version, oldest: theirs.oldest }).with(config.oldest_version) {
+        return refuse(why);
     }
     let same = |deployment: &[u8; 32]| theirs.deployment[..] == deployment[..];
     if !same(&config.deployment) && !config.deployment_also.iter().any(same) {

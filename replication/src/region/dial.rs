@@ -11,11 +11,13 @@ use tern_core::node::refill::PeerHello;
 use tern_core::owners::Owners;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node_v1::{Beat, LinkAsk, LinkHello, LinkTold, LoadReport, NodeFrame, Refused, node_frame::Body};
+use tern_core::wire::versions::Speaks;
 use tern_net::frames::QuicFrames;
 use tern_net::quic;
+use tern_net::refusal::certificate_refused;
 
 use super::core_task::Input;
-use super::link::{LinkSender, next_frames, reader};
+use super::link::{LinkSender, Why, next_frames, reader};
 use super::{Life, Peer, Shared, start};
 
 /// First pause after a link was lost or could not be had; doubles up to [`PAUSE_MAX`], each time drawn at
@@ -28,6 +30,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// One that is starting says hello when its era is decided.
 const HELLO_WITHIN: Duration = Duration::from_secs(8);
 const _: () = assert!(HELLO_WITHIN.as_secs() > super::confirm::WITHIN.as_secs() + 2);
+/// A peer that dials and has not by then is missed.
+const MISSED_AFTER: Duration = Duration::from_secs(15);
 /// Beats and loads go out this often.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
@@ -73,7 +77,7 @@ impl Drop for Kept<'_> {
 /// several that answers, which names the others.
 pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::ClientConfig>) {
     let mut pause = PAUSE_MIN;
-    let mut told = false;
+    let mut reason = Why::default();
     let mut addrs = peer.addrs.iter().copied().cycle();
     // Until it is no peer any more, or is dialled elsewhere.
     while shared.peers().iter().any(|known| known.region == peer.region && known.addrs == peer.addrs) {
@@ -85,7 +89,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::Client
                     let kept = if hello.shared { Kept::new(&shared, peer.region, &hello.node) } else { None };
                     if hello.shared == kept.is_some() {
                         pause = PAUSE_MIN;
-                        told = false;
+                        reason.is_over();
                         serve(&shared, connection, send, frames, &hello).await;
                         tracing::warn!(peer = %peer.name, "the link to a peer region is down");
                     }
@@ -94,13 +98,26 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Peer, tls: Arc<rustls::Client
                     keep_nodes(&shared, peer.region);
                 }
                 Err(why) => {
-                    if !std::mem::replace(&mut told, true) {
+                    if reason.is_news(&why) {
                         tracing::warn!(peer = %peer.name, %addr, why, "a peer region can't be reached; trying on");
                     }
                 }
             }
         }
         rest(&shared, &mut pause).await;
+    }
+}
+
+/// A peer with a lower number dials. Where it does not, nothing else would tell.
+pub(super) async fn miss(shared: Arc<Shared>, peer: Peer) {
+    tokio::time::sleep(MISSED_AFTER).await;
+    if shared.is_peer(peer.region) && !shared.eras.tell(peer.region, shared.env.clock.now()).linked {
+        tracing::warn!(
+            peer = %peer.name,
+            "a peer region, which has the lower number and so dials this one, has not done so: does it run, does its \
+             `peers` list region {} with this node's address, and does UDP get through?",
+            shared.config.region
+        );
     }
 }
 
@@ -130,7 +147,7 @@ fn keep_nodes(shared: &Arc<Shared>, region: RegionId) {
 async fn dial_node(shared: Arc<Shared>, peer: Peer, name: String) {
     let Some(_kept) = Kept::new(&shared, peer.region, &name) else { return };
     let mut pause = PAUSE_MIN;
-    let mut told = false;
+    let mut reason = Why::default();
     while shared.is_peer(peer.region) {
         let addr = shared.peer_nodes.with(peer.region, |nodes| {
             let owns = nodes.owners.owned_by(&name).next().is_some();
@@ -141,14 +158,14 @@ async fn dial_node(shared: Arc<Shared>, peer: Peer, name: String) {
             Ok((endpoint, connection, send, frames, hello)) => {
                 if hello.shared && hello.node == name {
                     pause = PAUSE_MIN;
-                    told = false;
+                    reason.is_over();
                     serve(&shared, connection, send, frames, &hello).await;
                     tracing::warn!(peer = %peer.name, node = %name, "the link to a peer region's node is down");
                 }
                 endpoint.close(0u8.into(), b"link ended");
             }
             Err(why) => {
-                if !std::mem::replace(&mut told, true) {
+                if reason.is_news(&why) {
                     tracing::warn!(peer = %peer.name, node = %name, %addr, why, "a peer region's node can't be reached; trying on");
                 }
             }
@@ -175,7 +192,7 @@ pub(super) async fn open(
     let config = quic::client_config(&shared.env, tls, &quic::QuicParams::node()).map_err(|e| e.to_string())?;
     let handshake = async {
         let connecting = endpoint.connect_with(config, addr, &peer.server_name).map_err(|e| e.to_string())?;
-        let connection = connecting.await.map_err(|e| e.to_string())?;
+        let connection = connecting.await.map_err(|e| certificate_refused(&e).unwrap_or_else(|| e.to_string()))?;
         let (send, recv) = connection.open_bi().await.map_err(|e| e.to_string())?;
         Ok((connection, send, reader(recv)))
     };
@@ -232,6 +249,8 @@ async fn connect(
         Ok(Err(why)) => why,
         Err(_late) => format!("no hello within {} s", HELLO_WITHIN.as_secs()),
     };
+    // That its certificate is not accepted a node hears after its own part of the handshake.
+    let why = connection.close_reason().as_ref().and_then(certificate_refused).unwrap_or(why);
     endpoint.close(0u8.into(), why.as_bytes());
     Err(why)
 }
@@ -241,6 +260,7 @@ pub(super) async fn hello(shared: &Shared, to: u8) -> Option<LinkHello> {
     let life = shared.decided().await?;
     Some(LinkHello {
         version: NODE_VERSION,
+        oldest: shared.config.oldest_version,
         region: u32::from(shared.config.region),
         region_name: shared.config.name.clone(),
         era: life.era,
@@ -284,11 +304,9 @@ fn refuse(message: String) -> Refused {
 }
 
 /// Whether a node that calls itself a region of this deployment is one.
-fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> Result<u8, Refused> {
-    if version != NODE_VERSION {
-        return Err(refuse(format!("node wire version {version}; this node speaks {NODE_VERSION}")));
-    }
+fn check_peer(shared: &Shared, speaks: Speaks, deployment: &[u8], region: u32) -> Result<u8, Refused> {
     let config = &shared.config;
+    speaks.with(config.oldest_version).map_err(refuse)?;
     if deployment != config.deployment && !config.deployment_also.iter().any(|also| deployment == also) {
         return Err(refuse(
             "another deployment: its name or its receipt key differs; all regions share both".to_owned(),
@@ -306,12 +324,17 @@ fn check_peer(shared: &Shared, version: u32, deployment: &[u8], region: u32) -> 
 
 /// Whether a region may ask.
 pub(super) fn check_ask(shared: &Shared, ask: &LinkAsk) -> Result<u8, Refused> {
-    check_peer(shared, ask.version, &ask.deployment, ask.region)
+    check_peer(shared, Speaks { version: ask.version, oldest: ask.oldest }, &ask.deployment, ask.region)
 }
 
 /// Whether a peer may link, and what its operator should change if not.
 pub(super) fn check(shared: &Shared, theirs: &LinkHello) -> Result<u8, Refused> {
-    let region = check_peer(shared, theirs.version, &theirs.deployment, theirs.region)?;
+    let region = check_peer(
+        shared,
+        Speaks { version: theirs.version, oldest: theirs.oldest },
+        &theirs.deployment,
+        theirs.region,
+    )?;
     if shared.eras.is_ghost(region, theirs.start, theirs.era, shared.env.clock.now()) {
         return Err(refuse(format!(
             "region {region} is linked already, from another store and a later start: is a second process running \

@@ -76,6 +76,23 @@ impl LinkSender {
     }
 }
 
+/// Why a node can't be reached, for a line of log when that is another reason than before.
+#[derive(Debug, Default)]
+pub(crate) struct Why(String);
+
+impl Why {
+    /// Whether it was not the last one. Numbers do not count: times and ports differ with each attempt.
+    pub fn is_news(&mut self, why: &str) -> bool {
+        let words: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+        std::mem::replace(&mut self.0, words.clone()) != words
+    }
+
+    /// It was reached.
+    pub fn is_over(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// Frames from a node, all that are there at once.
 pub(crate) async fn next_frames(frames: &mut QuicFrames) -> Result<Vec<Body>, FrameError> {
     let mut all = VecDeque::new();
@@ -93,4 +110,21 @@ pub(crate) async fn next_frames(frames: &mut QuicFrames) -> Result<Vec<Body>, Fr
 /// Frames from the receiving half of a stream.
 pub(crate) fn reader(stream: quinn::RecvStream) -> QuicFrames {
     QuicFrames::new(stream, NODE_FRAME_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_and_again_when_it_was_another_meanwhile() {
+        let mut why = Why::default();
+        let told: Vec<bool> = ["no answer within 3 s", "no answer within 4 s", "refused", "no answer within 3 s"]
+            .iter()
+            .map(|reason| why.is_news(reason))
+            .collect();
+        assert_eq!(told, [true, false, true, true]);
+        why.is_over();
+        assert!(why.is_news("no answer within 3 s"));
+    }
 }

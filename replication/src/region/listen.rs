@@ -1,21 +1,27 @@
 //! Nodes that connect: edges of this region, and peer regions with a lower number.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tern_core::edge_api::{CorePort, Down, EdgePort, Up};
-use tern_core::wire::NODE_VERSION;
 use tern_core::wire::node::{down_to_wire, up_from_wire, up_to_wire};
-use tern_core::wire::node_v1::{Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFrame, Owners, Refused, node_frame::Body};
+use tern_core::wire::node_v1::{
+    Beat, EdgeHello, EdgeWelcome, LinkHello, NodeFrame, Owners, Refused, Stopping, node_frame::Body,
+};
+use tern_core::wire::versions::Speaks;
 use tern_net::frames::{QuicFrames, write_one};
 use tern_net::quic::{self, QuicError};
+use tern_net::refusal::certificate_refused;
 
 use super::link::{LinkSender, next_frames, reader};
 use super::{Shared, confirm, cores, dial};
 
 /// A node that has not said what it is by then is dropped.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
+/// Refusals for certificates that are remembered; with more of them all are told again.
+const TOLD: usize = 64;
 /// A node that was refused has so long to read why.
 const REFUSED_FOR: Duration = Duration::from_millis(500);
 
@@ -28,18 +34,43 @@ pub(super) fn start(
     let endpoint = quic::server_endpoint(&shared.env, at, tls, &quic::QuicParams::node())?;
     let addr = endpoint.local_addr().map_err(|cause| QuicError::Bind { at, cause })?;
     let shared = shared.clone();
+    let told = Arc::new(Told::default());
     shared.clone().env.tasks.spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
+            let from = incoming.remote_address();
             let Ok(connecting) = incoming.accept() else { continue };
-            let shared = shared.clone();
+            let (shared, told) = (shared.clone(), told.clone());
             shared.clone().env.tasks.spawn(async move {
-                if let Ok(connection) = connecting.await {
-                    node(shared, connection).await;
+                let ended = match connecting.await {
+                    Ok(connection) => {
+                        node(shared, connection.clone()).await;
+                        connection.close_reason()
+                    }
+                    Err(error) => Some(error),
+                };
+                if let Some(why) = ended.as_ref().and_then(certificate_refused) {
+                    told.refused(from.ip(), why);
                 }
             });
         }
     });
     Ok(addr)
+}
+
+/// Nodes that could not connect for a certificate, and why: a line of log for each, and not for each attempt.
+#[derive(Debug, Default)]
+struct Told(Mutex<BTreeSet<(IpAddr, String)>>);
+
+impl Told {
+    fn refused(&self, from: IpAddr, why: String) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD {
+            told.clear();
+        }
+        if told.insert((from, why.clone())) {
+            tracing::warn!(%from, why, "a node could not connect");
+        }
+    }
 }
 
 async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
@@ -76,13 +107,13 @@ async fn node(shared: Arc<Shared>, connection: quinn::Connection) {
                 return connection.close(1u8.into(), refused.message.as_bytes());
             }
         },
-        Body::EdgeHello(hello) if hello.version == NODE_VERSION => {
-            return edge(shared, connection, send, frames, hello).await;
+        Body::EdgeHello(hello) => {
+            let speaks = Speaks { version: hello.version, oldest: hello.oldest };
+            match speaks.with(shared.config.oldest_version) {
+                Ok(_) => return edge(shared, connection, send, frames, hello).await,
+                Err(message) => Refused { code: 1, message },
+            }
         }
-        Body::EdgeHello(hello) => Refused {
-            code: 1,
-            message: format!("node wire version {}; this core speaks {NODE_VERSION}", hello.version),
-        },
         _ => Refused { code: 1, message: "a node begins with EdgeHello or LinkHello".to_owned() },
     };
     tracing::warn!(from = %connection.remote_address(), why = %refused.message, "a node was refused");
@@ -119,19 +150,30 @@ async fn greet(
 
 /// An edge in another process, as the core sees it.
 #[derive(Debug)]
-struct RemoteEdge(Arc<LinkSender>);
+struct RemoteEdge {
+    sender: Arc<LinkSender>,
+    /// It keeps its connections while this process is started again.
+    keeps: bool,
+}
 
 impl EdgePort for RemoteEdge {
     fn deliver(&self, downs: Vec<Down>) {
-        self.0.send(downs.into_iter().map(|d| Body::Down(down_to_wire(d))));
+        self.sender.send(downs.into_iter().map(|d| Body::Down(down_to_wire(d))));
     }
 
     fn bounced(&self, ups: Vec<Up>) {
-        self.0.send(ups.into_iter().map(|up| Body::Bounced(up_to_wire(up))));
+        self.sender.send(ups.into_iter().map(|up| Body::Bounced(up_to_wire(up))));
     }
 
     fn owners(&self, owners: Owners) {
-        self.0.send([Body::Owners(owners)]);
+        self.sender.send([Body::Owners(owners)]);
+    }
+
+    fn stopping(&self) -> bool {
+        if self.keeps {
+            self.sender.send([Body::Stopping(Stopping {})]);
+        }
+        self.keeps
     }
 }
 
@@ -162,14 +204,17 @@ async fn edge(
     }
     tracing::info!(edge = %hello.edge, "an edge has linked");
     let sender = Arc::new(LinkSender::new(connection.clone()));
-    let core = shared.attach(Arc::new(RemoteEdge(sender.clone())), &hello.edge);
+    let core = shared.attach(Arc::new(RemoteEdge { sender: sender.clone(), keeps: hello.keeps }), &hello.edge);
     let writer = sender.clone();
     shared.env.tasks.spawn(async move { writer.write(send).await });
+    let mut over = shared.over.subscribe();
     loop {
         let received = tokio::select! {
             biased;
             received = next_frames(&mut frames) => received,
             _reason = connection.closed() => break,
+            // Or the edge would wait for a dead link.
+            _over = over.wait_for(|over| *over) => break,
         };
         let Ok(received) = received else { break };
         if received.is_empty() || !take(&shared, &core, &sender, &hello, received) {

@@ -112,6 +112,8 @@ pub struct RegionConfig {
     pub server_name: String,
     /// Other core nodes share this region and its store; then the store that is given at the start is this one.
     pub sharing: Option<Sharing>,
+    /// Nodes that speak a lower version of the node wire are refused: see [`tern_core::wire::versions`].
+    pub oldest_version: u32,
     /// The store lost something, whatever its mark of a clean stop says: it gets a new era.
     pub store_damaged: bool,
 }
@@ -175,6 +177,8 @@ pub(crate) struct Shared {
     pub commit_time: Mutex<Shortest>,
     edges: AtomicU64,
     stopped: AtomicBool,
+    /// The last was written: links of edges end.
+    pub over: watch::Sender<bool>,
     /// Who owns what of this region, where several nodes share it.
     pub owners: Mutex<Owners>,
     /// Links to the others, by name.
@@ -313,8 +317,12 @@ impl Shared {
             std::mem::replace(&mut *now, peers.clone())
         };
         for peer in peers {
-            let known = before.iter().any(|known| known.region == peer.region && known.addrs == peer.addrs);
-            if !known && self.config.region < peer.region {
+            if before.iter().any(|known| known.region == peer.region && known.addrs == peer.addrs) {
+                continue;
+            }
+            if self.config.region > peer.region {
+                self.env.tasks.spawn(dial::miss(self.clone(), peer));
+            } else {
                 tracing::info!(peer = %peer.name, addrs = ?peer.addrs, "a peer region is dialled from now on");
                 self.env.tasks.spawn(dial::run(self.clone(), peer, self.tls.client.clone()));
             }
@@ -399,6 +407,7 @@ impl Region {
             commit_time: Mutex::default(),
             edges: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            over: watch::Sender::new(false),
             owners: Mutex::default(),
             cores: Mutex::default(),
             dialled: Mutex::default(),
@@ -470,6 +479,8 @@ impl Region {
             // One connection per pair: the lower number dials.
             if shared.config.region < peer.region {
                 env.tasks.spawn(dial::run(shared.clone(), peer, tls.client.clone()));
+            } else {
+                env.tasks.spawn(dial::miss(shared.clone(), peer));
             }
         }
         Ok(Arc::new(Self { shared, store, node_addr }))
@@ -576,8 +587,9 @@ impl Region {
         registry.register_collector(Box::new(metrics::Collector(self.shared.clone())));
     }
 
-    /// A clean stop: takes no more sends, waits until peers have acked what they were sent, at most `within`,
-    /// then writes what makes the next start short and marks the store clean. Whether everything was acked.
+    /// A clean stop: takes no more sends, tells edges of other processes that it comes back, waits until peers have acked
+    /// what they were sent, at most `within`, then writes what makes the next start short and marks the store clean. Whether
+    /// everything was acked.
     pub async fn stop(&self, within: Duration) -> bool {
         let until = self.shared.env.clock.now() + within;
         if self.shared.config.sharing.is_some() {
@@ -596,7 +608,9 @@ impl Region {
         if self.shared.config.sharing.is_none() {
             puts.push(start::clean_mark(self.shared.commit.load(Ordering::Acquire)));
         }
-        match self.store.put(puts, Durability::Synced).await {
+        let written = self.store.put(puts, Durability::Synced).await;
+        self.shared.over.send_replace(true);
+        match written {
             Ok(()) => settled,
             Err(error) => {
                 tracing::error!(%error, "the store could not be marked clean; the next start takes a new era");

@@ -29,6 +29,8 @@ const READS_AT_ONCE: usize = 32;
 const REFILL_ALL_KEY: &str = "refill/all";
 const REGION_KEY: &str = "region";
 const ERA_KEY: &str = "era";
+/// Where several nodes share the region: under what name its era is settled, if not under [`ERA_KEY`].
+const ERA_NAME_KEY: &str = "era/name";
 const START_KEY: &str = "start";
 const CLEAN_KEY: &str = "clean";
 
@@ -220,6 +222,10 @@ pub async fn begin_shared(
         store.put(all.map(|key| meta(&key, &[1])).collect(), Durability::Synced).await?;
         marks.extend(peers);
     }
+    let era_name = match value(store, ERA_NAME_KEY).await? {
+        Some(name) => String::from_utf8(name.to_vec()).map_err(|_| StartError::Value(ERA_NAME_KEY))?,
+        None => ERA_KEY.to_owned(),
+    };
     let mut marked = BTreeSet::new();
     for peer in marks {
         if peers.contains(&peer) && !marked_shares(store, peer, Share::all()).await?.is_empty() {
@@ -228,10 +234,15 @@ pub async fn begin_shared(
             store.put(vec![meta(&format!("{MARK_KEY}{peer}"), &[])], Durability::Synced).await?;
         }
     }
-    let era = store.settle(ERA_KEY.to_owned(), Bytes::copy_from_slice(&mint(rng).to_be_bytes())).await?;
+    let restored = restored && !marked.is_empty();
+    if !restored {
+        store.put(vec![meta(RESTORED_KEY, &[])], Durability::Synced).await?;
+    }
+    let era = store.settle(era_name, Bytes::copy_from_slice(&mint(rng).to_be_bytes())).await?;
     let era = <[u8; 8]>::try_from(&era[..]).map_err(|_| StartError::Value(ERA_KEY))?;
-    let origin = Origin { region, era: u64::from_be_bytes(era) };
-    let mut puts = vec![meta(REGION_KEY, &[region])];
+    let era = u64::from_be_bytes(era);
+    let origin = Origin { region, era };
+    let mut puts = vec![meta(REGION_KEY, &[region]), meta(ERA_KEY, &era.to_be_bytes())];
     if eras.get(origin).is_none() {
         eras.note(origin, Era { start: start.max(1), sealed: false }, true);
         puts.push(Put::Meta { key: format!("{ERAS_KEY}{region}"), value: eras.to_bytes(region) });
@@ -250,6 +261,31 @@ pub async fn begin_shared(
         eras,
         todo: Vec::new(),
     })
+}
+
+/// After the database of a region that several nodes share was restored, none of which runs: the next starts settle another
+/// era, every share is compared with every peer, and nobody is let in whose share was not. It may be repeated: what must
+/// be compared is durable before the era ends.
+pub async fn end_shared_era(
+    store: &dyn SharedStore,
+    region: Region,
+    peers: &BTreeSet<Region>,
+    rng: &Entropy,
+) -> Result<(), StartError> {
+    let opened = open(store, region, false).await?;
+    if peers.is_empty() {
+        tracing::warn!("there is no peer to compare the restored region with: it will be served as it is");
+    }
+    let each = peers.iter().flat_map(|peer| Share::all().map(|share| share_mark(*peer, share)));
+    let all = each.chain(peers.iter().map(|peer| format!("{MARK_KEY}{peer}")));
+    let mut puts: Vec<Put> = all.map(|key| meta(&key, &[1])).collect();
+    puts.push(meta(RESTORED_KEY, &[1]));
+    store.put(puts, Durability::Synced).await?;
+    // A name that was never used: what was settled under one that was may be from after the backup.
+    let name = format!("{ERA_KEY}/{:016x}", mint(rng));
+    let start = opened.start.max(1) + 1;
+    let puts = vec![meta(START_KEY, &start.to_be_bytes()), meta(ERA_NAME_KEY, name.as_bytes())];
+    Ok(store.put(puts, Durability::Synced).await?)
 }
 
 /// Which of these shares must be compared with a peer.
@@ -329,7 +365,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::{MemoryStore, SharedMemory};
 
     async fn start(store: &MemoryStore, damaged: bool, keep: bool) -> Begun {
         let opened = open(store, 1, damaged).await.unwrap();
@@ -481,6 +517,41 @@ mod tests {
         let begun = begin(&store, opened, &BTreeSet::new(), false, &Entropy::seeded(2)).await.unwrap();
         assert!(!begun.restored && begun.refill.is_empty());
         assert!(!open(&store, 1, false).await.unwrap().restored);
+    }
+
+    #[tokio::test]
+    async fn a_shared_store_that_was_restored_takes_one_new_era_for_all_its_nodes_and_compares_every_share() {
+        let store = SharedMemory::new(b"salt");
+        let (peers, seed) = (BTreeSet::from([2, 3]), std::cell::Cell::new(0));
+        let begin = || async {
+            seed.set(seed.get() + 1);
+            let opened = open(&store, 1, false).await.unwrap();
+            begin_shared(&store, opened, &peers, &Entropy::seeded(seed.get())).await.unwrap()
+        };
+        let (a, b) = (begin().await, begin().await);
+        assert_eq!(a.origin, b.origin);
+        let all = |peer| Share::all().map(move |share| meta(&share_mark(peer, share), &[]));
+        store.put(all(2).chain(all(3)).collect(), Durability::Synced).await.unwrap();
+        let c = begin().await;
+        assert!(c.origin == a.origin && c.marked.is_empty() && !c.restored);
+
+        end_shared_era(&store, 1, &peers, &Entropy::seeded(9)).await.unwrap();
+        let (d, e) = (begin().await, begin().await);
+        assert!(d.origin != a.origin && d.origin == e.origin && d.start > a.start);
+        assert!(d.restored && e.restored && d.marked == peers);
+        let marked = marked_shares(&store, 3, Share::all()).await.unwrap();
+        assert_eq!(marked.len(), usize::from(tern_core::slots::SHARES));
+        // It stays closed to clients for as long as anything is left to be compared, whoever starts.
+        store.put(all(2).collect(), Durability::Synced).await.unwrap();
+        assert!(begin().await.restored);
+        store.put(all(3).collect(), Durability::Synced).await.unwrap();
+        let f = begin().await;
+        assert!(!f.restored && f.origin == d.origin && f.marked.is_empty());
+        assert_eq!(store.meta(RESTORED_KEY).await.unwrap().unwrap_or_default().len(), 0);
+        // Once more is another one.
+        end_shared_era(&store, 1, &peers, &Entropy::seeded(10)).await.unwrap();
+        let g = begin().await;
+        assert!(g.origin != d.origin && g.origin != a.origin && g.start > d.start);
     }
 
     #[tokio::test]

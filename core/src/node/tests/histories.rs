@@ -326,7 +326,7 @@ fn a_stop_takes_no_more_sends_and_settles() {
     let mut w = World::new();
     let alice = w.connect(EU, 1, "alice", "phone");
     w.send(alice, 1);
-    w.core(EU).node.drain();
+    w.core(EU).node.drain([]);
     w.post(alice, message(2));
     w.settle();
     assert_eq!(w.told(alice).errors(), [Code::Draining as u32]);

@@ -419,7 +419,7 @@ impl World {
 
     /// The process stops in order: all is on disk, and connected peers have what they were to get.
     fn stop(&mut self, region: Region) {
-        self.core(region).node.drain();
+        self.core(region).node.drain([]);
         for _ in 0..100 {
             if self.core(region).node.is_settled() {
                 break;

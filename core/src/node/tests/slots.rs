@@ -82,6 +82,27 @@ struct Fleet {
 
 const EDGE: EdgeId = 1;
 
+fn settings(region: Region, peer: Option<Region>, restored: bool) -> Settings {
+    Settings {
+        region,
+        region_name: format!("r{region}"),
+        origin: Origin { region, era: 7 },
+        epoch: 0,
+        shared: true,
+        start: 1,
+        peers: peer.into_iter().collect(),
+        known: BTreeMap::new(),
+        eras: EraTable::default(),
+        commit: 0,
+        refill: BTreeSet::new(),
+        restored,
+        direct_salt: SALT.to_vec(),
+        receipt_key: ReceiptKey::new(&[7; 32]),
+        reoffer_after: Duration::from_secs(30),
+        heartbeat: v1::Heartbeat::default(),
+    }
+}
+
 impl Fleet {
     /// So many nodes that have shared all slots.
     fn new(nodes: CoreId) -> Self {
@@ -124,24 +145,7 @@ impl Fleet {
     fn join(&mut self) -> CoreId {
         let core = self.next;
         self.next += 1;
-        let settings = Settings {
-            region: self.region,
-            region_name: format!("r{}", self.region),
-            origin: Origin { region: self.region, era: 7 },
-            epoch: 0,
-            shared: true,
-            start: 1,
-            peers: self.peer.into_iter().collect(),
-            known: BTreeMap::new(),
-            eras: EraTable::default(),
-            commit: 0,
-            refill: BTreeSet::new(),
-            restored: false,
-            direct_salt: SALT.to_vec(),
-            receipt_key: ReceiptKey::new(&[7; 32]),
-            reoffer_after: Duration::from_secs(30),
-            heartbeat: v1::Heartbeat::default(),
-        };
+        let settings = settings(self.region, self.peer, false);
         let node = Node::new(settings, Vec::new(), self.now());
         let member = Member { node, appends: VecDeque::new(), inbox: VecDeque::new(), paused: false };
         let now = self.now();
@@ -783,4 +787,24 @@ fn who_is_connected_is_told_by_the_owner_of_a_user_and_by_nobody_without_a_lease
     fleet.member(to).node.lease(now.mono);
     let node = &fleet.member(to).node;
     assert!(node.present_after(now, None, 1_000).is_none() && node.present_of(now, &[alice]).is_none());
+}
+
+#[test]
+fn of_a_restored_region_a_node_lets_clients_in_where_nothing_is_left_to_be_compared() {
+    let at = Now { mono: Duration::from_secs(1_000), wall_ms: 1_700_000_000_000 };
+    let mut node = Node::new(settings(EU, Some(US), true), Vec::new(), at);
+    assert_eq!(node.refilling(), (0, false), "it owns nothing");
+    let share = |number| Share::new(number).unwrap();
+    for number in [3, 4] {
+        let slots: BTreeMap<Slot, u64> = share(number).slots().map(|slot| (slot, 5)).collect();
+        node.gain(at, &slots, Vec::new());
+        node.to_compare(at, BTreeMap::from([(US, BTreeSet::from([share(number)]))]));
+        assert_eq!(node.refilling(), (1, true));
+    }
+    // Both are given away before the other region has been asked: what is left, nothing, is not to be waited for.
+    for (number, refilling) in [(3, (1, true)), (4, (0, false))] {
+        node.lose(at, &share(number).slots().collect());
+        node.tick(at);
+        assert_eq!(node.refilling(), refilling);
+    }
 }

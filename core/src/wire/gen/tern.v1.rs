@@ -789,6 +789,9 @@ pub struct Pong {
     /// this is the second answer; the frame's req is 0
     #[prost(bool, tag = "7")]
     pub again: bool,
+    /// with rev_unknown: the owner is being started again; stay so long, if that is more than 5 s
+    #[prost(uint32, tag = "8")]
+    pub stay_ms: u32,
 }
 /// The edge has many more clients than when it last said so: soon after Welcome only, so that no sleeping radio is woken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -270,6 +270,6 @@ async fn a_core_node_knows_whose_a_connection_is_before_it_hears_of_it_whatever_
     assert!(sends >= THREADS * ROUNDS, "{sends}");
     // What was handed back before its connection was there is dropped; nothing waits.
     let state = region.cores.state();
-    let super::super::Region::Shared(shared) = &state.region else { panic!("the region is shared") };
-    assert_eq!(shared.router.held_bytes(), 0);
+    let super::super::Region::Known(known) = &state.region else { panic!("the region is known") };
+    assert_eq!(known.router.held_bytes(), 0);
 }

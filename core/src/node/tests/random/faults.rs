@@ -67,7 +67,7 @@ impl Run {
     /// In order: peers get what they are to get, clients and other regions go on meanwhile.
     fn stop(&mut self, region: Region) {
         self.note(format!("stop {region}"));
-        self.world.core(region).node.drain();
+        self.world.core(region).node.drain([]);
         for _ in 0..50 {
             if self.world.core(region).node.is_settled() {
                 break;
