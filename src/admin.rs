@@ -34,6 +34,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use tern_core::clock::Clock;
 use tern_ipconf::api::DispatchRequest;
 use tern_ipconf::{Dispatch, DispatchError};
 use tern_net::env::Env;
@@ -41,6 +42,7 @@ use tern_net::http::{Handler, HttpLimits, serve};
 use tern_replication::region::Region;
 use tern_replication::store::EmbeddedStore;
 
+use crate::archive;
 use crate::doctor::Whence;
 use crate::health::Health;
 use crate::orders::desk::{self, Desk as OrdersDesk};
@@ -152,18 +154,25 @@ pub async fn start(env: &Env, at: SocketAddr, shared: &Arc<Shared>) -> Result<So
         format!("can't serve metrics on {at}; is another process using the port? Set listen.admin to another one")
     })?;
     let local = acceptor.local_addr();
-    env.tasks.spawn(serve(env.clone(), acceptor, None, HttpLimits::default(), handler(shared.clone())));
+    env.tasks.spawn(serve(
+        env.clone(),
+        acceptor,
+        None,
+        HttpLimits::default(),
+        handler(shared.clone(), env.clock.clone()),
+    ));
     Ok(local)
 }
 
 /// Answers the paths.
-fn handler(shared: Arc<Shared>) -> Handler {
+fn handler(shared: Arc<Shared>, clock: Arc<dyn Clock>) -> Handler {
     Arc::new(move |from, request: Request<hyper::body::Incoming>| {
-        let shared = shared.clone();
+        let (shared, clock) = (shared.clone(), clock.clone());
         Box::pin(async move {
             let (head, _body) = request.into_parts();
             if head.uri.path().starts_with("/store/") {
-                return store::answer(&head.method, &head.uri, from, &head.headers, shared.store.get()).await;
+                let plan = archive::plan(&shared.reloader.settings(), clock.wall_ms());
+                return store::answer(&head.method, &head.uri, from, &head.headers, shared.store.get(), &plan).await;
             }
             if head.uri.path().starts_with("/users/") {
                 return users::answer(&head.method, &head.uri, from, &head.headers, &shared.desk).await;

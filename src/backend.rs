@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use prometheus_client::registry::Registry;
 use tern_core::store::Store;
 use tern_replication::region::Sharing;
 use tern_replication::store::embedded::{EmbeddedStore, Options};
 use tern_scylla::{Cluster, ScyllaStore, SharedScylla};
 
+use crate::archive;
 use crate::config::database::StoreKind;
 use crate::database;
 use crate::health::Health;
@@ -40,6 +41,10 @@ impl Backend {
         match node.settings.store_kind {
             StoreKind::Embedded => {
                 let (store, whole) = open_embedded(node)?;
+                if node.settings.store_tier_url.is_some() {
+                    let (settings, env) = (node.settings.clone(), node.env.clone());
+                    node.env.tasks.spawn(archive::tend(store.clone(), settings, env));
+                }
                 Ok((Self::Embedded(store), whole))
             }
             StoreKind::Scylla => {
@@ -79,7 +84,12 @@ impl Backend {
     /// Adds what it counts.
     pub fn register_metrics(&self, registry: &mut Registry) {
         match self {
-            Self::Embedded(store) => store.metrics().register(registry),
+            Self::Embedded(store) => {
+                store.metrics().register(registry);
+                if let Some(archive) = store.archive() {
+                    archive.metrics().register(registry);
+                }
+            }
             Self::Scylla(store) => store.metrics().register(registry),
             Self::Shared(store) => store.store().metrics().register(registry),
         }
@@ -149,7 +159,16 @@ fn open_embedded(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
     options.init = settings.region_init;
     options.disk_reserve_bytes = settings.store_disk_reserve.0;
     options.cache_bytes = settings.store_cache.0;
+    let (archive, is_new) = archive::open(settings, &node.env, node.region)?;
+    options.archive = archive;
+    node.env.rng.fill(&mut options.archive_id);
     let (store, report) = EmbeddedStore::open(&settings.data.join("store"), options)?;
+    if store.needs_archive() && is_new {
+        bail!(
+            "old messages of this store were moved to an archive, and store.tier.url is not set, or nothing is where it \
+             points to: set it as it was, and mount its disk; to move nothing more, set store.tier.after to 36500d"
+        );
+    }
     for cut in &report.cut {
         tracing::warn!(
             ?cut,

@@ -46,9 +46,9 @@ pub fn run(settings: &Settings, action: &Action, json: bool) -> Result<(), Failu
         match action {
             Action::Init => print_changes(&init(settings).await?, json),
             Action::Migrate => print_changes(&schema::migrate(&options(settings)?).await.map_err(start)?, json),
-            Action::Check { repair: false } => return check(settings, json).await,
+            Action::Check { repair: false, .. } => return check(settings, json).await,
             Action::NewEra => new_era(settings, json).await?,
-            Action::Check { repair: true } => {
+            Action::Check { repair: true, .. } => {
                 return Err(Failure::Usage(
                     "a store on a database is not repaired from here: see \"ScyllaDB\" in docs/OPERATIONS.md"
                         .to_owned(),
@@ -58,6 +58,7 @@ pub fn run(settings: &Settings, action: &Action, json: bool) -> Result<(), Failu
             | Action::Verify { .. }
             | Action::Restore { .. }
             | Action::Erasures { .. }
+            | Action::Tier { .. }
             | Action::Compact => {
                 return Err(Failure::Usage(
                     "this is for a store on the region's own disk; store.kind is \"scylla\": use the database's \

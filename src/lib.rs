@@ -25,6 +25,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod admin;
+pub mod archive;
 pub mod backend;
 pub mod bench;
 pub mod certs;

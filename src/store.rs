@@ -12,21 +12,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use http_body_util::Full;
 use hyper::header::{HeaderMap, ORIGIN};
 use hyper::{Method, Response, StatusCode, Uri};
 use serde_json::{Value, json};
+use tern_net::env::Env;
+use tern_net::system::system_env;
 use tern_replication::store::embedded::backup::{self, Counts, Table};
 use tern_replication::store::embedded::{
-    BackupError, BackupReport, CheckReport, CompactReport, EmbeddedStore, Offline, OpenError,
+    BackupError, BackupReport, CheckReport, CompactReport, EmbeddedStore, Offline, OpenError, TierPlan, TierReport,
 };
+use tokio::runtime::{Builder, Runtime};
 
 use crate::admin;
 use crate::cli::Global;
 use crate::config::database::StoreKind;
+use crate::config::keys::Settings;
 use crate::database;
 use crate::exit::Failure;
 
@@ -47,6 +51,9 @@ pub enum Action {
         /// Do what can be done: cut damaged logs into quarantine, make rows, todo and checkpoints anew
         #[arg(long)]
         repair: bool,
+        /// Only look whether the objects of the archive are there and as long as they were, without reading them
+        #[arg(long)]
+        skip_archive: bool,
     },
     /// Write a backup, while the region runs or not, and read it back
     Backup {
@@ -80,6 +87,12 @@ pub enum Action {
     },
     /// Rewrite the entries now, so that no file of the store holds an erased body any more
     Compact,
+    /// Move old messages to the archive now, by the region that runs; by itself it does so every store.tier.every
+    Tier {
+        /// Only say what would move, and what is in the archive; the region may run or not
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// ScyllaDB: make keyspaces and tables, by store.replication; what is there stays as it is
     Init,
     /// ScyllaDB: bring the tables of an earlier version to this one's
@@ -98,7 +111,8 @@ pub fn run(global: &Global, args: &StoreArgs) -> Result<(), Failure> {
     let store = Store { dir, admin: settings.admin_listen(), json: global.json };
     match &args.action {
         Action::Init | Action::Migrate | Action::NewEra => database::needs_database(&settings),
-        Action::Check { repair } => store.check(*repair),
+        Action::Check { repair, skip_archive } => store.check(&settings, *repair, !*skip_archive),
+        Action::Tier { dry_run } => store.tier(&settings, *dry_run),
         Action::Backup { to, no_verify } => store.backup(to, !no_verify),
         Action::Verify { file } => verify(file, global.json),
         Action::Restore { from, erasures } => store.restore(from, erasures.as_deref()),
@@ -125,9 +139,16 @@ struct Store {
 }
 
 impl Store {
-    fn check(&self, repair: bool) -> Result<(), Failure> {
-        let offline = self.open()?;
-        let report = offline.check(repair).context("the check could not go on")?;
+    fn check(&self, settings: &Settings, repair: bool, reads_archive: bool) -> Result<(), Failure> {
+        let mut offline = self.open()?;
+        // It waits for the archive on this thread, which is none of the runtime's.
+        let (runtime, env) = outside()?;
+        if offline.needs_archive()
+            && let Some(archive) = crate::archive::open(settings, &env, offline.region()).map_err(Failure::Start)?.0
+        {
+            offline = offline.with_archive(archive, runtime.handle().clone());
+        }
+        let report = offline.check_with(repair, reads_archive).context("the check could not go on")?;
         if self.json {
             println!("{}", check_json(&report));
         } else {
@@ -150,6 +171,19 @@ impl Store {
             )
         });
         if read_back { verify(Path::new(&text(&said, "file")), self.json) } else { Ok(()) }
+    }
+
+    fn tier(&self, settings: &Settings, dry_run: bool) -> Result<(), Failure> {
+        let what = if dry_run { "tier-dry-run" } else { "tier" };
+        let said = self.do_it(what, None, |offline| {
+            if !dry_run {
+                bail!("no region runs on this store, and only one that runs moves its messages: see --dry-run");
+            }
+            let (_runtime, env) = outside()?;
+            Ok(tiered(&offline.survey(&crate::archive::plan(settings, env.clock.wall_ms()))?))
+        })?;
+        self.print(&said, |said| tier_text(said, dry_run));
+        if said["failed"].is_null() { Ok(()) } else { Err(Failure::Property) }
     }
 
     fn restore(&self, from: &Path, erasures: Option<&Path>) -> Result<(), Failure> {
@@ -225,6 +259,13 @@ impl Store {
     }
 }
 
+/// What a command needs that waits on its own thread.
+fn outside() -> Result<(Runtime, Env)> {
+    let runtime = Builder::new_multi_thread().enable_all().build().context("can't start the runtime")?;
+    let env = runtime.block_on(async { system_env() }).context("the system gives no randomness or clock")?;
+    Ok((runtime, env))
+}
+
 fn verify(file: &Path, json: bool) -> Result<(), Failure> {
     let verified = match backup::verify(file) {
         Ok(verified) => verified,
@@ -292,9 +333,12 @@ fn check_text(report: &CheckReport, repair: bool) -> String {
     }
     let _never_fails = writeln!(
         out,
-        "{} logs, {} entries, {} checkpoints, {} rows, {} todo rows; {} entries in quarantine; {}",
+        "{} logs, {} entries, {} of them in {} runs of the archive, {} checkpoints, {} rows, {} todo rows; {} entries in \
+         quarantine; {}",
         report.logs,
         report.entries,
+        report.archived_entries,
+        report.archived_runs,
         report.checkpoints,
         report.rows,
         report.todo,
@@ -327,6 +371,8 @@ fn check_json(report: &CheckReport) -> Value {
         "checkpoints": report.checkpoints,
         "rows": report.rows,
         "todo": report.todo,
+        "archived_runs": report.archived_runs,
+        "archived_entries": report.archived_entries,
         "quarantined": report.quarantined,
         "found": report.counts.values().map(|(found, _)| found).sum::<u64>(),
         "remaining": report.remaining(),
@@ -361,6 +407,59 @@ fn compacted(report: &CompactReport) -> Value {
     })
 }
 
+fn tiered(report: &TierReport) -> Value {
+    json!({
+        "due_buckets": report.due_buckets,
+        "due_entries": report.due_entries,
+        "due_bytes": report.due_bytes,
+        "held_back": report.held_back,
+        "moved_buckets": report.moved_buckets,
+        "moved_entries": report.moved_entries,
+        "moved_bytes": report.moved_bytes,
+        "rewritten": report.rewritten,
+        "orphans": report.orphans,
+        "archived_runs": report.runs,
+        "archived_bytes": report.archived_bytes,
+        "foreign_runs": report.foreign_runs,
+        "unwritten_erasures": report.unwritten_erasures,
+        "waits": report.waits,
+        "failed": report.failed,
+    })
+}
+
+fn tier_text(said: &Value, dry_run: bool) -> String {
+    let mut out = match dry_run {
+        true => format!(
+            "would move: {} buckets, {} messages, about {} bytes",
+            said["due_buckets"], said["due_entries"], said["due_bytes"]
+        ),
+        false => format!(
+            "moved: {} buckets, {} messages, {} bytes; {} objects written anew, {} deleted that nothing named",
+            said["moved_buckets"], said["moved_entries"], said["moved_bytes"], said["rewritten"], said["orphans"]
+        ),
+    };
+    let _never_fails = write!(
+        out,
+        "\nold enough, but still needed: {} buckets\nin the archive: {} objects, {} bytes",
+        said["held_back"], said["archived_runs"], said["archived_bytes"]
+    );
+    for (key, what) in [
+        ("foreign_runs", "of them another store's, from whose backup this one was made"),
+        ("unwritten_erasures", "erased bodies that are still in objects, and given to nobody"),
+    ] {
+        if said[key].as_u64() != Some(0) {
+            let _never_fails = write!(out, "\n{what}: {}", said[key]);
+        }
+    }
+    if let Some(why) = said["waits"].as_str() {
+        let _never_fails = write!(out, "\nnothing moves at present: {why}");
+    }
+    if let Some(what) = said["failed"].as_str() {
+        let _never_fails = write!(out, "\nnot all could be done: {what}");
+    }
+    out
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -370,7 +469,7 @@ fn text(said: &Value, key: &str) -> String {
 }
 
 /// What a running region answers under `/store/`: `POST backup?store=DIR&to=PATH`, `POST erasures?store=DIR&to=PATH`,
-/// `POST compact?store=DIR`. To callers on the machine itself, and no browser's page: whoever may ask has files
+/// `POST compact?store=DIR`, `POST tier?store=DIR` and `POST tier-dry-run?store=DIR`, by `plan`. To callers on the machine itself, and no browser's page: whoever may ask has files
 /// written in the region's name, though never over another one. `store` must name the region's own store, so that
 /// a command with the wrong address does not back up another region.
 pub async fn answer(
@@ -379,6 +478,7 @@ pub async fn answer(
     from: SocketAddr,
     headers: &HeaderMap,
     store: Option<&Arc<EmbeddedStore>>,
+    plan: &TierPlan,
 ) -> Response<Full<Bytes>> {
     let say = |status, what: &str| admin::text(status, format!("{what}\n"));
     if !from.ip().to_canonical().is_loopback() || headers.contains_key(ORIGIN) {
@@ -405,8 +505,21 @@ pub async fn answer(
         ("/store/backup" | "/store/erasures", None) => {
             return say(StatusCode::BAD_REQUEST, "to=PATH is missing, an absolute path");
         }
+        ("/store/tier" | "/store/tier-dry-run", _) => {
+            let dry_run = uri.path() == "/store/tier-dry-run";
+            if !dry_run && store.archive().is_none() {
+                return say(StatusCode::UNPROCESSABLE_ENTITY, "store.tier.url is not set, so there is no archive");
+            }
+            let plan = TierPlan { dry_run, sweep: !dry_run, ..plan.clone() };
+            store.tier(&plan).await.map(|r| tiered(&r)).map_err(|e| e.to_string())
+        }
         ("/store/compact", _) => store.compact().await.map(|r| compacted(&r)).map_err(|e| e.to_string()),
-        _ => return say(StatusCode::NOT_FOUND, "here are /store/backup, /store/erasures and /store/compact"),
+        _ => {
+            return say(
+                StatusCode::NOT_FOUND,
+                "here are /store/backup, /store/erasures, /store/compact, /store/tier and /store/tier-dry-run",
+            );
+        }
     };
     match done {
         Ok(said) => {
@@ -472,7 +585,10 @@ mod tests {
         page.insert(ORIGIN, "https://example.com".parse().unwrap());
         let (here, there) = ("127.0.0.1:9".parse().unwrap(), "192.0.2.1:9".parse().unwrap());
         let ask = async |method: &Method, path: &str, from, headers: &HeaderMap, store: Option<&Arc<EmbeddedStore>>| {
-            answer(method, &path.parse().unwrap(), from, headers, store).await.status().as_u16()
+            answer(method, &path.parse().unwrap(), from, headers, store, &TierPlan::new(0, Duration::ZERO))
+                .await
+                .status()
+                .as_u16()
         };
         let some = Some(&store);
         let compact = format!("/store/compact?store={own}");

@@ -102,7 +102,7 @@ async fn a_stopped_store_is_checked_backed_up_verified_and_restored_without_what
     assert!(code(&again) == 3 && err(&again).contains("overwrite nothing"), "{}", err(&again));
 
     let (store, _) = EmbeddedStore::open(&data.join("store"), Options::new(1)).unwrap();
-    let erase = Put::Erase { conversation: ConvId([7; 16]), origin: EU, seq: 5 };
+    let erase = Put::Erase { conversation: ConvId([7; 16]), origin: EU, seq: 5, by: entry(5, "").by.clone() };
     store.put(vec![erase], Durability::Synced).await.unwrap();
     store.close().await.unwrap();
     drop(store);

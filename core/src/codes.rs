@@ -109,6 +109,8 @@ codes! {
     Refilling = 36, "refilling", Elsewhere;
     /// The node of the region that had this is gone, and another takes its place. Whether it was done is not known.
     OwnerLost = 37, "owner_lost", Here;
+    /// These messages are old and lie in an archive that can't be read at the moment. They are not lost.
+    ArchiveUnavailable = 38, "archive_unavailable", Here;
 }
 
 /// A refusal, ready for the wire.

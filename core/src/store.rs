@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::entry::Entry;
-use crate::ids::{ConvId, Heads, Origin, Region, Rev, Seq, UserId};
+use crate::ids::{ConvId, Heads, Identity, Origin, Region, Rev, Seq, UserId};
 
 /// A future that a store, a network or a clock hands out.
 pub type BoxFut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -129,6 +129,8 @@ pub enum Put {
         origin: Origin,
         /// Which entry.
         seq: Seq,
+        /// Who wrote it: a store that does not have it at hand, but in an archive, notes the erasure by that.
+        by: Identity,
     },
     /// A named value of the region.
     Meta {
@@ -193,6 +195,9 @@ pub enum StoreError {
         /// Place and kind.
         what: String,
     },
+    /// What was asked for lies in an archive that can't be read at the moment. It is not lost: try again.
+    #[error("the archive can't be read: {0}")]
+    Archive(String),
     /// The backend failed. Reads may be tried again; of a write nothing is known.
     #[error("the store failed: {0}")]
     Backend(String),

@@ -11,10 +11,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use contract::{Time, World};
+use tern_core::entry::Entry;
+use tern_core::ids::{ConvId, UserId};
 use tern_core::limits::LAZY_SYNC;
-use tern_core::store::{BoxFut, Durability, Put, Store};
+use tern_core::store::{
+    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
+    StoreError, Todo, UserMarks,
+};
+use tern_replication::store::embedded::TierPlan;
 use tern_replication::store::memory::{Latency, Manner};
-use tern_replication::store::{EmbeddedStore, MemoryStore, Options};
+use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, MemoryStore, Options};
 
 struct Memory(MemoryStore);
 
@@ -84,6 +90,114 @@ impl World for Embedded {
     }
 }
 
+/// An embedded store of which all that can be in the archive is there: buckets are of four places, and a pass follows each
+/// write.
+struct Tiered {
+    store: Option<Arc<AllTiered>>,
+    objects: MemoryObjects,
+    dir: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct AllTiered(EmbeddedStore);
+
+impl AllTiered {
+    async fn tier(&self) {
+        let plan = TierPlan { bucket_bits: 2, eager: true, sweep: true, ..TierPlan::new(u64::MAX, Duration::ZERO) };
+        let report = self.0.tier(&plan).await.unwrap();
+        assert_eq!((report.failed, report.unwritten_erasures), (None, 0));
+    }
+}
+
+impl Store for AllTiered {
+    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+        let appended = self.0.append(batches);
+        Box::pin(async move {
+            let answers = appended.await;
+            self.tier().await;
+            answers
+        })
+    }
+
+    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+        let put = self.0.put(puts, durability);
+        Box::pin(async move {
+            let answer = put.await;
+            if durability == Durability::Synced {
+                self.tier().await;
+            }
+            answer
+        })
+    }
+
+    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
+        self.0.conversation(conversation)
+    }
+
+    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
+        self.0.range(range)
+    }
+
+    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
+        self.0.rows(user)
+    }
+
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+        self.0.marks(after, limit)
+    }
+
+    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+        self.0.todo()
+    }
+
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
+        self.0.conversations(after, limit)
+    }
+
+    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
+        self.0.meta(key)
+    }
+}
+
+impl Tiered {
+    fn new() -> Self {
+        let mut world = Self { store: None, objects: MemoryObjects::default(), dir: tempfile::tempdir().unwrap() };
+        world.open();
+        world
+    }
+
+    fn open(&mut self) {
+        let archive = Archive::new(Arc::new(self.objects.clone()), "test", 1, ArchiveOptions::default());
+        let options = Options { archive: Some(Arc::new(archive)), archive_id: [7; 16], ..Options::new(1).init() };
+        let (store, report) = EmbeddedStore::open(self.dir.path(), options).unwrap();
+        assert!(!report.clean_stop && report.cut.is_empty() && report.damaged.is_empty(), "{report:?}");
+        self.store = Some(Arc::new(AllTiered(store)));
+    }
+}
+
+impl World for Tiered {
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(self.store.as_ref().unwrap()) as Arc<dyn Store>
+    }
+
+    fn crash(&mut self, _keep: usize) {
+        drop(Arc::try_unwrap(self.store.take().unwrap()).expect("a test still holds the store"));
+        self.open();
+    }
+
+    fn lazy_sync(&mut self) -> BoxFut<'_, ()> {
+        let store = Arc::clone(self.store.as_ref().unwrap());
+        Box::pin(async move {
+            let put = Put::Meta { key: "lazy".to_owned(), value: Bytes::new() };
+            store.0.put(vec![put], Durability::Synced).await.unwrap();
+        })
+    }
+}
+
 mod memory {
     use super::{Memory, MemoryStore};
     crate::contract::contract!(Memory(MemoryStore::new()));
@@ -98,6 +212,16 @@ mod memory_with_latency {
 mod embedded {
     use super::Embedded;
     crate::contract::contract!(Embedded::new());
+}
+
+mod embedded_and_tiered {
+    use super::Tiered;
+    crate::contract::contract!(Tiered::new());
+}
+
+#[test]
+fn random_histories_on_an_embedded_store_that_is_tiered() {
+    contract::random_histories(Time::Paused, 8, Tiered::new);
 }
 
 #[test]

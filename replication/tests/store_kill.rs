@@ -79,7 +79,12 @@ async fn child() {
                 seq += count;
                 said(format!("decided {log} {seq}"));
                 if seq % 4 == 0 {
-                    let erase = Put::Erase { conversation: conv(log), origin: ORIGIN, seq: seq / 2 };
+                    let erase = Put::Erase {
+                        conversation: conv(log),
+                        origin: ORIGIN,
+                        seq: seq / 2,
+                        by: entry(log, seq / 2).by.clone(),
+                    };
                     store.put(vec![erase], Durability::Synced).await.unwrap();
                     said(format!("erased {log} {}", seq / 2));
                 }

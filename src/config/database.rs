@@ -1,5 +1,7 @@
 //! Values about the database of a region that keeps nothing on its own disk.
 
+use tern_archive::Location;
+
 use super::value::{Raw, Value, wrong};
 
 /// Where a region keeps what must outlive it.
@@ -54,6 +56,29 @@ impl Value for Replicas {
 
     fn show(&self) -> Option<String> {
         format!("{}:{}", self.datacenter, self.count).show()
+    }
+}
+
+/// Where old messages move to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveUrl {
+    /// As it was written.
+    pub text: String,
+    /// What it names.
+    pub location: Location,
+}
+
+impl Value for ArchiveUrl {
+    const SHAPE: &'static str = "\"file:///DIRECTORY\" or \"s3://BUCKET/PREFIX\"";
+
+    fn from_raw(raw: &Raw) -> Result<Self, String> {
+        let Raw::Text(text) = raw else { return Err(wrong::<Self>(raw)) };
+        let location = Location::parse(text).map_err(|what| format!("is wrong: {what}"))?;
+        Ok(Self { text: text.clone(), location })
+    }
+
+    fn show(&self) -> Option<String> {
+        self.text.show()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tern_ipconf::IpPrefix;
 
-use super::database::{Replicas, StoreKind};
+use super::database::{ArchiveUrl, Replicas, StoreKind};
 use super::gossip::Seed;
 use super::origin::WebOrigin;
 use super::routes::RoutesKind;
@@ -266,6 +266,28 @@ settings! {
     store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"", Restart, REGION;
     /// Memory for the store's block cache.
     store_cache: ByteSize = "store.cache", "\"64MiB\"", Restart, REGION, "1MiB" to "1024GiB";
+    /// Where old messages move to, away from the store's own disk, and are read from as before: a directory of another
+    /// disk (`file:///mnt/archive`), or a bucket (`s3://BUCKET/PREFIX`). Only for store.kind = "embedded". Once something
+    /// is there the key must stay set. Unset: nothing moves.
+    store_tier_url: Option<ArchiveUrl> = "store.tier.url", "", Restart, REGION;
+    /// How old the newest message of a bucket of 4,096 must be for the bucket to move. Very long: nothing moves any more.
+    store_tier_after: Duration = "store.tier.after", "\"90d\"", Restart, REGION, "1m" to "36500d";
+    /// How often it is looked what may move. An erased body is out of the archive after at most so long.
+    store_tier_every: Duration = "store.tier.every", "\"1h\"", Restart, REGION, "1s" to "20h";
+    /// What a request to the archive may take.
+    store_tier_timeout: Duration = "store.tier.timeout", "\"10s\"", Restart, REGION, "100ms" to "60s";
+    /// Memory for what was read from the archive.
+    store_tier_cache: ByteSize = "store.tier.cache", "\"32MiB\"", Restart, REGION, "0" to "1024GiB";
+    /// S3: where the bucket is, for others than AWS, such as `https://s3.example.com`; it must speak TLS 1.3.
+    store_tier_endpoint: Option<String> = "store.tier.endpoint", "", Restart, REGION;
+    /// S3: the bucket's region. Unset: that of AWS_REGION, else us-east-1.
+    store_tier_region: Option<String> = "store.tier.region", "", Restart, REGION;
+    /// S3: the name of the key. Unset: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what the machine's role gives.
+    store_tier_key: Option<String> = "store.tier.key", "", Restart, REGION;
+    /// S3: its secret. Best given by TERN_STORE_TIER_SECRET.
+    store_tier_secret: Option<Secret> = "store.tier.secret", "", Restart, REGION;
+    /// S3: the authorities that the server's certificate may be of (PEM). Unset: those that the system trusts.
+    store_tier_ca: Option<PathBuf> = "store.tier.ca", "", Restart, REGION;
     /// Where it is known which device of a user is connected where in the region: in the memory of the core node that has
     /// the user, or also in Redis, for tools and for programs of your own. Messages need neither.
     routes_kind: RoutesKind = "routes.kind", "\"memory\"", Restart, REGION;

@@ -118,6 +118,19 @@ impl Settings {
                 problem("store.user", "and store.password belong together, and one of them is not set");
             }
         }
+        if self.store_tier_url.is_some() && self.store_kind != StoreKind::Embedded {
+            problem(
+                "store.tier.url",
+                "is set, and store.kind is \"scylla\": only a store on this machine's disk is tiered",
+            );
+        }
+        if self.store_tier_key.is_some() != self.store_tier_secret.is_some() {
+            problem("store.tier.key", "and store.tier.secret belong together, and one of them is not set");
+        }
+        let endpoint = self.store_tier_endpoint.as_deref();
+        if endpoint.is_some_and(|url| !url.starts_with("https://") && !url.starts_with("http://")) {
+            problem("store.tier.endpoint", "is no URL: write it as \"https://s3.example.com\"");
+        }
         if self.region_shared {
             if self.store_kind != StoreKind::Scylla {
                 problem(

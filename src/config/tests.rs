@@ -105,6 +105,31 @@ fn values_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn an_archive_is_named_by_a_url_and_what_contradicts_it_is_told() {
+    let tier = |more: &str| load(&format!("[store.tier]\nurl = \"s3://old/eu\"\n{more}"), &[], &[]);
+    let settings = tier("endpoint = \"https://s3.example.com\"\nkey = \"name\"\nsecret = \"word\"").unwrap();
+    let location = settings.store_tier_url.unwrap().location;
+    assert_eq!(location, tern_archive::Location::S3 { bucket: "old".to_owned(), prefix: "eu".to_owned() });
+    assert_eq!(settings.store_tier_after, std::time::Duration::from_secs(90 * 86_400));
+    for (more, words) in [
+        ("key = \"name\"", "store.tier.secret belong together"),
+        ("endpoint = \"s3.example.com\"", "store.tier.endpoint is no URL"),
+        ("after = \"1s\"", "store.tier.after"),
+    ] {
+        let error = tier(more).unwrap_err();
+        assert!(error.contains(words), "{more}: {error}");
+    }
+    let scylla = load(
+        "[store]\nkind = \"scylla\"\nnodes = [\"db:9042\"]\ndatacenter = \"dc1\"\ntier.url = \"file:///archive\"",
+        &[],
+        &[],
+    );
+    assert!(scylla.unwrap_err().contains("only a store on this machine's disk is tiered"));
+    let error = load("[store.tier]\nurl = \"https://s3.example.com/old\"", &[], &[]).unwrap_err();
+    assert!(error.contains("store.tier.url is") && error.contains("s3://BUCKET/PREFIX"), "{error}");
+}
+
+#[test]
 fn ports_follow_the_region_and_can_be_set() {
     let settings = load("[region]\nid = 2\n[listen]\nip = \"127.0.0.1\"\n", &[], &[]).unwrap();
     assert_eq!(settings.client_listen().port(), 7420);

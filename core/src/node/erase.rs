@@ -80,7 +80,8 @@ impl Node {
                     }
                     conversation.state.erase_copies(&entry.by);
                     if !entry.erased && !on(Mutant::ErasureNotCarriedOut) {
-                        self.out.puts.push(Put::Erase { conversation: id, origin, seq: entry.place.seq });
+                        let (seq, by) = (entry.place.seq, entry.by.clone());
+                        self.out.puts.push(Put::Erase { conversation: id, origin, seq, by });
                         self.counters.erased += 1;
                     }
                 }

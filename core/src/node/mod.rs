@@ -62,7 +62,7 @@ use crate::pressure::{Level, Pressure};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
 use crate::slots::{Share, Slot};
-use crate::store::{Append, Put, Range, Target, Todo};
+use crate::store::{Append, Put, Range, StoreError, Target, Todo};
 use crate::wire::{node_v1, v1};
 
 use clocks::Clocks;
@@ -156,6 +156,8 @@ pub enum Want {
         ticket: u64,
         /// What to read.
         range: Range,
+        /// Nobody is told that it can't be read at the moment ([`StoreError::Archive`]): it is read again until it can.
+        patient: bool,
     },
     /// Heads of conversations in order of their ids: answer with `heads_read`.
     Heads {
@@ -648,7 +650,15 @@ impl Node {
     }
 
     /// A range that was wanted.
-    pub fn range_read(&mut self, now: Now, ticket: u64, entries: Result<Vec<Arc<Entry>>, String>) {
+    pub fn range_read(&mut self, now: Now, ticket: u64, entries: Result<Vec<Arc<Entry>>, StoreError>) {
+        if let (Some(Ticket::Pull(_)), Err(StoreError::Archive(what))) = (self.tickets.get(&ticket), &entries) {
+            let what = what.clone();
+            if let Some(Ticket::Pull(pull)) = self.tickets.remove(&ticket) {
+                self.pull_later(&pull, &what);
+            }
+            return;
+        }
+        let entries = entries.map_err(|error| error.to_string());
         match self.tickets.remove(&ticket) {
             Some(Ticket::Recall { conversation }) => self.recalled(now, conversation, entries),
             Some(Ticket::Ship { region, conversation, origin }) => {
@@ -662,8 +672,9 @@ impl Node {
 
     fn want_range(&mut self, ticket: Ticket, range: Range) {
         self.next_ticket += 1;
+        let patient = matches!(ticket, Ticket::Ship { .. } | Ticket::Erase { .. });
         self.tickets.insert(self.next_ticket, ticket);
-        self.out.wants.push(Want::Range { ticket: self.next_ticket, range });
+        self.out.wants.push(Want::Range { ticket: self.next_ticket, range, patient });
     }
 
     /// Time has passed: see [`Node::next_deadline`].

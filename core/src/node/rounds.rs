@@ -185,7 +185,7 @@ impl Node {
                                 conversation.recalls += 1;
                                 self.next_ticket += 1;
                                 self.tickets.insert(self.next_ticket, Ticket::Recall { conversation: id });
-                                self.out.wants.push(Want::Range { ticket: self.next_ticket, range });
+                                self.out.wants.push(Want::Range { ticket: self.next_ticket, range, patient: false });
                             }
                         }
                         Verdict::Refuse(refusal) => {

@@ -29,6 +29,8 @@ use super::{ConnKey, EdgeId, Node, Now, Session, Ticket};
 const INLINE_ENTRIES: usize = 3;
 /// Bytes of bodies that may ride with rows in one frame.
 const INLINE_BYTES: usize = 16 * 1024;
+/// When to ask again for entries that lie in an archive that can't be read.
+const ARCHIVE_RETRY_MS: u32 = 5_000;
 
 /// A pull under way.
 #[derive(Clone, Debug)]
@@ -482,6 +484,12 @@ impl Node {
             backwards: pull.backwards,
         };
         self.want_range(Ticket::Pull(pull), range);
+    }
+
+    /// The client keeps what it lacks as missing, and asks again.
+    pub(super) fn pull_later(&mut self, pull: &Pull, what: &str) {
+        let refusal = Refusal::new(Code::ArchiveUnavailable, format!("{what}; these messages are not lost"));
+        self.out.refuse(pull.key, pull.req, &refusal.after_ms(ARCHIVE_RETRY_MS));
     }
 
     pub(super) fn pull_read(&mut self, now: Now, mut pull: Pull, entries: Result<Vec<Arc<Entry>>, String>) {

@@ -13,6 +13,7 @@ use tern_core::node::refill::Known;
 use tern_core::receipt::ReceiptKey;
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Range, RowRecord, Store, Target};
+use tern_replication::store::archive::format::{Run, RunBuilder};
 use tern_replication::store::embedded::{EmbeddedStore, Options, backup};
 use tern_replication::store::format;
 
@@ -354,6 +355,41 @@ pub fn manifest_seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![vec![], vec![0, 0, 3, 0], vec![1, 0, 0, 0], vec![0, 0, 1, 2, 9, 1, 0, 40, 2, 0xff]];
     seeds.extend((0..24).map(|file| vec![file, 0, file * 7, 2, 0xa5]));
     seeds
+}
+
+/// An object of the archive: what is read is all there, and is the same run when its bodies are erased.
+pub fn archive(bytes: &[u8]) -> Came {
+    // With its hash made right, since else nothing behind it is looked at.
+    let hash = |bytes: &[u8]| ring::digest::digest(&ring::digest::SHA256, bytes);
+    let object = [bytes, hash(bytes).as_ref()].concat();
+    let read = Run::read(object.clone().into());
+    if let Ok(run) = &read {
+        assert_eq!(run.object()[..], object[..]);
+        let entries: Vec<Entry> = (run.first..=run.last()).map(|seq| run.entry(seq).expect("all are there")).collect();
+        assert!(run.entry(run.first - 1).is_none() && run.entry(run.last() + 1).is_none());
+        let (whole, erased) = (run.mark([0; 16]), run.erased(|_| true).expect("it verified").mark([0; 16]));
+        assert_eq!((whole.last, whole.chain, entries.len()), (erased.last, erased.chain, erased.erased as usize));
+    }
+    Came::of(&read)
+}
+
+/// Without their hashes: whole ones, one that is cut, one of which an entry was changed.
+pub fn archive_seeds() -> Vec<Vec<u8>> {
+    let log = format::LogId { conversation: CONVERSATION, origin: ORIGIN };
+    let run = |bodies: &[&[u8]]| {
+        let (mut builder, mut value, mut chain) = (RunBuilder::new(log, 1, [0; 16]), Vec::new(), [0; 16]);
+        for (seq, body) in (1..).zip(bodies) {
+            chain = format::encode_entry(&mut value, &chain, &an_entry(seq, body));
+            builder.push(&value).expect("it follows");
+        }
+        let object = builder.finish().object().to_vec();
+        object[..object.len() - 32].to_vec()
+    };
+    let whole = run(&[b"hello", b"", b"again"]);
+    let (cut, mut changed) = (whole[..whole.len() - 9].to_vec(), whole.clone());
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    vec![run(&[b"hello"]), whole, cut, changed]
 }
 
 /// A file as a backup: verified, and if it is whole, restored, which gives a store that opens.

@@ -91,6 +91,7 @@ pub const CASES: &[Case] = &[
     Case::new("receipts", disk::receipts, disk::receipt_seeds),
     Case::new("journal", disk::journal, disk::journal_seeds).rarely(50),
     Case::new("manifest", disk::manifest, disk::manifest_seeds).rarely(20),
+    Case::new("archive", disk::archive, disk::archive_seeds),
     Case::new("backups", disk::backups, disk::backup_seeds).rarely(20),
     Case::new("bodies", disk::bodies, disk::body_seeds),
     Case::new("tokens", documents::tokens, documents::token_seeds),

@@ -56,7 +56,7 @@ impl Disk {
             Put::Row { user, conversation, row } => {
                 self.rows.insert((user, conversation), row);
             }
-            Put::Erase { conversation, origin, seq } => {
+            Put::Erase { conversation, origin, seq, .. } => {
                 let at = usize::try_from(seq).unwrap_or(usize::MAX).wrapping_sub(1);
                 if let Some(entry) = self.logs.get_mut(&(conversation, origin)).and_then(|log| log.get_mut(at)) {
                     *entry = Arc::new(entry.to_erased());
@@ -135,7 +135,7 @@ impl World {
                         let rows = rows.map(|((_, c), r)| (*c, r.clone())).collect();
                         self.node.user_loaded(now, &id, rows);
                     }
-                    Want::Range { ticket, range } => {
+                    Want::Range { ticket, range, .. } => {
                         self.node.range_read(now, ticket, Ok(self.disk.range(range)));
                     }
                     Want::Heads { ticket, after, limit } => {

@@ -78,7 +78,7 @@ macro_rules! short_runs {
 short_runs! {
     client_frames compact node_frames values entry checkpoint records receipts journal bodies tokens token_keys pem toml
     dispatch dispatch_http forwarded prefixes mmdb session node client loads identities gossip gossip_wire gossip_seal
-    manifest backups websocket packed http3
+    manifest archive backups websocket packed http3
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn runs(puts: Vec<Put>) -> Vec<Run> {
             (Put::Checkpoint { conversation, value }, _) => {
                 runs.push(Run::Checkpoints([(conversation, value)].into()));
             }
-            (Put::Erase { conversation, origin, seq }, _) => runs.push(Run::Erase(conversation, origin, seq)),
+            (Put::Erase { conversation, origin, seq, .. }, _) => runs.push(Run::Erase(conversation, origin, seq)),
             (Put::Meta { key, value }, _) => runs.push(Run::Meta(key, value)),
         }
     }

@@ -54,7 +54,7 @@ impl From<StoreError> for TakeError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Backend(what) => Self::Backend(what),
-            damaged @ StoreError::Damaged { .. } => Self::Backend(damaged.to_string()),
+            other => Self::Backend(other.to_string()),
         }
     }
 }

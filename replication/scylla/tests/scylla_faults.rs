@@ -355,7 +355,13 @@ async fn an_erased_body_is_gone_from_tail_and_timeline_and_does_not_come_back() 
         blobs.iter().any(|blob| blob.windows(secret.len()).any(|bytes| bytes == secret))
     };
     assert!(holds(&tail).await && holds(&timeline).await);
-    store.put(vec![Put::Erase { conversation: conv(1), origin: HERE, seq: 2 }], Durability::Synced).await.unwrap();
+    store
+        .put(
+            vec![Put::Erase { conversation: conv(1), origin: HERE, seq: 2, by: entry_of(HERE, 2, b"").by.clone() }],
+            Durability::Synced,
+        )
+        .await
+        .unwrap();
     assert!(!holds(&tail).await && !holds(&timeline).await);
     // The next owner inserts the newest batch again, and so may another region with a whole copy.
     let next = place.store();

@@ -95,7 +95,7 @@ pub(crate) enum Input {
     /// Shares that have another owner.
     Moved(Vec<Share>),
     TodoFound(Vec<Todo>),
-    RangeRead(u64, Result<Vec<Arc<Entry>>, String>),
+    RangeRead(u64, Result<Vec<Arc<Entry>>, StoreError>),
     HeadsRead(u64, Vec<ConversationHeads>),
     /// This life counts as a later start than it did: see `dial::settle_start`.
     StartRaised(u64),

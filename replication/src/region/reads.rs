@@ -18,6 +18,9 @@ use super::core_task::Input;
 /// A failed read of a conversation or user is tried again after so long: what waits for it waits.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Likewise entries that lie in an archive that can't be read.
+const ARCHIVE_RETRY: Duration = Duration::from_secs(5);
+
 /// Reads and tells the core; `fence` is the epoch of what is read, where several nodes share the store. Never gives up on a conversation or a user: the machine waits for it.
 pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want, fence: Option<u64>) {
     match want {
@@ -61,10 +64,16 @@ pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want,
             }
             tokio::time::sleep(RETRY).await;
         },
-        Want::Range { ticket, range } => {
-            let entries = store.range(range).await.map_err(|e| e.to_string());
-            shared.push(Input::RangeRead(ticket, entries));
-        }
+        Want::Range { ticket, range, patient } => loop {
+            match store.range(range).await {
+                // A peer region, or an erasure, that waits for old entries: they are not lost, and it must have them.
+                Err(StoreError::Archive(what)) if patient => {
+                    tracing::warn!(what, "old entries can't be read; trying again");
+                }
+                entries => break shared.push(Input::RangeRead(ticket, entries)),
+            }
+            tokio::time::sleep(ARCHIVE_RETRY).await;
+        },
     }
 }
 

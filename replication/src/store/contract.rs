@@ -601,7 +601,8 @@ pub async fn what_cannot_be_stored_is_refused_whole(world: &mut dyn World) {
 }
 
 pub fn erase(conversation: ConvId, origin: Origin, seq: u64) -> Put {
-    Put::Erase { conversation, origin, seq }
+    let by = Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n: seq };
+    Put::Erase { conversation, origin, seq, by }
 }
 
 pub async fn an_erased_entry_keeps_its_place_and_its_log_goes_on(world: &mut dyn World) {

@@ -95,7 +95,7 @@ impl Model {
             Put::Row { user, conversation, row } => {
                 (Key::Row(user.clone(), *conversation), Some(Value::Row(row.clone())))
             }
-            Put::Erase { conversation, origin, seq } => {
+            Put::Erase { conversation, origin, seq, .. } => {
                 if self.logs.get(&(*conversation, *origin)).is_none_or(|held| (held.len() as u64) < *seq) {
                     return;
                 }
@@ -185,7 +185,7 @@ impl Model {
                 2 => Put::Checkpoint { conversation: conv(*place), value: Bytes::from(n.to_string()) },
                 3 => {
                     let (conversation, origin) = log(*place);
-                    Put::Erase { conversation, origin, seq: 1 + n % 6 }
+                    erase(conversation, origin, 1 + n % 6)
                 }
                 _ => Put::Meta { key: format!("key {place}"), value: Bytes::from(n.to_string()) },
             })

@@ -9,6 +9,7 @@
 //! | `state` | `m` name | 1, value |
 //! | `state` | `x` `clean` | 1; present only after a clean stop |
 //! | `state` | `x` `purge` | 1, u64 wall milliseconds: since then erased bodies may lie in old files |
+//! | `state` | `a` conversation(16) region(1) era(8) first seq(8) | 1, where a run of archived entries lies, see [`ArchiveMark`] |
 //! | `erased` | as in `entries` | 1, u64 n, u8+user, u8+install: who wrote the entry whose body was erased there |
 //! | `quarantine` | as in `entries` | what stood there, whatever it was: cut by a repair, never read by a node |
 //!
@@ -44,6 +45,11 @@ pub const CLEAN_KEY: &[u8] = b"xclean";
 /// Key in `state` of the mark that bodies were erased which old files may still hold.
 pub const PURGE_KEY: &[u8] = b"xpurge";
 
+/// Bytes of the key of an archived run's mark.
+pub const ARCHIVE_KEY_BYTES: usize = 1 + ENTRY_KEY_BYTES;
+/// Bytes of such a mark.
+const ARCHIVE_MARK_BYTES: usize = 1 + 8 + 8 + 16 + 32 + 8 + 4 + 16;
+
 /// One log: a conversation and whose entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogId {
@@ -55,6 +61,26 @@ pub struct LogId {
 
 /// A link of the checksum chain.
 pub type Chain = [u8; 16];
+
+/// Where a run of consecutive entries of one log lies that are in the archive and no longer in `entries`. The marks of a
+/// log follow each other from entry 1 on, without gaps. Their keys have the first entry's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArchiveMark {
+    /// Number of the last entry.
+    pub last: Seq,
+    /// Its hlc.
+    pub hlc: u64,
+    /// Its link: what the entry after it follows.
+    pub chain: Chain,
+    /// SHA-256 of the object without its last 32 bytes, which hold the same. Part of its name.
+    pub hash: [u8; 32],
+    /// Length of the object.
+    pub bytes: u64,
+    /// Entries in it whose bodies are erased.
+    pub erased: u32,
+    /// Which store wrote it: part of its name.
+    pub store: [u8; 16],
+}
 
 /// Why a value is not one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -311,6 +337,54 @@ pub fn checkpoint_key(conversation: ConvId) -> [u8; 17] {
 /// The key of a named value.
 pub fn meta_key(name: &str) -> Vec<u8> {
     [b"m", name.as_bytes()].concat()
+}
+
+/// The key of the mark of a run that begins at `first`.
+pub fn archive_key(log: LogId, first: Seq) -> [u8; ARCHIVE_KEY_BYTES] {
+    let mut key = [b'a'; ARCHIVE_KEY_BYTES];
+    key[1..].copy_from_slice(&entry_key(log, first));
+    key
+}
+
+/// Reads the key of a run's mark.
+pub fn parse_archive_key(key: &[u8]) -> Option<(LogId, Seq)> {
+    parse_entry_key(key.strip_prefix(b"a")?)
+}
+
+/// `1, u64 last, u64 hlc, chain(16), hash(32), u64 bytes, u32 erased, store(16)`
+pub fn encode_mark(out: &mut Vec<u8>, mark: &ArchiveMark) {
+    out.clear();
+    out.put_u8(FORMAT);
+    out.put_u64(mark.last);
+    out.put_u64(mark.hlc);
+    out.put_slice(&mark.chain);
+    out.put_slice(&mark.hash);
+    out.put_u64(mark.bytes);
+    out.put_u32(mark.erased);
+    out.put_slice(&mark.store);
+}
+
+/// Reads the mark of a run.
+pub fn decode_mark(value: &[u8]) -> Result<ArchiveMark, FormatError> {
+    let mut b = open(value, "mark of an archived run")?;
+    if value.len() != ARCHIVE_MARK_BYTES {
+        return Err(FormatError::Malformed("mark of an archived run"));
+    }
+    let mut mark = ArchiveMark {
+        last: b.get_u64(),
+        hlc: b.get_u64(),
+        chain: [0; 16],
+        hash: [0; 32],
+        bytes: 0,
+        erased: 0,
+        store: [0; 16],
+    };
+    b.copy_to_slice(&mut mark.chain);
+    b.copy_to_slice(&mut mark.hash);
+    mark.bytes = b.get_u64();
+    mark.erased = b.get_u32();
+    b.copy_to_slice(&mut mark.store);
+    Ok(mark)
 }
 
 /// Writes an opaque value.

@@ -66,3 +66,36 @@ pub const PURGE_RETRY: Duration = Duration::from_secs(1_800);
 pub const PAD_BYTES: u64 = 65 * 1024 * 1024;
 /// Memtable of the padding.
 pub const PAD_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+/// Entries of a log whose numbers have these bits in common beside the lower ones move to the archive together: 4,096.
+/// The same as a partition of the store on ScyllaDB.
+pub const ARCHIVE_BUCKET_BITS: u32 = 12;
+/// An object of the archive ends above this: small enough to be read for a page of history, large enough that requests
+/// do not cost more than what is kept.
+pub const ARCHIVE_OBJECT_BYTES: usize = 2 * 1024 * 1024;
+/// No object is longer: the above and one entry of the longest kind. What is longer is not read.
+pub const ARCHIVE_OBJECT_BYTES_MAX: usize = ARCHIVE_OBJECT_BYTES + 256 * 1024;
+/// Objects in memory, in bytes, unless the options say otherwise. Whoever reads old history reads an object page by page.
+pub const ARCHIVE_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// What a request to the object store may take, unless the options say otherwise.
+pub const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Reads of objects under way at once: each holds an object, so 20 MiB.
+pub const ARCHIVE_READS: usize = 8;
+/// Reads that may wait for an object; more are refused, and their clients come again.
+pub const ARCHIVE_READS_WAITING: usize = 256;
+/// After a request that failed or got no answer the object store is left alone for so long.
+pub const ARCHIVE_PAUSE: Duration = Duration::from_secs(1);
+/// Objects of one bucket that are looked at for one that was replaced.
+pub const ARCHIVE_FOLDER_OBJECTS: usize = 1_024;
+/// Objects that are listed at once.
+pub const ARCHIVE_LIST: usize = 1_000;
+/// An object that no mark names is deleted when it is older: whoever wrote it had that long to write the mark.
+pub const ARCHIVE_ORPHAN_AGE: Duration = Duration::from_secs(24 * 3_600);
+/// How often objects that no mark names are looked for, beside the first time after a start. A list costs a request per
+/// thousand objects.
+pub const ARCHIVE_SWEEP_EVERY: Duration = Duration::from_secs(24 * 3_600);
+/// Entries that one commit removes after they were archived: some milliseconds of the writer.
+pub const ARCHIVE_TRIM_ENTRIES: u64 = 512;
+/// Logs, or marks, that one scan looks at for tiering before it lets others read.
+pub const ARCHIVE_SCAN: usize = 1_000;
+/// After so many archived bytes the tables of entries are rewritten, which is what gives the disk back.
+pub const ARCHIVE_COMPACT_BYTES: u64 = 256 * 1024 * 1024;

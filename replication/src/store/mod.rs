@@ -12,7 +12,7 @@
 //! Reading order: `conditions` (what an append must satisfy, the same for every backend), [`mod@format`] (every
 //! key and value on disk, pinned by golden bytes), [`memory`], then [`embedded`]: `open` (directory, lock,
 //! marker file, report), `tables` (keyspaces and reads), `writer` (group commit), `verify` (chains),
-//! `heads` (the cache of active logs), `scan` (long reads), `chores` and `purge` (erased bodies go from the
+//! `heads` (the cache of active logs), `scan` (long reads), [`archive`] and `tiering` (old entries go to an object store), `chores` and `purge` (erased bodies go from the
 //! files), [`embedded::backup`], `offline` and [`embedded::check`] (what commands do), `metrics`.
 //!
 //! `contract.rs` in this folder is the contract suite. It is not part of the library, because it asserts:
@@ -27,6 +27,7 @@
 //! - A log that does not verify is refused, with its place; it is never served wrong, and never written again.
 //! - Within a log the hlc ascends (R5): the highest hlc of a log is that of its head.
 
+pub mod archive;
 mod conditions;
 pub mod embedded;
 pub mod format;
@@ -34,6 +35,7 @@ pub mod limits;
 pub mod memory;
 pub mod shared;
 
+pub use archive::{Archive, ArchiveOptions, MemoryObjects};
 pub use conditions::{EPOCH_KEY, acceptable, epoch_value, follows, parse_epoch};
 pub use embedded::backup::{REFILL_ALL_KEY, RESTORED_KEY};
 pub use embedded::{EmbeddedStore, OpenError, OpenReport, Options, StoreMetrics};

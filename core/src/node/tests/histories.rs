@@ -3,6 +3,8 @@
 use super::*;
 use crate::codes::Code;
 use crate::ids::{Cursor, Rev};
+use crate::kinds::ERASE;
+use prost::Message as _;
 
 fn origin(world: &mut World, region: Region) -> Origin {
     world.core(region).node.origin()
@@ -280,6 +282,56 @@ fn pulls_give_pages_both_ways_and_name_what_is_not_here() {
     let body = v1::PullEntries { conversation, origin: Some(eu.into()), from: 1, to: 2, limit: 0, backwards: false };
     w.frame(mallory, 9, v1::frame::Body::Pull(body));
     assert_eq!(w.told(mallory).errors(), [Code::NotMember as u32]);
+}
+
+/// Old entries lie in an archive that does not answer.
+#[test]
+fn what_can_not_be_read_at_the_moment_is_refused_to_clients_and_waited_for_by_peers_and_erasures() {
+    let mut w = World::new();
+    let alice = w.connect(EU, 1, "alice", "phone");
+    let pad = w.connect(EU, 3, "alice", "pad");
+    w.unlink(EU, AP);
+    w.unlink(US, AP);
+    for n in 1..=3 {
+        w.send(alice, n);
+    }
+    w.settle();
+    let eu = origin(&mut w, EU);
+    w.core(EU).away = true;
+    let pull = |w: &mut World| {
+        let conversation = alice_and_bob().0.to_vec().into();
+        let body =
+            v1::PullEntries { conversation, origin: Some(eu.into()), from: 1, to: 9, ..v1::PullEntries::default() };
+        w.frame(alice, 9, v1::frame::Body::Pull(body));
+        std::mem::take(&mut w.told(alice).pages)
+    };
+    assert!(pull(&mut w).is_empty(), "no page says that they are a gap");
+    assert_eq!(w.told(alice).errors(), [Code::ArchiveUnavailable as u32]);
+    let author = Some(v1::Author { user: "alice".to_owned(), install: "phone".to_owned() });
+    let erase = v1::Erase { author, n: 1 }.encode_to_vec();
+    w.post(pad, SendRequest { kind: ERASE, body: erase.into(), ..message(1) });
+    w.settle();
+    w.link(EU, AP);
+    w.pass(Duration::from_secs(5));
+    w.send(alice, 4);
+    w.settle();
+    assert!(w.bodies(EU).iter().any(|(_, body)| body == "m4"), "new messages are not held up");
+    assert!(w.bodies(EU).iter().any(|(_, body)| body == "m1"), "what is to be erased was not read yet");
+    assert!(!w.core(EU).waiting.is_empty());
+    w.core(EU).away = false;
+    let now = w.now(0);
+    for (ticket, range) in std::mem::take(&mut w.core(EU).waiting) {
+        let entries = w.core(EU).disk.range(range);
+        w.core(EU).node.range_read(now, ticket, Ok(entries));
+    }
+    w.pass(Duration::from_secs(10));
+    for region in [EU, AP] {
+        let bodies = w.bodies(region);
+        assert!(bodies.iter().all(|(_, body)| body != "m1"), "region {region}: {bodies:?}");
+        assert!(bodies.iter().any(|(_, body)| body == "m2") && bodies.iter().any(|(_, body)| body == "m4"));
+    }
+    let seqs: Vec<u64> = pull(&mut w).iter().flat_map(|p| p.entries.iter().map(|e| e.place.seq)).collect();
+    assert_eq!(seqs, (1..=5).collect::<Vec<_>>());
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::ids::{ConvId, Heads, InstallId, Origin, Region, UserId};
 use crate::mutants::{Mutant, on};
 use crate::receipt::ReceiptKey;
 use crate::sequencer::LogState;
-use crate::store::{Append, Appended, Put, Range, RowRecord, Target, Todo, UserMarks};
+use crate::store::{Append, Appended, Put, Range, RowRecord, StoreError, Target, Todo, UserMarks};
 use crate::wire::node_v1::node_frame::Body as LinkBody;
 use crate::wire::v1;
 
@@ -82,7 +82,7 @@ impl Disk {
             Put::Checkpoint { conversation, value } => {
                 self.checkpoints.insert(conversation, value);
             }
-            Put::Erase { conversation, origin, seq } => {
+            Put::Erase { conversation, origin, seq, .. } => {
                 let log = self.logs.get_mut(&(conversation, origin));
                 if let Some(entry) = log.and_then(|l| l.get_mut(usize::try_from(seq).unwrap() - 1)) {
                     *entry = Arc::new(entry.to_erased());
@@ -188,6 +188,9 @@ struct Core {
     skew_ms: i64,
     /// Logs that are refused.
     damaged: BTreeSet<(ConvId, Origin)>,
+    /// Entries can't be read at the moment; who is patient waits.
+    away: bool,
+    waiting: Vec<(u64, Range)>,
 }
 
 /// What a connection was told.
@@ -405,6 +408,8 @@ impl World {
             moved: Vec::new(),
             skew_ms: 0,
             damaged: BTreeSet::new(),
+            away: false,
+            waiting: Vec::new(),
         };
         self.cores.insert(region, Some(core));
         self.carry_out(region);
@@ -535,7 +540,11 @@ impl World {
                         let marks = core.disk.marks(after.as_ref(), limit);
                         core.node.marks_read(now, ticket, &marks);
                     }
-                    Want::Range { ticket, range } => {
+                    Want::Range { ticket, range, patient: true } if core.away => core.waiting.push((ticket, range)),
+                    Want::Range { ticket, .. } if core.away => {
+                        core.node.range_read(now, ticket, Err(StoreError::Archive("it is away".to_owned())));
+                    }
+                    Want::Range { ticket, range, .. } => {
                         let entries = core.disk.range(range);
                         core.node.range_read(now, ticket, Ok(entries));
                     }

@@ -32,7 +32,7 @@ impl World {
         self.told(c).frames.iter().filter(|f| matches!(f.body, Some(v1::frame::Body::Marked(_)))).count()
     }
 
-    fn bodies(&mut self, region: Region) -> Vec<(bool, String)> {
+    pub(super) fn bodies(&mut self, region: Region) -> Vec<(bool, String)> {
         let logs = self.core(region).disk.logs.iter().filter(|((c, _), _)| *c == alice_and_bob());
         let entries = logs.flat_map(|(_, log)| log.clone());
         entries.map(|e| (e.erased, String::from_utf8_lossy(&e.body).into_owned())).collect()

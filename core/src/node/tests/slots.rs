@@ -300,7 +300,7 @@ impl Fleet {
                         let rows = rows.map(|((_, c), r)| (*c, r.clone())).collect();
                         member.node.user_loaded(now, &user, rows);
                     }
-                    Want::Range { ticket, range } => {
+                    Want::Range { ticket, range, .. } => {
                         let entries = self.shared.disk.range(range);
                         member.node.range_read(now, ticket, Ok(entries));
                     }

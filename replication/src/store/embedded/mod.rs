@@ -20,11 +20,13 @@ mod open;
 mod purge;
 mod scan;
 mod tables;
+mod tiering;
 mod verify;
 mod writer;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
@@ -44,9 +46,11 @@ pub use metrics::StoreMetrics;
 pub use offline::Offline;
 pub use open::{OpenError, OpenReport, Options, Verify, check_files};
 pub use purge::CompactReport;
+pub use tiering::{TierPlan, TierReport};
 pub use verify::{CutTail, DamagedLog, Findings, Span};
 pub use writer::FailedSync;
 
+use super::archive::Archive;
 use super::conditions;
 use super::limits::{COMMAND_BYTES, WRITE_QUEUE_BYTES};
 use backup::Plan;
@@ -54,7 +58,8 @@ use backup::format::Kind;
 use chores::Chores;
 use scan::Scans;
 use tables::Tables;
-use writer::{Command, Queue, Writer};
+use tiering::Found;
+use writer::{Command, Marks, Queue, Writer};
 
 const STOPPED: &str = "the store was closed before it answered; what became of the write is not known";
 
@@ -68,6 +73,13 @@ pub struct EmbeddedStore {
     room: Arc<Semaphore>,
     metrics: StoreMetrics,
     threads: Vec<JoinHandle<()>>,
+    archive: Option<Arc<Archive>>,
+    /// The store's name in the archive.
+    archive_id: [u8; 16],
+    /// One pass of tiering at a time.
+    tiering: tokio::sync::Mutex<()>,
+    /// Bytes of entries that tiering has removed since the tables were rewritten.
+    removed_bytes: AtomicU64,
     // In this order: the directory may be opened again only when the database is closed.
     tables: Arc<Tables>,
     claimed: open::Claimed,
@@ -88,6 +100,7 @@ impl EmbeddedStore {
             tracing::error!(file = damage.file, at = damage.at, bytes = damage.bytes, kept_as = %damage.kept_as.display(),
                 "part of the store's journal was damaged and has been taken out; peers may still hold what was in it");
         }
+        let archive_id = open::archive_id(&tables, &options).map_err(|e| open::unusable(dir, &e))?;
         let failed = options.on_failed_sync.clone().unwrap_or_else(|| Arc::new(abort));
         let tables = Arc::new(tables);
         let queue = Arc::<Queue>::default();
@@ -114,6 +127,10 @@ impl EmbeddedStore {
             room: Arc::new(Semaphore::new(WRITE_QUEUE_BYTES as usize)),
             metrics,
             threads: Vec::new(),
+            archive: options.archive.clone(),
+            archive_id,
+            tiering: tokio::sync::Mutex::new(()),
+            removed_bytes: AtomicU64::new(0),
             tables,
             claimed,
         };
@@ -205,6 +222,16 @@ impl EmbeddedStore {
         self.metrics.damaged_logs.set(damage.count());
     }
 
+    /// Where old entries are, if the options named it.
+    pub fn archive(&self) -> Option<&Arc<Archive>> {
+        self.archive.as_ref()
+    }
+
+    /// Whether something of the store is in an archive, without which it can't be read.
+    pub fn needs_archive(&self) -> bool {
+        self.tables.has_marks.load(std::sync::atomic::Ordering::Acquire)
+    }
+
     /// The store's directory.
     pub fn dir(&self) -> &Path {
         &self.claimed.dir
@@ -285,7 +312,15 @@ impl Store for EmbeddedStore {
     }
 
     fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
-        Box::pin(async move { self.tables.range(&range) })
+        Box::pin(async move {
+            let found_again = |found: Found| {
+                let marks = Marks::Other { first: found.first, old: found.old, new: found.new };
+                // Whoever reads does not wait for the mark: it only saves the next one the search.
+                let (answer, _not_awaited) = oneshot::channel();
+                self.queue.push(Command::Mark { log: found.log, marks, answer });
+            };
+            tiering::range(&self.tables, self.archive.as_deref(), self.archive_id, &range, found_again).await
+        })
     }
 
     fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {

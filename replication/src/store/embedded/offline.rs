@@ -5,17 +5,24 @@
 //! where the journal is damaged in its middle the mark of a clean stop goes as well, so that the next start knows.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use tern_core::ids::Region;
-use tern_core::store::StoreError;
+use tern_core::entry::Entry;
+use tern_core::ids::{Region, Seq};
+use tern_core::store::{Range, StoreError};
+use tokio::runtime::Handle;
 
-use super::super::format::{CLEAN_KEY, PURGE_KEY, encode_opaque, meta_key};
+use super::super::archive::reads::not_configured;
+use super::super::archive::{Archive, ArchiveError, Run};
+use super::super::format::{ArchiveMark, CLEAN_KEY, LogId, PURGE_KEY, encode_opaque, meta_key};
 use super::super::limits::CACHE_BYTES;
 use super::backup::{self, BackupError, BackupReport, Plan, format::Kind};
 use super::journal::JournalDamage;
 use super::open::{self, Claimed, OpenError};
 use super::purge::{CompactReport, purge};
 use super::tables::{Tables, backend};
+use super::tiering;
 
 /// The region's mark of a clean stop, see `region::start`.
 const REGION_CLEAN_KEY: &str = "clean";
@@ -27,6 +34,8 @@ pub struct Offline {
     pub(super) claimed: Claimed,
     pub(super) region: Region,
     pub(super) journal_damage: Vec<JournalDamage>,
+    /// The archive, and who waits for it.
+    archive: Option<(Arc<Archive>, Handle)>,
 }
 
 impl std::fmt::Debug for Offline {
@@ -42,11 +51,65 @@ impl Offline {
         let region = open::region_of(dir)?;
         let claimed = open::claim(dir)?;
         let (tables, journal) = open::open_tables(dir, true, CACHE_BYTES)?;
-        let offline = Self { tables, claimed, region, journal_damage: journal.damage };
+        let offline = Self { tables, claimed, region, journal_damage: journal.damage, archive: None };
         if !offline.journal_damage.is_empty() {
             offline.not_clean().map_err(|e| OpenError::Unusable { dir: dir.to_owned(), what: e.to_string() })?;
         }
         Ok(offline)
+    }
+
+    /// With an archive, whose answers `runtime` waits for: not for use by its own threads.
+    #[must_use]
+    pub fn with_archive(mut self, archive: Arc<Archive>, runtime: Handle) -> Self {
+        self.archive = Some((archive, runtime));
+        self
+    }
+
+    /// Whether something of the store is in an archive.
+    pub fn needs_archive(&self) -> bool {
+        self.tables.has_marks.load(Ordering::Acquire)
+    }
+
+    /// Entries of the table and of the archive alike.
+    pub(super) fn range(&self, range: &Range) -> Result<Vec<Arc<Entry>>, StoreError> {
+        let Some((archive, runtime)) = &self.archive else {
+            let part = self.tables.part(range)?;
+            let log = LogId { conversation: range.conversation, origin: range.origin };
+            return if part.then.is_some() { Err(not_configured(log)) } else { Ok(part.entries) };
+        };
+        runtime.block_on(tiering::range(&self.tables, Some(archive), [0; 16], range, drop))
+    }
+
+    /// What a pass of tiering would find, see [`super::EmbeddedStore::tier`].
+    pub fn survey(&self, plan: &tiering::TierPlan) -> Result<tiering::TierReport, StoreError> {
+        let id = self.tables.meta(open::ARCHIVE_ID_KEY)?.and_then(|id| id[..].try_into().ok());
+        self.tables.survey(plan, &id.unwrap_or_default())
+    }
+
+    /// Verifies a run, or with `lengths_only` looks whether its object is there.
+    pub(super) fn archived(
+        &self,
+        log: LogId,
+        first: Seq,
+        mark: &ArchiveMark,
+        lengths_only: bool,
+    ) -> Result<Option<Arc<Run>>, ArchiveError> {
+        let Some((archive, runtime)) = &self.archive else {
+            return Err(ArchiveError::Unavailable("store.tier.url is not set".to_owned()));
+        };
+        runtime.block_on(async {
+            if lengths_only {
+                return archive.is_there(log, first, mark).await.map(|()| None);
+            }
+            let run = match archive.run(log, first, mark).await {
+                Err(error @ ArchiveError::Missing(_)) => {
+                    let again = archive.find_again(log, first, mark, mark.store).await?;
+                    Arc::new(again.ok_or(error)?.0)
+                }
+                run => run?,
+            };
+            Ok(Some(run))
+        })
     }
 
     /// Whose it is.

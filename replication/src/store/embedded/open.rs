@@ -12,13 +12,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fjall::OwnedWriteBatch;
 use tern_core::ids::Region;
 use tern_core::limits::DISK_RESERVE_BYTES;
 
-use super::super::format::CLEAN_KEY;
+use super::super::archive::Archive;
+use super::super::format::{CLEAN_KEY, decode_opaque, encode_opaque, meta_key};
 use super::super::limits::{CACHE_BYTES, DISK_FLOOR_BYTES, INIT_BYTES};
 use super::journal::{self, JournalDamage};
 use super::manifest::{self, Unsafe};
@@ -28,6 +30,8 @@ use super::writer::{FailedSync, monotonic};
 
 /// Of the directory's layout and of everything in it; raised when an older version could not read it.
 const FORMAT: u32 = 1;
+/// Of a store of which something is in the archive, which format 1 does not know.
+const FORMAT_ARCHIVED: u32 = 2;
 
 /// Present while a restore writes, removed when all of it is there.
 pub(super) const RESTORING: &str = "RESTORING";
@@ -56,6 +60,10 @@ pub struct Options {
     pub verify: Verify,
     /// Of the block cache.
     pub cache_bytes: u64,
+    /// Where old entries are. `None`: nothing moves there, and what has moved can't be read.
+    pub archive: Option<Arc<Archive>>,
+    /// Drawn at random: the name of this store in the archive, if it has none yet.
+    pub archive_id: [u8; 16],
     /// Called when a commit failed; `None` logs it and aborts the process, see [`FailedSync`].
     pub on_failed_sync: Option<FailedSync>,
 }
@@ -69,6 +77,8 @@ impl Options {
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             verify: Verify::Full,
             cache_bytes: CACHE_BYTES,
+            archive: None,
+            archive_id: [0; 16],
             on_failed_sync: None,
         }
     }
@@ -197,7 +207,7 @@ pub enum OpenError {
         expected: Region,
     },
     /// Another version wrote it.
-    #[error("the store in {dir} has format {found}, and this version knows format {FORMAT}: run the version that wrote it", dir = .dir.display())]
+    #[error("the store in {dir} has format {found}, and this version knows formats up to {FORMAT_ARCHIVED}: run the version that wrote it, or a later one", dir = .dir.display())]
     OtherFormat {
         /// The directory.
         dir: PathBuf,
@@ -364,6 +374,24 @@ pub(super) fn open_tables(dir: &Path, whole: bool, cache_bytes: u64) -> Result<(
     Ok((tables, journal))
 }
 
+/// Named value: under which name the store writes to the archive. 16 bytes. A store that is made from a backup takes
+/// another one.
+pub(super) const ARCHIVE_ID_KEY: &str = "archive/id";
+
+/// The store's name in the archive; without an archive it needs none.
+pub(super) fn archive_id(tables: &Tables, options: &Options) -> fjall::Result<[u8; 16]> {
+    let stored = tables.state.get(meta_key(ARCHIVE_ID_KEY))?;
+    let stored = stored.and_then(|value| decode_opaque(&value).ok()).and_then(|id| id[..].try_into().ok());
+    if let (None, Some(_)) = (stored, &options.archive) {
+        let mut value = Vec::new();
+        encode_opaque(&mut value, &options.archive_id);
+        let mut batch = OwnedWriteBatch::with_capacity(tables.db.clone(), 1);
+        batch.insert(&tables.state, meta_key(ARCHIVE_ID_KEY), &value[..]);
+        tables.commit(batch, true)?;
+    }
+    Ok(stored.unwrap_or(options.archive_id))
+}
+
 /// Acts on what was found, durably, before anything is served: torn tails go, refused logs are noted, and the
 /// mark of a clean stop is taken away. Returns whether it was there.
 fn settle(tables: &Tables, findings: &Findings) -> fjall::Result<bool> {
@@ -424,16 +452,30 @@ pub(super) fn claim(dir: &Path) -> Result<Claimed, OpenError> {
 }
 
 pub(super) fn write_marker(dir: &Path, marker: &Path, region: Region) -> io::Result<()> {
+    write_marker_of(dir, marker, region, FORMAT)
+}
+
+/// Says in the marker that something is in the archive, durably, if it does not say so yet.
+pub(super) fn raise_format(dir: &Path) -> Result<(), OpenError> {
+    let marker = dir.join("STORE");
+    let (region, format) = read_marker_of(dir, &marker)?;
+    if format < FORMAT_ARCHIVED {
+        write_marker_of(dir, &marker, region, FORMAT_ARCHIVED).map_err(|e| io_error(&marker, e))?;
+    }
+    Ok(())
+}
+
+fn write_marker_of(dir: &Path, marker: &Path, region: Region, format: u32) -> io::Result<()> {
     let draft = dir.join("STORE.new");
     let mut file = File::create(&draft)?;
-    file.write_all(marker_text(region).as_bytes())?;
+    file.write_all(marker_text(region, format).as_bytes())?;
     file.sync_all()?;
     fs::rename(&draft, marker)?;
     File::open(dir)?.sync_all()
 }
 
-fn marker_text(region: Region) -> String {
-    format!("tern store\nformat {FORMAT}\nregion {region}\n")
+fn marker_text(region: Region, format: u32) -> String {
+    format!("tern store\nformat {format}\nregion {region}\n")
 }
 
 fn check_marker(dir: &Path, marker: &Path, expected: Region) -> Result<(), OpenError> {
@@ -442,6 +484,10 @@ fn check_marker(dir: &Path, marker: &Path, expected: Region) -> Result<(), OpenE
 }
 
 fn read_marker(dir: &Path, marker: &Path) -> Result<Region, OpenError> {
+    read_marker_of(dir, marker).map(|(region, _)| region)
+}
+
+fn read_marker_of(dir: &Path, marker: &Path) -> Result<(Region, u32), OpenError> {
     let text = fs::read_to_string(marker).map_err(|e| io_error(marker, e))?;
     let unreadable = |what: &str| OpenError::MarkerUnreadable { path: marker.to_owned(), what: what.to_owned() };
     let mut lines = text.lines();
@@ -449,12 +495,12 @@ fn read_marker(dir: &Path, marker: &Path) -> Result<Region, OpenError> {
         return Err(unreadable("its first line is not \"tern store\""));
     }
     let mut field = |name: &str| -> Option<u32> { lines.next()?.strip_prefix(name)?.strip_prefix(' ')?.parse().ok() };
-    let found = field("format").ok_or_else(|| unreadable("it names no format"))?;
-    if found != FORMAT {
-        return Err(OpenError::OtherFormat { dir: dir.to_owned(), found });
+    let format = field("format").ok_or_else(|| unreadable("it names no format"))?;
+    if !(FORMAT..=FORMAT_ARCHIVED).contains(&format) {
+        return Err(OpenError::OtherFormat { dir: dir.to_owned(), found: format });
     }
     let found = field("region").and_then(|region| Region::try_from(region).ok()).filter(|region| *region != 0);
-    found.ok_or_else(|| unreadable("it names no region"))
+    found.map(|region| (region, format)).ok_or_else(|| unreadable("it names no region"))
 }
 
 /// Bytes that an ordinary process may still write on the disk of `path`.
@@ -477,6 +523,6 @@ mod tests {
 
     #[test]
     fn the_marker_is_pinned() {
-        assert_eq!(marker_text(7), "tern store\nformat 1\nregion 7\n");
+        assert_eq!(marker_text(7, FORMAT), "tern store\nformat 1\nregion 7\n");
     }
 }

@@ -3,6 +3,7 @@
 //! Reads take a snapshot: a commit inserts its rows one by one, and a reader without one could miss entry 4 of
 //! a group and see entry 5.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -56,6 +57,8 @@ pub(super) struct Tables {
     pub db: Database,
     /// Logs that are refused. Grows only when something is verified.
     pub damage: RwLock<Damage>,
+    /// Something is in the archive: without it nobody looks for marks.
+    pub has_marks: AtomicBool,
     #[cfg(test)]
     pub fail_commits: std::sync::atomic::AtomicBool,
 }
@@ -77,7 +80,7 @@ impl Tables {
                 .max_memtable_size(ENTRIES_MEMTABLE_BYTES)
                 .filter_policy(FilterPolicy::disabled())
         })?;
-        Ok(Self {
+        let tables = Self {
             entries,
             rows: keyspace("rows", ROWS_MEMTABLE_BYTES)?,
             todo: keyspace("todo", TODO_MEMTABLE_BYTES)?,
@@ -86,9 +89,12 @@ impl Tables {
             quarantine: keyspace("quarantine", RARE_MEMTABLE_BYTES)?,
             db,
             damage: RwLock::default(),
+            has_marks: AtomicBool::new(false),
             #[cfg(test)]
             fail_commits: std::sync::atomic::AtomicBool::new(false),
-        })
+        };
+        tables.has_marks.store(tables.state.prefix(b"a").next().is_some(), Ordering::Release);
+        Ok(tables)
     }
 
     /// The keyspace of a table.
@@ -131,11 +137,19 @@ impl Tables {
             Some(last) => parse_entry_key(&last.key()?).map_or(0, |(_, seq)| seq),
             None => 0,
         };
+        let archived = || {
+            let head = self.archived_head(&snapshot, log);
+            head.map_err(|error| HeadError::Damaged { seq: 0, what: error.to_string() })
+        };
         let Some(newest) = snapshot.range(&self.entries, all).next_back() else {
-            return Ok(Head { erased_to, ..Head::default() });
+            return Ok(Head { erased_to, ..archived()?.unwrap_or_default() });
         };
         let (key, value) = newest.into_inner()?;
         let seq = parse_entry_key(&key).map_or(0, |(_, seq)| seq);
+        if let Some(head) = archived()?.filter(|head| head.seq >= seq) {
+            // What still stands here is what waits to be removed.
+            return Ok(Head { erased_to, ..head });
+        }
         let (chain, _) = read_entry(log, seq, &value).map_err(|what| HeadError::Damaged { seq, what })?;
         Ok(Head { seq, chain, erased_to })
     }
@@ -165,6 +179,8 @@ impl Tables {
                                 image.heads.insert(log.origin, seq);
                             }
                         }
+                        // In the archive it is whole.
+                        Err(_) if seq <= self.archived_to(&snapshot, log)? => {}
                         Err(what) => {
                             image.damaged.entry(log.origin).or_insert_with(|| format!("entry {seq}: {what}"));
                         }
@@ -182,11 +198,15 @@ impl Tables {
             };
             end = entry_key(log, 0);
         }
+        let is_refused = |origin: &Origin| image.damaged.contains_key(origin);
+        let highest = self.add_archived(&snapshot, conversation, &mut image.heads, is_refused)?;
+        image.highest_hlc = image.highest_hlc.max(highest);
         image.checkpoint = self.opaque(&checkpoint_key(conversation))?;
         Ok(image)
     }
 
-    pub(super) fn range(&self, range: &Range) -> Result<Vec<std::sync::Arc<Entry>>, StoreError> {
+    /// What the table has of a range, all of which is above what is in the archive.
+    pub(super) fn range(&self, snapshot: &Snapshot, range: &Range) -> Result<Vec<std::sync::Arc<Entry>>, StoreError> {
         let log = LogId { conversation: range.conversation, origin: range.origin };
         let damaged = |what: String| StoreError::Damaged { conversation: log.conversation, origin: log.origin, what };
         if let Some(what) = self.refused(log) {
@@ -199,7 +219,6 @@ impl Tables {
         let mut found = Vec::new();
         let mut bytes = 0;
         let mut expected = if range.backwards { None } else { Some(from) };
-        let snapshot = self.db.snapshot();
         let mut rows = snapshot.range(&self.entries, entry_key(log, from)..=entry_key(log, range.to));
         while let Some(row) = if range.backwards { rows.next_back() } else { rows.next() } {
             let (key, value) = row.into_inner().map_err(backend)?;
@@ -280,18 +299,23 @@ impl Tables {
             None => ConvId([0; 16]),
         };
         while found.len() < limit {
-            let Some(first) = snapshot.range(&self.entries, &start.0[..]..).next() else { break };
-            let conversation = match first.key() {
-                Ok(key) => parse_entry_key(&key)
-                    .map(|(log, _)| log.conversation)
-                    .ok_or(FormatError::Malformed("entry's key"))
-                    .map_err(malformed)?,
+            let archived = self.archived_conversation(&snapshot, start)?;
+            let first = snapshot.range(&self.entries, &start.0[..]..).next().map(fjall::Guard::key);
+            let held = match first {
+                None => None,
+                Some(Ok(key)) => Some(
+                    parse_entry_key(&key)
+                        .map(|(log, _)| log.conversation)
+                        .ok_or(FormatError::Malformed("entry's key"))
+                        .map_err(malformed)?,
+                ),
                 // A stretch that can't be read was noted when the store was opened; the rest is listed.
-                Err(error) => {
+                Some(Err(error)) => {
                     let damage = self.damage.read().unwrap_or_else(PoisonError::into_inner);
-                    damage.end_of_span(start).ok_or_else(|| backend(error))?
+                    Some(damage.end_of_span(start).ok_or_else(|| backend(error))?)
                 }
             };
+            let Some(conversation) = held.into_iter().chain(archived).min() else { break };
             if found.last().is_none_or(|(last, _)| *last != conversation) {
                 found.push((conversation, self.heads(&snapshot, conversation)?));
             }
@@ -342,6 +366,7 @@ impl Tables {
             };
             end = entry_key(log, 0);
         }
+        self.add_archived(snapshot, conversation, &mut heads, |origin| refused.contains_key(origin))?;
         Ok(heads)
     }
 
@@ -386,6 +411,6 @@ pub(super) fn describe(error: &fjall::Error) -> String {
     }
 }
 
-fn malformed(error: FormatError) -> StoreError {
+pub(super) fn malformed(error: FormatError) -> StoreError {
     StoreError::Backend(error.to_string())
 }

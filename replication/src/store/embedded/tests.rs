@@ -49,6 +49,10 @@ pub(super) fn whole(conversation: ConvId) -> Range {
     }
 }
 
+pub(super) fn erase(conversation: ConvId, seq: u64) -> Put {
+    Put::Erase { conversation, origin: ORIGIN, seq, by: entry_of(seq, b"").by.clone() }
+}
+
 fn row(rev: u64) -> Put {
     let row = RowRecord { rev: Rev(rev), ..RowRecord::default() };
     Put::Row { user: UserId::new("bob").unwrap(), conversation: conv(1), row }
@@ -589,12 +593,52 @@ async fn metrics_are_named_for_tern_and_carry_units() {
     assert!(text.contains("tern_store_commit_seconds_count 1"), "{text}");
 }
 
+/// A disk that lost everything above what was archived: the log goes on there.
+#[tokio::test]
+async fn a_log_of_which_only_the_archive_has_entries_is_listed_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let objects = super::super::archive::MemoryObjects::default();
+    let open = || {
+        let archive =
+            Archive::new(Arc::new(objects.clone()), "test", 1, super::super::archive::ArchiveOptions::default());
+        let options = Options { archive: Some(Arc::new(archive)), archive_id: [7; 16], ..options() };
+        EmbeddedStore::open(dir.path(), options).unwrap()
+    };
+    let (store, _) = open();
+    store.append(vec![append(conv(1), 1, 10)]).await;
+    let plan = TierPlan { bucket_bits: 3, eager: true, ..TierPlan::new(u64::MAX, std::time::Duration::ZERO) };
+    assert_eq!(store.tier(&plan).await.unwrap().moved_entries, 7);
+    drop(store);
+    let log = LogId { conversation: conv(1), origin: ORIGIN };
+    let tables = Tables::open(&dir.path().join("db"), 1 << 20).unwrap();
+    let mut batch = tables.db.batch();
+    (8..=10).for_each(|seq| batch.insert(&tables.entries, entry_key(log, seq), b"torn"));
+    // What a death in the middle of the removal leaves is not read, whatever it is.
+    batch.insert(&tables.entries, entry_key(log, 7), b"rubbish");
+    tables.commit(batch, true).unwrap();
+    drop(tables);
+    let (store, report) = open();
+    assert_eq!((report.cut.len(), report.damaged.len()), (1, 0), "{report:?}");
+    assert_eq!((report.cut[0].from, report.cut[0].to), (8, 10));
+    let image = store.conversation(conv(1)).await.unwrap();
+    assert_eq!((image.heads, image.highest_hlc), ([(ORIGIN, 7)].into(), 7 << 16));
+    assert_eq!(store.conversations(None, 9).await.unwrap(), [(conv(1), [(ORIGIN, 7)].into())]);
+    assert_eq!(store.range(whole(conv(1))).await.unwrap().len(), 7);
+    assert_eq!(store.append(vec![append(conv(1), 8, 18)]).await, [Appended::Decided]);
+    assert_eq!(store.tier(&plan).await.unwrap().moved_entries, 8);
+    assert_eq!(store.range(whole(conv(1))).await.unwrap(), append(conv(1), 1, 18).entries);
+    drop(store);
+    assert!(!open().1.is_damaged());
+    let error = EmbeddedStore::open(dir.path(), Options::new(2)).unwrap_err();
+    assert!(matches!(error, OpenError::OtherRegion { .. }), "the marker still says whose it is: {error}");
+}
+
 /// The writer commits what waits as one group, and an erasure must see what the group has not committed yet.
 #[tokio::test]
 async fn an_erasure_called_after_an_append_finds_its_entries_in_the_same_group() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = EmbeddedStore::open(dir.path(), options()).unwrap();
-    let erase = |seq| Put::Erase { conversation: conv(1), origin: ORIGIN, seq };
+    let erase = |seq| erase(conv(1), seq);
     let first = store.append(vec![append(conv(1), 1, 3)]);
     let erased = store.put(vec![erase(2), erase(3)], Durability::Synced);
     let second = store.append(vec![append(conv(1), 4, 4)]);
@@ -614,7 +658,7 @@ async fn an_erasure_called_after_an_append_finds_its_entries_in_the_same_group()
 async fn what_was_erased_stays_erased_when_a_cut_log_fills_again() {
     let dir = filled().await;
     let (store, _) = reopen(dir.path());
-    let erase = |seq| Put::Erase { conversation: conv(2), origin: ORIGIN, seq };
+    let erase = |seq| erase(conv(2), seq);
     store.put(vec![erase(3), erase(5)], Durability::Synced).await.unwrap();
     drop(store);
     let tables = Tables::open(&dir.path().join("db"), 1 << 20).unwrap();

@@ -121,6 +121,7 @@ impl Damage {
 /// The walk through one log.
 pub(super) struct Walk {
     pub(super) log: LogId,
+    archived_to: u64,
     seq: u64,
     chain: Chain,
     bad: Option<(u64, String)>,
@@ -131,10 +132,19 @@ pub(super) struct Walk {
 
 impl Walk {
     pub(super) fn new(log: LogId) -> Self {
-        Self { log, seq: 0, chain: [0; 16], bad: None, valid_after: false, last_seen: 0 }
+        Self::behind(log, 0, [0; 16])
+    }
+
+    /// Of a log of which everything up to `seq` is in the archive, and that goes on from this link. What stands in the
+    /// table below that waits to be removed.
+    pub(super) fn behind(log: LogId, seq: u64, chain: Chain) -> Self {
+        Self { log, archived_to: seq, seq, chain, bad: None, valid_after: false, last_seen: seq }
     }
 
     pub(super) fn take(&mut self, scratch: &mut Vec<u8>, seq: u64, value: &[u8]) {
+        if seq <= self.archived_to {
+            return;
+        }
         self.last_seen = seq;
         if self.bad.is_some() {
             // An entry that is whole by itself. Its link can't be asked: it hangs on what is bad.
@@ -224,7 +234,14 @@ pub(super) fn verify(tables: &Tables, stop: impl Fn() -> bool) -> Option<Finding
                     if stop() {
                         return None;
                     }
-                    Walk::new(log)
+                    match tables.last_mark(&snapshot, log) {
+                        Ok(last) => last.map_or_else(|| Walk::new(log), |(_, m)| Walk::behind(log, m.last, m.chain)),
+                        Err(error) => {
+                            let mut walk = Walk::new(log);
+                            walk.bad = Some((1, error.to_string()));
+                            walk
+                        }
+                    }
                 }
             };
             current.take(&mut scratch, seq, &value);
@@ -258,6 +275,8 @@ pub(super) fn verify_heads(tables: &Tables) -> Findings {
                                 findings.entries += seq;
                                 None
                             }
+                            // It is in the archive, and waits to be removed.
+                            Err(_) if tables.archived_to(&snapshot, log).is_ok_and(|to| seq <= to) => None,
                             Err(what) => Some((seq, what)),
                         }
                     }
@@ -279,7 +298,7 @@ pub(super) fn verify_heads(tables: &Tables) -> Findings {
 }
 
 /// The first key that may belong to a later log.
-fn after(log: LogId) -> Option<[u8; ENTRY_KEY_BYTES]> {
+pub(super) fn after(log: LogId) -> Option<[u8; ENTRY_KEY_BYTES]> {
     let mut key = entry_key(log, 0);
     let next = key[..16 + 1 + 8].iter_mut().rev().any(|byte| {
         *byte = byte.wrapping_add(1);

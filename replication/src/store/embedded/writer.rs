@@ -25,8 +25,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::super::conditions::{self, EPOCH_KEY, parse_epoch};
 use super::super::format::{
-    self, CLEAN_KEY, ENTRY_KEY_BYTES, LogId, PURGE_KEY, checkpoint_key, encode_entry, encode_erased, encode_opaque,
-    encode_row, encode_todo, entry_key, erased_value, meta_key, parse_entry_key, row_key, row_rev, todo_key,
+    self, ArchiveMark, CLEAN_KEY, ENTRY_KEY_BYTES, LogId, PURGE_KEY, checkpoint_key, encode_entry, encode_erased,
+    encode_opaque, encode_row, encode_todo, entry_key, erased_value, meta_key, parse_entry_key, row_key, row_rev,
+    todo_key,
 };
 use super::super::limits::{DISK_CHECK_MS, DISK_FLOOR_BYTES, HEAD_CACHE};
 use super::chores::Chores;
@@ -51,6 +52,19 @@ pub(super) enum Command {
         answer: oneshot::Sender<Result<(), StoreError>>,
         room: OwnedSemaphorePermit,
     },
+    /// Runs are in the archive.
+    Mark {
+        log: LogId,
+        marks: Marks,
+        answer: oneshot::Sender<Result<bool, StoreError>>,
+    },
+    /// Entries that are in the archive go, these and no others.
+    Trim {
+        log: LogId,
+        from: u64,
+        to: u64,
+        answer: oneshot::Sender<Result<bool, StoreError>>,
+    },
     /// All erasures up to this number are out of the files.
     Purged {
         covered: u64,
@@ -60,9 +74,22 @@ pub(super) enum Command {
     },
 }
 
+/// Marks to be written.
+pub(super) enum Marks {
+    /// A run that follows those that are in the archive.
+    New(u64, ArchiveMark),
+    /// The run that begins there is in another object.
+    Other { first: u64, old: ArchiveMark, new: ArchiveMark },
+}
+
 impl Command {
     fn erases(&self) -> bool {
         matches!(self, Self::Put { puts, .. } if puts.iter().any(|put| matches!(put, Put::Erase { .. })))
+    }
+
+    /// Reads what the commands before it may have written.
+    fn reads(&self) -> bool {
+        matches!(self, Self::Mark { .. } | Self::Trim { .. })
     }
 }
 
@@ -159,6 +186,7 @@ pub(super) fn wall_ms() -> u64 {
 enum Answer {
     Append(oneshot::Sender<Vec<Appended>>, Vec<Appended>, OwnedSemaphorePermit),
     Put(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>, OwnedSemaphorePermit),
+    Archived(oneshot::Sender<Result<bool, StoreError>>, Result<bool, StoreError>),
 }
 
 /// A body that goes: of an entry, of what a repair put aside at its place, or both.
@@ -166,6 +194,8 @@ struct Erasure {
     key: [u8; ENTRY_KEY_BYTES],
     quarantined: bool,
     entry: Option<(Vec<u8>, Identity)>,
+    /// The entry is in the archive, and this is who wrote it: the place is noted, and the object is written anew later.
+    archived: Option<Identity>,
 }
 
 /// What a group has become, beside the batch itself.
@@ -183,10 +213,10 @@ struct Group {
 
 pub(super) struct Writer {
     queue: Arc<Queue>,
-    tables: Arc<Tables>,
+    pub(super) tables: Arc<Tables>,
     metrics: StoreMetrics,
     failed: FailedSync,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     reserve: u64,
     heads: Heads,
     /// Highest epoch seen.
@@ -196,11 +226,11 @@ pub(super) struct Writer {
     purge_noted: bool,
     /// The one that is stored.
     stored_epoch: u64,
-    value: Vec<u8>,
+    pub(super) value: Vec<u8>,
     free: u64,
     free_at: Option<Instant>,
     sync_at: Option<Instant>,
-    broken: Option<String>,
+    pub(super) broken: Option<String>,
 }
 
 /// Reports a panic of the writer, and sees to it that nobody waits for a writer that has ended.
@@ -293,7 +323,9 @@ impl Writer {
         let mut batch = OwnedWriteBatch::with_capacity(self.tables.db.clone(), commands.len() * 2);
         self.check_disk(started);
         // An erasure reads the entry, which a batch that is not committed does not show.
-        while let Some(command) = commands.next_if(|command| group.entries == 0 || !command.erases()) {
+        while let Some(command) =
+            commands.next_if(|c| (group.entries == 0 || !c.erases()) && (batch.is_empty() || !c.reads()))
+        {
             match command {
                 Command::Append { batches, answer, room } => {
                     let results = batches.iter().map(|append| self.append(&mut batch, &mut group, append)).collect();
@@ -303,6 +335,16 @@ impl Writer {
                     let result = self.put(&mut batch, &mut group, puts);
                     group.sync |= synced && result.is_ok();
                     group.answers.push(Answer::Put(answer, result, room));
+                }
+                Command::Mark { log, marks, answer } => {
+                    let result = self.mark(&mut batch, log, &marks);
+                    group.sync |= result == Ok(true);
+                    group.answers.push(Answer::Archived(answer, result));
+                }
+                Command::Trim { log, from, to, answer } => {
+                    let result = self.trim(&mut batch, log, from, to);
+                    group.puts += 1;
+                    group.answers.push(Answer::Archived(answer, result));
                 }
                 Command::Purged { covered } => self.purged(&mut batch, group.erasures, covered),
                 Command::Close { answer } => closing = Some(answer),
@@ -331,6 +373,10 @@ impl Writer {
                     }
                     // Whoever asked may be gone. What was decided stays decided.
                     let _gone = answer.send(results);
+                }
+                Answer::Archived(answer, result) => {
+                    let result = broken.map_or(result, |what| Err(StoreError::Backend(what.to_owned())));
+                    let _gone = answer.send(result);
                 }
                 Answer::Put(answer, result, room) => {
                     drop(room);
@@ -487,9 +533,9 @@ impl Writer {
         for put in &puts {
             match put {
                 Put::Row { user, conversation, .. } => self.read_rev(group, row_key(user, *conversation))?,
-                Put::Erase { conversation, origin, seq } => {
+                Put::Erase { conversation, origin, seq, by } => {
                     let log = LogId { conversation: *conversation, origin: *origin };
-                    erasures.extend(self.erasure(log, *seq)?);
+                    erasures.extend(self.erasure(log, *seq, by)?);
                 }
                 _ => {}
             }
@@ -557,11 +603,13 @@ impl Writer {
     }
 
     /// What is to be written for an erasure; `None` where there is nothing to erase.
-    fn erasure(&self, log: LogId, seq: u64) -> Result<Option<Erasure>, StoreError> {
+    fn erasure(&self, log: LogId, seq: u64, by: &Identity) -> Result<Option<Erasure>, StoreError> {
         let key = entry_key(log, seq);
         let quarantined = self.tables.quarantine.contains_key(key).map_err(super::tables::backend)?;
         let Some(value) = self.tables.entries.get(key).map_err(super::tables::backend)? else {
-            return Ok(quarantined.then_some(Erasure { key, quarantined, entry: None }));
+            let archived = self.is_whole_in_archive(log, seq)?.then(|| by.clone());
+            let anything = quarantined || archived.is_some();
+            return Ok(anything.then_some(Erasure { key, quarantined, entry: None, archived }));
         };
         let (chain, entry) = read_entry(log, seq, &value).map_err(|what| StoreError::Damaged {
             conversation: log.conversation,
@@ -571,12 +619,18 @@ impl Writer {
         if entry.erased && !quarantined {
             return Ok(None);
         }
-        Ok(Some(Erasure { key, quarantined, entry: Some((erased_value(&chain, &entry), entry.by)) }))
+        let entry = Some((erased_value(&chain, &entry), entry.by));
+        Ok(Some(Erasure { key, quarantined, entry, archived: None }))
     }
 
     fn erase(&mut self, batch: &mut OwnedWriteBatch, erasure: &Erasure) {
         if let Some((value, by)) = &erasure.entry {
             batch.insert(&self.tables.entries, erasure.key, &value[..]);
+            encode_erased(&mut self.value, by);
+            batch.insert(&self.tables.erased, erasure.key, &self.value[..]);
+            self.metrics.erased_entries.inc();
+        }
+        if let Some(by) = &erasure.archived {
             encode_erased(&mut self.value, by);
             batch.insert(&self.tables.erased, erasure.key, &self.value[..]);
             self.metrics.erased_entries.inc();

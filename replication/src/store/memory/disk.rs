@@ -195,7 +195,7 @@ impl Disk {
                 }
                 Before::Row(key.clone(), self.rows.insert(key, row))
             }
-            Put::Erase { conversation, origin, seq } => {
+            Put::Erase { conversation, origin, seq, .. } => {
                 let log = LogId { conversation, origin };
                 let Some(index) = seq.checked_sub(1).and_then(|index| usize::try_from(index).ok()) else { return };
                 match self.logs.get_mut(&log).and_then(|entries| entries.get_mut(index)) {

@@ -1,7 +1,7 @@
 //! The file of a backup: a header, records in the order of the tables and their keys, a trailer.
 //!
 //! ```text
-//! header   "TERNBKUP"  u8 format = 1  u8 kind (1 backup, 2 erasures)  u8 region  u64 wall milliseconds
+//! header   "TERNBKUP"  u8 format (1; 2: some entries are in the archive)  u8 kind (1 backup, 2 erasures)  u8 region  u64 wall milliseconds
 //!          u64 xxh3 of the header so far
 //! record   u8 table (1-6)  u16 key length  u32 value length  key  value  u64 xxh3 of the record so far
 //! trailer  u8 255  u16 0  u32 80  u64 records of each table  [u8; 32] SHA-256 of all before the trailer
@@ -21,7 +21,9 @@ use super::super::super::limits::BACKUP_VALUE_BYTES;
 
 const MAGIC: &[u8; 8] = b"TERNBKUP";
 /// Of the file.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
+/// Of a file that a version without an archive understands.
+const FORMAT_WHOLE: u8 = 1;
 const TRAILER: u8 = 255;
 const HEADER_BYTES: usize = 27;
 const TRAILER_BYTES: u32 = 80;
@@ -76,6 +78,8 @@ pub struct Header {
     pub region: u8,
     /// When, by the wall clock of that machine.
     pub wall_ms: u64,
+    /// Some entries of the store were in the archive, and so are not in the file.
+    pub archived: bool,
 }
 
 /// Why bytes are not such a file.
@@ -119,7 +123,7 @@ impl<W: Write> Writer<W> {
         let mut writer =
             Self { out, hash: Context::new(&SHA256), counts: Counts::default(), record: Vec::new(), bytes: 0 };
         writer.record.put_slice(MAGIC);
-        writer.record.put_u8(FORMAT);
+        writer.record.put_u8(if header.archived { FORMAT } else { FORMAT_WHOLE });
         writer.record.put_u8(match header.kind {
             Kind::Backup => 1,
             Kind::Erasures => 2,
@@ -198,7 +202,7 @@ impl<R: Read> Reader<R> {
         if record.len() < MAGIC.len() + 1 || !record.starts_with(MAGIC) {
             return Err(ReadError::NotOne);
         }
-        if record[8] != FORMAT {
+        if !(FORMAT_WHOLE..=FORMAT).contains(&record[8]) {
             return Err(ReadError::Newer(record[8]));
         }
         if record.len() < HEADER_BYTES {
@@ -214,7 +218,8 @@ impl<R: Read> Reader<R> {
             2 => Kind::Erasures,
             _ => return Err(damaged("its kind is not known")),
         };
-        let header = Header { kind, region: content[10], wall_ms: (&content[11..]).get_u64() };
+        let header =
+            Header { kind, region: content[10], wall_ms: (&content[11..]).get_u64(), archived: content[8] == FORMAT };
         let mut hash = Context::new(&SHA256);
         hash.update(&record);
         let counts = Counts::default();

@@ -5,7 +5,7 @@ use super::*;
 type Owned = (Table, Vec<u8>, Vec<u8>);
 type Borrowed<'a> = (Table, &'a [u8], &'a [u8]);
 
-const HEADER: Header = Header { kind: Kind::Backup, region: 7, wall_ms: 0x0102_0304_0506_0708 };
+const HEADER: Header = Header { kind: Kind::Backup, region: 7, wall_ms: 0x0102_0304_0506_0708, archived: false };
 
 fn file(records: &[Borrowed<'_>]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), HEADER).unwrap();
@@ -56,8 +56,8 @@ fn other_files_and_later_versions_are_told_apart() {
     assert!(matches!(Reader::new(&b"SQLite format 3"[..]), Err(ReadError::NotOne)));
     assert!(matches!(Reader::new(&b""[..]), Err(ReadError::NotOne)));
     let mut later = file(&[]);
-    later[8] = 2;
-    assert!(matches!(Reader::new(&later[..]), Err(ReadError::Newer(2))));
+    later[8] = 3;
+    assert!(matches!(Reader::new(&later[..]), Err(ReadError::Newer(3))));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,9 @@ use super::super::super::format::{
     decode_erased, decode_opaque, encode_erased, encode_opaque, erased_value, meta_key, parse_entry_key,
 };
 use super::super::super::limits::{CACHE_BYTES, INIT_BYTES, RESTORE_BATCH_BYTES, RESTORE_ERASURES};
-use super::super::open::{self, RESTORING, claim, free_bytes, open_tables, refuse_unfinished, write_marker};
+use super::super::open::{
+    self, ARCHIVE_ID_KEY, RESTORING, claim, free_bytes, open_tables, refuse_unfinished, write_marker,
+};
 use super::super::tables::{Tables, describe, read_entry};
 use super::super::verify::{self as chains, Findings};
 use super::super::writer::{monotonic, wall_ms};
@@ -72,10 +75,14 @@ pub fn restore(
     filling.fill(from, erasures)?;
     let erased = filling.erased;
 
+    tables.has_marks.store(backup.header.archived, Ordering::Release);
     let found = chains::verify(&tables, || false).unwrap_or_default();
     same(dir, &backup.logs, &found)?;
     drop(tables);
     write_marker(dir, &dir.join("STORE"), backup.header.region).map_err(|e| io_error(dir, e))?;
+    if backup.header.archived {
+        open::raise_format(dir)?;
+    }
     made.finish()?;
     drop(lock);
     Ok(RestoreReport { backup, erased, duration: monotonic() - started })
@@ -173,6 +180,10 @@ impl Filling<'_> {
             }
             if record.table == Table::Quarantine && self.is_erased(record.key, record.value) {
                 self.erased += 1;
+                continue;
+            }
+            // Another store from now on: it deletes nothing that the one from which the backup is may still need.
+            if record.table == Table::State && *record.key == *meta_key(ARCHIVE_ID_KEY) {
                 continue;
             }
             if record.table == Table::State && *record.key == *meta_key(START_KEY) {

@@ -49,7 +49,7 @@ fn whole(conversation: ConvId, origin: Origin) -> Range {
 }
 
 fn erase(conversation: ConvId, origin: Origin, seq: u64) -> Put {
-    Put::Erase { conversation, origin, seq }
+    Put::Erase { conversation, origin, seq, by: entry(origin, seq, seq).by.clone() }
 }
 
 fn open(dir: &Path) -> EmbeddedStore {
@@ -314,7 +314,8 @@ fn what_is_no_backup_is_told_apart() {
     };
     assert!(matches!(case(b""), BackupError::NotABackup { .. }));
     assert!(matches!(case(b"hello, I am a text"), BackupError::NotABackup { .. }));
-    let mut writer = format::Writer::new(Vec::new(), Header { kind: Kind::Backup, region: 1, wall_ms: 1 }).unwrap();
+    let mut writer =
+        format::Writer::new(Vec::new(), Header { kind: Kind::Backup, region: 1, wall_ms: 1, archived: false }).unwrap();
     writer.put(Table::State, b"mera", &[1, 7]).unwrap();
     let (mut file, _, _) = writer.finish().unwrap();
     assert!(matches!(case(&file[..file.len() - 1]), BackupError::Truncated { .. }));

@@ -4,12 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use fjall::Readable;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use tern_core::ids::Region;
 
-use super::super::super::format::{CLEAN_KEY, PURGE_KEY};
+use super::super::super::format::{CLEAN_KEY, LogId, PURGE_KEY, parse_entry_key};
 use super::super::super::limits::{BACKUP_BUFFER_BYTES, BACKUP_DISK_CHECK_BYTES};
 use super::super::open::free_bytes;
 use super::super::tables::{Tables, describe};
@@ -47,12 +48,14 @@ pub(in super::super) fn create(
     let room = Room { path: &path, dir: parent(&path), reserve };
     room.check(0)?;
 
-    let header = Header { kind: plan.kind, region: plan.region, wall_ms };
+    let archived = plan.kind == Kind::Backup && tables.has_marks.load(Ordering::Acquire);
+    let header = Header { kind: plan.kind, region: plan.region, wall_ms, archived };
     let out = BufWriter::with_capacity(BACKUP_BUFFER_BYTES, &partial.file);
     let mut writer = Writer::new(out, header).map_err(|e| io_error(&path, e))?;
     // One snapshot: no row of a later commit, all rows of every earlier one, in all tables.
     let snapshot = tables.db.snapshot();
     let mut checked = 0;
+    let mut archived: Option<(LogId, u64)> = None;
     for table in TABLES {
         if plan.kind == Kind::Erasures && table != Table::Erased {
             continue;
@@ -63,6 +66,20 @@ pub(in super::super) fn create(
             // A backup was not stopped, and its files never held a body that was erased before.
             if table == Table::State && (*key == *CLEAN_KEY || *key == *PURGE_KEY) {
                 continue;
+            }
+            if let Some((log, seq)) = parse_entry_key(&key).filter(|_| table == Table::Entries) {
+                let to = match archived.filter(|(of, _)| *of == log) {
+                    Some((_, to)) => to,
+                    None => tables.archived_to(&snapshot, log).map_err(|e| BackupError::Unreadable {
+                        table: table_name(Table::State),
+                        what: e.to_string(),
+                    })?,
+                };
+                archived = Some((log, to));
+                // It is in the archive, and waits to be removed.
+                if seq <= to {
+                    continue;
+                }
             }
             writer.put(table, &key, &value).map_err(|e| io_error(&path, e))?;
             if writer.bytes - checked >= BACKUP_DISK_CHECK_BYTES {

@@ -15,6 +15,7 @@
 //! Reading order: `logs` (chains, cuts, erasures), `conversations` (checkpoints, members' rows), `derived` (rows,
 //! todo and named values, each table by itself).
 
+mod archived;
 mod conversations;
 mod derived;
 mod logs;
@@ -55,6 +56,8 @@ pub enum Kind {
     Todo,
     /// A named value makes no sense.
     Meta,
+    /// An object of the archive is missing, or not what was written.
+    Archive,
 }
 
 impl Kind {
@@ -70,6 +73,7 @@ impl Kind {
             Self::Lag => "lag",
             Self::Todo => "todo",
             Self::Meta => "meta",
+            Self::Archive => "archive",
         }
     }
 
@@ -85,6 +89,9 @@ impl Kind {
             Self::Lag => "a member is not told of entries that are there, until another one comes",
             Self::Todo => "work that was to be done may be left out, or asked for again and again",
             Self::Meta => "the region may not start",
+            Self::Archive => {
+                "old messages can't be read here; another region, or the object store's own copies, may have them"
+            }
         }
     }
 
@@ -99,7 +106,7 @@ impl Kind {
             Self::Row => Some("it is made to say what the logs say"),
             Self::Lag => Some("fan-out runs again"),
             Self::Todo => Some("it is removed, or lowered to what is there"),
-            Self::Meta => None,
+            Self::Meta | Self::Archive => None,
         }
     }
 }
@@ -134,6 +141,10 @@ pub struct CheckReport {
     pub rows: u64,
     /// Todo rows read.
     pub todo: u64,
+    /// Runs of entries in the archive.
+    pub archived_runs: u64,
+    /// Entries in them.
+    pub archived_entries: u64,
     /// Entries that repairs have put aside, now and earlier.
     pub quarantined: u64,
     /// The first findings of all, in the order of the walk.
@@ -180,12 +191,23 @@ struct Check<'a> {
     rev: Option<Rev>,
     /// Conversations whose fan-out is noted.
     fan_out: BTreeSet<ConvId>,
+    /// Objects of the archive are read, and not only looked for.
+    reads_archive: bool,
+    /// Conversations whose archived entries can't be read, or are not to be.
+    unread: BTreeSet<ConvId>,
 }
 
 impl Offline {
     /// Compares everything with everything. With `repair`, does what can be done; run without it afterwards to see
-    /// what remains.
+    /// what remains. Every object of the archive is read; one that is damaged is a finding, and an archive that can't be
+    /// reached ends the check.
     pub fn check(&self, repair: bool) -> Result<CheckReport, StoreError> {
+        self.check_with(repair, true)
+    }
+
+    /// The same; without `reads_archive` it only looks whether the archive's objects are there and as long as they were,
+    /// and what follows from their entries is not compared with them.
+    pub fn check_with(&self, repair: bool, reads_archive: bool) -> Result<CheckReport, StoreError> {
         let epoch = self.tables.meta(EPOCH_KEY).ok().flatten().and_then(|value| parse_epoch(&value)).unwrap_or(0);
         let mut eras = EraTable::default();
         for region in 1..=Region::MAX {
@@ -205,9 +227,12 @@ impl Offline {
             epoch,
             rev: None,
             fan_out: BTreeSet::new(),
+            reads_archive,
+            unread: BTreeSet::new(),
         };
         check.journal()?;
         check.logs()?;
+        check.archived()?;
         check.erasures()?;
         check.read_fan_out();
         check.conversations()?;

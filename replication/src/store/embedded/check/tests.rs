@@ -42,6 +42,10 @@ fn entry(origin: Origin, seq: u64) -> Arc<Entry> {
     })
 }
 
+fn erase(origin: Origin, seq: u64) -> Put {
+    Put::Erase { conversation: conv(1), origin, seq, by: entry(origin, seq).by.clone() }
+}
+
 fn row(rev: u64, peer: &str) -> RowRecord {
     RowRecord {
         rev: Rev(Rev::start_of(3).0 + rev),
@@ -181,7 +185,7 @@ async fn a_torn_tail_is_put_aside_and_an_erasure_takes_it_from_there() {
     });
     let repaired = check(dir.path(), true);
     assert_eq!((repaired.remaining(), repaired.quarantined), (0, 1), "{repaired:?}");
-    change(dir.path(), vec![Put::Erase { conversation: conv(1), origin: US, seq: 4 }]).await;
+    change(dir.path(), vec![erase(US, 4)]).await;
     assert_eq!(check(dir.path(), false).quarantined, 0, "what was put aside is erased as well");
 }
 
@@ -296,7 +300,7 @@ async fn a_body_that_is_listed_as_erased_is_erased_again() {
     let key = entry_key(LogId { conversation: conv(1), origin: EU }, 2);
     let mut whole = Vec::new();
     tamper(dir.path(), |tables, _| whole = tables.entries.get(key).unwrap().unwrap().to_vec());
-    change(dir.path(), vec![Put::Erase { conversation: conv(1), origin: EU, seq: 2 }]).await;
+    change(dir.path(), vec![erase(EU, 2)]).await;
     assert_eq!(kinds(&check(dir.path(), false)), []);
     tamper(dir.path(), |tables, batch| batch.insert(&tables.entries, key, &whole[..]));
     found_and_repaired(dir.path(), &[Kind::Erasure]);
