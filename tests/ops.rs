@@ -525,8 +525,12 @@ fn the_health_paths_answer_and_name_what_a_role_lacks() {
     let mut edge =
         command(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the admin port answers while it starts", || TcpStream::connect(admin).is_ok());
-    let (status, body) = get(admin, "/startupz");
-    assert!(status == 503 && body.contains("linking to the core"), "{status} {body}");
+    let started = std::cell::RefCell::new((0, String::new()));
+    wait_until("it says what its start waits for", || {
+        *started.borrow_mut() = get(admin, "/startupz");
+        started.borrow().1.contains("linking to the core")
+    });
+    assert_eq!(started.borrow().0, 503, "{}", started.borrow().1);
     assert_eq!(request(admin, "POST", "/reload").0, 503, "not while it starts");
     // Nor does a signal end it meanwhile; it is acted on later.
     kill_process(Pid::from_raw(i32::try_from(edge.id()).unwrap()).unwrap(), Signal::HUP).unwrap();

@@ -59,6 +59,7 @@ fn every_frame(scene: &Scene) -> Vec<(&'static str, Body, Sender)> {
         ("eras", Body::Eras(v1::Eras::default()), Server),
         ("watch", Body::Watch(v1::Watch { users: vec!["bob".to_owned()] }), Client),
         ("presence", Body::Presence(v1::Presence::default()), Server),
+        ("spread", Body::Spread(v1::Spread::default()), Server),
         ("packed", Body::Packed(v1::Packed::default()), Server),
     ]
 }

@@ -72,6 +72,9 @@ impl Machine {
                 self.engine.measured(rtt);
             }
         }
+        if self.engine.by_doubt {
+            session.pulse.be_patient();
+        }
         session.seen_address = welcome.seen_address;
         self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));
         session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);

@@ -133,6 +133,8 @@ pub struct Engine {
     live: Option<Live>,
     leave_at: Option<Duration>,
     climb_at: Option<Duration>,
+    /// The connection in use came about because the one before was doubted.
+    pub(super) by_doubt: bool,
     pub(super) networks: Networks,
     pub(super) journal: Journal,
     /// Calendar clock at a moment of this one.
@@ -178,6 +180,7 @@ impl Engine {
             live: None,
             leave_at: None,
             climb_at: None,
+            by_doubt: false,
             networks: Networks::default(),
             journal: Journal::default(),
             wall: (0, Duration::ZERO),
@@ -286,6 +289,7 @@ impl Engine {
     /// The attempt `conn` was welcomed; its predecessor and its rivals are closed. False: it is no attempt.
     pub fn welcomed(&mut self, now: Duration, conn: ConnNo) -> bool {
         let Some(attempt) = self.attempts.remove(&conn) else { return false };
+        self.by_doubt = self.is_doubting();
         if let Some(old) = self.live.take() {
             self.out.push_back(EngineOut::Close(old.conn));
         }

@@ -53,13 +53,18 @@ pub const PROBE_SLOW: Duration = Duration::from_secs(1);
 pub const SILENCE_MIN: Duration = Duration::from_secs(1);
 /// Something was written and not a single packet came for so long, or for three round trips and [`QUIET_SLACK`]: another
 /// edge is asked beside this one.
-pub const QUIET_AFTER: Duration = Duration::from_millis(150);
+pub const QUIET_AFTER: Duration = Duration::from_millis(125);
+/// So long after it was found to be quiet it is looked at again.
+pub const QUIET_AGAIN: Duration = Duration::from_millis(25);
+/// A connection that a doubt has brought about is doubted after so many times as long, one that was doubted in vain up to twice
+/// as many.
+pub const QUIET_PATIENCE: u32 = 4;
 /// Likewise where nothing had come for [`QUIET_AWAKE`] before: a phone's radio wakes up within this time.
-pub const QUIET_ASLEEP: Duration = Duration::from_millis(400);
+pub const QUIET_ASLEEP: Duration = Duration::from_millis(375);
 /// See [`QUIET_ASLEEP`]: radios doze off after some seconds.
 pub const QUIET_AWAKE: Duration = Duration::from_secs(3);
-/// See [`QUIET_AFTER`]: covers an acknowledgement that is held back for 25 ms at either end.
-pub const QUIET_SLACK: Duration = Duration::from_millis(50);
+/// See [`QUIET_AFTER`]: an acknowledgement may be held back for so long.
+pub const QUIET_SLACK: Duration = Duration::from_millis(25);
 /// What is asked elsewhere in doubt begins within this time: then a silent connection counts as dead.
 pub const QUIET_FOR: Duration = Duration::from_millis(750);
 /// On longer ways nothing is doubted: what is asked elsewhere would stand in the way of the answer.

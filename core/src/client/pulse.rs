@@ -8,7 +8,9 @@
 //! was sent even while the process behind it is busy. Where something was written and not one packet has come for three
 //! round trips and a bit, or 150 ms, the connection is doubted: another edge is asked beside it, once, and whoever speaks
 //! first stays. Where nothing had come for some seconds before, it takes 400 ms, for a radio that sleeps needs a while to
-//! wake. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
+//! wake. The count is looked at twice, for a process that gets no processor has not taken in what lies in its socket; and who
+//! was wrong waits twice as long on this connection, and four times on one that a doubt has brought about: an edge that
+//! stalls now and then is not to send its clients to and fro. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
 //! is what answers would wait behind.
 //!
 //! *Why the simpler ways fail.* Silence of the region as the sign: a database that stalls for half a second would have every
@@ -17,7 +19,9 @@
 
 use std::time::Duration;
 
-use super::limits::{QUIET_AFTER, QUIET_ASLEEP, QUIET_AWAKE, QUIET_ROUND_TRIP, QUIET_SLACK};
+use super::limits::{
+    QUIET_AFTER, QUIET_AGAIN, QUIET_ASLEEP, QUIET_AWAKE, QUIET_PATIENCE, QUIET_ROUND_TRIP, QUIET_SLACK,
+};
 
 /// What a connection's transport has heard.
 #[derive(Debug)]
@@ -27,8 +31,12 @@ pub(super) struct Pulse {
     looked: Duration,
     /// Since when something written waits to be acknowledged, as far as is known.
     unheard: Option<Duration>,
+    /// It was long quiet then, and is looked at once more.
+    quiet_at: Option<Duration>,
     /// Nothing came since another edge was asked.
     doubted: bool,
+    /// So many times as long it takes here.
+    patience: u32,
     /// Others may be asked at all.
     pub(super) may_doubt: bool,
 }
@@ -44,7 +52,12 @@ struct Heard {
 impl Pulse {
     /// Of a connection that was welcomed now.
     pub(super) fn new(now: Duration) -> Self {
-        Self { heard: None, looked: now, unheard: None, doubted: false, may_doubt: false }
+        Self { heard: None, looked: now, unheard: None, quiet_at: None, doubted: false, patience: 1, may_doubt: false }
+    }
+
+    /// The connection came about because another one was doubted.
+    pub(super) fn be_patient(&mut self) {
+        self.patience = QUIET_PATIENCE;
     }
 
     /// Something was given to the transport that the other side has to acknowledge.
@@ -61,7 +74,12 @@ impl Pulse {
         self.heard = Some(Heard { packets, after, by: now });
         // Before that it may be what was on its way already.
         self.unheard.take_if(|since| now >= *since + round_trip.unwrap_or_default());
-        std::mem::take(&mut self.doubted)
+        self.quiet_at = None;
+        let wrong = std::mem::take(&mut self.doubted);
+        if wrong {
+            self.patience = (self.patience * 2).min(QUIET_PATIENCE * 2);
+        }
+        wrong
     }
 
     /// When a connection is to be doubted, where answers have been awaited in silence since `awaited`. `None`: never, as far
@@ -72,11 +90,14 @@ impl Pulse {
         let since = [awaited, self.unheard].into_iter().flatten().min()?;
         let awake = since <= heard.after + QUIET_AWAKE;
         let least = if awake { QUIET_AFTER } else { QUIET_ASLEEP };
-        Some(since.max(heard.by) + least.max(round_trip * 3 + QUIET_SLACK))
+        let quiet_at = since.max(heard.by) + least.max(round_trip * 3 + QUIET_SLACK) * self.patience;
+        // Not before it was found to be so, and everybody else of this process has had a turn since.
+        Some(self.quiet_at.map_or(quiet_at, |at| quiet_at.max(at + QUIET_AGAIN)))
     }
 
-    /// Another edge is asked now.
-    pub(super) fn doubted(&mut self) {
-        self.doubted = true;
+    /// It is time: whether another edge is to be asked, or this is looked at once more.
+    pub(super) fn doubts(&mut self, now: Duration) -> bool {
+        self.doubted = self.quiet_at.replace(now).is_some();
+        self.doubted
     }
 }

@@ -524,8 +524,7 @@ impl Session {
                 self.leaving = true;
                 return Some(Due::Stuck);
             }
-            if self.doubt_at().is_some_and(|t| now >= t) {
-                self.pulse.doubted();
+            if self.doubt_at().is_some_and(|t| now >= t) && self.pulse.doubts(now) {
                 return Some(Due::Doubt);
             }
         }

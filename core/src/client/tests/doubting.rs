@@ -73,8 +73,53 @@ fn an_answer_ends_the_doubt_and_the_next_silence_is_another_one() {
     d.alive(conn);
     assert_eq!(d.closed, [first]);
     d.act(|m, now| m.felt(now, conn, 11));
-    d.pass(ms(260));
+    d.pass(ms(330));
     assert_eq!(tried(&d), [("us-1", Transport::Quic), ("us-1", Transport::Quic)]);
+}
+
+#[test]
+fn who_doubts_in_vain_waits_twice_as_long() {
+    let (mut d, conn) = live();
+    for (n, after) in [150, 300, 590].into_iter().enumerate() {
+        d.connects.clear();
+        d.send("hello");
+        d.pass(ms(after));
+        assert_eq!(tried(&d), [], "{n}");
+        d.pass(ms(25));
+        assert_eq!(tried(&d), [("us-1", Transport::Quic)], "{n}");
+        d.alive(conn);
+        d.act(|m, now| m.felt(now, conn, 20 + n as u64));
+    }
+}
+
+#[test]
+fn a_connection_that_a_doubt_has_brought_about_is_not_doubted_as_soon() {
+    let (mut d, _) = live();
+    d.send("hello");
+    d.pass(ms(180));
+    let conn = d.connects[0].0;
+    d.act(|m, _| m.path_measured(conn, ms(40)));
+    d.welcome_on(conn, 2, 0);
+    d.act(|m, now| m.felt(now, conn, 1));
+    d.connects.clear();
+    d.pass(ms(550));
+    assert_eq!(tried(&d), [], "an edge that stalls sends nobody to and fro");
+    d.pass(ms(150));
+    assert_eq!(tried(&d), [("eu-1", Transport::Quic)]);
+}
+
+#[test]
+fn a_process_that_gets_no_processor_looks_again_at_what_came_meanwhile() {
+    let (mut d, conn) = live();
+    d.send("hello");
+    // Its timer runs late, and what lies in the socket is not counted yet.
+    d.now += ms(300);
+    d.act(Machine::tick);
+    assert_eq!(tried(&d), []);
+    d.pass(ms(10));
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(ms(60));
+    assert_eq!(tried(&d), []);
 }
 
 #[test]
@@ -101,7 +146,7 @@ fn a_connection_that_ends_leaves_what_the_doubt_has_begun() {
     d.act(|m, now| m.felt(now, conn, 11));
     d.connects.clear();
     d.send("hello");
-    d.pass(ms(420));
+    d.pass(ms(800));
     let first = d.connects[0].0;
     d.act(|m, now| m.ended(now, conn, &Failure::Network("reset".into())));
     assert!(!d.closed.contains(&first));

@@ -3,6 +3,7 @@
 
 mod linked;
 mod random;
+mod told;
 
 use super::*;
 use crate::node::refill::share_mark;
@@ -765,46 +766,4 @@ fn an_owner_without_a_lease_says_nothing_of_rows_and_revisions() {
     fleet.leases = true;
     fleet.pass(Duration::from_secs(8));
     assert!(fleet.shared.disk.todo.is_empty());
-}
-
-#[test]
-fn who_is_connected_is_told_by_the_owner_of_a_user_and_by_nobody_without_a_lease() {
-    let mut fleet = three();
-    fleet.settle();
-    let now = fleet.now();
-    let (alice, from) = (user("alice"), fleet.owners[&home("alice")]);
-    let tells = |fleet: &mut Fleet, core: CoreId| {
-        let node = &fleet.member(core).node;
-        let (all, _) = node.present_after(now, None, 1_000).unwrap();
-        let one = node.present_of(now, std::slice::from_ref(&alice)).unwrap();
-        (all.iter().any(|(user, _)| *user == alice), one.first().map(|(_, devices)| devices.len()))
-    };
-    let to = from % 3 + 1;
-    assert_eq!((tells(&mut fleet, from), tells(&mut fleet, to)), ((true, Some(1)), (false, None)));
-    fleet.hand_over(from, to, [home("alice")].into());
-    fleet.settle();
-    assert_eq!((tells(&mut fleet, from), tells(&mut fleet, to)), ((false, None), (true, Some(1))));
-    fleet.member(to).node.lease(now.mono);
-    let node = &fleet.member(to).node;
-    assert!(node.present_after(now, None, 1_000).is_none() && node.present_of(now, &[alice]).is_none());
-}
-
-#[test]
-fn of_a_restored_region_a_node_lets_clients_in_where_nothing_is_left_to_be_compared() {
-    let at = Now { mono: Duration::from_secs(1_000), wall_ms: 1_700_000_000_000 };
-    let mut node = Node::new(settings(EU, Some(US), true), Vec::new(), at);
-    assert_eq!(node.refilling(), (0, false), "it owns nothing");
-    let share = |number| Share::new(number).unwrap();
-    for number in [3, 4] {
-        let slots: BTreeMap<Slot, u64> = share(number).slots().map(|slot| (slot, 5)).collect();
-        node.gain(at, &slots, Vec::new());
-        node.to_compare(at, BTreeMap::from([(US, BTreeSet::from([share(number)]))]));
-        assert_eq!(node.refilling(), (1, true));
-    }
-    // Both are given away before the other region has been asked: what is left, nothing, is not to be waited for.
-    for (number, refilling) in [(3, (1, true)), (4, (0, false))] {
-        node.lose(at, &share(number).slots().collect());
-        node.tick(at);
-        assert_eq!(node.refilling(), refilling);
-    }
 }
