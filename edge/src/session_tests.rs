@@ -628,10 +628,10 @@ fn a_second_answer_to_a_ping_settles_no_other_request() {
 }
 
 /// How long clients are told to spread their return, each time a session says so by itself.
-fn told_spreads(scene: &mut Scene, seconds: u64, connections: impl Fn(u64) -> usize) -> Vec<(u64, u32)> {
+fn told_spreads(scene: &mut Scene, seconds: u32, connections: impl Fn(u32) -> usize) -> Vec<(u32, u32)> {
     let mut told = Vec::new();
     for second in 0..seconds {
-        scene.now = Duration::from_secs(second);
+        scene.now = Duration::from_secs(second.into());
         scene.connections = connections(second);
         for (lane, frame) in scene.tick().unwrap().answers {
             let Some(Body::Spread(spread)) = frame.body else { panic!("{frame:?}") };

@@ -119,16 +119,20 @@ impl Measure {
             Self::FoundInBeats(device) => found_in_beats(lines, device),
             Self::ForgottenPerDay(device) => forgotten_per_day(lines, device),
             Self::ShownAfterCommit(device) => shown_after_commit(lines, device),
-            Self::CutOffUntilLive(fault) => of_cut_off(lines, fault, |device, begin_ns| {
-                let gone = |line: &&Line| {
-                    line.at_ns >= begin_ns
-                        && matches!(&line.event, Event::Connection { device: other, state, .. }
-                                    if other == device && state != "live")
+            Self::CutOffUntilLive(fault) => of_cut_off(lines, fault, |device, begin_ns, target| {
+                let mut gone = false;
+                let live_again = |line: &&Line| match &line.event {
+                    Event::Connection { device: other, state, edge, region, .. } if other == device => {
+                        // It may be live somewhere else without having been anything else between.
+                        let elsewhere = edge.as_deref() != Some(target) && region.as_deref() != Some(target);
+                        gone |= state != "live";
+                        state == "live" && (gone || elsewhere)
+                    }
+                    _ => false,
                 };
-                let gone_ns = lines.iter().find(gone)?.at_ns;
-                live_after(lines, device, gone_ns)
+                lines.iter().filter(|line| line.at_ns >= begin_ns).find(live_again).map(|line| line.at_ns)
             }),
-            Self::CutOffUntilAcked(fault) => of_cut_off(lines, fault, |device, begin_ns| {
+            Self::CutOffUntilAcked(fault) => of_cut_off(lines, fault, |device, begin_ns, _| {
                 let since: BTreeSet<&str> = lines
                     .iter()
                     .filter(|line| line.at_ns >= begin_ns)
@@ -250,7 +254,7 @@ fn shown_after_commit(lines: &[Line], of: &str) -> Vec<f64> {
 }
 
 /// What becomes of each device that was live at the target of a fault when this began.
-fn of_cut_off(lines: &[Line], fault: &str, until: impl Fn(&str, u64) -> Option<u64>) -> Vec<f64> {
+fn of_cut_off(lines: &[Line], fault: &str, until: impl Fn(&str, u64, &str) -> Option<u64>) -> Vec<f64> {
     let mut values = Vec::new();
     for span in spans(lines, fault) {
         let mut at: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
@@ -264,7 +268,7 @@ fn of_cut_off(lines: &[Line], fault: &str, until: impl Fn(&str, u64) -> Option<u
         let target = Some(span.device.as_str());
         let met = at.iter().filter(|(_, (edge, region))| *edge == target || *region == target);
         values.extend(met.map(|(device, _)| {
-            until(device, span.begin_ns).map_or(f64::INFINITY, |at_ns| since(at_ns, span.begin_ns))
+            until(device, span.begin_ns, &span.device).map_or(f64::INFINITY, |at_ns| since(at_ns, span.begin_ns))
         }));
     }
     values
@@ -454,6 +458,9 @@ mod tests {
         let of = |measure: Measure, history: &[Line]| measure.of(history);
         assert_eq!(of(Measure::CutOffUntilLive("edge".into()), &history), [0.3]);
         assert_eq!(of(Measure::CutOffUntilAcked("edge".into()), &history), [0.35]);
+        // Another edge was asked in time, and the device has never been anything but live.
+        let moved = [&history[..5], &[live(1300, "phone", "eu-e1"), live(9000, "phone", "eu-e2")]].concat();
+        assert_eq!(of(Measure::CutOffUntilLive("edge".into()), &moved), [0.3]);
         history.truncate(6);
         assert_eq!(of(Measure::CutOffUntilLive("edge".into()), &history), [f64::INFINITY]);
         assert_eq!(of(Measure::CutOffUntilAcked("edge".into()), &history), [f64::INFINITY]);
