@@ -191,8 +191,10 @@ fn next_acks(observed: &Observed, fault: &Struck) -> Vec<f64> {
 fn live_again(observed: &Observed, fault: &Struck) -> Vec<f64> {
     let met = fault.met.iter().flatten().filter_map(|number| observed.clients.get(*number));
     let of = |states: &[(u64, Option<(String, String)>)]| {
-        let after: Vec<_> = states.iter().filter(|(at_ns, _)| *at_ns >= fault.begin_ns).collect();
-        let lost = after.iter().position(|(_, at)| at.is_none())?;
+        let (before, after): (Vec<_>, Vec<_>) = states.iter().partition(|(at_ns, _)| *at_ns < fault.begin_ns);
+        let there = before.last().and_then(|(_, at)| at.as_ref());
+        // It may be live somewhere else without having been anything else between.
+        let lost = after.iter().position(|(_, at)| at.is_none() || at.as_ref() != there)?;
         let back = after[lost..].iter().find(|(_, at)| at.is_some());
         Some(back.map_or(f64::INFINITY, |(at_ns, _)| seconds(at_ns - fault.begin_ns)))
     };

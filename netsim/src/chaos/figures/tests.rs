@@ -117,6 +117,13 @@ fn what_never_happened_is_late_and_what_was_not_measured_is_unknown() {
     assert!(figure(&bad, "next ack after edge").line().contains("max never"));
     assert_eq!(figure(&bad, "not acked").verdict, Some(Verdict::Fail));
 
+    // Another edge was asked in time, and the client has never been anything but live.
+    let mut moved = run();
+    let elsewhere = Some(("e2".to_owned(), "eu".to_owned()));
+    moved.clients[0].states.truncate(2);
+    moved.clients[0].states.push((10_300 * MS, elsewhere));
+    assert!((max(&judged(&moved, &bounds()), "live again after edge") - 0.3).abs() < 1e-9);
+
     let mut unfelt = run();
     unfelt.clients[0].states.truncate(2);
     let unknown = judged(&unfelt, &bounds());
