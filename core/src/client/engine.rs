@@ -354,7 +354,9 @@ impl Engine {
 
     fn attempt_failed(&mut self, now: Duration, attempt: &Attempt, failure: &Failure) {
         if self.round.as_ref().is_some_and(|round| round.climbs || round.doubts) {
-            self.hurry(now);
+            if self.is_doubting() {
+                self.hurry(now);
+            }
             self.progress(now);
             return;
         }
@@ -406,7 +408,7 @@ impl Engine {
             self.sockets_cut = if cut { self.sockets_cut.saturating_add(1) } else { 0 };
         }
         let settled = self.settle(now, &live, failure);
-        if self.is_doubting() && settled && self.running {
+        if self.is_doubting() && settled && self.running && self.has_token {
             self.widen(now);
             return;
         }

@@ -155,6 +155,27 @@ fn a_connection_that_ends_leaves_what_the_doubt_has_begun() {
 }
 
 #[test]
+fn a_connection_that_ends_for_its_token_has_another_one_asked_for_first() {
+    let (mut d, conn) = live();
+    d.pass(Duration::from_secs(60));
+    d.alive(conn);
+    d.act(|m, now| m.felt(now, conn, 11));
+    d.connects.clear();
+    d.tokens.clear();
+    d.send("hello");
+    d.pass(ms(800));
+    let asked = d.connects.len();
+    assert!(asked > 0);
+    let refusal = crate::codes::Refusal::new(Code::TokenExpired, "old");
+    let (code, retry) = (refusal.code as u32, v1::error::Retry::NewToken);
+    let failure = Failure::Refused { code, retry, after: Duration::ZERO, message: "old".into() };
+    d.act(|m, now| m.ended(now, conn, &failure));
+    assert_eq!((d.connects.len(), d.tokens.len()), (asked, 1), "nothing is tried without a token");
+    d.act(|m, now| m.token(now, Some("new".into())));
+    assert!(d.connects.len() > asked && d.connects.last().unwrap().3.token == "new");
+}
+
+#[test]
 fn what_was_written_is_to_be_acknowledged_even_where_no_answer_is_due() {
     let (mut d, conn) = live();
     d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
