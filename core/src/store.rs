@@ -252,3 +252,74 @@ pub trait Store: Send + Sync + Debug + 'static {
         false
     }
 }
+
+/// A store over another one, which does what the layer does not do itself: an implementation names the store below and
+/// what differs. Every layer is a [`Store`].
+pub trait StoreLayer: Send + Sync + Debug + 'static {
+    /// The store below.
+    type Below: Store + ?Sized;
+
+    /// The store below.
+    fn below(&self) -> &Self::Below;
+
+    /// See [`Store::append`].
+    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+        self.below().append(batches)
+    }
+
+    /// See [`Store::put`].
+    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+        self.below().put(puts, durability)
+    }
+
+    /// See [`Store::outlives_its_machine`].
+    fn outlives_its_machine(&self) -> bool {
+        self.below().outlives_its_machine()
+    }
+}
+
+impl<L: StoreLayer> Store for L {
+    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+        StoreLayer::append(self, batches)
+    }
+
+    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+        StoreLayer::put(self, puts, durability)
+    }
+
+    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
+        self.below().conversation(conversation)
+    }
+
+    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
+        self.below().range(range)
+    }
+
+    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
+        self.below().rows(user)
+    }
+
+    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
+        self.below().marks(after, limit)
+    }
+
+    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
+        self.below().todo()
+    }
+
+    fn conversations(
+        &self,
+        after: Option<ConvId>,
+        limit: usize,
+    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
+        self.below().conversations(after, limit)
+    }
+
+    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
+        self.below().meta(key)
+    }
+
+    fn outlives_its_machine(&self) -> bool {
+        StoreLayer::outlives_its_machine(self)
+    }
+}

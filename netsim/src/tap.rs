@@ -7,13 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, UserId};
-use tern_core::store::{
-    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
-    StoreError, Todo, UserMarks,
-};
+use tern_core::ids::ConvId;
+use tern_core::store::{Append, Appended, BoxFut, Store, StoreLayer};
 use tern_replication::store::memory::MemoryStore;
 
 /// Told the region's name, the conversation and the entry of each entry that was decided.
@@ -40,7 +36,13 @@ impl TappedStore {
     }
 }
 
-impl Store for TappedStore {
+impl StoreLayer for TappedStore {
+    type Below = MemoryStore;
+
+    fn below(&self) -> &MemoryStore {
+        &self.store
+    }
+
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         Box::pin(async move {
             let told: Vec<_> = batches.iter().map(|batch| (batch.conversation, batch.entries.clone())).collect();
@@ -52,41 +54,5 @@ impl Store for TappedStore {
             }
             answers
         })
-    }
-
-    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
-        self.store.put(puts, durability)
-    }
-
-    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
-        self.store.conversation(conversation)
-    }
-
-    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
-        self.store.range(range)
-    }
-
-    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
-        self.store.rows(user)
-    }
-
-    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
-        self.store.marks(after, limit)
-    }
-
-    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
-        self.store.todo()
-    }
-
-    fn conversations(
-        &self,
-        after: Option<ConvId>,
-        limit: usize,
-    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
-        self.store.conversations(after, limit)
-    }
-
-    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
-        self.store.meta(key)
     }
 }

@@ -11,13 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use contract::{Time, World};
-use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, UserId};
 use tern_core::limits::LAZY_SYNC;
-use tern_core::store::{
-    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
-    StoreError, Todo, UserMarks,
-};
+use tern_core::store::{Append, Appended, BoxFut, Durability, Put, Store, StoreError, StoreLayer};
 use tern_replication::store::embedded::TierPlan;
 use tern_replication::store::memory::{Latency, Manner};
 use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, MemoryStore, Options};
@@ -109,7 +104,13 @@ impl AllTiered {
     }
 }
 
-impl Store for AllTiered {
+impl StoreLayer for AllTiered {
+    type Below = EmbeddedStore;
+
+    fn below(&self) -> &EmbeddedStore {
+        &self.0
+    }
+
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         let appended = self.0.append(batches);
         Box::pin(async move {
@@ -128,38 +129,6 @@ impl Store for AllTiered {
             }
             answer
         })
-    }
-
-    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
-        self.0.conversation(conversation)
-    }
-
-    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
-        self.0.range(range)
-    }
-
-    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
-        self.0.rows(user)
-    }
-
-    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
-        self.0.marks(after, limit)
-    }
-
-    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
-        self.0.todo()
-    }
-
-    fn conversations(
-        &self,
-        after: Option<ConvId>,
-        limit: usize,
-    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
-        self.0.conversations(after, limit)
-    }
-
-    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
-        self.0.meta(key)
     }
 }
 

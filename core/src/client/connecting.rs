@@ -77,6 +77,8 @@ impl Machine {
         }
         session.seen_address = welcome.seen_address;
         self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));
+        // Who came together, as after an outage, does not beat together: else all would find a dead edge in one moment.
+        session.first_beat(self.rng.random_range(100..=1000));
         session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);
         let listed = self.unstable.iter().take(UNSTABLE_PER_FRAME);
         session.asked = listed.flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();

@@ -396,6 +396,11 @@ impl Session {
         self.pulse.felt(now, packets, self.srtt)
     }
 
+    /// After how many thousandths of the interval the first beat is due.
+    pub(super) fn first_beat(&mut self, permille: u32) {
+        self.jitter = permille;
+    }
+
     /// Sends a Ping: its echo, and after how many milliseconds it asks to be answered again, if `asks`.
     pub(super) fn ping(&mut self, now: Duration, jitter: u32, asks: bool) -> (u32, u32) {
         self.next_echo = self.next_echo.wrapping_add(1);

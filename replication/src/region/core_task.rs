@@ -21,9 +21,7 @@ use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::sequencer::LogState;
 use tern_core::slots::{Share, Slot};
-use tern_core::store::{
-    Append, Appended, ConversationHeads, Durability, Put, RowRecord, Store, StoreError, Todo, UserMarks,
-};
+use tern_core::store::{Append, Appended, ConversationHeads, RowRecord, Store, StoreError, Todo, UserMarks};
 use tern_core::wire::node_v1::node_frame::Body;
 use tokio::sync::oneshot;
 
@@ -31,6 +29,7 @@ use crate::routes::limits::PAGE_USERS;
 use crate::routes::writer::Told;
 
 use super::link::LinkSender;
+use super::put_queue::PutQueue;
 use super::{PeerStats, Puts, RegionRoutes, SaidOfShares, Shared, Stats, Task, reads};
 
 /// How often the figures for operators are taken.
@@ -148,21 +147,12 @@ struct Core {
     appending: Option<Appending>,
     /// When that began.
     appending_since: Duration,
-    puts: Vec<Put>,
-    /// A flush that the machine waits for is among `puts`, or under way.
-    flush: Flush,
+    puts: PutQueue,
     putting: Option<Putting>,
     stop: Option<(Duration, oneshot::Sender<(bool, Puts)>)>,
     stats_at: Duration,
     store_ok: bool,
     groups: (u64, u64),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Flush {
-    None,
-    Waiting,
-    UnderWay,
 }
 
 /// Ends with its environment, or after a stop.
@@ -180,8 +170,7 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         appends: Vec::new(),
         appending: None,
         appending_since: Duration::ZERO,
-        puts: Vec::new(),
-        flush: Flush::None,
+        puts: PutQueue::default(),
         putting: None,
         stop: None,
         stats_at: Duration::ZERO,
@@ -231,7 +220,8 @@ impl Core {
         let machine = self.node.next_deadline().map_or(STATS_EVERY, |at| at.saturating_sub(now));
         let stop = if self.stop.is_some() { STOP_POLL } else { STATS_EVERY };
         let stop = if self.leaving.is_empty() { stop } else { LEAVE_POLL };
-        machine.min(stop).min(self.stats_at.saturating_sub(now).max(Duration::from_millis(1)))
+        let puts = self.puts.next_deadline().map_or(STATS_EVERY, |at| at.saturating_sub(now));
+        machine.min(stop).min(puts).min(self.stats_at.saturating_sub(now).max(Duration::from_millis(1)))
     }
 
     fn handle(&mut self, input: Input) {
@@ -477,18 +467,18 @@ impl Core {
 
     fn put(&mut self, done: Result<(), StoreError>) {
         self.putting = None;
+        let now = self.shared.now();
         match done {
-            Ok(()) if self.flush == Flush::UnderWay => {
-                self.flush = Flush::None;
-                self.node.flushed(self.shared.now());
+            Ok(()) => {
+                if self.puts.done() {
+                    self.node.flushed(now);
+                }
             }
-            Ok(()) => {}
             Err(error) => {
                 self.store_ok = false;
                 tracing::error!(%error, "rows could not be written; trying again");
-                if self.flush == Flush::UnderWay {
-                    self.flush = Flush::None;
-                    self.node.flush_failed(self.shared.now());
+                if self.puts.failed(now.mono, &error) {
+                    self.node.flush_failed(now);
                 }
             }
         }
@@ -507,12 +497,14 @@ impl Core {
         }
         let Some(until) = self.stop.as_ref().map(|(until, _)| *until) else { return false };
         let settled =
-            self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.putting.is_none();
+            self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.puts.is_empty();
         if !settled && now.mono < until {
             return false;
         }
         if let Some((_, tell)) = self.stop.take() {
-            let _the_caller_gave_up = tell.send((settled, self.node.last_puts()));
+            let mut last = self.puts.rest();
+            last.extend(self.node.last_puts());
+            let _the_caller_gave_up = tell.send((settled, last));
         }
         true
     }
@@ -556,10 +548,9 @@ impl Core {
         }
         self.appends.extend(appends);
         if let Some(rows) = flush {
-            self.puts.extend(rows);
-            self.flush = Flush::Waiting;
+            self.puts.flush(rows);
         }
-        self.puts.extend(puts);
+        self.puts.push(puts);
         let more = owners.len() + cores.len() > 0;
         self.tell_cores(self.shared.now(), owners, cores, everyone);
         for notice in notices {
@@ -578,7 +569,10 @@ impl Core {
         if self.appending.is_some() || self.appends.is_empty() {
             return;
         }
-        let batches = std::mem::take(&mut self.appends);
+        let batches = self.puts.admit(&mut self.appends);
+        if batches.is_empty() {
+            return;
+        }
         self.groups = (self.groups.0 + 1, self.groups.1 + batches.len() as u64);
         self.appending_since = self.shared.env.clock.now();
         let store = self.store.clone();
@@ -589,17 +583,10 @@ impl Core {
     }
 
     fn begin_put(&mut self) {
-        if self.putting.is_some() || self.puts.is_empty() {
-            return;
+        if let Some(owned) = self.node.owned() {
+            self.puts.keep_owned(|slot| owned.contains_key(&slot), &self.shared.config.direct_salt);
         }
-        let puts = std::mem::take(&mut self.puts);
-        let durability = match self.flush {
-            Flush::Waiting => {
-                self.flush = Flush::UnderWay;
-                Durability::Synced
-            }
-            Flush::None | Flush::UnderWay => Durability::Lazy,
-        };
+        let Some((puts, durability)) = self.puts.begin(self.shared.env.clock.now()) else { return };
         let store = self.store.clone();
         self.putting = Some(Box::pin(async move { store.put(puts, durability).await }));
     }

@@ -18,6 +18,7 @@ mod dial;
 mod link;
 mod listen;
 mod metrics;
+mod put_queue;
 mod reads;
 pub mod shares;
 pub mod start;

@@ -356,13 +356,7 @@ async fn read_u64(store: &dyn Store, key: &'static str) -> Result<Option<u64>, S
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tern_core::entry::Entry;
-    use tern_core::ids::{ConvId, UserId};
-    use tern_core::store::{
-        Append, Appended, BoxFut, ConversationHeads, ConversationImage, Range, RowRecord, UserMarks,
-    };
+    use tern_core::store::StoreLayer;
 
     use super::*;
     use crate::store::{MemoryStore, SharedMemory};
@@ -435,38 +429,13 @@ mod tests {
     #[derive(Debug)]
     struct Lasting(MemoryStore);
 
-    impl Store for Lasting {
-        fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
-            self.0.append(batches)
+    impl StoreLayer for Lasting {
+        type Below = MemoryStore;
+
+        fn below(&self) -> &MemoryStore {
+            &self.0
         }
-        fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
-            self.0.put(puts, durability)
-        }
-        fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
-            self.0.conversation(conversation)
-        }
-        fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<Entry>>, StoreError>> {
-            self.0.range(range)
-        }
-        fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
-            self.0.rows(user)
-        }
-        fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
-            self.0.marks(after, limit)
-        }
-        fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
-            self.0.todo()
-        }
-        fn conversations(
-            &self,
-            after: Option<ConvId>,
-            limit: usize,
-        ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
-            self.0.conversations(after, limit)
-        }
-        fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
-            self.0.meta(key)
-        }
+
         fn outlives_its_machine(&self) -> bool {
             true
         }

@@ -8,15 +8,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tern_core::ids::{ConvId, UserId};
+use tern_core::ids::ConvId;
 use tern_core::leases::{LeaseError, Leases, NodeLease, ShareLease, SharedStore};
 use tern_core::mutants::{Mutant, on};
 use tern_core::node::Node;
 use tern_core::slots::Share;
-use tern_core::store::{
-    Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
-    StoreError, Todo, UserMarks,
-};
+use tern_core::store::{Append, Appended, BoxFut, Durability, Put, Store, StoreError, StoreLayer, Todo};
 
 use super::MemoryStore;
 
@@ -53,7 +50,13 @@ impl SharedMemory {
     }
 }
 
-impl Store for SharedMemory {
+impl StoreLayer for SharedMemory {
+    type Below = MemoryStore;
+
+    fn below(&self) -> &MemoryStore {
+        &self.store
+    }
+
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(batches.len());
@@ -72,38 +75,6 @@ impl Store for SharedMemory {
 
     fn put(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         self.store.put(puts, Durability::Synced)
-    }
-
-    fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
-        self.store.conversation(conversation)
-    }
-
-    fn range(&self, range: Range) -> BoxFut<'_, Result<Vec<Arc<tern_core::entry::Entry>>, StoreError>> {
-        self.store.range(range)
-    }
-
-    fn rows(&self, user: UserId) -> BoxFut<'_, Result<Vec<(ConvId, RowRecord)>, StoreError>> {
-        self.store.rows(user)
-    }
-
-    fn marks(&self, after: Option<UserId>, limit: usize) -> BoxFut<'_, Result<Vec<UserMarks>, StoreError>> {
-        self.store.marks(after, limit)
-    }
-
-    fn todo(&self) -> BoxFut<'_, Result<Vec<Todo>, StoreError>> {
-        self.store.todo()
-    }
-
-    fn conversations(
-        &self,
-        after: Option<ConvId>,
-        limit: usize,
-    ) -> BoxFut<'_, Result<Vec<ConversationHeads>, StoreError>> {
-        self.store.conversations(after, limit)
-    }
-
-    fn meta(&self, key: &str) -> BoxFut<'_, Result<Option<Bytes>, StoreError>> {
-        self.store.meta(key)
     }
 }
 
