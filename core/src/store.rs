@@ -263,28 +263,28 @@ pub trait StoreLayer: Send + Sync + Debug + 'static {
     fn below(&self) -> &Self::Below;
 
     /// See [`Store::append`].
-    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+    fn append_through(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         self.below().append(batches)
     }
 
     /// See [`Store::put`].
-    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+    fn put_through(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         self.below().put(puts, durability)
     }
 
     /// See [`Store::outlives_its_machine`].
-    fn outlives_its_machine(&self) -> bool {
+    fn is_lasting(&self) -> bool {
         self.below().outlives_its_machine()
     }
 }
 
 impl<L: StoreLayer> Store for L {
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
-        StoreLayer::append(self, batches)
+        self.append_through(batches)
     }
 
     fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
-        StoreLayer::put(self, puts, durability)
+        self.put_through(puts, durability)
     }
 
     fn conversation(&self, conversation: ConvId) -> BoxFut<'_, Result<ConversationImage, StoreError>> {
@@ -320,6 +320,6 @@ impl<L: StoreLayer> Store for L {
     }
 
     fn outlives_its_machine(&self) -> bool {
-        StoreLayer::outlives_its_machine(self)
+        self.is_lasting()
     }
 }

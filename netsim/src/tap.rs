@@ -43,7 +43,7 @@ impl StoreLayer for TappedStore {
         &self.store
     }
 
-    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+    fn append_through(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         Box::pin(async move {
             let told: Vec<_> = batches.iter().map(|batch| (batch.conversation, batch.entries.clone())).collect();
             let answers = self.store.append(batches).await;

@@ -111,7 +111,7 @@ impl StoreLayer for AllTiered {
         &self.0
     }
 
-    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+    fn append_through(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         let appended = self.0.append(batches);
         Box::pin(async move {
             let answers = appended.await;
@@ -120,7 +120,7 @@ impl StoreLayer for AllTiered {
         })
     }
 
-    fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+    fn put_through(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         let put = self.0.put(puts, durability);
         Box::pin(async move {
             let answer = put.await;

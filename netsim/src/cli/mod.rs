@@ -156,6 +156,13 @@ struct FiguresArgs {
     /// Only figures whose name holds this; may be given again.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Virtual time (sim), or real packets between processes in network namespaces (tun), which needs root and a quiet
+    /// machine.
+    #[arg(long, value_parser = ["sim", "tun"], default_value = "sim")]
+    driver: String,
+    /// With --driver tun: the tern program; beside this one, if not said.
+    #[arg(long, value_name = "PATH")]
+    tern: Option<PathBuf>,
     /// At most so many seeds of each.
     #[arg(long, value_name = "COUNT")]
     seeds: Option<u64>,

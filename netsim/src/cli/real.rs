@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -58,13 +58,21 @@ fn seeds(args: &RunArgs, scenario: &Scenario) -> Vec<u64> {
     }
 }
 
-fn play(
-    args: &RunArgs,
+/// A run and where it wrote its plan and its history.
+pub struct Played {
+    pub lines: Vec<Line>,
+    pub directory: PathBuf,
+}
+
+/// One run, with its plan, logs and history in a directory of its own below `out`.
+pub fn record(
+    out: &Path,
+    tern: Option<&Path>,
     file: &Path,
     scenario: &Scenario,
     seed: u64,
     point: &BTreeMap<String, String>,
-) -> Result<BatchRun, Failure> {
+) -> Result<Played, Failure> {
     let plan = scenario.plan(seed, point).map_err(|wrong| Failure::Usage(wrong.to_string()))?;
     let points: String = point.iter().map(|(name, value)| format!(" --point '{name}={value}'")).collect();
     let replay =
@@ -72,15 +80,26 @@ fn play(
     let slug: String = point.iter().map(|(name, value)| format!("-{name}-{value}")).collect();
     let slug = format!("{}-{seed}{slug}-tun", scenario.name());
     let slug = slug.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' });
-    let directory = args.out.join(slug.collect::<String>());
+    let directory = out.join(slug.collect::<String>());
     fs::create_dir_all(&directory).map_err(|error| Failure::io("can't make", &directory, &error))?;
     let written = directory.join("plan.toml");
     fs::write(&written, plan.to_toml()).map_err(|error| Failure::io("can't write", &written, &error))?;
     let heading = Heading { replay, version: one::version(), mutant: None };
-    let surroundings = Surroundings { tern: args.tern.clone(), logs: directory.join("logs") };
+    let surroundings = Surroundings { tern: tern.map(Path::to_owned), logs: directory.join("logs") };
     let lines = real::play(plan, &heading, &surroundings).map_err(|error| Failure::Outside(error.to_string()))?;
     let history = directory.join("history.jsonl");
     one::write(&history, &lines).map_err(|error| Failure::io("can't write", &history, &error))?;
+    Ok(Played { lines, directory })
+}
+
+fn play(
+    args: &RunArgs,
+    file: &Path,
+    scenario: &Scenario,
+    seed: u64,
+    point: &BTreeMap<String, String>,
+) -> Result<BatchRun, Failure> {
+    let Played { lines, directory } = record(&args.out, args.tern.as_deref(), file, scenario, seed, point)?;
     let Some(Line { event: Event::Run(head), .. }) = lines.first() else {
         return Err(Failure::Outside("the history does not begin with a run".to_owned()));
     };

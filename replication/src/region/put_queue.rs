@@ -152,8 +152,8 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use tern_core::entry::{Entry, Identity};
-    use tern_core::ids::{Heads, Origin};
+    use tern_core::entry::Entry;
+    use tern_core::ids::{Heads, Identity, InstallId, Origin, UserId};
 
     use super::*;
 
@@ -178,7 +178,12 @@ mod tests {
     }
 
     fn erase(n: u8) -> Put {
-        Put::Erase { conversation: conv(n), origin: LOG, seq: 3, by: Identity::default() }
+        let by = Identity { user: bob(), install: InstallId([2; 16]), n: 1 };
+        Put::Erase { conversation: conv(n), origin: LOG, seq: 3, by }
+    }
+
+    fn bob() -> UserId {
+        UserId::new("bob").unwrap()
     }
 
     fn names(puts: &[Put]) -> Vec<String> {
@@ -193,8 +198,7 @@ mod tests {
     }
 
     fn row() -> Put {
-        let user = tern_core::ids::UserId::new("bob").unwrap();
-        Put::Row { user, conversation: conv(1), row: tern_core::store::RowRecord::default() }
+        Put::Row { user: bob(), conversation: conv(1), row: tern_core::store::RowRecord::default() }
     }
 
     fn outage() -> StoreError {

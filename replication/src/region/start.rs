@@ -436,7 +436,7 @@ mod tests {
             &self.0
         }
 
-        fn outlives_its_machine(&self) -> bool {
+        fn is_lasting(&self) -> bool {
             true
         }
     }

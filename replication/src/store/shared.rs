@@ -57,7 +57,7 @@ impl StoreLayer for SharedMemory {
         &self.store
     }
 
-    fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
+    fn append_through(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(batches.len());
             for batch in batches {
@@ -73,7 +73,7 @@ impl StoreLayer for SharedMemory {
         })
     }
 
-    fn put(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
+    fn put_through(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         self.store.put(puts, Durability::Synced)
     }
 }

@@ -36,6 +36,11 @@ pub enum Measure {
     ForgottenPerDay(String),
     /// From the moment at which a region has decided on a message until a device shows it.
     ShownAfterCommit(String),
+    /// From the moment at which its sender has the ack of a message until a device shows it: over real packets nobody sees
+    /// the decision itself.
+    ShownAfterAck(String),
+    /// From the moment at which a message is sent until a device shows it.
+    ShownAfterSend(String),
     /// From the beginning of a fault of an edge or region until a device that was connected there is live again. One that
     /// never is is infinitely late.
     CutOffUntilLive(String),
@@ -118,7 +123,18 @@ impl Measure {
             Self::WakeupsPerHour(device) => traffic(lines, device).map(|(_, wakeups)| wakeups).into_iter().collect(),
             Self::FoundInBeats(device) => found_in_beats(lines, device),
             Self::ForgottenPerDay(device) => forgotten_per_day(lines, device),
-            Self::ShownAfterCommit(device) => shown_after_commit(lines, device),
+            Self::ShownAfterCommit(device) => shown_after(lines, device, |event| match event {
+                Event::Commit { message, .. } => Some(message),
+                _ => None,
+            }),
+            Self::ShownAfterAck(device) => shown_after(lines, device, |event| match event {
+                Event::Acked { message, .. } => Some(message),
+                _ => None,
+            }),
+            Self::ShownAfterSend(device) => shown_after(lines, device, |event| match event {
+                Event::Invoke { message, .. } => Some(message),
+                _ => None,
+            }),
             Self::CutOffUntilLive(fault) => of_cut_off(lines, fault, |device, begin_ns, target| {
                 let mut gone = false;
                 let live_again = |line: &&Line| match &line.event {
@@ -238,16 +254,17 @@ fn extra(lines: &[Line], span: &Span) -> Option<f64> {
     Some((took(next)? - usual).max(0.0))
 }
 
-fn shown_after_commit(lines: &[Line], of: &str) -> Vec<f64> {
-    let mut decided: BTreeMap<&str, u64> = BTreeMap::new();
+/// From the first event that stands for a message until a device shows it.
+fn shown_after(lines: &[Line], of: &str, stands_for: impl Fn(&Event) -> Option<&String>) -> Vec<f64> {
+    let mut begun: BTreeMap<&str, u64> = BTreeMap::new();
     let mut times = Vec::new();
     for line in lines {
-        match &line.event {
-            Event::Commit { message, .. } => drop(decided.entry(message).or_insert(line.at_ns)),
-            Event::Shown { device, message, new: true, .. } if device == of => {
-                times.extend(decided.get(message.as_str()).map(|at| since(line.at_ns, *at)));
-            }
-            _ => {}
+        if let Some(message) = stands_for(&line.event) {
+            begun.entry(message).or_insert(line.at_ns);
+        } else if let Event::Shown { device, message, new: true, .. } = &line.event
+            && device == of
+        {
+            times.extend(begun.get(message.as_str()).map(|at| since(line.at_ns, *at)));
         }
     }
     times
@@ -467,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_device_shows_is_measured_from_the_first_decision() {
+    fn what_a_device_shows_is_measured_from_the_first_decision_the_ack_or_the_sending() {
         let shown = |at_ms, new| {
             let (device, conversation) = ("pad".into(), "a+b".into());
             line(at_ms, Event::Shown { device, conversation, message: "phone/1".into(), new })
@@ -475,6 +492,12 @@ mod tests {
         let history = [commit(1000, "phone/1"), commit(1070, "phone/1"), shown(1076, true), shown(1500, false)];
         assert_eq!(Measure::ShownAfterCommit("pad".into()).of(&history), [0.076]);
         assert_eq!(Measure::ShownAfterCommit("phone".into()).of(&history), [0.0; 0]);
+        let (device, conversation, message) = ("phone".to_owned(), "a+b".into(), "phone/1".to_owned());
+        let acked = line(1005, Event::Acked { device: device.clone(), message: message.clone() });
+        let sent = line(990, Event::Invoke { device, conversation, message, bytes: 9 });
+        let history = [&[sent], &history[..1], &[acked], &history[2..]].concat();
+        assert_eq!(Measure::ShownAfterSend("pad".into()).of(&history), [0.086]);
+        assert_eq!(Measure::ShownAfterAck("pad".into()).of(&history), [0.071]);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! *Problem.* A figure in a document was true once, on somebody's machine.
 //!
 //! *Rule.* A file names scenarios, what to measure in their runs (see [`measure`]), and what has to be reached, as text
-//! that people read too: `0.3 s + 1.5 RTT`. The command runs all of it in virtual time and writes the table; it fails if
-//! something is not reached. The round trip is that of the run itself: the fastest ack.
+//! that people read too: `0.3 s + 1.5 RTT`. The command runs all of it in virtual time, or over real packets where it is told to,
+//! and writes the table; it fails if something is not reached. The round trip is that of the run itself: the fastest ack.
 
 mod measure;
 mod reach;
@@ -15,13 +15,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tern_netsim_scenario::Scenario;
-use tern_netsim_verdict::Verdict;
+use tern_netsim_scenario::{Driver, Scenario};
+use tern_netsim_verdict::{Line, Verdict, judge};
 
 use self::measure::Measure;
 use self::reach::Reach;
-use super::batch::{Job, Manner, Ran, Time, forget, parallel, run_all};
-use super::{Failure, FiguresArgs, Outcome, parse_range};
+use super::batch::{Job, Manner, Time, forget, parallel, run_all};
+use super::{Failure, FiguresArgs, Outcome, parse_range, real};
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -101,12 +101,14 @@ pub fn figures(args: &FiguresArgs) -> Outcome {
         all_reached &= reached;
     }
     if let Some(path) = &args.write {
-        let command = format!("netsim figures {}", args.file.display());
-        let text = format!(
-            "# Figures\n\nWritten by `{command} --write {}`; virtual time, so anybody gets the same. RTT is the fastest \
-             ack of the runs.\n\n{table}",
-            path.display()
-        );
+        let (driver, what) = if is_tun(args) {
+            (" --driver tun", "real packets between processes, so each time a little different")
+        } else {
+            ("", "virtual time, so anybody gets the same")
+        };
+        let command = format!("netsim figures {}{driver} --write {}", args.file.display(), path.display());
+        let text =
+            format!("# Figures\n\nWritten by `{command}`; {what}. RTT is the fastest ack of the runs.\n\n{table}");
         std::fs::write(path, text).map_err(|error| Failure::io("can't write", path, &error))?;
     }
     Ok(all_reached)
@@ -147,6 +149,9 @@ fn run(
         return Err(Failure::Usage(text));
     }
     let seeds = seeds.start..args.seeds.map_or(seeds.end, |count| seeds.end.min(seeds.start + count));
+    if is_tun(args) {
+        return run_over_packets(entry, file, &scenario, seeds, args);
+    }
     let jobs: Vec<Job> = seeds
         .map(|seed| Job {
             file: file.to_owned(),
@@ -158,24 +163,49 @@ fn run(
         .collect();
     let mut measured = Measured::default();
     run_all(&jobs, Time::Once, parallel(args.jobs), manner, |ran| {
-        take(entry, &ran, &mut measured);
+        take(entry, &ran.lines, ran.judgement.verdict, &ran.job.replay(), &mut measured);
         forget(manner, &ran.job);
     })?;
     Ok(measured)
 }
 
-fn take(entry: &Entry, ran: &Ran, measured: &mut Measured) {
-    let replay = ran.job.replay();
-    if ran.judgement.verdict != Verdict::Pass {
-        measured.bad.push(format!("{:?}: {replay}", ran.judgement.verdict));
+fn is_tun(args: &FiguresArgs) -> bool {
+    args.driver == "tun"
+}
+
+/// Real time passes alike for all: one run at a time.
+fn run_over_packets(
+    entry: &Entry,
+    file: &Path,
+    scenario: &Scenario,
+    seeds: Range<u64>,
+    args: &FiguresArgs,
+) -> Result<Measured, Failure> {
+    if !scenario.drivers().contains(&Driver::Tun) {
+        let text =
+            format!("{}: {} is not for this driver; its [scenario] says which: drivers", entry.name, file.display());
+        return Err(Failure::Usage(text));
+    }
+    let mut measured = Measured::default();
+    for seed in seeds {
+        let played = real::record(&args.out, args.tern.as_deref(), file, scenario, seed, &entry.point)?;
+        let replay = format!("seed {seed}, {}", played.directory.display());
+        take(entry, &played.lines, judge(&played.lines).verdict, &replay, &mut measured);
+    }
+    Ok(measured)
+}
+
+fn take(entry: &Entry, lines: &[Line], verdict: Verdict, replay: &str, measured: &mut Measured) {
+    if verdict != Verdict::Pass {
+        measured.bad.push(format!("{verdict:?}: {replay}"));
         return;
     }
-    let values = entry.measure.of(&ran.lines);
+    let values = entry.measure.of(lines);
     if values.is_empty() {
         measured.bad.push(format!("nothing to measure: {replay}"));
     }
     measured.values.extend(values);
-    measured.round_trips_s.extend(measure::round_trip_s(&ran.lines));
+    measured.round_trips_s.extend(measure::round_trip_s(lines));
 }
 
 /// A line of the table, and whether all was reached.
