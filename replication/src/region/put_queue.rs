@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn erase(n: u8) -> Put {
-        let by = Identity { user: bob(), install: InstallId([2; 16]), n: 1 };
+        let by = Identity { user: bob(), install: InstallId::new("phone").unwrap(), n: 1 };
         Put::Erase { conversation: conv(n), origin: LOG, seq: 3, by }
     }
 
