@@ -361,6 +361,7 @@ fn a_silent_connection_is_probed_and_left_for_another_edge_after_a_second() {
     let conn = d.connect(1, 0);
     let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
     d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
+    d.first_beat(conn);
     d.pass(Duration::from_secs(8));
     d.connects.clear();
     d.send("x");
@@ -396,6 +397,7 @@ fn an_idle_client_does_not_take_its_own_quiet_for_a_dead_connection() {
     let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
     d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
     assert!(matches!(d.machine.connection(), ConnectionState::Live { .. }));
+    d.first_beat(conn);
     d.connects.clear();
     d.pass(Duration::from_secs(20));
     d.send("x");
@@ -404,11 +406,28 @@ fn an_idle_client_does_not_take_its_own_quiet_for_a_dead_connection() {
 }
 
 #[test]
+fn devices_that_came_together_do_not_beat_together() {
+    let first = |seed| {
+        let mut d = Device::new(Setup { seed, ..setup("alice") });
+        let conn = d.connect(1, 0);
+        let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
+        d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
+        d.first_beat(conn)
+    };
+    let mut beats: Vec<Duration> = (0..40).map(first).collect();
+    beats.sort_unstable();
+    let within = |from, to| beats.iter().filter(|at| (from..to).contains(&at.as_secs())).count();
+    assert!(beats[0] >= ms(2500) && beats[39] <= ms(25_100), "{beats:?}");
+    assert!((2..26).step_by(8).all(|from| within(from, from + 8) >= 6), "everywhere in the interval: {beats:?}");
+}
+
+#[test]
 fn the_heartbeat_is_jittered_and_any_traffic_puts_it_off() {
     let mut d = Device::new(setup("alice"));
     let conn = d.connect(1, 0);
     let req = d.frames().into_iter().find(|f| matches!(f.body, Some(Body::PullRows(_)))).unwrap().req;
     d.body(conn, req, Body::Rows(rows(&[], None, Some(cursor(1, 0)), true)));
+    d.first_beat(conn);
     d.pass(Duration::from_secs(20));
     d.body(conn, 0, Body::Advance(v1::Advance { rev: 0 }));
     d.pass(Duration::from_secs(22));

@@ -196,9 +196,10 @@ fn what_was_written_is_to_be_acknowledged_even_where_no_answer_is_due() {
 #[test]
 fn a_radio_that_slept_is_given_time_to_wake() {
     let (mut d, conn) = live();
-    d.pass(Duration::from_secs(8));
+    d.first_beat(conn);
     d.alive(conn);
     d.act(|m, now| m.felt(now, conn, 11));
+    d.pass(Duration::from_secs(8));
     d.connects.clear();
     d.send("hello");
     d.pass(ms(390));

@@ -198,6 +198,24 @@ impl Device {
         self.frame(conn, req, Read::Other(v1::Frame::new(req, body)));
     }
 
+    /// Waits for the first beat of a connection, which may come at any time, and answers it. How long that took.
+    pub(super) fn first_beat(&mut self, conn: ConnNo) -> Duration {
+        let begun = self.now;
+        self.frames();
+        loop {
+            self.pass(Duration::from_millis(100));
+            let ping = self.frames().into_iter().find_map(|frame| match frame.body {
+                Some(Body::Ping(ping)) => Some((frame.req, ping)),
+                _ => None,
+            });
+            if let Some((req, ping)) = ping {
+                self.body(conn, req, Body::Pong(v1::Pong { echo: ping.echo, ..v1::Pong::default() }));
+                return self.now - begun;
+            }
+            assert!(self.now - begun < Duration::from_secs(26), "no beat");
+        }
+    }
+
     pub(super) fn send(&mut self, text: &str) -> MessageId {
         let text = Bytes::copy_from_slice(text.as_bytes());
         self.act(|m, now| {
