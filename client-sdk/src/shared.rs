@@ -432,7 +432,8 @@ fn feel(inner: &mut Inner, now: Duration) {
     let conn = inner.machine.in_use();
     let transport = conn.and_then(|conn| inner.conns.get(&conn)?.transport.get().zip(Some(conn)));
     if let Some((transport, conn)) = transport {
-        inner.machine.felt(now, conn, transport.stats().udp_rx.datagrams);
+        let stats = transport.stats();
+        inner.machine.felt(now, conn, stats.udp_rx.datagrams, stats.path.rtt);
     }
 }
 

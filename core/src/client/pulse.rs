@@ -10,7 +10,8 @@
 //! first stays. Where nothing had come for some seconds before, it takes 400 ms, for a radio that sleeps needs a while to
 //! wake. The count is looked at twice, for a process that gets no processor has not taken in what lies in its socket; and who
 //! was wrong waits twice as long on this connection, and four times on one that a doubt has brought about: an edge that
-//! stalls now and then is not to send its clients to and fro. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
+//! stalls now and then is not to send its clients to and fro. Where no answer is awaited, a Ping goes out at the first look: else nothing
+//! would have to come that could end the doubt. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
 //! is what answers would wait behind.
 //!
 //! *Why the simpler ways fail.* Silence of the region as the sign: a database that stalls for half a second would have every
@@ -31,6 +32,8 @@ pub(super) struct Pulse {
     looked: Duration,
     /// Since when something written waits to be acknowledged, as far as is known.
     unheard: Option<Duration>,
+    /// When something was written last.
+    wrote: Duration,
     /// It was long quiet then, and is looked at once more.
     quiet_at: Option<Duration>,
     /// Nothing came since another edge was asked.
@@ -52,7 +55,16 @@ struct Heard {
 impl Pulse {
     /// Of a connection that was welcomed now.
     pub(super) fn new(now: Duration) -> Self {
-        Self { heard: None, looked: now, unheard: None, quiet_at: None, doubted: false, patience: 1, may_doubt: false }
+        Self {
+            heard: None,
+            looked: now,
+            unheard: None,
+            wrote: now,
+            quiet_at: None,
+            doubted: false,
+            patience: 1,
+            may_doubt: false,
+        }
     }
 
     /// The connection came about because another one was doubted.
@@ -63,17 +75,26 @@ impl Pulse {
     /// Something was given to the transport that the other side has to acknowledge.
     pub(super) fn wrote(&mut self, now: Duration) {
         self.unheard.get_or_insert(now);
+        self.wrote = now;
     }
 
-    /// The transport has taken in so many packets until now. Whether that ends a doubt.
-    pub(super) fn felt(&mut self, now: Duration, packets: u64, round_trip: Option<Duration>) -> bool {
+    /// What was asked then is answered: somebody was there after all that was written until then.
+    pub(super) fn answered(&mut self, asked: Duration) {
+        if self.unheard.take_if(|since| *since <= asked).is_some() && self.wrote > asked {
+            self.unheard = Some(self.wrote);
+        }
+    }
+
+    /// The transport has taken in so many packets until now, and measures such a round trip. Whether that ends a doubt.
+    pub(super) fn felt(&mut self, now: Duration, packets: u64, round_trip: Duration) -> bool {
         let after = std::mem::replace(&mut self.looked, now);
         if self.heard.is_some_and(|heard| heard.packets == packets) {
             return false;
         }
         self.heard = Some(Heard { packets, after, by: now });
-        // Before that it may be what was on its way already.
-        self.unheard.take_if(|since| now >= *since + round_trip.unwrap_or_default());
+        // Before that it may be what was on its way already. Not a whole round trip: an answer may be quicker than usual, and where
+        // nothing else is to come, nothing would ever end the doubt.
+        self.unheard.take_if(|since| now >= *since + round_trip / 2);
         self.quiet_at = None;
         let wrong = std::mem::take(&mut self.doubted);
         if wrong {

@@ -306,8 +306,9 @@ impl Session {
 
     /// Takes an answered request out.
     pub(super) fn answered(&mut self, now: Duration, req: u32) -> Option<Request> {
-        let (request, _) = self.requests.remove(&req)?;
+        let (request, at) = self.requests.remove(&req)?;
         self.last_answer = now;
+        self.pulse.answered(at);
         match &request {
             Request::Send { offer, bytes, .. } => {
                 self.sends -= 1;
@@ -375,8 +376,9 @@ impl Session {
 
     /// A Pong: measures the round trip, and answers all earlier pings.
     pub(super) fn pong(&mut self, now: Duration, echo: u32) {
-        if let Some(at) = self.pings.get(&echo) {
-            self.measured(now.saturating_sub(*at));
+        if let Some(at) = self.pings.get(&echo).copied() {
+            self.measured(now.saturating_sub(at));
+            self.pulse.answered(at);
         }
         self.pings.retain(|e, _| e.wrapping_sub(echo).wrapping_sub(1) < u32::MAX / 2);
         self.settle();
@@ -392,8 +394,8 @@ impl Session {
     }
 
     /// The transport has taken in so many packets until now. Whether that ends a doubt.
-    pub(super) fn felt(&mut self, now: Duration, packets: u64) -> bool {
-        self.pulse.felt(now, packets, self.srtt)
+    pub(super) fn felt(&mut self, now: Duration, packets: u64, round_trip: Duration) -> bool {
+        self.pulse.felt(now, packets, round_trip)
     }
 
     /// After how many thousandths of the interval the first beat is due.
@@ -520,6 +522,7 @@ impl Session {
 
     /// What is due; asked again until nothing is.
     pub(super) fn due(&mut self, now: Duration, jitter: u32) -> Option<Due> {
+        let mut asks = false;
         if !self.leaving {
             if self.silence_from().is_some_and(|t| now >= t + self.silence_limit()) {
                 self.leaving = true;
@@ -529,12 +532,17 @@ impl Session {
                 self.leaving = true;
                 return Some(Due::Stuck);
             }
-            if self.doubt_at().is_some_and(|t| now >= t) && self.pulse.doubts(now) {
-                return Some(Due::Doubt);
+            if self.doubt_at().is_some_and(|t| now >= t) {
+                if self.pulse.doubts(now) {
+                    return Some(Due::Doubt);
+                }
+                // Where no answer is awaited, nothing would end the doubt.
+                asks = self.silence_from().is_none();
             }
         }
         let beat = now >= self.heartbeat_at();
-        let ping = beat || self.probe_at().is_some_and(|t| now >= t) || self.unsure_at().is_some_and(|t| now >= t);
+        let ping =
+            asks || beat || self.probe_at().is_some_and(|t| now >= t) || self.unsure_at().is_some_and(|t| now >= t);
         ping.then(|| {
             let (echo, again_ms) = self.ping(now, jitter, beat);
             Due::Ping(echo, again_ms)

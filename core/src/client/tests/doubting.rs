@@ -22,7 +22,7 @@ fn live() -> (Device, ConnNo) {
     }
     d.alive(conn);
     d.pass(ms(40));
-    d.act(|m, now| m.felt(now, conn, 10));
+    d.act(|m, now| m.felt(now, conn, 10, ms(20)));
     d.connects.clear();
     d.closed.clear();
     (d, conn)
@@ -55,12 +55,12 @@ fn a_packet_without_an_answer_says_that_somebody_is_there() {
     d.send("hello");
     for packets in 11..17 {
         d.pass(ms(100));
-        d.act(|m, now| m.felt(now, conn, packets));
+        d.act(|m, now| m.felt(now, conn, packets, ms(20)));
     }
     assert_eq!(tried(&d), [], "the region is slow, and its edge is there");
     d.pass(ms(260));
     assert_eq!(tried(&d), [("us-1", Transport::Quic)]);
-    d.act(|m, now| m.felt(now, conn, 20));
+    d.act(|m, now| m.felt(now, conn, 20, ms(20)));
     assert_eq!(d.closed, [d.connects[0].0], "there again: nobody else is needed");
 }
 
@@ -72,7 +72,7 @@ fn an_answer_ends_the_doubt_and_the_next_silence_is_another_one() {
     let first = d.connects[0].0;
     d.alive(conn);
     assert_eq!(d.closed, [first]);
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(ms(330));
     assert_eq!(tried(&d), [("us-1", Transport::Quic), ("us-1", Transport::Quic)]);
 }
@@ -88,7 +88,7 @@ fn who_doubts_in_vain_waits_twice_as_long() {
         d.pass(ms(25));
         assert_eq!(tried(&d), [("us-1", Transport::Quic)], "{n}");
         d.alive(conn);
-        d.act(|m, now| m.felt(now, conn, 20 + n as u64));
+        d.act(|m, now| m.felt(now, conn, 20 + n as u64, ms(20)));
     }
 }
 
@@ -100,7 +100,7 @@ fn a_connection_that_a_doubt_has_brought_about_is_not_doubted_as_soon() {
     let conn = d.connects[0].0;
     d.act(|m, _| m.path_measured(conn, ms(40)));
     d.welcome_on(conn, 2, 0);
-    d.act(|m, now| m.felt(now, conn, 1));
+    d.act(|m, now| m.felt(now, conn, 1, ms(20)));
     d.connects.clear();
     d.pass(ms(550));
     assert_eq!(tried(&d), [], "an edge that stalls sends nobody to and fro");
@@ -117,7 +117,7 @@ fn a_process_that_gets_no_processor_looks_again_at_what_came_meanwhile() {
     d.act(Machine::tick);
     assert_eq!(tried(&d), []);
     d.pass(ms(10));
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(ms(60));
     assert_eq!(tried(&d), []);
 }
@@ -143,7 +143,7 @@ fn a_connection_that_ends_leaves_what_the_doubt_has_begun() {
     let (mut d, conn) = live();
     d.pass(Duration::from_secs(60));
     d.alive(conn);
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.connects.clear();
     d.send("hello");
     d.pass(ms(800));
@@ -159,7 +159,7 @@ fn a_connection_that_ends_for_its_token_has_another_one_asked_for_first() {
     let (mut d, conn) = live();
     d.pass(Duration::from_secs(60));
     d.alive(conn);
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.connects.clear();
     d.tokens.clear();
     d.send("hello");
@@ -179,16 +179,17 @@ fn a_connection_that_ends_for_its_token_has_another_one_asked_for_first() {
 fn what_was_written_is_to_be_acknowledged_even_where_no_answer_is_due() {
     let (mut d, conn) = live();
     d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(ms(90));
     assert_eq!(tried(&d), [], "nothing was written yet");
     d.pass(ms(260));
     assert_eq!(tried(&d), [("us-1", Transport::Quic)], "the push was acked, and nobody has heard it");
+    assert!(d.frames().iter().any(|f| matches!(f.body, Some(Body::Ping(_)))), "whoever is there is asked to say so");
 
     let (mut d, conn) = live();
     d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
     d.pass(ms(150));
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(ms(3000));
     assert_eq!(tried(&d), [], "that was its acknowledgement, and nothing else is awaited");
 }
@@ -198,7 +199,7 @@ fn a_radio_that_slept_is_given_time_to_wake() {
     let (mut d, conn) = live();
     d.first_beat(conn);
     d.alive(conn);
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(Duration::from_secs(8));
     d.connects.clear();
     d.send("hello");
@@ -212,7 +213,7 @@ fn a_radio_that_slept_is_given_time_to_wake() {
 fn nobody_is_asked_where_nothing_is_awaited_or_the_way_is_long_or_data_counts() {
     let (mut d, conn) = live();
     d.pass(ms(100));
-    d.act(|m, now| m.felt(now, conn, 11));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
     d.pass(ms(5000));
     assert_eq!(tried(&d), [], "nothing has to come");
 
@@ -229,7 +230,7 @@ fn nobody_is_asked_where_nothing_is_awaited_or_the_way_is_long_or_data_counts() 
     let conn = d.connects.last().unwrap().0;
     d.act(|m, _| m.path_measured(conn, ms(250)));
     d.welcome(1, 0);
-    d.act(|m, now| m.felt(now, conn, 10));
+    d.act(|m, now| m.felt(now, conn, 10, ms(20)));
     d.connects.clear();
     d.send("hello");
     d.pass(ms(1400));
@@ -247,4 +248,35 @@ fn without_a_transport_that_counts_a_second_of_silence_decides() {
     assert_eq!(tried(&d), []);
     d.pass(ms(400));
     assert!(!tried(&d).is_empty());
+}
+
+#[test]
+fn an_answer_that_is_quicker_than_usual_leaves_nothing_open() {
+    let (mut d, conn) = live();
+    d.frames();
+    let ping = loop {
+        d.pass(ms(1));
+        let ping = d.frames().into_iter().find_map(|frame| match frame.body {
+            Some(Body::Ping(ping)) => Some((frame.req, ping.echo)),
+            _ => None,
+        });
+        if let Some(ping) = ping {
+            break ping;
+        }
+    };
+    d.pass(ms(15));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
+    d.body(conn, ping.0, Body::Pong(v1::Pong { echo: ping.1, ..v1::Pong::default() }));
+    d.pass(ms(3000));
+    assert_eq!(tried(&d), [], "the answer has shown that somebody was there");
+}
+
+#[test]
+fn an_acknowledgement_that_is_quicker_than_usual_leaves_nothing_open() {
+    let (mut d, conn) = live();
+    d.frame(conn, 0, push(vec![bob(1, place(1 << 16, 1, 1), "hi")], &[(origin(1), 1)], 0, 1));
+    d.pass(ms(112));
+    d.act(|m, now| m.felt(now, conn, 11, ms(20)));
+    d.pass(ms(3000));
+    assert_eq!(tried(&d), [], "nothing else is awaited");
 }
