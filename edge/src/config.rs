@@ -111,8 +111,8 @@ pub struct EdgeLimits {
     pub failed_handshakes_per_second: u32,
     /// Failed handshakes at once and address block.
     pub failed_handshakes_burst: u32,
-    /// Clients of a lost edge come back to others at this rate: each is told over how long to spread it. 250 a second: a
-    /// third of what one core of a small machine takes.
+    /// Clients of a lost edge come back to others at this rate: each is told over how long to spread it. 200 a second: a
+    /// quarter of what one core of a small machine takes.
     pub return_per_second: u32,
     /// After the core was not heard of for so long, its sessions are sent elsewhere.
     pub core_lost: Duration,
@@ -165,7 +165,7 @@ impl Default for EdgeLimits {
             sends_burst: limits::SENDS_BURST,
             failed_handshakes_per_second: limits::FAILED_HANDSHAKES_PER_SECOND,
             failed_handshakes_burst: 2 * limits::FAILED_HANDSHAKES_PER_SECOND,
-            return_per_second: 250,
+            return_per_second: 200,
             core_lost: Duration::from_secs(5),
             core_restart: Duration::from_secs(10),
             handshakes: 2_048,

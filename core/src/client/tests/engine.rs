@@ -10,8 +10,8 @@ use crate::client::engine::Engine;
 
 const CLIENTS: u64 = 10_000;
 const RTT: Duration = Duration::from_millis(50);
-/// As an edge with a tenth of them says: it takes 250 a second.
-const SPREAD: Duration = Duration::from_secs(4);
+/// As an edge with a tenth of them says: it takes 200 a second.
+const SPREAD: Duration = Duration::from_secs(5);
 /// After so long each of them speaks, whatever there is to say.
 const BEAT: Duration = Duration::from_secs(25);
 /// A connection that does not answer for so long is left; it is asked so often.

@@ -46,6 +46,8 @@ pub enum Measure {
     CutOffUntilLive(String),
     /// From there until the first message is acked that such a device sent since. Likewise.
     CutOffUntilAcked(String),
+    /// How often each of some devices became live at another edge than before; `herd-*` are all whose names begin so.
+    Moves(String),
     /// Most devices that became live again in any second after a fault's beginning, each counted once, over the mean until
     /// 95 % of them were back: who was out of reach meanwhile tells nothing of the herd.
     PeakOverMean(String),
@@ -87,6 +89,7 @@ impl Measure {
             | Self::WakeupsPerHour(_)
             | Self::FoundInBeats(_)
             | Self::ForgottenPerDay(_)
+            | Self::Moves(_)
             | Self::PeakOverMean(_) => Unit::Plain,
             _ => Unit::Seconds,
         }
@@ -160,6 +163,7 @@ impl Measure {
                 let is_acked = |line: &&Line| matches!(&line.event, Event::Acked { message, .. } if since.contains(message.as_str()));
                 lines.iter().find(is_acked).map(|line| line.at_ns)
             }),
+            Self::Moves(devices) => moves(lines, devices),
             Self::PeakOverMean(fault) => each(fault, &|span| peak_over_mean(lines, span.begin_ns)),
         }
     }
@@ -372,6 +376,23 @@ fn forgotten_per_day(lines: &[Line], of: &str) -> Vec<f64> {
     days.into_values().collect()
 }
 
+fn moves(lines: &[Line], devices: &str) -> Vec<f64> {
+    let meant = |device: &str| devices.strip_suffix('*').map_or(device == devices, |begin| device.starts_with(begin));
+    let mut places: BTreeMap<&str, (&str, f64)> = BTreeMap::new();
+    for line in lines {
+        if let Event::Connection { device, state, edge: Some(edge), .. } = &line.event
+            && state == "live"
+            && meant(device)
+        {
+            let place = places.entry(device).or_insert((edge, 0.0));
+            if place.0 != edge {
+                *place = (edge, place.1 + 1.0);
+            }
+        }
+    }
+    places.into_values().map(|(_, moves)| moves).collect()
+}
+
 fn peak_over_mean(lines: &[Line], from_ns: u64) -> Option<f64> {
     const SECOND: u64 = 1_000_000_000;
     let mut seen = BTreeSet::new();
@@ -396,6 +417,12 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+
+    fn live(at_ms: u64, name: &str, edge: &str) -> Line {
+        let (device, state) = (name.into(), "live".into());
+        let (edge, region) = (Some(edge.into()), Some("eu".into()));
+        line(at_ms, Event::Connection { device, state, edge, region, transport: None })
+    }
 
     fn line(at_ms: u64, event: Event) -> Line {
         Line { at_ns: at_ms * MS, event }
@@ -449,11 +476,6 @@ mod tests {
 
     #[test]
     fn devices_that_a_fault_cut_off_are_followed_and_others_are_not() {
-        let live = |at_ms, name: &str, edge: &str| {
-            let (device, state) = (name.into(), "live".into());
-            let (edge, region) = (Some(edge.into()), Some("eu".into()));
-            line(at_ms, Event::Connection { device, state, edge, region, transport: None })
-        };
         let strike = |at_ms, phase| {
             let (fault, kind, target) = ("edge".into(), "edge-kill".into(), "eu-e2".into());
             line(at_ms, Event::Fault { fault, phase, kind, target, hits: 1 })
@@ -540,5 +562,19 @@ mod tests {
         history.push(live(60_000, 3));
         let peak = Measure::PeakOverMean("dark".into()).of(&history);
         assert!((peak[0] - 10.0 / (19.0 / 19.0)).abs() < 1e-9, "{peak:?}");
+    }
+
+    #[test]
+    fn moves_are_counted_by_device() {
+        let history = [
+            live(10, "herd-1", "eu-e1"),
+            live(20, "herd-2", "eu-e1"),
+            live(30, "herd-1", "eu-e1"),
+            live(40, "herd-1", "us-e1"),
+            live(50, "herd-1", "eu-e1"),
+            live(60, "phone", "us-e1"),
+        ];
+        assert_eq!(Measure::Moves("herd-*".into()).of(&history), [2.0, 0.0]);
+        assert_eq!(Measure::Moves("phone".into()).of(&history), [0.0]);
     }
 }
