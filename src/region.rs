@@ -133,13 +133,13 @@ impl Serving {
         health.phase(Backend::opening(node));
         let (store, whole) = Backend::open(node).await?;
         config.store_damaged = !whole;
-        config.sharing = store.sharing(node);
         store.register_metrics(&mut registry);
 
         health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
         let board = Board::open(node, &loads)?;
+        config.sharing = store.sharing(node, board.own_node().is_some());
         let desk = Desk::new(node, &operations, &board, &loads, Some(edge.load()));
         operations.publish_orders(&desk);
         let exchange =
