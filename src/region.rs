@@ -155,6 +155,7 @@ impl Serving {
         }
         desk.attach(region.clone());
         add_peers_part(node, &operations, &region);
+        routes::add_part(node, &operations);
         let beside = elsewhere(node, &board, &loads, &operations.reload);
         let drained = region.clone();
         edge.obey(node, &operations, &board, move |whole| beside(whole), move |left| drained.set_drained(left));
