@@ -619,7 +619,8 @@ fn watch_owners(scene: &Scene) -> Arc<Mutex<BTreeSet<String>>> {
     let (store, noted) = (scene.cluster.shared_store("eu").unwrap().clone(), Arc::clone(&seen));
     tokio::task::spawn_local(async move {
         loop {
-            noted.lock().unwrap().extend(store.shares().await.unwrap().into_iter().map(|share| share.node));
+            let shares = store.shares().await.unwrap();
+            noted.lock().unwrap().extend(shares.into_iter().map(|share| share.node));
             sleep(ms(2)).await;
         }
     });

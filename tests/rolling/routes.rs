@@ -187,10 +187,10 @@ async fn core_nodes_of_a_shared_region_are_killed_and_started_again_and_messages
         device.link.lock().unwrap().lost.clear();
     }
     let before = region.closed();
-    for core in 0..CORES.len() {
-        scene.stop(CORES[core]).await;
+    for (core, name) in CORES.into_iter().enumerate() {
+        scene.stop(name).await;
         start_again(&mut scene, &mut region, core).await;
-        region.until_routes(&mut scene, &format!("after {} was started again", CORES[core])).await;
+        region.until_routes(&mut scene, &format!("after {name} was started again")).await;
         scene.all_run();
     }
     for user in stay {

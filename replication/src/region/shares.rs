@@ -415,7 +415,7 @@ impl Keeper {
 
     /// Gives on what is this node's own in the store alone, and by the plan another's.
     async fn pass_on(&mut self, plan: &Plan) -> Result<(), LeaseError> {
-        let to = |share: &Share| plan.give.get(share).map(|to| to.to_string());
+        let to = |share: &Share| plan.give.get(share).map(ToString::to_string);
         let left: Vec<(Share, u64, String)> =
             self.unheld().into_iter().filter_map(|(share, epoch, _)| Some((share, epoch, to(&share)?))).collect();
         let until = self.shared.env.clock.now() + GIVE_FOR;
