@@ -74,11 +74,12 @@ impl Backend {
         }
     }
 
-    /// How this process shares its region with others, if it does.
-    pub fn sharing(&self, node: &Node) -> Option<Sharing> {
+    /// How this process shares its region with others, if it does; `drained`: operators have ordered that it is to have
+    /// nothing of it.
+    pub fn sharing(&self, node: &Node, drained: bool) -> Option<Sharing> {
         let Self::Shared(store) = self else { return None };
-        let settings = &node.settings;
-        Some(Sharing { store: store.clone(), weight: settings.region_weight, advertise: settings.region_advertise })
+        let (weight, advertise) = (node.settings.region_weight, node.settings.region_advertise);
+        Some(Sharing { store: store.clone(), weight, advertise, drained })
     }
 
     /// Adds what it counts.

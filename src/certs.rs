@@ -11,17 +11,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tern_core::clock::Clock;
+use tern_net::secured::Secured;
 use tern_net::tls::{Credential, Identity, Trust};
 use tern_net::x509::{self, Facts, date};
 
 use crate::config::Settings;
+use crate::config::routes::RoutesKind;
 use crate::pki::leaf_files;
 
 /// Log a warning when a certificate has less than this left: time enough to have one signed by people.
@@ -101,6 +103,7 @@ pub struct Certificates {
 struct Inner {
     public: Option<Arc<Credential>>,
     node: Option<(Arc<Credential>, Arc<Trust>)>,
+    routes: Option<(Arc<Trust>, Option<Arc<Credential>>)>,
     watched: Vec<Watched>,
 }
 
@@ -147,6 +150,51 @@ impl Certificates {
         inner.node = Some(node.clone());
         self.tell_unusable(&identity);
         Ok(node)
+    }
+
+    /// TLS to the servers of the table of routes, if there is to be any; files are read at the first call.
+    pub fn routes(&self, settings: &Settings) -> Result<Option<Secured>> {
+        let Some((ca, shown)) = routes_files(settings)? else { return Ok(None) };
+        let mut inner = self.inner();
+        let (trust, credential) = match &inner.routes {
+            Some(known) => known.clone(),
+            None => {
+                let credential = shown.as_ref().map(Credential::new).transpose()?;
+                let read = (Trust::new(&ca).context("routes.tls.ca")?, credential);
+                inner.watch_routes(settings, shown.as_ref());
+                inner.routes = Some(read.clone());
+                read
+            }
+        };
+        if let Some(identity) = &shown {
+            self.tell_unusable(identity);
+        }
+        Ok(Some(Secured::new(trust, credential, settings.routes_tls_name.clone(), self.clock.clone())?))
+    }
+
+    /// Reads again what servers of the table of routes are trusted by and shown. On an error all of the old stays.
+    pub fn replace_routes(&self, settings: &Settings) -> Result<(), String> {
+        let mut inner = self.inner();
+        let files = match settings.routes_kind {
+            RoutesKind::Memory => None,
+            RoutesKind::Redis => routes_files(settings).map_err(|e| format!("{e:#}"))?,
+        };
+        let (trust, credential, ca, shown) = match (inner.routes.clone(), files) {
+            (None, None) => return Ok(()),
+            (Some((trust, credential)), Some((ca, shown))) if credential.is_some() == shown.is_some() => {
+                (trust, credential, ca, shown)
+            }
+            _ => return Err("whether there is TLS, and a certificate in it, changes with a restart".to_owned()),
+        };
+        // What can fail comes first, so that both or none are replaced.
+        Trust::new(&ca).map_err(|e| e.to_string())?;
+        if let (Some(credential), Some(identity)) = (&credential, &shown) {
+            identity.check_time(self.clock.wall_ms()).map_err(|e| e.to_string())?;
+            credential.replace(identity).map_err(|e| e.to_string())?;
+        }
+        trust.replace(&ca).map_err(|e| e.to_string())?;
+        inner.watch_routes(settings, shown.as_ref());
+        Ok(())
     }
 
     fn tell_unusable(&self, identity: &Identity) {
@@ -211,7 +259,26 @@ impl Certificates {
     }
 }
 
+/// The authorities that servers of the table of routes are trusted by (PEM), and what they are shown; `None`: no TLS.
+fn routes_files(settings: &Settings) -> Result<Option<(Vec<u8>, Option<Identity>)>> {
+    let Some(ca) = &settings.routes_tls_ca else { return Ok(None) };
+    let ca = fs::read(ca).with_context(|| format!("{} of routes.tls.ca can't be read", ca.display()))?;
+    let shown = match (&settings.routes_tls_cert, &settings.routes_tls_key) {
+        (Some(cert), Some(key)) => Some(Identity::from_files(cert, key).context("routes.tls.cert and routes.tls.key")?),
+        (None, None) => None,
+        _ => bail!("routes.tls.cert and routes.tls.key belong together, and one of them is not set"),
+    };
+    Ok(Some((ca, shown)))
+}
+
 impl Inner {
+    /// The authorities are not watched: a bundle of those that a system trusts always has some that end.
+    fn watch_routes(&mut self, settings: &Settings, shown: Option<&Identity>) {
+        if let (Some(file), Some(identity)) = (&settings.routes_tls_cert, shown) {
+            self.watch("routes", file, &identity.facts());
+        }
+    }
+
     fn watch(&mut self, which: &'static str, file: &Path, facts: &[Facts]) {
         self.watched.retain(|watched| watched.which != which);
         if let Some(until_s) = facts.iter().map(|facts| facts.not_after_s).min() {
@@ -298,6 +365,48 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(to, 1, 1);
         fs::write(&files.public_cert, params.self_signed(&key).unwrap().pem()).unwrap();
         fs::write(&files.public_key, key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn what_servers_of_the_table_of_routes_are_shown_and_trusted_by_is_replaced_together() {
+        let (data, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let leaf = Pki::open(data.path()).unwrap().leaf("eu-n1", "eu", &[]).unwrap();
+        let ca = data.path().join("pki/node-ca.pem");
+        let with = |values: &[(&str, &Path)]| {
+            let values = values.iter().map(|(key, value)| ((*key).to_owned(), value.display().to_string()));
+            let fixed = [("routes.kind", "redis"), ("routes.nodes", "h:1"), ("region.name", "eu")];
+            let fixed = fixed.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            let flags = fixed.into_iter().chain(values).map(|(key, value)| ("--set".to_owned(), key, value)).collect();
+            Sources { flags, ..Sources::default() }.load()
+        };
+        let shown = [("routes.tls.cert", &*leaf.node_cert), ("routes.tls.key", &*leaf.node_key)];
+        let whole = with(&[&shown[..], &[("routes.tls.ca", &*ca)]].concat()).unwrap();
+        let certificates = Certificates::new(Arc::new(SystemClock), "eu-n1".into(), None);
+        assert!(certificates.routes(&with(&[]).unwrap()).unwrap().is_none(), "there is no TLS");
+        assert!(certificates.routes(&whole).unwrap().is_some());
+        assert_eq!(certificates.left().iter().map(|(which, _)| *which).collect::<Vec<_>>(), ["routes"]);
+
+        let of_other = Pki::open(other.path()).unwrap();
+        let new = of_other.leaf("eu-n1", "eu", &[]).unwrap();
+        fs::copy(&new.node_cert, &leaf.node_cert).unwrap();
+        assert!(certificates.replace_routes(&whole).unwrap_err().contains("belong together"));
+        fs::copy(&new.node_key, &leaf.node_key).unwrap();
+        fs::write(&ca, "nonsense").unwrap();
+        assert!(certificates.replace_routes(&whole).is_err());
+        fs::copy(of_other.node_ca(), &ca).unwrap();
+        certificates.replace_routes(&whole).unwrap();
+        for less in [&[("routes.tls.ca", &*ca)][..], &[]] {
+            let error = certificates.replace_routes(&with(less).unwrap()).unwrap_err();
+            assert!(error.contains("with a restart"), "{error}");
+        }
+
+        let error = with(&shown).unwrap_err().to_string();
+        assert!(error.contains("routes.tls.ca is not set"), "{error}");
+        let error = with(&[shown[0], ("routes.tls.ca", &*ca)]).unwrap_err().to_string();
+        assert!(error.contains("routes.tls.key belong together"), "{error}");
+        fs::remove_file(&ca).unwrap();
+        let error = Certificates::new(Arc::new(SystemClock), "eu-n1".into(), None).routes(&whole).unwrap_err();
+        assert!(error.to_string().contains("routes.tls.ca can't be read"), "{error}");
     }
 
     #[test]

@@ -133,13 +133,13 @@ impl Serving {
         health.phase(Backend::opening(node));
         let (store, whole) = Backend::open(node).await?;
         config.store_damaged = !whole;
-        config.sharing = store.sharing(node);
         store.register_metrics(&mut registry);
 
         health.phase("confirming the era and taking up what was left to do");
         let loads = LoadTable::new();
         let direct = Arc::new(Direct::default());
         let board = Board::open(node, &loads)?;
+        config.sharing = store.sharing(node, board.own_node().is_some());
         let desk = Desk::new(node, &operations, &board, &loads, Some(edge.load()));
         operations.publish_orders(&desk);
         let exchange =
@@ -155,6 +155,7 @@ impl Serving {
         }
         desk.attach(region.clone());
         add_peers_part(node, &operations, &region);
+        routes::add_part(node, &operations);
         let beside = elsewhere(node, &board, &loads, &operations.reload);
         let drained = region.clone();
         edge.obey(node, &operations, &board, move |whole| beside(whole), move |left| drained.set_drained(left));

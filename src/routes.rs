@@ -22,12 +22,15 @@ use tern_replication::routes::RoutesError;
 use tern_replication::routes::writer::{Collector, Standing};
 
 use crate::admin;
+use crate::certs::Certificates;
 use crate::cli::Global;
 use crate::config::Settings;
 use crate::config::routes::RoutesKind;
 use crate::exit::Failure;
 use crate::health::Health;
 use crate::node::Node;
+use crate::operations::Operations;
+use crate::reload::Part;
 use crate::status::Status;
 use crate::store::{encode, parameter};
 
@@ -173,11 +176,12 @@ fn table_line(table: &TableStatus) -> String {
 }
 
 /// Where the table is.
-pub fn options(settings: &Settings, node: &str) -> Result<Options> {
+pub fn options(settings: &Settings, node: &str, certificates: &Certificates) -> Result<Options> {
     let nodes = settings.routes_nodes.iter().map(|node| (node.host.clone(), node.port)).collect();
     let mut options = Options::new(nodes, &settings.routes_key_prefix(), node);
     options.user = settings.routes_user.clone();
     options.request_timeout = settings.routes_request_timeout;
+    options.tls = certificates.routes(settings)?;
     options.password = match (&settings.routes_password, &settings.routes_password_file) {
         (Some(password), _) => Some(password.reveal().to_owned()),
         (None, Some(path)) => {
@@ -200,10 +204,11 @@ pub async fn open(node: &Node) -> Result<Option<Arc<RedisRoutes>>> {
     if node.settings.routes_kind == RoutesKind::Memory {
         return Ok(None);
     }
-    let routes = RedisRoutes::new(options(&node.settings, &node.name)?, node.env.clone());
+    let routes = RedisRoutes::new(options(&node.settings, &node.name, &node.certificates)?, node.env.clone());
     match routes.check().await {
         Ok(servers) => {
-            tracing::info!(servers, prefix = node.settings.routes_key_prefix(), "the table of routes is in Redis");
+            let (prefix, tls) = (node.settings.routes_key_prefix(), node.settings.routes_tls_ca.is_some());
+            tracing::info!(servers, prefix, tls, "the table of routes is in Redis");
         }
         Err(RoutesError::Unreachable(what)) => {
             tracing::warn!(
@@ -214,6 +219,17 @@ pub async fn open(node: &Node) -> Result<Option<Arc<RedisRoutes>>> {
         Err(error) => return Err(error).context("routes.kind is \"redis\", and the table can't be there"),
     }
     Ok(Some(Arc::new(routes)))
+}
+
+/// Lets certificates and authorities of TLS to the table be replaced while the region runs.
+pub fn add_part(node: &Node, operations: &Operations) {
+    let certificates = node.certificates.clone();
+    let keys = &["routes.tls.ca", "routes.tls.cert", "routes.tls.key"];
+    let part = Part::new("TLS to the table of routes", keys, move |settings| certificates.replace_routes(settings));
+    operations.reload.add(part.with_files(|settings| {
+        let files = [&settings.routes_tls_ca, &settings.routes_tls_cert, &settings.routes_tls_key];
+        files.into_iter().flatten().cloned().collect()
+    }));
 }
 
 /// Has a region keep its table, and operators see how it stands.
@@ -299,6 +315,7 @@ async fn devices(region: &Region, node: String, user: UserId) -> Result<Vec<Devi
 mod tests {
     use super::*;
     use crate::config::Sources;
+    use tern_net::system::SystemClock;
 
     fn settings(values: &[(&str, &str)]) -> Result<Settings, String> {
         let flags = values.iter().map(|(key, value)| (format!("--set {key}"), (*key).to_owned(), (*value).to_owned()));
@@ -310,6 +327,8 @@ mod tests {
     fn the_password_comes_from_the_key_or_from_a_file_and_is_never_shown() {
         let redis = [("routes.kind", "redis"), ("routes.nodes", "127.0.0.1:1,[::1]:2"), ("region.name", "eu")];
         let with = |more: &[(&str, &str)]| settings(&[&redis[..], more].concat()).unwrap();
+        let certificates = Certificates::new(Arc::new(SystemClock), "eu-e1".to_owned(), None);
+        let options = |settings: &Settings, node| super::options(settings, node, &certificates);
         let plain = options(&with(&[]), "eu-e1").unwrap();
         assert_eq!(plain.nodes, [("127.0.0.1".to_owned(), 1), ("::1".to_owned(), 2)]);
         assert_eq!((plain.prefix.as_str(), plain.password), ("tern:tern:eu", None));

@@ -123,7 +123,11 @@ async fn a_region_s_routes_are_in_redis_and_come_back_when_it_is_emptied_or_kill
     let processes = cluster.write().unwrap();
     let fleet = Fleet::new(env!("CARGO_BIN_EXE_tern").into(), &cluster.data).unwrap();
     let prefix = format!("tern:routes:{}", std::process::id());
-    let settings = ["routes.kind=redis".to_owned(), format!("routes.nodes={nodes}"), format!("routes.prefix={prefix}")];
+    let mut settings =
+        vec!["routes.kind=redis".to_owned(), format!("routes.nodes={nodes}"), format!("routes.prefix={prefix}")];
+    if let Ok(tls) = std::env::var("TERN_REDIS_TLS") {
+        settings.push(format!("routes.tls.ca={tls}/ca.pem"));
+    }
     let settings: Vec<String> = settings.into_iter().flat_map(|set| ["--set".to_owned(), set]).collect();
     let unknown = "127.0.0.1:1".parse().unwrap();
     let mut scene = Scene { fleet, processes, settings, admin: unknown, clients: Vec::new(), _dir: dir };

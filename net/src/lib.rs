@@ -11,7 +11,8 @@
 //! 2. [`system`]: the real one: UDP with large buffers, TCP without delay, a clock that survives suspend.
 //! 3. [`tls`]: identities from PEM, and the four TLS set-ups there are: clients and servers of the public
 //!    side, and of the links between nodes (mutually authenticated). What they show can be replaced; [`x509`]
-//!    reads what a certificate says, [`refusal`] why one was not accepted.
+//!    reads what a certificate says, [`refusal`] why one was not accepted. [`secured`]: TLS to servers that are none of
+//!    tern's.
 //! 4. [`quic`]: quinn endpoints over any `Net`, with every random number drawn from the `Env`.
 //!    [`reset`]: the key by which clients of a killed node learn of it. [`resume`]: sessions taken up again, and what is
 //!    sent with the first packet. [`sounding`]: how long datagrams wait.
@@ -46,6 +47,7 @@ pub mod quic;
 pub mod refusal;
 pub mod reset;
 pub mod resume;
+pub mod secured;
 pub mod sounding;
 pub mod system;
 pub mod tls;

@@ -264,7 +264,7 @@ impl ResolvesClientCert for Credential {
     }
 }
 
-/// The CAs that nodes trust each other by; may be replaced at any time.
+/// The CAs that others are trusted by, such as other nodes; may be replaced at any time.
 #[derive(Debug)]
 pub struct Trust(ArcSwap<Verifiers>);
 
@@ -417,6 +417,26 @@ pub fn client_tls(roots_pem: &[u8], alpn: &[&[u8]], clock: Arc<dyn Clock>) -> Re
         .with_root_certificates(roots(roots_pem)?)
         .with_no_client_auth();
     Ok(finish_client(config, alpn))
+}
+
+/// A client of a server that is none of tern's: trusts the CAs in `trust` alone, and shows `credential` if it is asked for
+/// one. See [`crate::secured`].
+pub(crate) fn outside_tls(
+    trust: Arc<Trust>,
+    credential: Option<Arc<Credential>>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let config = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| TlsError::Setup(e.to_string()))?
+        // As for links between nodes: webpki decides, and only its CAs can be replaced.
+        .dangerous()
+        .with_custom_certificate_verifier(trust);
+    let config = match credential {
+        Some(credential) => config.with_client_cert_resolver(credential),
+        None => config.with_no_client_auth(),
+    };
+    Ok(finish_client(config, &[]))
 }
 
 /// The accepting side of links between nodes: the other node must show a certificate signed by a CA in

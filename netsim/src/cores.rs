@@ -23,6 +23,7 @@ pub struct CoreSeat {
     host: SimNode,
     core: Option<Arc<Region>>,
     weight: u32,
+    drained: bool,
 }
 
 impl Cluster {
@@ -32,7 +33,7 @@ impl Cluster {
         let name = format!("{region}-c{number}");
         let ip = Ipv4Addr::new(10, site.number, 1, number);
         let host = world.add_host(&name, region, ip)?;
-        let seat = CoreSeat { region: region.to_owned(), host, core: None, weight };
+        let seat = CoreSeat { region: region.to_owned(), host, core: None, weight, drained: false };
         self.cores.insert(name.clone(), seat);
         let salt = self.direct_salt();
         self.shared.entry(region.to_owned()).or_insert_with(|| SharedMemory::new(&salt));
@@ -54,7 +55,8 @@ impl Cluster {
         let mut config = self.core_config(&seat.region)?;
         name.clone_into(&mut config.node);
         config.listen = SocketAddr::new(IpAddr::V4(ip), NODE_PORT);
-        config.sharing = Some(Sharing { store: Arc::new(store.clone()), weight: seat.weight, advertise: None });
+        let (weight, drained) = (seat.weight, seat.drained);
+        config.sharing = Some(Sharing { store: Arc::new(store.clone()), weight, advertise: None, drained });
         let tls = self.node_tls(&seat.region, &env)?;
         let exchange = Arc::new(Loads(LoadTable::new()));
         Ok(Region::start(env, config, Arc::new(store), tls, exchange).await?)
@@ -95,6 +97,16 @@ impl Cluster {
     pub async fn restart_core(&mut self, name: &str) -> Result<Arc<Region>, ClusterError> {
         self.core_seat(name)?.host.restart();
         self.start_core(name).await
+    }
+
+    /// An operator orders that a core node is to have no part of its region, or a part again; it knows that after a restart.
+    pub fn drain_core(&mut self, name: &str, drained: bool) -> Result<(), ClusterError> {
+        let seat = self.cores.get_mut(name).ok_or_else(|| ClusterError::NoRegion(name.to_owned()))?;
+        seat.drained = drained;
+        if let Some(core) = &seat.core {
+            core.set_drained(drained);
+        }
+        Ok(())
     }
 
     /// A core node that runs.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tern_core::edge_api::{CorePort, Down, DownBody, EdgePort, SendRequest, Up};
 use tern_core::ids::{ConvId, InstallId, Seq, UserId};
+use tern_core::leases::{Leases, ShareLease};
 use tern_core::owners::Owners;
 use tern_core::router::{CoreNo, Router};
 use tern_core::slots::{Share, Slot};
@@ -580,21 +581,21 @@ fn a_region_that_core_nodes_hear_of_one_after_the_other_lacks_nothing_in_the_end
             scene.cluster.core_node(&eu[0]).unwrap().set_peers(peers.clone());
             load.run(&scene, Duration::from_secs(10)).await;
             // What is compared there by then, others append to, who have not heard, and it comes back.
-            scene.cluster.core_node(&eu[0]).unwrap().set_drained(true);
+            scene.cluster.drain_core(&eu[0], true).unwrap();
             load.run(&scene, Duration::from_secs(6)).await;
             assert!(!scene.owners().contains_key(&eu[0]));
             // What a conversation says later would bring what is missing with it.
             load.silent = (0..12).step_by(2).collect();
-            scene.cluster.core_node(&eu[0]).unwrap().set_drained(false);
+            scene.cluster.drain_core(&eu[0], false).unwrap();
             load.run(&scene, Duration::from_secs(5)).await;
             // Of the others, one gives away what it has and one dies, before they have heard.
-            scene.cluster.core_node(&eu[1]).unwrap().set_drained(true);
+            scene.cluster.drain_core(&eu[1], true).unwrap();
             load.run(&scene, Duration::from_secs(5)).await;
             scene.cluster.kill_core(&eu[2]).await.unwrap();
             scene.edge.lose(&eu[2]);
             load.run(&scene, Duration::from_secs(5)).await;
             assert_eq!(scene.owners().len(), 1, "the first one has it all");
-            scene.cluster.core_node(&eu[1]).unwrap().set_drained(false);
+            scene.cluster.drain_core(&eu[1], false).unwrap();
             load.run(&scene, Duration::from_secs(5)).await;
             scene.cluster.core_node(&eu[1]).unwrap().set_peers(peers.clone());
             load.run(&scene, Duration::from_secs(5)).await;
@@ -610,6 +611,78 @@ fn a_region_that_core_nodes_hear_of_one_after_the_other_lacks_nothing_in_the_end
             same(&scene, &load, "us").await;
         });
     }
+}
+
+/// Every owner that the shares have had since, by what the store says every few milliseconds.
+fn watch_owners(scene: &Scene) -> Arc<Mutex<BTreeSet<String>>> {
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let (store, noted) = (scene.cluster.shared_store("eu").unwrap().clone(), Arc::clone(&seen));
+    tokio::task::spawn_local(async move {
+        loop {
+            let shares = store.shares().await.unwrap();
+            noted.lock().unwrap().extend(shares.into_iter().map(|share| share.node));
+            sleep(ms(2)).await;
+        }
+    });
+    seen
+}
+
+#[test]
+fn a_drained_node_that_starts_again_takes_nothing_until_it_may() {
+    for seed in 0..3_usize {
+        sim(seed as u64, move |world| async move {
+            let mut scene = Scene::new(world, 3).await;
+            sleep(Duration::from_secs(5)).await;
+            let name = scene.names[seed].clone();
+            let mut load = Load::new(scene.cluster.direct_salt());
+            load.run(&scene, Duration::from_secs(2)).await;
+            scene.cluster.drain_core(&name, true).unwrap();
+            load.run(&scene, Duration::from_secs(5)).await;
+            assert!(!scene.owners().contains_key(&name));
+            scene.cluster.stop_core(&name, Duration::from_secs(5)).await.unwrap();
+            scene.edge.lose(&name);
+            let seen = watch_owners(&scene);
+            let core = scene.cluster.restart_core(&name).await.unwrap();
+            scene.edge.attach(&name, &core);
+            load.run(&scene, Duration::from_secs(8)).await;
+            assert!(!seen.lock().unwrap().contains(&name), "{:?}", seen.lock().unwrap());
+            scene.cluster.drain_core(&name, false).unwrap();
+            load.run(&scene, Duration::from_secs(5)).await;
+            assert_eq!(scene.owners().len(), 3);
+            sleep(Duration::from_secs(6)).await;
+            load.check(&scene).await;
+        });
+    }
+}
+
+#[test]
+fn a_node_that_is_killed_while_it_is_drained_gives_on_what_it_had_without_taking_it() {
+    sim(5, |world| async move {
+        let mut scene = Scene::new(world, 3).await;
+        sleep(Duration::from_secs(5)).await;
+        let name = scene.names[1].clone();
+        let mut load = Load::new(scene.cluster.direct_salt());
+        load.run(&scene, Duration::from_secs(2)).await;
+        // The order is on its disk, and was not carried out yet. It is back before the others take it for dead.
+        scene.cluster.kill_core(&name).await.unwrap();
+        scene.edge.lose(&name);
+        scene.cluster.drain_core(&name, true).unwrap();
+        let epochs = |shares: Vec<ShareLease>| shares.into_iter().map(|share| (share.share, share)).collect();
+        let store = scene.cluster.shared_store("eu").unwrap().clone();
+        let before: BTreeMap<Share, ShareLease> = epochs(store.shares().await.unwrap());
+        let core = scene.cluster.restart_core(&name).await.unwrap();
+        scene.edge.attach(&name, &core);
+        load.run(&scene, Duration::from_secs(5)).await;
+        let after: BTreeMap<Share, ShareLease> = epochs(store.shares().await.unwrap());
+        let left: Vec<Share> = before.values().filter(|lease| lease.node == name).map(|lease| lease.share).collect();
+        assert_eq!(left.len(), 85);
+        for share in left {
+            let (was, is) = (&before[&share], &after[&share]);
+            assert!(is.node != name && is.epoch == was.epoch + 1, "it changed hands once: {was:?}, {is:?}");
+        }
+        sleep(Duration::from_secs(6)).await;
+        load.check(&scene).await;
+    });
 }
 
 #[test]

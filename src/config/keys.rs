@@ -302,6 +302,16 @@ settings! {
     routes_password: Option<Secret> = "routes.password", "", Restart, REGION;
     /// Redis: file with the password, on its first line. Unset: none.
     routes_password_file: Option<PathBuf> = "routes.password_file", "", Restart, REGION;
+    /// Redis: the authorities that certificates of its servers may be of (PEM), such as the system's
+    /// `/etc/ssl/certs/ca-certificates.crt`. Set: connections are secured by TLS 1.3. Unset: they are not.
+    routes_tls_ca: Option<PathBuf> = "routes.tls.ca", "", AtOnce, REGION;
+    /// Redis: whom certificates of its servers must be for. Unset: the host that is connected to, which in a cluster is
+    /// as the servers name each other.
+    routes_tls_name: Option<String> = "routes.tls.name", "", Restart, REGION;
+    /// Redis: certificate chain shown to servers that ask for one (PEM). Unset: none.
+    routes_tls_cert: Option<PathBuf> = "routes.tls.cert", "", AtOnce, REGION;
+    /// Redis: its key (PEM).
+    routes_tls_key: Option<PathBuf> = "routes.tls.key", "", AtOnce, REGION;
     /// Redis: what a request may take.
     routes_request_timeout: Duration = "routes.request_timeout", "\"1s\"", Restart, REGION, "50ms" to "10s";
     /// A region that was silent for this long: clients offer their unconfirmed messages elsewhere.

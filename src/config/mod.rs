@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 
 use database::StoreKind;
 pub use keys::{KEYS, Settings};
-use routes::RoutesKind;
 use source::Layers;
 use tern_core::wire::NODE_VERSION;
 use tern_core::wire::versions::OLDEST;
@@ -142,22 +141,7 @@ impl Settings {
                 problem("region.advertise", "is not set, and listen.ip is no address that others could reach: set one");
             }
         }
-        if self.routes_kind == RoutesKind::Redis {
-            if self.routes_nodes.is_empty() {
-                problem(
-                    "routes.nodes",
-                    "is not set, and routes.kind is \"redis\": give its server, or some of a cluster",
-                );
-            }
-            if self.routes_password.is_some() && self.routes_password_file.is_some() {
-                problem("routes.password", "and routes.password_file are both set: one of them is enough");
-            }
-            let prefix = self.routes_key_prefix();
-            if !tern_redis::is_prefix(&prefix) {
-                let what = "is no prefix of keys: give 1 to 64 characters of a-z, A-Z, 0-9 and \":._-\"";
-                problem("routes.prefix", &format!("{prefix:?} {what}"));
-            }
-        }
+        self.check_routes(&mut problem);
         match self.nodes_oldest_version {
             OLDEST..=NODE_VERSION => {}
             ..OLDEST => problem("nodes.oldest_version", &format!("is below what this program links with, {OLDEST}")),

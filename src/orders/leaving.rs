@@ -43,9 +43,12 @@ impl Leaving {
         loop {
             let own = self.board.own();
             let order = own.as_ref().map(|(_, order)| *order);
+            if order.is_none() {
+                // Also at first: an order that the node began with may have been taken back since.
+                (self.left)(false);
+            }
             if order.is_none() && last.is_some() {
                 tracing::info!("clients may come back, by an operator's order");
-                (self.left)(false);
                 self.edge.undrain();
                 (self.tell)("serving");
             }

@@ -1,5 +1,5 @@
 //! Processes that are started again one after the other, as it is done for an upgrade, under people who chat: a region's
-//! only core node, three times; every process of two regions, from an older program to this one and partly back; and all of a
+//! only core node, three times; the core nodes of a region that several share, with its routes in Redis; every process of two regions, from an older program to this one and partly back; and all of a
 //! region, after its database was set back to a backup.
 //!
 //! What is counted is the same in all: each message is shown to its reader once, in the order of its sender, and nobody's
@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+mod database;
 mod restart;
 mod restore;
+mod routes;
 mod scene;
 mod upgrade;

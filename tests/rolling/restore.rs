@@ -4,80 +4,20 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use tern_client::UserId;
 
+use crate::database::{self, share, store, text};
 use crate::scene::{Device, Scene, figure};
 
 /// The datacenter of the region that is restored has this node only.
 const NODE: &str = "1";
 
-fn database() -> Option<(String, Vec<String>)> {
-    let (Ok(nodes), Ok(cluster)) = (std::env::var("TERN_CQL_NODES"), std::env::var("TERN_CQL_CLUSTER")) else {
-        eprintln!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let datacenter = replication.split(':').next().unwrap().to_owned();
-    let run = std::process::id();
-    let settings = [
-        "region.shared=true".to_owned(),
-        "store.kind=scylla".to_owned(),
-        format!("store.nodes={nodes}"),
-        format!("store.datacenter={datacenter}"),
-        format!("store.keyspace=tern_restored_{run}"),
-        format!("store.timeline_keyspace=tern_restored_timeline_{run}"),
-        format!("store.replication={replication}"),
-    ];
-    Some((cluster, settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect()))
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn store(scene: &Scene, action: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    // As the process is started, but for the role.
-    let arguments: Vec<&String> =
-        scene.arguments("eu-e1").iter().filter(|word| *word != "region" && *word != "--init").collect();
-    command.args(arguments).arg("store").args(action).output().unwrap()
-}
-
 fn database_does(cluster: &str, arguments: &[&str]) {
     let output = Command::new(cluster).args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-}
-
-/// Both processes of `eu` serve it together: what the plan has as a further edge becomes a region's process.
-fn share(scene: &mut Scene, database: &[String]) {
-    let config = std::fs::read_to_string(&scene.arguments("eu-e1")[2]).unwrap();
-    let peers = config.lines().find_map(|line| line.strip_prefix("peers = ")).unwrap();
-    let peers = peers.trim_matches(['[', ']', '"']).to_owned();
-    let data = scene.data.clone();
-    let shared = |file: &str| data.join(file).display().to_string();
-    for process in scene.processes.iter_mut().filter(|process| process.region == "eu") {
-        if process.arguments[0] == "edge" {
-            process.arguments[0] = "region".to_owned();
-            for setting in [
-                "listen.dispatch=0".to_owned(),
-                "listen.node=0".to_owned(),
-                "core=".to_owned(),
-                format!("peers={peers}"),
-                format!("receipt.key_file={}", shared("receipt.key")),
-                format!("direct.salt_file={}", shared("direct.salt")),
-            ] {
-                process.arguments.extend(["--set".to_owned(), setting]);
-            }
-        }
-        process.arguments.extend(database.iter().cloned());
-        process.arguments.extend(["--set".to_owned(), "edge.drain_window=1s".to_owned()]);
-    }
 }
 
 /// Both processes. Where they tell their figures.
@@ -111,15 +51,16 @@ fn seen(device: &Device, peer: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_shared_region_whose_database_was_restored_gets_everything_back_from_the_other_region() {
-    let Some((cluster, database)) = database() else { return };
+    let Some(settings) = database::settings("restored") else { return };
+    // The database is killed and set back by its script.
+    let cluster = std::env::var("TERN_CQL_CLUSTER").expect("replication/tests/cql-cluster/check sets it");
     let dir = tempfile::tempdir().unwrap();
     let backup: PathBuf = dir.path().join("backup");
     let backup_path = backup.to_str().unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_tern"));
     let mut scene = Scene::plan(Path::new(dir.path()), 29_600, program, &[("eu", 1)]);
-    share(&mut scene, &database);
-    let made = store(&scene, &["init"]);
-    assert!(made.status.success(), "{}", text(&made.stderr));
+    share(&mut scene, &["eu-e1", "eu-e2"], &settings);
+    database::init(&scene);
     let us = scene.arguments("us-e1").to_vec();
     scene.fleet.start("us-e1", &us).await.unwrap();
     start(&mut scene).await;

@@ -1,5 +1,6 @@
 //! A deployment, people who chat in it, and what is wrong with what they see.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -145,11 +146,15 @@ impl Scene {
 
     /// Waits until something holds, and says what the processes said where it does not.
     pub async fn until(&self, what: &str, done: impl Fn() -> bool) {
+        self.until_or(|| what.to_owned(), done).await;
+    }
+
+    async fn until_or(&self, what: impl Fn() -> String, done: impl Fn() -> bool) {
         let end = Instant::now() + DEADLINE;
         while !done() {
             if Instant::now() > end {
                 let logs: Vec<String> = self.processes.iter().map(|p| self.fleet.log_tail(&p.name)).collect();
-                panic!("not in time: {what}\n{}", logs.join("\n"));
+                panic!("not in time: {}\n{}", what(), logs.join("\n"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -177,7 +182,12 @@ impl Scene {
     }
 
     pub async fn settle(&self, what: &str) {
-        self.until(what, || self.missing().is_none()).await;
+        let missing = RefCell::new(None);
+        let none_is_missing = || {
+            *missing.borrow_mut() = self.missing();
+            missing.borrow().is_none()
+        };
+        self.until_or(|| format!("{what}: {:?}", missing.borrow()), none_is_missing).await;
     }
 
     /// Stops a process in order while everybody goes on, and takes it out of `fleet`.

@@ -28,7 +28,7 @@ use crate::wire::v1::{self, frame::Body};
 
 use super::conversation::{Conversation, Job, Waiting};
 use super::marks::Owed;
-use super::{ConnKey, Node, Now, Want};
+use super::{ConnKey, Node, Now, Session, Want};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -385,12 +385,13 @@ impl Node {
     }
 
     fn hand_back_open(&mut self, open: super::user::Open) {
-        let Some(session) = self.sessions.remove(&open.key) else { return };
+        // The session stays, as of any connection that this node was told of: see `is_for_us`.
+        let Some(session) = self.sessions.get(&open.key) else { return };
         let up = Up::Open {
             conn: open.key.conn,
             req: open.req,
             user: open.user,
-            install: session.install,
+            install: session.install.clone(),
             hello: open.hello,
             address: open.address,
             transport: open.transport,
@@ -436,6 +437,13 @@ impl Node {
         };
         if ours {
             return Some(up);
+        }
+        // An edge that has told a node of a connection does not say again whose it is, and what it says of it next may be
+        // about a conversation that is this node's.
+        if let Up::Open { user, install, token_issued_ms, .. } | Up::Resume { user, install, token_issued_ms, .. } = &up
+        {
+            let session = || Session::new(user.clone(), install.clone(), *token_issued_ms);
+            self.sessions.entry(key).or_insert_with(session);
         }
         self.out.bounced.entry(key.edge).or_default().push(up);
         None

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use tern_net::secured::Secured;
+
 use crate::limits::REQUEST_TIMEOUT;
 
 /// See the module. Showing it shows no password.
@@ -18,12 +20,14 @@ pub struct Options {
     pub user: Option<String>,
     /// Likewise.
     pub password: Option<String>,
+    /// TLS, if the servers speak it.
+    pub tls: Option<Secured>,
     /// What a request may take, connecting included.
     pub request_timeout: Duration,
 }
 
 impl Options {
-    /// Without a login.
+    /// Without a login or TLS.
     pub fn new(nodes: Vec<(String, u16)>, prefix: &str, node: &str) -> Self {
         Self {
             nodes,
@@ -31,6 +35,7 @@ impl Options {
             node: node.to_owned(),
             user: None,
             password: None,
+            tls: None,
             request_timeout: REQUEST_TIMEOUT,
         }
     }
@@ -44,6 +49,7 @@ impl fmt::Debug for Options {
             .field("node", &self.node)
             .field("user", &self.user)
             .field("has_password", &self.password.is_some())
+            .field("tls", &self.tls)
             .field("request_timeout", &self.request_timeout)
             .finish()
     }

@@ -1,5 +1,7 @@
 //! One server, and the one connection to it, over which all requests are pipelined.
 
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,8 @@ use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, ProtocolVersion, RedisConnectionInfo, RedisError,
     ServerErrorKind,
 };
-use tern_net::env::Env;
+use tern_net::env::{Env, Stream};
+use tern_net::secured::Insecure;
 use tern_replication::routes::RoutesError;
 use tokio::sync::{Mutex, oneshot};
 
@@ -102,7 +105,7 @@ impl Server {
             };
             if ready { self.prepare(live).await } else { Ok(live) }
         });
-        let made = made.await.unwrap_or_else(|_| Err(self.silent()));
+        let made = made.await.unwrap_or_else(|_| Err(self.silent(state.live.is_none())));
         match made {
             Ok(live) => {
                 state.live = Some(live.clone());
@@ -121,23 +124,30 @@ impl Server {
         }
     }
 
-    fn silent(&self) -> RoutesError {
-        let ms = self.context.options.request_timeout.as_millis();
-        RoutesError::Unreachable(format!("the server at {} has not answered within {ms} ms", self.at))
+    fn silent(&self, is_new: bool) -> RoutesError {
+        let options = &self.context.options;
+        let ms = options.request_timeout.as_millis();
+        // Redis takes the first message of TLS for a command that goes on, and waits.
+        let hint = match is_new && options.tls.is_some() {
+            true => "; does it speak TLS at that port, as routes.tls.ca says?",
+            false => "",
+        };
+        RoutesError::Unreachable(format!("the server at {} has not answered within {ms} ms{hint}", self.at))
     }
 
-    async fn connect(&self, number: u64) -> Result<Live, RoutesError> {
+    /// A stream to it, secured if it is to be.
+    async fn stream(&self) -> Result<Box<dyn Stream>, RoutesError> {
         let unreachable = |what: &dyn std::fmt::Display| {
             RoutesError::Unreachable(format!(
                 "no connection to the server at {}: {what}; is it up, and is routes.nodes right?",
                 self.at
             ))
         };
-        let env = &self.context.env;
-        let addresses = env.net.resolve(&self.host).await.map_err(|error| unreachable(&error))?;
+        let net = &self.context.env.net;
+        let addresses = net.resolve(&self.host).await.map_err(|error| unreachable(&error))?;
         let mut stream = Err(unreachable(&"the name has no address"));
         for address in addresses.into_iter().take(ADDRESSES) {
-            match env.net.connect((address, self.port).into()).await {
+            match net.connect((address, self.port).into()).await {
                 Ok(connected) => {
                     stream = Ok(connected);
                     break;
@@ -145,6 +155,36 @@ impl Server {
                 Err(error) => stream = Err(unreachable(&error)),
             }
         }
+        match &self.context.options.tls {
+            None => stream,
+            Some(tls) => tls.open(&self.host, stream?).await.map_err(|error| self.insecure(&error)),
+        }
+    }
+
+    fn insecure(&self, error: &Insecure) -> RoutesError {
+        let todo = match error {
+            Insecure::Plain => {
+                "unset routes.tls.ca if that is meant, or name the server's port for TLS in routes.nodes"
+            }
+            Insecure::Old => "set its tls-protocols to TLSv1.3, with or without TLSv1.2",
+            Insecure::Untrusted(_) => "set routes.tls.ca to the authority that has signed it",
+            Insecure::Name(_) | Insecure::OtherName { .. } => {
+                "name the server in routes.nodes as its certificate does, or set routes.tls.name"
+            }
+            Insecure::Asks => {
+                "set routes.tls.cert and routes.tls.key, or its tls-auth-clients to \"no\" or \"optional\""
+            }
+            Insecure::Refuses(_) => "have routes.tls.cert signed by an authority in its tls-ca-cert-file",
+            Insecure::Time(_) | Insecure::Unusable(_) => "see its tls-cert-file",
+            Insecure::Broken(_) => "does it speak TLS at that port (its tls-port), as routes.tls.ca says?",
+        };
+        let what = format!("no TLS session with the server at {}: {error}; {todo}", self.at);
+        if error.is_lasting() { RoutesError::Unfit(what) } else { RoutesError::Unreachable(what) }
+    }
+
+    async fn connect(&self, number: u64) -> Result<Live, RoutesError> {
+        let env = &self.context.env;
+        let stream = self.stream().await?;
         let options = &self.context.options;
         let mut login = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
         if let Some(user) = &options.user {
@@ -158,7 +198,7 @@ impl Server {
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_write_backpressure_boundary(WRITE_BYTES);
-        let made = MultiplexedConnection::new_with_config(&login, stream?, config).await;
+        let made = MultiplexedConnection::new_with_config(&login, stream, config).await;
         let (mut connection, driver) = made.map_err(|error| self.greeting(&error))?;
         let (ends, ended) = oneshot::channel::<()>();
         env.tasks.spawn(async move {
@@ -179,6 +219,9 @@ impl Server {
     fn greeting(&self, error: &RedisError) -> RoutesError {
         let said = error.to_string();
         let at = &self.at;
+        if let Some(error) = insecure(error) {
+            return self.insecure(&error);
+        }
         if error.kind() == ErrorKind::AuthenticationFailed || said.contains("NOAUTH") || said.contains("WRONGPASS") {
             return RoutesError::Unfit(format!(
                 "the server at {at} refuses the login ({said}): set routes.user, and routes.password or \
@@ -189,6 +232,14 @@ impl Server {
             return RoutesError::Unfit(format!(
                 "the server at {at} does not speak RESP3 ({said}): the table of routes needs Redis 7 or later"
             ));
+        }
+        if is_broken(error) {
+            // So does a server that hears no TLS where it expects it, and one that waits for a certificate.
+            let hint = match self.context.options.tls {
+                None => "if it speaks TLS at that port, set routes.tls.ca",
+                Some(_) => "if it wants a certificate from this node, set routes.tls.cert and routes.tls.key",
+            };
+            return RoutesError::Unreachable(format!("the server at {at} ends new connections ({said}); {hint}"));
         }
         self.error(error)
     }
@@ -266,7 +317,7 @@ impl Server {
             Err(_) => {
                 metrics.failures.inc();
                 self.drop_connection(&live).await;
-                Err(Failure::Routes(self.silent()))
+                Err(Failure::Routes(self.silent(false)))
             }
         }
     }
@@ -306,6 +357,12 @@ impl Server {
             _ => RoutesError::Refused(format!("the server at {at} says {error}")),
         }
     }
+}
+
+/// What TLS has to say of it, if anything. The driver wraps what the stream says.
+fn insecure(error: &RedisError) -> Option<Insecure> {
+    let wrapped = error.source()?.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+    Insecure::of(wrapped.downcast_ref::<io::Error>()?)
 }
 
 /// Whether another connection, with the checks and functions that it begins with, may help.

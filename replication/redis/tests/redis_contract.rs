@@ -8,11 +8,13 @@ mod contract;
 mod place;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use contract::World;
 use place::Place;
 use tern_core::store::BoxFut;
-use tern_redis::RedisRoutes;
+use tern_net::system::system_env;
+use tern_redis::{Options, RedisRoutes};
 use tern_replication::routes::Routes;
 
 struct Servers {
@@ -20,9 +22,15 @@ struct Servers {
     routes: Arc<RedisRoutes>,
 }
 
+/// No server is slow here but where the machine is busy.
+fn table(place: &Place, node: &str) -> RedisRoutes {
+    let options = Options { request_timeout: Duration::from_secs(10), ..place.options(node) };
+    RedisRoutes::new(options, system_env().unwrap())
+}
+
 impl Servers {
     fn new(place: Place) -> Self {
-        let routes = Arc::new(place.routes("eu-n1"));
+        let routes = Arc::new(table(&place, "eu-n1"));
         Self { place, routes }
     }
 }
@@ -33,7 +41,7 @@ impl World for Servers {
     }
 
     fn another(&self) -> Arc<dyn Routes> {
-        Arc::new(self.place.routes("eu-n2"))
+        Arc::new(table(&self.place, "eu-n2"))
     }
 
     fn lose(&mut self) -> BoxFut<'_, ()> {

@@ -238,18 +238,68 @@ async fn slots_that_move_between_servers_take_their_routes_along() {
     crowd.complete(1).await;
     let (from, to) = (cli(1, &["CLUSTER", "MYID"]), cli(2, &["CLUSTER", "MYID"]));
     let at = format!("{}:{}", place.nodes[0].0, place.nodes[0].1);
-    let moved = tokio::task::block_in_place(|| {
-        let arguments = ["--cluster", "reshard", &at, "--cluster-from", &from, "--cluster-to", &to];
+    tokio::task::block_in_place(|| {
+        let arguments = ["cli", "1", "--cluster", "reshard", &at, "--cluster-from", &from, "--cluster-to", &to];
         let how_many = ["--cluster-slots", "500", "--cluster-yes", "--cluster-pipeline", "10"];
-        std::process::Command::new("redis-cli").args(arguments).args(how_many).output().unwrap()
+        servers(&[&arguments[..], &how_many].concat())
     });
-    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stdout));
     for n in 0..200 {
         crowd.moves(n, false);
         crowd.moves(2_000 + n, true);
     }
     crowd.complete(1).await;
     assert_eq!(crowd.table.standing().dropped, 0);
+    crowd.stop().await;
+}
+
+/// The number of the server that is the replica of another one.
+fn replica_of(master: usize) -> usize {
+    let id = cli(master, &["CLUSTER", "MYID"]);
+    let nodes = cli(master, &["CLUSTER", "NODES"]);
+    // ID IP:PORT@BUS FLAGS MASTER ...
+    let line = nodes.lines().find(|line| line.split(' ').nth(3) == Some(&id)).unwrap();
+    let ip = line.split(' ').nth(1).unwrap().split(':').next().unwrap();
+    ip.rsplit('.').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_takes_over_with_an_old_copy_is_made_complete_and_brings_nobody_back() {
+    let Some(place) = Place::new().filter(Place::has_replicas) else { return };
+    let crowd = Crowd::start(&place, 2_000).await;
+    crowd.complete(1).await;
+    let replica = replica_of(1);
+    // What is written from here on does not reach the replica, so that it takes over with what was true before.
+    servers(&["pause", &replica.to_string()]);
+    for n in 0..200 {
+        crowd.moves(n, false);
+        crowd.moves(3_000 + n, true);
+    }
+    crowd.complete(1).await;
+    servers(&["kill", "1"]);
+    servers(&["cont", &replica.to_string()]);
+    for n in 200..400 {
+        crowd.moves(n, false);
+        crowd.moves(3_000 + n, true);
+    }
+    crowd.waits_for("it is noticed", |standing| standing.problem.is_some()).await;
+    crowd.complete(2).await;
+    assert!(cli(replica, &["ROLE"]).starts_with("master"), "it has taken over");
+    let routes = crowd.table.routes();
+    let live = async |n: u64| routes.look_up(user(n)).await.unwrap().iter().any(|listed| listed.is_live);
+    for n in 0..400 {
+        assert!(!live(n).await && live(3_000 + n).await, "user {n} has gone, and user {} is here", 3_000 + n);
+    }
+    // The former master comes back with nothing, as the replica of its successor, and changes nothing.
+    let rebuilds = crowd.table.standing().rebuilds;
+    servers(&["start", "1"]);
+    let end = std::time::Instant::now() + LONG;
+    while !cli(1, &["ROLE"]).starts_with("slave") {
+        assert!(std::time::Instant::now() < end, "{}", cli(1, &["ROLE"]));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    crowd.moves(1, true);
+    crowd.complete(rebuilds).await;
+    assert_eq!(crowd.table.standing().rebuilds, rebuilds);
     crowd.stop().await;
 }
 
@@ -267,9 +317,8 @@ fn unfit(error: &RoutesError, says: &[&str]) {
 async fn servers_that_can_not_hold_the_table_are_refused_with_what_to_change() {
     let Some(place) = Place::new().filter(|place| !place.is_cluster()) else { return };
     assert_eq!(place.routes("n").check().await, Ok(1));
-    let net = place.nodes[0].0.rsplit_once('.').unwrap().0.to_owned();
-    let at = |server: u64| (format!("{net}.{server}"), 6379);
-    let options = |server: u64| Options::new(vec![at(server)], "tern:x", "n");
+    let of = |nodes| Options { nodes, prefix: "tern:x".to_owned(), ..place.options("n") };
+    let options = |server: usize| of(vec![place.at(server)]);
 
     servers(&["extra", "5", "--requirepass", "secret-word"]);
     unfit(&check(options(5)).await, &["routes.password"]);
@@ -285,12 +334,11 @@ async fn servers_that_can_not_hold_the_table_are_refused_with_what_to_change() {
     unfit(&check(options(1)).await, &["allkeys-lru", "CONFIG SET maxmemory-policy noeviction"]);
     cli(1, &["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
 
-    servers(&["extra", "6", "--replicaof", &at(1).0, "6379"]);
+    servers(&["extra", "6", "--replicaof", &place.at(1).0, "6379"]);
     unfit(&check(options(6)).await, &["is a replica", "routes.nodes"]);
     servers(&["extra", "7", "--rename-command", "FUNCTION", ""]);
     unfit(&check(options(7)).await, &["has no functions"]);
-    let two = Options::new(vec![at(1), at(7)], "tern:x", "n");
-    unfit(&check(two).await, &["names 2 servers", "not of a cluster"]);
+    unfit(&check(of(vec![place.at(1), place.at(7)])).await, &["names 2 servers", "not of a cluster"]);
     servers(&["extra", "8", "--cluster-enabled", "yes"]);
     unfit(&check(options(8)).await, &["no server for slot 0", "--cluster fix"]);
 

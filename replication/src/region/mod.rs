@@ -418,7 +418,7 @@ impl Region {
             look: Notify::new(),
             draining: watch::Sender::new(false),
             emptied: watch::Sender::new(false),
-            drained: watch::Sender::new(false),
+            drained: watch::Sender::new(sharing.as_ref().is_some_and(|sharing| sharing.drained)),
             peers_now: Mutex::new(peers.clone()),
             peers_wanted: watch::Sender::new(None),
             edge_names: Mutex::default(),

@@ -10,6 +10,9 @@
 //! first. A node counts its own lease from before it asked for it, and for [`LEASE`], which is shorter; so what it says on
 //! the strength of it is said before another can have taken over.
 //!
+//! **A node that starts drained** says so with its first lease, so that nobody gives it anything; and what an earlier life
+//! of it has left it gives on as it is, without a word to its core: whoever gets it takes it over as from the dead.
+//!
 //! **A name that two processes have.** Whoever starts looks first whether the name's beat moves; the two would otherwise
 //! end each other's generations for ever.
 
@@ -43,11 +46,12 @@ const _: () = assert!(DEAD_AFTER.as_millis() > LEASE.as_millis() + 300);
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// Shares that are given away at once: the fewer, the shorter each waits.
 const GIVE_AT_ONCE: usize = 4;
-/// A turn goes on giving shares away for so long; the lease must be renewed meanwhile.
+/// A turn goes on giving shares away for so long, and passing on those that it does not hold; the lease must be renewed
+/// meanwhile.
 const GIVE_FOR: Duration = Duration::from_millis(300);
 /// And taking them, for the same reason: the shares of a node that died are many, and a database that is busy answers late.
 const TAKE_FOR: Duration = Duration::from_millis(300);
-const _: () = assert!(GIVE_FOR.as_millis() + TAKE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
+const _: () = assert!(2 * GIVE_FOR.as_millis() + TAKE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
 /// What the store says is left to do is looked at so often (R6).
@@ -62,6 +66,10 @@ pub struct Sharing {
     pub weight: u32,
     /// Where the others reach this node, if not where it listens.
     pub advertise: Option<SocketAddr>,
+    /// It begins as one that is to have nothing, until [`Region::set_drained`] says otherwise.
+    ///
+    /// [`Region::set_drained`]: super::Region::set_drained
+    pub drained: bool,
 }
 
 /// A beat, and since when it has stood still while everything else went well.
@@ -153,7 +161,7 @@ impl Keeper {
             beat: 0,
             addr: sharing.advertise.unwrap_or(addr),
             weight: sharing.weight,
-            drained: false,
+            drained: sharing.drained,
             ended: false,
         };
         lease.generation = sharing.store.claim(lease.clone()).await?;
@@ -233,7 +241,7 @@ impl Keeper {
         // What another has just given waits for nothing but this. In the first turn it can't be told from what an earlier
         // life has left.
         if self.lived.is_some() {
-            self.take(&Plan::default()).await?;
+            self.take(self.given_to_this()).await?;
         }
         let asked = self.shared.env.clock.now();
         self.lease.beat += 1;
@@ -278,7 +286,8 @@ impl Keeper {
             let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
             placement::plan(&owners, &candidates)
         };
-        self.take(&plan).await?;
+        self.pass_on(&plan).await?;
+        self.take(self.wanted(&plan)).await?;
         self.give(&plan).await?;
         if asked >= self.todo_at && !self.held.is_empty() {
             self.todo_at = asked + TODO_EVERY;
@@ -377,25 +386,81 @@ impl Keeper {
         }
     }
 
-    /// Takes what is to be this node's: what nobody living owns, and what the store says is its own and it does not hold,
-    /// from an earlier life or because another has given it.
-    async fn take(&mut self, plan: &Plan) -> Result<(), LeaseError> {
-        let mut wanted: Vec<(Share, u64, bool)> = Vec::new();
-        {
-            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            for share in Share::all() {
-                let (owner, epoch) = owners.of(share);
-                let mine = owner.is_some_and(|owner| **owner == *self.lease.name);
-                if mine && self.held.get(&share) != Some(&epoch) {
-                    // Given by another, under an epoch of its own; or left by an earlier life of this node, which a new
-                    // epoch fences.
-                    let last = self.lived.as_ref().and_then(|lived| lived.get(&share)).copied().unwrap_or(0);
-                    wanted.push((share, epoch, epoch > last));
-                } else if plan.take.get(&share).is_some_and(|to| **to == *self.lease.name) {
-                    wanted.push((share, epoch, false));
+    /// What the store says is this node's own and it does not hold: (share, epoch, whether another has given it). Given
+    /// by another, it has an epoch of its own; left by an earlier life of this node, a new epoch must fence that.
+    fn unheld(&self) -> Vec<(Share, u64, bool)> {
+        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = Share::all().filter_map(|share| {
+            let (owner, epoch) = owners.of(share);
+            let mine = owner.is_some_and(|owner| **owner == *self.lease.name);
+            (mine && self.held.get(&share) != Some(&epoch)).then_some((share, epoch))
+        });
+        let lived = |share| self.lived.as_ref().and_then(|lived| lived.get(&share)).copied().unwrap_or(0);
+        own.map(|(share, epoch)| (share, epoch, epoch > lived(share))).collect()
+    }
+
+    fn given_to_this(&self) -> Vec<(Share, u64, bool)> {
+        self.unheld().into_iter().filter(|(_, _, given)| *given).collect()
+    }
+
+    /// What is to be this node's, by the plan: what nobody living owns, and what is its own and stays so.
+    fn wanted(&self, plan: &Plan) -> Vec<(Share, u64, bool)> {
+        let mut wanted = self.unheld();
+        wanted.retain(|(share, ..)| !plan.give.contains_key(share));
+        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let orphans = plan.take.iter().filter(|(_, to)| ***to == *self.lease.name);
+        wanted.extend(orphans.map(|(share, _)| (*share, owners.of(*share).1, false)));
+        wanted
+    }
+
+    /// Gives on what is this node's own in the store alone, and by the plan another's.
+    async fn pass_on(&mut self, plan: &Plan) -> Result<(), LeaseError> {
+        let to = |share: &Share| plan.give.get(share).map(ToString::to_string);
+        let left: Vec<(Share, u64, String)> =
+            self.unheld().into_iter().filter_map(|(share, epoch, _)| Some((share, epoch, to(&share)?))).collect();
+        let until = self.shared.env.clock.now() + GIVE_FOR;
+        for part in left.chunks(WRITES_AT_ONCE) {
+            if self.shared.env.clock.now() > until {
+                self.shared.look.notify_one(); // the rest after the lease
+                break;
+            }
+            let store = &self.sharing.store;
+            let written =
+                futures_join(part.iter().map(|(share, epoch, to)| store.give(*share, *epoch, to.clone()))).await;
+            self.note_given(part.iter().map(|(share, _, to)| (*share, to.clone())).zip(written))?;
+        }
+        Ok(())
+    }
+
+    /// What became of shares that were to be given to others; how many were.
+    fn note_given(
+        &self,
+        written: impl Iterator<Item = ((Share, String), Result<u64, LeaseError>)>,
+    ) -> Result<usize, LeaseError> {
+        let mut given = Vec::new();
+        let mut failed = Ok(());
+        for ((share, to), written) in written {
+            match written {
+                Ok(next) => {
+                    let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                    owners.set(share, Some(to.into()), next);
+                    given.push(share);
                 }
+                // Whoever has it then: the next turn reads it, and takes it again if it is this node's.
+                Err(LeaseError::Lost) => {}
+                Err(error) => failed = Err(error),
             }
         }
+        if !given.is_empty() {
+            tracing::info!(shares = given.len(), "shares of this region were given to other nodes");
+        }
+        let count = given.len();
+        self.moved(given);
+        failed.map(|()| count)
+    }
+
+    /// Takes shares: (which, its epoch, whether another has given it under that).
+    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>) -> Result<(), LeaseError> {
         if wanted.is_empty() {
             return Ok(());
         }
@@ -485,31 +550,13 @@ impl Keeper {
         if !matches!(told.await, Ok(true)) {
             return Ok(false); // they are this node's as before
         }
-        let mut given = Vec::new();
-        let mut failed = None;
         let held: Vec<(Share, String, u64)> =
             mine.into_iter().filter_map(|(share, to)| Some((share, to, self.held.remove(&share)?))).collect();
         let store = &self.sharing.store;
         let writes = held.iter().map(|(share, to, epoch)| store.give(*share, *epoch, to.clone()));
         let written = futures_join(writes).await;
-        for ((share, to, _), written) in held.into_iter().zip(written) {
-            match written {
-                Ok(next) => {
-                    let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-                    owners.set(share, Some(to.into()), next);
-                    given.push(share);
-                }
-                // Whoever has it then: the next turn reads it, and takes it again if it is this node's.
-                Err(error) => failed = Some(error),
-            }
-        }
-        tracing::info!(shares = given.len(), "shares of this region were given to other nodes");
-        let any = !given.is_empty();
-        self.moved(given);
-        match failed {
-            Some(LeaseError::Store(error)) => Err(LeaseError::Store(error)),
-            _ => Ok(any),
-        }
+        let given = self.note_given(held.into_iter().map(|(share, to, _)| (share, to)).zip(written))?;
+        Ok(given > 0)
     }
 
     /// Tells the other nodes, the edges and the core task.

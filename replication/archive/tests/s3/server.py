@@ -1,6 +1,6 @@
 """A server that speaks S3 and refuses what is signed wrongly, for tests: `server.py ADDRESS PORT CERT KEY CA OUT`.
 
-Serves HTTPS from memory until its standard input ends. Once there is a bucket and a key that may use it, their names are
+Serves HTTPS from memory until it is killed. Once there is a bucket and a key that may use it, their names are
 written to OUT as two lines of shell.
 """
 
@@ -43,7 +43,7 @@ def main():
     with open(out + ".new", "w") as file:
         file.write(f"export TERN_S3_KEY={made['AccessKeyId']}\nexport TERN_S3_SECRET={made['SecretAccessKey']}\n")
     os.rename(out + ".new", out)
-    sys.stdin.read()
+    threading.Event().wait()
 
 
 main()

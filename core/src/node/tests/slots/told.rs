@@ -25,6 +25,57 @@ fn who_is_connected_is_told_by_the_owner_of_a_user_and_by_nobody_without_a_lease
 }
 
 #[test]
+fn a_node_that_was_told_of_a_connection_before_it_had_its_user_answers_what_else_it_says() {
+    let mut fleet = three();
+    let (conversation, home) = (fleet.owner_of(alice_and_bob()), home("alice"));
+    let owner = fleet.owners[&home];
+    assert_ne!(conversation, owner);
+    // The edge hears of a hand-over that the node itself does not know of, and then that it was none.
+    fleet.router.owners([(home, conversation)]);
+    fleet.routed();
+    fleet.router.owners([(home, owner)]);
+    fleet.routed();
+    fleet.pass(Duration::from_secs(1));
+    fleet.post(1, message(1));
+    fleet.settle();
+    assert!(fleet.acked(1, 1).is_some(), "{:?}", fleet.told[&1].frames);
+}
+
+#[test]
+fn a_node_that_lost_a_user_while_he_was_let_in_answers_what_else_he_says() {
+    let mut fleet = three();
+    let id = alice_and_bob();
+    let core = fleet.owner_of(id);
+    let slot = home("alice");
+    let owner = fleet.owners[&slot];
+    fleet.hand_over(owner, core, [slot].into());
+    let (now, conn) = (fleet.now(), 9);
+    let open = Up::Open {
+        conn,
+        req: 1,
+        user: user("alice"),
+        install: install("pc"),
+        hello: Box::new(v1::Hello::default()),
+        address: "192.0.2.1:5".into(),
+        transport: "quic",
+        token_expires_ms: 0,
+        token_issued_ms: 0,
+    };
+    let node = &mut fleet.member(core).node;
+    node.lose(now, &[slot].into());
+    node.gain(now, &[(slot, 9)].into(), Vec::new());
+    node.take_outputs();
+    // Her rows are being read when her slot goes to another.
+    node.ups(now, EDGE, vec![open]);
+    node.lose(now, &[slot].into());
+    assert!(node.take_outputs().bounced[&EDGE].iter().any(|up| matches!(up, Up::Open { .. })));
+    node.ups(now, EDGE, vec![Up::Send { conn, req: 101, send: message(1) }]);
+    fleet.carry_out(core);
+    fleet.settle();
+    assert!(fleet.acked(conn, 1).is_some());
+}
+
+#[test]
 fn of_a_restored_region_a_node_lets_clients_in_where_nothing_is_left_to_be_compared() {
     let at = Now { mono: Duration::from_secs(1_000), wall_ms: 1_700_000_000_000 };
     let mut node = Node::new(settings(EU, Some(US), true), Vec::new(), at);
