@@ -176,7 +176,8 @@ async fn an_erasure_of_what_is_archived_counts_at_once_and_takes_the_body_out_of
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_beside_a_pass_is_not_lost_at_any_step_of_it() {
     let Some(world) = World::new().await else { return };
-    for steps in 0..5 {
+    // It writes the object, reads it back, and looks for it once more when the mark is there.
+    for steps in 0..3 {
         let id = ConvId([u8::try_from(steps).unwrap() + 1; 16]);
         let (store, epoch) = world.owner(id).await;
         append(&store, id, epoch, 1, 10).await;
@@ -189,7 +190,7 @@ async fn an_erasure_beside_a_pass_is_not_lost_at_any_step_of_it() {
             let slow = slow.clone();
             tokio::spawn(async move { slow.store().tier(&plan()).await.unwrap() })
         };
-        let halted = tokio::time::timeout(Duration::from_secs(5), objects.halted.acquire()).await;
+        objects.halted.acquire().await.unwrap().forget();
         slow.put(vec![erase(id, 4)], Durability::Synced).await.unwrap();
         assert!(read(&*slow, id).await[3].erased, "{steps}");
         objects.go_on.add_permits(1_000);
@@ -199,7 +200,6 @@ async fn an_erasure_beside_a_pass_is_not_lost_at_any_step_of_it() {
         whole_pass(slow.store()).await;
         assert!(!world.holds(4), "{steps}");
         assert_eq!(read(&*slow, id).await, without(entries(1, 10), &[4]), "{steps}");
-        assert!(halted.is_ok() || steps >= 3, "it halts at a put, a get, and when it looks once more: {steps}");
     }
 }
 
