@@ -22,9 +22,7 @@ use tern_net::env::Env;
 use tern_net::system::system_env;
 use tern_replication::store::archive::{TierPlan, TierReport};
 use tern_replication::store::embedded::backup::{self, Counts, Table};
-use tern_replication::store::embedded::{
-    BackupError, BackupReport, CheckReport, CompactReport, Offline, OpenError,
-};
+use tern_replication::store::embedded::{BackupError, BackupReport, CheckReport, CompactReport, Offline, OpenError};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin;

@@ -71,8 +71,7 @@ impl Archived {
 
     /// All runs of a log, in order.
     pub(crate) async fn all(&self, log: LogId) -> Result<Vec<Marked>, StoreError> {
-        let rows: Vec<(i64, Option<Vec<u8>>)> =
-            self.requests.rows(&self.requests.statements().marks, key(log)).await?;
+        let rows: Vec<(i64, Option<Vec<u8>>)> = self.requests.rows(&self.requests.statements().marks, key(log)).await?;
         rows.into_iter().rev().map(|(first, mark)| marked(first, mark)).collect()
     }
 

@@ -85,12 +85,7 @@ pub async fn inspect(store: &ScyllaStore, reads_archive: bool) -> Result<Inspect
 }
 
 /// Looks at the runs of a log; up to where they go.
-async fn archived(
-    store: &ScyllaStore,
-    log: LogId,
-    reads: bool,
-    found: &mut Inspection,
-) -> Result<Seq, StoreError> {
+async fn archived(store: &ScyllaStore, log: LogId, reads: bool, found: &mut Inspection) -> Result<Seq, StoreError> {
     let (mut to, mut chain) = (0, Chain::default());
     for (first, mark) in store.archived.all(log).await? {
         found.archived_runs += 1;

@@ -70,9 +70,9 @@ impl ScyllaStore {
             let ids = self.list_ids(after, asked).await?;
             let is_last = ids.len() < asked;
             after = ids.last().copied().or(after);
-            let heads = ids.into_iter().map(|id| async move { Ok::<_, StoreError>((id, self.listed_heads(id).await?)) });
-            let heads: Vec<(ConvId, Option<Heads>)> =
-                stream::iter(heads).buffered(READS_AT_ONCE).try_collect().await?;
+            let heads =
+                ids.into_iter().map(|id| async move { Ok::<_, StoreError>((id, self.listed_heads(id).await?)) });
+            let heads: Vec<(ConvId, Option<Heads>)> = stream::iter(heads).buffered(READS_AT_ONCE).try_collect().await?;
             found.extend(heads.into_iter().filter_map(|(id, heads)| Some((id, heads?))));
             if is_last {
                 break;

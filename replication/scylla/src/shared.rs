@@ -267,7 +267,6 @@ impl SharedScylla {
         }
         Err(unclear("who has the share"))
     }
-
 }
 
 impl ScyllaStore {

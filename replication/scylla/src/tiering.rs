@@ -178,8 +178,7 @@ impl ScyllaStore {
 
     /// Whether a comparison with a peer is not over: peers may ask for anything.
     async fn is_compared(&self) -> Result<bool, StoreError> {
-        let metas: Vec<(String, Option<Vec<u8>>)> =
-            self.requests.rows(&self.requests.statements().metas, ()).await?;
+        let metas: Vec<(String, Option<Vec<u8>>)> = self.requests.rows(&self.requests.statements().metas, ()).await?;
         let marks = metas.into_iter().filter(|(name, _)| name.starts_with(&meta_name(MARK_KEY)));
         let mut values = marks.filter_map(|(_, value)| decode_opaque(&value?).ok());
         Ok(values.any(|value| !value.is_empty()))
@@ -361,13 +360,7 @@ impl Pass<'_> {
     }
 
     /// Writes a mark in every datacenter, in place of `old`. Whether it stands; not where another owner has come.
-    async fn place(
-        &self,
-        log: LogId,
-        first: Seq,
-        mark: &ArchiveMark,
-        old: Option<&ArchiveMark>,
-    ) -> Result<bool, Stop> {
+    async fn place(&self, log: LogId, first: Seq, mark: &ArchiveMark, old: Option<&ArchiveMark>) -> Result<bool, Stop> {
         let there = self.store.archived.stamped(log, first).await?.filter(|((at, _), _)| *at == first);
         if there.as_ref().map(|((_, mark), _)| mark) != old || !self.store.owns_now(log.conversation).await? {
             return Ok(false);

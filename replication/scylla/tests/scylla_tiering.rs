@@ -19,8 +19,7 @@ use tern_replication::store::archive::TierPlan;
 use tern_replication::store::{Archive, ArchiveOptions, MemoryObjects};
 use tern_scylla::{Fate, ScyllaStore, inspect};
 use tiering::{
-    DAY_MS, HERE, World, append, archive, batch, conv, entries, entry, erase, plan, range, read, whole_pass,
-    without,
+    DAY_MS, HERE, World, append, archive, batch, conv, entries, entry, erase, plan, range, read, whole_pass, without,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,11 +104,11 @@ fn dies_in(store: &ScyllaStore, n: u64, fate: Fate) -> Arc<AtomicU64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_death_in_any_request_of_a_pass_or_an_erasure_leaves_everything_readable() {
     let Some(world) = World::new().await else { return };
-    let mut id = 0u8;
     for fate in [Fate::NotSent, Fate::AnswerLost] {
         for n in 0.. {
-            id += 1;
-            let id = conv(id);
+            // All in one bucket of the list of conversations, so that a pass has as many requests each time.
+            let mut id = conv(1);
+            id.0[8..].copy_from_slice(&[fate as u8, u8::try_from(n).unwrap(), 0, 0, 0, 0, 0, 0]);
             let (store, epoch) = world.owner(id).await;
             append(&store, id, epoch, 1, 10).await;
             let count = dies_in(store.store(), n, fate);

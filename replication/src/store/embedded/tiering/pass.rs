@@ -10,9 +10,9 @@ use tern_core::sequencer::LogState;
 use tern_core::store::{Store, StoreError};
 use tokio::sync::oneshot;
 
+use super::super::super::archive::Archive;
 use super::super::super::archive::plan::{Bucket, COMPARED, Steps, TierPlan, TierReport, Undone, bucket_end, build};
 use super::super::super::archive::seam::Marked;
-use super::super::super::archive::Archive;
 use super::super::super::format::{Chain, LogId, checkpoint_key, decode_opaque, entry_key, meta_key, parse_entry_key};
 use super::super::super::limits::{ARCHIVE_COMPACT_BYTES, ARCHIVE_OBJECT_BYTES, ARCHIVE_SCAN, ARCHIVE_TRIM_ENTRIES};
 use super::super::EmbeddedStore;
