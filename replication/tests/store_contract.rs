@@ -18,7 +18,7 @@ use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
     StoreError, Todo, UserMarks,
 };
-use tern_replication::store::embedded::TierPlan;
+use tern_replication::store::archive::TierPlan;
 use tern_replication::store::memory::{Latency, Manner};
 use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, MemoryStore, Options};
 

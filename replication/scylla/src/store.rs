@@ -293,8 +293,7 @@ impl ScyllaStore {
         };
         let (head, range) = (known.head, Range { to: range.to.min(known.head), ..*range });
         let limit = Limit { store: self, log, head, batch };
-        let store = self.archive_draw;
-        seam::range(&limit, self.archive.as_deref(), store, &range).await
+        seam::range(&limit, self.archive.as_deref(), None, &range).await
     }
 
     async fn named(&self, key: &str) -> Result<Option<Bytes>, StoreError> {

@@ -42,6 +42,7 @@ use tern_replication::store::format::{ArchiveMark, LogId, decode_opaque};
 
 use crate::limits::{ERASED_READS, TIER_PAGE};
 use crate::puts::meta_name;
+use crate::stamps::StampError;
 use crate::store::ScyllaStore;
 use crate::tails::Log;
 use crate::timeline::{damaged, read};
@@ -141,11 +142,15 @@ impl ScyllaStore {
         self.sharing.is_some() || self.stamps.is_mine().await
     }
 
-    /// Whether this process has a conversation by what the database says now.
+    /// Whether this process has a conversation by what the database says now, or said within the reserve of time-stamps.
     async fn owns_now(&self, conversation: ConvId) -> Result<bool, StoreError> {
         let epoch = self.owned_epoch(conversation);
         if self.sharing.is_none() {
-            return Ok(self.stamps.is_mine().await);
+            return match self.stamps.take(1).await {
+                Ok(_) => Ok(true),
+                Err(StampError::Fenced) => Ok(false),
+                Err(error) => Err(error.into()),
+            };
         }
         let lease = self.share(Slot::of(conversation).share()).await?;
         Ok(epoch != 0 && lease.is_some_and(|lease| lease.epoch == epoch))
@@ -427,11 +432,12 @@ impl Pass<'_> {
     async fn sweep(&mut self, archive: &Archive) -> Result<(), StoreError> {
         let store = self.store;
         let is_named = |log: LogId, first, name: String| async move {
-            if !store.owns_now(log.conversation).await? {
+            if store.owned_epoch(log.conversation) == 0 {
                 return Ok(true);
             }
             let marked = store.archived.at(log, first).await?;
-            Ok(marked.is_some_and(|(at, mark)| at == first && archive.name(log, first, &mark) == name))
+            let named = marked.is_some_and(|(at, mark)| at == first && archive.name(log, first, &mark) == name);
+            Ok(named || !store.owns_now(log.conversation).await?)
         };
         let swept = archive.sweep(&self.id, self.plan.now_ms, &mut self.report, is_named).await;
         swept.or_else(|error| self.report.note(&error))

@@ -86,14 +86,15 @@ fn bytes_of(entries: &[Arc<Entry>]) -> usize {
     entries.iter().map(|entry| entry.encoded_len()).sum()
 }
 
-/// Reads a range over the limit. `store`: whose objects may have taken the place of those that marks name.
+/// Reads a range over the limit. `store`: whose objects may have taken the place of those that marks name, beside those of
+/// the store that wrote them.
 ///
 /// # Errors
 /// Those of the table; [`StoreError::Archive`] where nothing could be read and the same may succeed later.
 pub async fn range(
     seam: &impl Seam,
     archive: Option<&Archive>,
-    store: [u8; 16],
+    store: Option<[u8; 16]>,
     range: &Range,
 ) -> Result<Vec<Arc<Entry>>, StoreError> {
     let log = LogId { conversation: range.conversation, origin: range.origin };
@@ -147,7 +148,7 @@ pub async fn range(
 async fn run(
     seam: &impl Seam,
     archive: Option<&Archive>,
-    store: [u8; 16],
+    store: Option<[u8; 16]>,
     log: LogId,
     (first, mark): Marked,
 ) -> Result<Option<Arc<Run>>, StoreError> {
@@ -163,12 +164,47 @@ async fn run(
     if !matches!(error, ArchiveError::Missing(_)) {
         return Err(error.of(log));
     }
-    match archive.find_again(log, first, &mark, store).await {
+    match archive.find_again(log, first, &mark, store.unwrap_or(mark.store)).await {
         Ok(Some((run, new))) => {
             seam.found_again(Found { log, first, old: mark, new });
             Ok(Some(Arc::new(run)))
         }
         Ok(None) => Err(error.of(log)),
         Err(other) => Err(other.of(log)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tern_core::ids::{ConvId, Origin};
+
+    use super::*;
+
+    #[test]
+    fn a_range_is_split_at_the_last_entry_of_the_archive() {
+        let of = |from, to, backwards| Range {
+            conversation: ConvId([1; 16]),
+            origin: Origin { region: 1, era: 1 },
+            from,
+            to,
+            max_entries: 10,
+            max_bytes: 100,
+            backwards,
+        };
+        let table = |range| Split { table: Some(range), then: None };
+        let archive = |seq| Split { table: None, then: Some(seq) };
+        for backwards in [false, true] {
+            let of = |from, to| of(from, to, backwards);
+            assert_eq!(split(&of(1, 9), 0), table(of(1, 9)));
+            assert_eq!(split(&of(8, 9), 7), table(of(8, 9)));
+            assert_eq!(split(&of(5, 4), 7), table(of(5, 4)), "nothing is asked for");
+            let none = Range { max_entries: 0, ..of(1, 9) };
+            assert_eq!(split(&none, 7), table(none));
+        }
+        assert_eq!(split(&of(0, 9, false), 7), archive(1));
+        assert_eq!(split(&of(3, 9, false), 7), archive(3));
+        assert_eq!(split(&of(3, 7, true), 7), archive(7));
+        assert_eq!(split(&of(3, 6, true), 7), archive(6));
+        assert_eq!(split(&of(3, 8, true), 7), Split { table: Some(of(8, 8, true)), then: Some(7) });
     }
 }

@@ -318,7 +318,7 @@ impl Store for EmbeddedStore {
                 let (answer, _not_awaited) = oneshot::channel();
                 self.queue.push(Command::Mark { log: found.log, marks, answer });
             };
-            tiering::range(&self.tables, self.archive.as_deref(), self.archive_id, &range, found_again).await
+            tiering::range(&self.tables, self.archive.as_deref(), Some(self.archive_id), &range, found_again).await
         })
     }
 

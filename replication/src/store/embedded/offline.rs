@@ -77,7 +77,7 @@ impl Offline {
             let log = LogId { conversation: range.conversation, origin: range.origin };
             return if part.then.is_some() { Err(not_configured(log)) } else { Ok(part.entries) };
         };
-        runtime.block_on(tiering::range(&self.tables, Some(archive), [0; 16], range, drop))
+        runtime.block_on(tiering::range(&self.tables, Some(archive), None, range, drop))
     }
 
     /// What a pass of tiering would find, see [`super::EmbeddedStore::tier`].

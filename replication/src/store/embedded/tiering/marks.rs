@@ -181,7 +181,7 @@ impl<F: Fn(Found) + Sync> Seam for Limit<'_, F> {
 pub(in super::super) async fn range(
     tables: &Tables,
     archive: Option<&Archive>,
-    store: [u8; 16],
+    store: Option<[u8; 16]>,
     range: &Range,
     found_again: impl Fn(Found) + Sync,
 ) -> Result<Vec<Arc<Entry>>, StoreError> {
