@@ -89,6 +89,87 @@ async fn a_death_after_any_step_of_a_pass_leaves_everything_readable() {
     assert!(found.damaged.is_empty(), "{found:?}");
 }
 
+/// A conversation of a try. All are in one bucket of their list, so that a pass has as many requests each time.
+fn listed_together(kind: u8, n: u64) -> ConvId {
+    let mut id = conv(1);
+    id.0[8..].copy_from_slice(&[kind, u8::try_from(n).unwrap(), 0, 0, 0, 0, 0, 0]);
+    id
+}
+
+/// Something that another process does before the `n`th request.
+fn before_request<F: Future<Output = ()>>(
+    store: &ScyllaStore,
+    n: u64,
+    does: impl Fn() -> F + Send + Sync + 'static,
+) -> Arc<AtomicU64> {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = count.clone();
+    store.set_fates(Arc::new(move |_| {
+        if counted.fetch_add(1, Ordering::Relaxed) == n {
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(does()));
+        }
+        Fate::Normal
+    }));
+    count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_between_any_two_requests_of_a_read_or_an_erasure_changes_neither() {
+    let Some(world) = World::new().await else { return };
+    for n in 0.. {
+        let id = listed_together(1, n);
+        let (store, epoch) = world.owner(id).await;
+        append(&store, id, epoch, 1, 20).await;
+        let (store, other) = (Arc::new(store), world.node(0));
+        let passing = store.clone();
+        let count = before_request(other.store(), n, move || {
+            let store = passing.clone();
+            async move { assert_eq!(whole_pass(store.store()).await.moved_buckets, 2) }
+        });
+        assert_eq!(read(&other, id).await, entries(1, 20), "{n}");
+        other.put(vec![erase(id, 3)], Durability::Synced).await.unwrap();
+        let expected = without(entries(1, 20), &[3]);
+        assert_eq!(read(&other, id).await, expected, "{n}");
+        let lived = count.load(Ordering::Relaxed) <= n;
+        store.store().tier(&plan()).await.unwrap();
+        whole_pass(store.store()).await;
+        assert_eq!((read(&*store, id).await, world.in_timeline(id).await), (expected, 5), "{n}");
+        assert!(!world.holds(3), "{n}");
+        if lived {
+            assert!(n > 15, "reads and an erasure have more requests than {n}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_between_any_two_requests_of_a_pass_is_not_lost() {
+    let Some(world) = World::new().await else { return };
+    for n in 0.. {
+        let id = listed_together(2, n);
+        let (store, epoch) = world.owner(id).await;
+        append(&store, id, epoch, 1, 10).await;
+        let other = Arc::new(world.node(0));
+        let count = before_request(store.store(), n, move || {
+            let other = other.clone();
+            async move { other.put(vec![erase(id, 3)], Durability::Synced).await.unwrap() }
+        });
+        let report = store.store().tier(&plan()).await.unwrap();
+        assert_eq!((report.failed, report.moved_buckets), (None, 1), "{n}");
+        if count.load(Ordering::Relaxed) <= n {
+            assert!(n > 10, "a pass has more requests than {n}");
+            return;
+        }
+        let expected = without(entries(1, 10), &[3]);
+        assert_eq!(read(&store, id).await, expected, "{n}");
+        whole_pass(store.store()).await;
+        assert_eq!((read(&store, id).await, world.in_timeline(id).await), (expected, 3), "{n}");
+        let late = TierPlan { now_ms: 102 * DAY_MS, sweep: true, ..plan() };
+        store.store().tier(&late).await.unwrap();
+        assert!(!world.holds(3), "{n}");
+    }
+}
+
 /// The process dies in its `n`th request, which is carried out or not.
 fn dies_in(store: &ScyllaStore, n: u64, fate: Fate) -> Arc<AtomicU64> {
     let count = Arc::new(AtomicU64::new(0));
@@ -106,9 +187,7 @@ async fn a_death_in_any_request_of_a_pass_or_an_erasure_leaves_everything_readab
     let Some(world) = World::new().await else { return };
     for fate in [Fate::NotSent, Fate::AnswerLost] {
         for n in 0.. {
-            // All in one bucket of the list of conversations, so that a pass has as many requests each time.
-            let mut id = conv(1);
-            id.0[8..].copy_from_slice(&[fate as u8, u8::try_from(n).unwrap(), 0, 0, 0, 0, 0, 0]);
+            let id = listed_together(fate as u8, n);
             let (store, epoch) = world.owner(id).await;
             append(&store, id, epoch, 1, 10).await;
             let count = dies_in(store.store(), n, fate);
