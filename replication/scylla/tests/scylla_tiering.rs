@@ -170,6 +170,48 @@ async fn an_erasure_between_any_two_requests_of_a_pass_is_not_lost() {
     }
 }
 
+/// The former owner is paused before any of its requests, another takes over, erases and moves, and the former goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_owners_pass_between_any_two_requests_of_a_pass_stands() {
+    let Some(world) = World::new().await else { return };
+    let world = Arc::new(world);
+    for n in 0.. {
+        let id = listed_together(3, n);
+        let (store, epoch) = world.owner(id).await;
+        append(&store, id, epoch, 1, 18).await;
+        whole_pass(store.store()).await;
+        append(&store, id, epoch, 19, 26).await;
+        store.put(vec![erase(id, 2)], Durability::Synced).await.unwrap();
+        // Its pass has one run to write anew, and one bucket to move.
+        let (heir, taking) = (Arc::new(tokio::sync::OnceCell::new()), world.clone());
+        let heirs = heir.clone();
+        let count = before_request(store.store(), n, move || {
+            let (world, heir) = (taking.clone(), heirs.clone());
+            async move {
+                let (next, _) = world.owner(id).await;
+                next.put(vec![erase(id, 3), erase(id, 17)], Durability::Synced).await.unwrap();
+                next.store().tier(&plan()).await.unwrap();
+                assert!(heir.set(next).is_ok());
+            }
+        });
+        let _may_find_what_is_no_longer_there = store.store().tier(&plan()).await.unwrap();
+        if count.load(Ordering::Relaxed) <= n {
+            assert!(n > 15, "a pass has more requests than {n}");
+            break;
+        }
+        let heir = heir.get().unwrap();
+        let expected = without(entries(1, 26), &[2, 3, 17]);
+        assert_eq!((read(heir, id).await, read(&store, id).await), (expected.clone(), expected.clone()), "{n}");
+        whole_pass(heir.store()).await;
+        let late = TierPlan { now_ms: 102 * DAY_MS, sweep: true, ..plan() };
+        heir.store().tier(&late).await.unwrap();
+        assert_eq!((read(heir, id).await, world.in_timeline(id).await), (expected, 3), "{n}");
+        assert!(!world.holds(2) && !world.holds(3) && !world.holds(17), "{n}");
+    }
+    let found = inspect::inspect(&world.process(), true).await.unwrap();
+    assert!(found.damaged.is_empty(), "{found:?}");
+}
+
 /// The process dies in its `n`th request, which is carried out or not.
 fn dies_in(store: &ScyllaStore, n: u64, fate: Fate) -> Arc<AtomicU64> {
     let count = Arc::new(AtomicU64::new(0));
