@@ -40,9 +40,9 @@ use tern_ipconf::{Dispatch, DispatchError};
 use tern_net::env::Env;
 use tern_net::http::{Handler, HttpLimits, serve};
 use tern_replication::region::Region;
-use tern_replication::store::EmbeddedStore;
 
 use crate::archive;
+use crate::backend::Backend;
 use crate::doctor::Whence;
 use crate::health::Health;
 use crate::orders::desk::{self, Desk as OrdersDesk};
@@ -72,7 +72,7 @@ pub struct Shared {
     reloader: Arc<Reloader>,
     base: Registry,
     role: OnceLock<(Registry, Option<Loads>)>,
-    store: OnceLock<Arc<EmbeddedStore>>,
+    store: OnceLock<Backend>,
     dispatch: OnceLock<Arc<Dispatch>>,
     orders: OnceLock<Arc<OrdersDesk>>,
     region: OnceLock<(Arc<Region>, String)>,
@@ -109,8 +109,8 @@ impl Shared {
         }
     }
 
-    /// Lets operators ask for backups of a store; counts once.
-    pub fn publish_store(&self, store: Arc<EmbeddedStore>) {
+    /// Lets operators ask for what only the process that has a store can do; counts once.
+    pub fn publish_store(&self, store: Backend) {
         if self.store.set(store).is_err() {
             tracing::error!("a store was published twice");
         }

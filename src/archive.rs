@@ -8,10 +8,10 @@ use anyhow::{Context, Result, anyhow};
 use tern_archive::{Location, S3Options};
 use tern_core::ids::Region;
 use tern_net::env::Env;
-use tern_replication::store::archive::{Archive, ArchiveOptions};
-use tern_replication::store::embedded::{EmbeddedStore, TierPlan, TierReport};
+use tern_replication::store::archive::{Archive, ArchiveOptions, TierPlan, TierReport};
 use tern_replication::store::limits::ARCHIVE_SWEEP_EVERY;
 
+use crate::backend::Backend;
 use crate::config::keys::Settings;
 
 /// Where systems keep the authorities that they trust.
@@ -22,6 +22,15 @@ const FIRST_AFTER: Duration = Duration::from_secs(60);
 
 /// Opens what `store.tier.url` names; `None` where it is not set. With whether nothing was ever written there.
 pub fn open(settings: &Settings, env: &Env, region: Region) -> Result<(Option<Arc<Archive>>, bool)> {
+    open_as(settings, env, region, |archive| archive)
+}
+
+fn open_as(
+    settings: &Settings,
+    env: &Env,
+    region: Region,
+    form: impl FnOnce(Archive) -> Archive,
+) -> Result<(Option<Arc<Archive>>, bool)> {
     let Some(url) = &settings.store_tier_url else { return Ok((None, true)) };
     let options = match &url.location {
         Location::Directory(_) => S3Options::default(),
@@ -30,7 +39,12 @@ pub fn open(settings: &Settings, env: &Env, region: Region) -> Result<(Option<Ar
     let opened = tern_archive::open(&url.location, &options, env, settings.store_tier_timeout)?;
     let options = ArchiveOptions { cache_bytes: settings.store_tier_cache.0, timeout: settings.store_tier_timeout };
     let archive = Archive::new(opened.objects, &settings.deployment, region, options);
-    Ok((Some(Arc::new(archive)), opened.is_new))
+    Ok((Some(Arc::new(form(archive))), opened.is_new))
+}
+
+/// The same for a region whose messages lie in a database with those of other regions.
+pub fn of_database(settings: &Settings, env: &Env, region: Region) -> Result<(Option<Arc<Archive>>, bool)> {
+    open_as(settings, env, region, Archive::of_all_regions)
 }
 
 fn s3_options(settings: &Settings) -> Result<S3Options> {
@@ -57,7 +71,7 @@ pub fn plan(settings: &Settings, now_ms: u64) -> TierPlan {
 }
 
 /// Moves what is old, now and then, for as long as the process lives.
-pub async fn tend(store: Arc<EmbeddedStore>, settings: Settings, env: Env) {
+pub async fn tend(store: Backend, settings: Settings, env: Env) {
     let mut swept: Option<Duration> = None;
     tokio::time::sleep(FIRST_AFTER.min(settings.store_tier_every)).await;
     loop {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use prometheus_client::registry::Registry;
-use tern_core::store::Store;
+use tern_core::store::{Store, StoreError};
 use tern_replication::region::Sharing;
+use tern_replication::store::archive::{Archive, TierPlan, TierReport};
 use tern_replication::store::embedded::{EmbeddedStore, Options};
 use tern_scylla::{Cluster, ScyllaStore, SharedScylla};
 
@@ -41,27 +42,69 @@ impl Backend {
         match node.settings.store_kind {
             StoreKind::Embedded => {
                 let (store, whole) = open_embedded(node)?;
-                if node.settings.store_tier_url.is_some() {
-                    let (settings, env) = (node.settings.clone(), node.env.clone());
-                    node.env.tasks.spawn(archive::tend(store.clone(), settings, env));
-                }
-                Ok((Self::Embedded(store), whole))
+                Ok((Self::Embedded(store).tended(node), whole))
             }
             StoreKind::Scylla => {
                 let cluster = Cluster::connect(database::options(&node.settings)?).await?;
                 let (up, all) = cluster.nodes();
                 tracing::info!(keyspace = cluster.options().keyspace, up, all, "connected to the database");
+                let (archive, is_new) = archive::of_database(&node.settings, &node.env, node.region)?;
                 if node.settings.region_shared {
                     let salt = node.direct_salt()?;
-                    let store = SharedScylla::new(cluster, node.env.clock.clone(), &node.env.rng, &salt);
+                    let mut store = SharedScylla::new(cluster, node.env.clock.clone(), &node.env.rng, &salt);
+                    if let Some(archive) = archive {
+                        store = store.with_archive(archive);
+                    }
                     store.prepare().await?;
-                    return Ok((Self::Shared(Arc::new(store)), true));
+                    has_archive(store.store().needs_archive().await?, is_new)?;
+                    return Ok((Self::Shared(Arc::new(store)).tended(node), true));
                 }
-                let store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
+                let mut store = ScyllaStore::new(cluster, node.env.clock.clone(), &node.env.rng);
+                if let Some(archive) = archive {
+                    store = store.with_archive(archive);
+                }
                 store.check_alone().await?;
+                has_archive(store.needs_archive().await?, is_new)?;
                 store.wait_until_free().await?;
-                Ok((Self::Scylla(Arc::new(store)), true))
+                Ok((Self::Scylla(Arc::new(store)).tended(node), true))
             }
+        }
+    }
+
+    /// With a task that moves old messages, where there is an archive.
+    fn tended(self, node: &Node) -> Self {
+        if node.settings.store_tier_url.is_some() {
+            let (settings, env) = (node.settings.clone(), node.env.clone());
+            node.env.tasks.spawn(archive::tend(self.clone(), settings, env));
+        }
+        self
+    }
+
+    /// One pass that moves old messages to the archive.
+    pub async fn tier(&self, plan: &TierPlan) -> Result<TierReport, StoreError> {
+        match self {
+            Self::Embedded(store) => store.tier(plan).await,
+            Self::Scylla(store) => store.tier(plan).await,
+            Self::Shared(store) => store.store().tier(plan).await,
+        }
+    }
+
+    /// The archive, if there is one.
+    pub fn archive(&self) -> Option<&Arc<Archive>> {
+        match self {
+            Self::Embedded(store) => store.archive(),
+            Self::Scylla(store) => store.archive(),
+            Self::Shared(store) => store.store().archive(),
+        }
+    }
+
+    /// What names it for operators: its directory, or its keyspace.
+    pub fn place(&self) -> String {
+        let keyspace = |cluster: &Cluster| cluster.options().keyspace.clone();
+        match self {
+            Self::Embedded(store) => store.dir().display().to_string(),
+            Self::Scylla(store) => keyspace(store.cluster()),
+            Self::Shared(store) => keyspace(store.store().cluster()),
         }
     }
 
@@ -85,14 +128,12 @@ impl Backend {
     /// Adds what it counts.
     pub fn register_metrics(&self, registry: &mut Registry) {
         match self {
-            Self::Embedded(store) => {
-                store.metrics().register(registry);
-                if let Some(archive) = store.archive() {
-                    archive.metrics().register(registry);
-                }
-            }
+            Self::Embedded(store) => store.metrics().register(registry),
             Self::Scylla(store) => store.metrics().register(registry),
             Self::Shared(store) => store.store().metrics().register(registry),
+        }
+        if let Some(archive) = self.archive() {
+            archive.metrics().register(registry);
         }
     }
 
@@ -116,9 +157,7 @@ impl Backend {
 
     /// Lets operators ask for what only the running region can do.
     pub fn publish(&self, operations: &Operations) {
-        if let Self::Embedded(store) = self {
-            operations.publish_store(store.clone());
-        }
+        operations.publish_store(self.clone());
     }
 
     /// Keeps the region. Returns only when another process has taken it over.
@@ -145,6 +184,17 @@ impl Backend {
     }
 }
 
+/// Whether the archive is there that a store can't be read without.
+fn has_archive(is_needed: bool, is_new: bool) -> Result<()> {
+    if is_needed && is_new {
+        bail!(
+            "old messages of this store were moved to an archive, and store.tier.url is not set, or nothing is where it \
+             points to: set it as it was, and mount its disk; to move nothing more, set store.tier.after to 36500d"
+        );
+    }
+    Ok(())
+}
+
 /// Whether any node of the database can be asked. How many replicas a write needs is for the database to say.
 fn has_nodes((up, all): (usize, usize)) -> Result<(), String> {
     if up > 0 {
@@ -164,12 +214,7 @@ fn open_embedded(node: &Node) -> Result<(Arc<EmbeddedStore>, bool)> {
     options.archive = archive;
     node.env.rng.fill(&mut options.archive_id);
     let (store, report) = EmbeddedStore::open(&settings.data.join("store"), options)?;
-    if store.needs_archive() && is_new {
-        bail!(
-            "old messages of this store were moved to an archive, and store.tier.url is not set, or nothing is where it \
-             points to: set it as it was, and mount its disk; to move nothing more, set store.tier.after to 36500d"
-        );
-    }
+    has_archive(store.needs_archive(), is_new)?;
     for cut in &report.cut {
         tracing::warn!(
             ?cut,

@@ -9,20 +9,20 @@ use tern_core::ids::Region;
 use tern_core::store::{Durability, Put, Store};
 use tern_net::system::system_env;
 use tern_replication::region::start::end_shared_era;
+use tern_replication::store::archive::TierPlan;
 use tern_replication::store::{REFILL_ALL_KEY, RESTORED_KEY};
 use tern_scylla::inspect::{self, Inspection};
 use tern_scylla::schema::{self, Changes};
-use tern_scylla::{Cluster, Options, ScyllaError, ScyllaStore, SharedScylla};
+use tern_scylla::{Cluster, Options, REGION_KEY, ScyllaError, ScyllaStore, SharedScylla};
 
+use crate::archive;
 use crate::config::database::StoreKind;
 use crate::config::keys::Settings;
 use crate::exit::Failure;
-use crate::store::Action;
+use crate::store::{self, Action};
 
 /// Damaged logs that are printed; the rest is counted.
 const SHOWN: usize = 100;
-/// Under which a region notes whose a store is.
-const REGION_KEY: &str = "region";
 
 /// Where the database is.
 pub fn options(settings: &Settings) -> Result<Options> {
@@ -46,7 +46,21 @@ pub fn run(settings: &Settings, action: &Action, json: bool) -> Result<(), Failu
         match action {
             Action::Init => print_changes(&init(settings).await?, json),
             Action::Migrate => print_changes(&schema::migrate(&options(settings)?).await.map_err(start)?, json),
-            Action::Check { repair: false, .. } => return check(settings, json).await,
+            Action::Check { repair: false, skip_archive } => return check(settings, json, !*skip_archive).await,
+            Action::Tier { dry_run: true } => {
+                let store = open(settings, settings.region_id()?).await?;
+                let env = system_env().context("the system gives no randomness or clock")?;
+                let plan = TierPlan { dry_run: true, ..archive::plan(settings, env.clock.wall_ms()) };
+                let report = store.tier(&plan).await.context("the database was not read")?;
+                return store::tell_tier(&store::tiered(&report), true, json);
+            }
+            Action::Tier { dry_run: false } => {
+                let keyspace = options(settings)?.keyspace;
+                let said = store::ask(settings.admin_listen(), "tier", &keyspace, None).with_context(|| {
+                    format!("the region at {} was asked, and did not do it", settings.admin_listen())
+                })?;
+                return store::tell_tier(&said, false, json);
+            }
             Action::NewEra => new_era(settings, json).await?,
             Action::Check { repair: true, .. } => {
                 return Err(Failure::Usage(
@@ -58,7 +72,6 @@ pub fn run(settings: &Settings, action: &Action, json: bool) -> Result<(), Failu
             | Action::Verify { .. }
             | Action::Restore { .. }
             | Action::Erasures { .. }
-            | Action::Tier { .. }
             | Action::Compact => {
                 return Err(Failure::Usage(
                     "this is for a store on the region's own disk; store.kind is \"scylla\": use the database's \
@@ -90,9 +103,9 @@ async fn init(settings: &Settings) -> Result<Changes, Failure> {
     schema::init(&options(settings)?, &replication).await.map_err(start)
 }
 
-async fn check(settings: &Settings, json: bool) -> Result<(), Failure> {
+async fn check(settings: &Settings, json: bool, reads_archive: bool) -> Result<(), Failure> {
     let store = open(settings, settings.region_id()?).await?;
-    let found = inspect::inspect(&store).await.context("the check could not go on")?;
+    let found = inspect::inspect(&store, reads_archive).await.context("the check could not go on")?;
     print_inspection(&found, json);
     if found.damaged.is_empty() { Ok(()) } else { Err(Failure::Property) }
 }
@@ -108,7 +121,8 @@ async fn new_era(settings: &Settings, json: bool) -> Result<(), Failure> {
     store.check_alone().await.map_err(|error| Failure::Start(error.into()))?;
     store.wait_until_free().await.map_err(start)?;
     let mark = |key: &str| Put::Meta { key: key.to_owned(), value: Bytes::from_static(&[1]) };
-    store.put(vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY)], Durability::Synced).await.context("nothing is known")?;
+    let puts = vec![mark(REFILL_ALL_KEY), mark(RESTORED_KEY), store.new_archive_id()];
+    store.put(puts, Durability::Synced).await.context("nothing is known")?;
     store.close().await.context("the next start waits some seconds")?;
     told_new_era(region, json)
 }
@@ -121,6 +135,7 @@ async fn new_shared_era(settings: &Settings, region: Region, store: &ScyllaStore
     shared.prepare().await.map_err(|error| Failure::Start(error.into()))?;
     shared.end_all().await.map_err(|error| Failure::Start(error.into()))?;
     let peers = settings.peers.iter().map(|peer| peer.region).collect();
+    shared.put(vec![store.new_archive_id()], Durability::Synced).await.context("nothing is known")?;
     end_shared_era(&shared, region, &peers, &env.rng).await.map_err(|error| Failure::Start(error.into()))
 }
 
@@ -139,7 +154,11 @@ fn told_new_era(region: Region, json: bool) -> Result<(), Failure> {
 async fn open(settings: &Settings, region: Region) -> Result<Arc<ScyllaStore>, Failure> {
     let env = system_env().context("the system gives no randomness or clock")?;
     let cluster = Cluster::connect(options(settings)?).await.map_err(start)?;
-    let store = Arc::new(ScyllaStore::new(cluster, env.clock.clone(), &env.rng));
+    let mut store = ScyllaStore::new(cluster, env.clock.clone(), &env.rng);
+    if let Some(archive) = archive::of_database(settings, &env, region).map_err(Failure::Start)?.0 {
+        store = store.with_archive(archive);
+    }
+    let store = Arc::new(store);
     let owner = store.meta(REGION_KEY).await.context("the database was not read")?;
     match owner.as_deref() {
         Some([found]) if *found != region => {
@@ -177,6 +196,8 @@ fn print_inspection(found: &Inspection, json: bool) {
                 "conversations": found.conversations,
                 "logs": found.logs,
                 "entries": found.entries,
+                "archived_runs": found.archived_runs,
+                "archived_entries": found.archived_entries,
                 "users": found.users,
                 "todo": found.todo,
                 "damaged": damaged,
@@ -186,10 +207,12 @@ fn print_inspection(found: &Inspection, json: bool) {
     }
     damaged.take(SHOWN).for_each(|line| println!("{line}"));
     println!(
-        "{} conversations, {} logs, {} entries, {} users, {} todo rows; {}",
+        "{} conversations, {} logs, {} entries, {} of them in {} runs of the archive, {} users, {} todo rows; {}",
         found.conversations,
         found.logs,
         found.entries,
+        found.archived_entries,
+        found.archived_runs,
         found.users,
         found.todo,
         match found.damaged.len() {

@@ -117,7 +117,7 @@ impl Operations {
     }
 
     /// Lets operators ask for backups of the region's store.
-    pub fn publish_store(&self, store: Arc<tern_replication::store::EmbeddedStore>) {
+    pub fn publish_store(&self, store: crate::backend::Backend) {
         self.shared.publish_store(store);
     }
 

@@ -9,7 +9,6 @@ use std::fs;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -21,13 +20,13 @@ use hyper::{Method, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 use tern_net::env::Env;
 use tern_net::system::system_env;
+use tern_replication::store::archive::{TierPlan, TierReport};
 use tern_replication::store::embedded::backup::{self, Counts, Table};
-use tern_replication::store::embedded::{
-    BackupError, BackupReport, CheckReport, CompactReport, EmbeddedStore, Offline, OpenError, TierPlan, TierReport,
-};
+use tern_replication::store::embedded::{BackupError, BackupReport, CheckReport, CompactReport, Offline, OpenError};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin;
+use crate::backend::Backend;
 use crate::cli::Global;
 use crate::config::database::StoreKind;
 use crate::config::keys::Settings;
@@ -87,7 +86,8 @@ pub enum Action {
     },
     /// Rewrite the entries now, so that no file of the store holds an erased body any more
     Compact,
-    /// Move old messages to the archive now, by the region that runs; by itself it does so every store.tier.every
+    /// Move old messages to the archive now, by the region that runs (of several processes on ScyllaDB: the one at
+    /// listen.admin, its part); by itself it does so every store.tier.every
     Tier {
         /// Only say what would move, and what is in the archive; the region may run or not
         #[arg(long)]
@@ -182,8 +182,7 @@ impl Store {
             let (_runtime, env) = outside()?;
             Ok(tiered(&offline.survey(&crate::archive::plan(settings, env.clock.wall_ms()))?))
         })?;
-        self.print(&said, |said| tier_text(said, dry_run));
-        if said["failed"].is_null() { Ok(()) } else { Err(Failure::Property) }
+        tell_tier(&said, dry_run, self.json)
     }
 
     fn restore(&self, from: &Path, erasures: Option<&Path>) -> Result<(), Failure> {
@@ -238,16 +237,8 @@ impl Store {
         Offline::open(&self.dir).map_err(|error| Failure::Start(error.into()))
     }
 
-    /// Asks the region, and waits for as long as it takes.
     fn ask(&self, what: &str, to: Option<&Path>) -> Result<Value> {
-        let store = fs::canonicalize(&self.dir)?;
-        let mut query = format!("store={}", encode(&store.display().to_string()));
-        if let Some(to) = to {
-            let to = std::path::absolute(to)?;
-            let _never_fails = write!(query, "&to={}", encode(&to.display().to_string()));
-        }
-        let body = admin::post(self.admin, &format!("/store/{what}?{query}"))?;
-        serde_json::from_str(&body).context("the answer is not what this version expects")
+        ask(self.admin, what, &fs::canonicalize(&self.dir)?.display().to_string(), to)
     }
 
     fn print(&self, said: &Value, text: impl FnOnce(&Value) -> String) {
@@ -407,7 +398,24 @@ fn compacted(report: &CompactReport) -> Value {
     })
 }
 
-fn tiered(report: &TierReport) -> Value {
+/// Asks the process that has a store, and waits for as long as it takes.
+pub(crate) fn ask(admin: SocketAddr, what: &str, place: &str, to: Option<&Path>) -> Result<Value> {
+    let mut query = format!("store={}", encode(place));
+    if let Some(to) = to {
+        let to = std::path::absolute(to)?;
+        let _never_fails = write!(query, "&to={}", encode(&to.display().to_string()));
+    }
+    let body = admin::post(admin, &format!("/store/{what}?{query}"))?;
+    serde_json::from_str(&body).context("the answer is not what this version expects")
+}
+
+/// Prints what a pass of tiering said. An error if not all could be done.
+pub(crate) fn tell_tier(said: &Value, dry_run: bool, json: bool) -> Result<(), Failure> {
+    println!("{}", if json { said.to_string() } else { tier_text(said, dry_run) });
+    if said["failed"].is_null() { Ok(()) } else { Err(Failure::Property) }
+}
+
+pub(crate) fn tiered(report: &TierReport) -> Value {
     json!({
         "due_buckets": report.due_buckets,
         "due_entries": report.due_entries,
@@ -469,15 +477,16 @@ fn text(said: &Value, key: &str) -> String {
 }
 
 /// What a running region answers under `/store/`: `POST backup?store=DIR&to=PATH`, `POST erasures?store=DIR&to=PATH`,
-/// `POST compact?store=DIR`, `POST tier?store=DIR` and `POST tier-dry-run?store=DIR`, by `plan`. To callers on the machine itself, and no browser's page: whoever may ask has files
-/// written in the region's name, though never over another one. `store` must name the region's own store, so that
-/// a command with the wrong address does not back up another region.
+/// `POST compact?store=DIR`, `POST tier?store=DIR` and `POST tier-dry-run?store=DIR`, by `plan`; on a database the last two,
+/// with its keyspace for the directory. To callers on the machine itself, and no browser's page: whoever may ask has
+/// files written in the region's name, though never over another one. `store` must name the region's own store, so
+/// that a command with the wrong address does not back up another region.
 pub async fn answer(
     method: &Method,
     uri: &Uri,
     from: SocketAddr,
     headers: &HeaderMap,
-    store: Option<&Arc<EmbeddedStore>>,
+    store: Option<&Backend>,
     plan: &TierPlan,
 ) -> Response<Full<Bytes>> {
     let say = |status, what: &str| admin::text(status, format!("{what}\n"));
@@ -491,21 +500,22 @@ pub async fn answer(
         return say(StatusCode::SERVICE_UNAVAILABLE, "there is no store open here, or not yet");
     };
     let query = uri.query().unwrap_or("");
-    let named = parameter(query, "store").map(PathBuf::from);
-    if named.is_none() || fs::canonicalize(store.dir()).ok() != named {
-        let what = format!("the store here is {}, and another one is meant", store.dir().display());
+    if parameter(query, "store") != place_of(store) {
+        let what = format!("the store here is {}, and another one is meant", store.place());
         return say(StatusCode::CONFLICT, &what);
     }
     let to = parameter(query, "to").map(PathBuf::from).filter(|to| to.is_absolute());
-    let done = match (uri.path(), to) {
-        ("/store/backup", Some(to)) => store.backup(to).await.map(|r| written(&r)).map_err(|e| e.to_string()),
-        ("/store/erasures", Some(to)) => {
+    let done = match (uri.path(), to, store) {
+        ("/store/backup", Some(to), Backend::Embedded(store)) => {
+            store.backup(to).await.map(|r| written(&r)).map_err(|e| e.to_string())
+        }
+        ("/store/erasures", Some(to), Backend::Embedded(store)) => {
             store.export_erasures(to).await.map(|r| written(&r)).map_err(|e| e.to_string())
         }
-        ("/store/backup" | "/store/erasures", None) => {
+        ("/store/backup" | "/store/erasures", None, Backend::Embedded(_)) => {
             return say(StatusCode::BAD_REQUEST, "to=PATH is missing, an absolute path");
         }
-        ("/store/tier" | "/store/tier-dry-run", _) => {
+        ("/store/tier" | "/store/tier-dry-run", ..) => {
             let dry_run = uri.path() == "/store/tier-dry-run";
             if !dry_run && store.archive().is_none() {
                 return say(StatusCode::UNPROCESSABLE_ENTITY, "store.tier.url is not set, so there is no archive");
@@ -513,7 +523,12 @@ pub async fn answer(
             let plan = TierPlan { dry_run, sweep: !dry_run, ..plan.clone() };
             store.tier(&plan).await.map(|r| tiered(&r)).map_err(|e| e.to_string())
         }
-        ("/store/compact", _) => store.compact().await.map(|r| compacted(&r)).map_err(|e| e.to_string()),
+        ("/store/compact", _, Backend::Embedded(store)) => {
+            store.compact().await.map(|r| compacted(&r)).map_err(|e| e.to_string())
+        }
+        ("/store/backup" | "/store/erasures" | "/store/compact", ..) => {
+            return say(StatusCode::UNPROCESSABLE_ENTITY, "the store is a database, which has backups of its own");
+        }
         _ => {
             return say(
                 StatusCode::NOT_FOUND,
@@ -527,6 +542,14 @@ pub async fn answer(
             admin::json(StatusCode::OK, &said)
         }
         Err(what) => say(StatusCode::UNPROCESSABLE_ENTITY, &what),
+    }
+}
+
+/// What a request must name: the store's directory as the system has it, or the keyspace.
+fn place_of(store: &Backend) -> Option<String> {
+    match store {
+        Backend::Embedded(store) => Some(fs::canonicalize(store.dir()).ok()?.display().to_string()),
+        Backend::Scylla(_) | Backend::Shared(_) => Some(store.place()),
     }
 }
 
@@ -560,6 +583,10 @@ pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tern_replication::store::EmbeddedStore;
+
     use super::*;
 
     #[test]
@@ -584,7 +611,8 @@ mod tests {
         let mut page = HeaderMap::new();
         page.insert(ORIGIN, "https://example.com".parse().unwrap());
         let (here, there) = ("127.0.0.1:9".parse().unwrap(), "192.0.2.1:9".parse().unwrap());
-        let ask = async |method: &Method, path: &str, from, headers: &HeaderMap, store: Option<&Arc<EmbeddedStore>>| {
+        let store = Backend::Embedded(store);
+        let ask = async |method: &Method, path: &str, from, headers: &HeaderMap, store: Option<&Backend>| {
             answer(method, &path.parse().unwrap(), from, headers, store, &TierPlan::new(0, Duration::ZERO))
                 .await
                 .status()

@@ -51,13 +51,14 @@ fn entry(seq: u64) -> Arc<Entry> {
     })
 }
 
-/// A store with a long conversation of alice and bob, whose rows are still to be made.
-async fn fill(data: &Path, salt: &Path) {
+/// Fills a store with a long conversation of alice and bob, whose rows are still to be made.
+async fn fill(store: &dyn Store, salt: &Path) {
     let hex = fs::read_to_string(salt).unwrap();
     let hex = hex.trim();
     let salt: Vec<u8> = (0..hex.len() / 2).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).unwrap()).collect();
     let conversation = ConvId::direct(&salt, &user("alice"), &user("bob"));
-    let (store, _) = EmbeddedStore::open(&data.join("store"), Options::new(1).init()).unwrap();
+    let epoch = Put::Meta { key: "epoch".into(), value: Bytes::copy_from_slice(&1u64.to_be_bytes()) };
+    store.put(vec![epoch], Durability::Synced).await.unwrap();
     let mut state = LogState::new(conversation);
     let all: Vec<Arc<Entry>> = (1..=MESSAGES).map(entry).collect();
     for part in all.chunks(500) {
@@ -68,9 +69,37 @@ async fn fill(data: &Path, salt: &Path) {
             state.apply(entry.clone());
         }
     }
-    let epoch = Put::Meta { key: "epoch".into(), value: Bytes::copy_from_slice(&1u64.to_be_bytes()) };
     let checkpoint = Put::Checkpoint { conversation, value: state.checkpoint() };
-    store.put(vec![epoch, checkpoint], Durability::Synced).await.unwrap();
+    store.put(vec![checkpoint], Durability::Synced).await.unwrap();
+}
+
+/// Settings of the database; `None` where there is none.
+fn database() -> Option<Vec<String>> {
+    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
+        println!("skipped: no database; replication/tests/cql-cluster/check starts one");
+        return None;
+    };
+    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
+    let (datacenter, run) = (replication.split(':').next().unwrap(), std::process::id());
+    Some(words(&format!(
+        "--set store.kind=scylla --set store.nodes={nodes} --set store.datacenter={datacenter} \
+         --set store.keyspace=tern_archive_{run} --set store.timeline_keyspace=tern_archive_timeline_{run} \
+         --set store.replication={replication}"
+    )))
+}
+
+async fn fill_database(settings: &[String], salt: &Path) {
+    let value = |key: &str| {
+        let start = format!("{key}=");
+        settings.iter().find_map(|word| word.strip_prefix(&start)).unwrap().to_owned()
+    };
+    let nodes = value("store.nodes").split(',').map(str::to_owned).collect();
+    let (keyspace, timeline) = (value("store.keyspace"), value("store.timeline_keyspace"));
+    let options = tern_scylla::Options::new(nodes, &value("store.datacenter"), &keyspace, &timeline);
+    let cluster = tern_scylla::Cluster::connect(options).await.unwrap();
+    let env = tern_net::system::system_env().unwrap();
+    let store = tern_scylla::ScyllaStore::new(cluster, env.clock.clone(), &env.rng);
+    fill(&store, salt).await;
     store.close().await.unwrap();
 }
 
@@ -102,14 +131,30 @@ struct World {
 }
 
 impl World {
-    async fn new(base_port: u16, tier: Vec<String>) -> Self {
+    fn plan(base_port: u16, tier: Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned()], base_port).unwrap();
         cluster.find_ports().unwrap();
         let process = cluster.write().unwrap().remove(0);
-        fill(&cluster.data.join(&process.name), &cluster.data.join("direct.salt")).await;
         let fleet = Fleet::new(env!("CARGO_BIN_EXE_tern").into(), &cluster.data).unwrap();
         Self { dir, cluster, fleet, arguments: process.arguments, tier }
+    }
+
+    async fn new(base_port: u16, tier: Vec<String>) -> Self {
+        let world = Self::plan(base_port, tier);
+        let data = &world.cluster.data;
+        let (store, _) = EmbeddedStore::open(&data.join("eu-e1/store"), Options::new(1).init()).unwrap();
+        fill(&store, &data.join("direct.salt")).await;
+        store.close().await.unwrap();
+        world
+    }
+
+    async fn on_database(base_port: u16, database: Vec<String>, tier: Vec<String>) -> Self {
+        let world = Self::plan(base_port, [&database[..], &tier].concat());
+        let made = world.store("init");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        fill_database(&database, &world.cluster.data.join("direct.salt")).await;
+        world
     }
 
     async fn start(&mut self) -> Ready {
@@ -235,6 +280,49 @@ async fn a_client_scrolls_back_into_the_archive_and_an_outage_of_it_hides_nothin
     world.stop().await;
 
     // An archive that is not there is told before anything is served.
+    fs::rename(&place, &away).unwrap();
+    fs::create_dir(&place).unwrap();
+    let arguments: Vec<String> = world.arguments.iter().chain(&world.tier).cloned().collect();
+    let refused = world.fleet.start("eu-e1", &arguments).await.unwrap_err().to_string();
+    let log = format!("{refused} {}", world.fleet.log_tail("eu-e1"));
+    assert!(log.contains("store.tier.url") && log.contains("mount its disk"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_database_holds_moves_to_an_archive_and_is_read_from_there() {
+    let Some(database) = database() else { return };
+    let archive = tempfile::tempdir().unwrap();
+    let place = archive.path().join("archive");
+    fs::create_dir(&place).unwrap();
+    let tier = words(&format!("--set store.tier.url=file://{} --set store.tier.every=1s", place.display()));
+    let mut world = World::on_database(28_600, database, tier).await;
+    let dry = said(&world.store("tier --dry-run --json"));
+    assert_eq!(
+        (dry["due_buckets"].as_u64(), dry["held_back"].as_u64()),
+        (Some(0), Some(1)),
+        "fan-out is to be done: {dry}"
+    );
+    let refused = world.store("tier --json");
+    assert_ne!(refused.status.code(), Some(0), "no region runs");
+
+    let ready = world.start().await;
+    world.moved(&ready, 1).await;
+    let first = world.device("first");
+    let all: BTreeSet<u64> = (1..=MESSAGES).collect();
+    scroll(&first, |shown| *shown == all).await;
+    assert!(metric(&ready, "tern_archive_reads_total").await >= 1.0);
+    assert_eq!(metric(&ready, "tern_archive_moved_entries_total").await, 4_095.0);
+    first.close().await;
+    let dry = said(&world.store("tier --dry-run --json"));
+    assert_eq!((dry["archived_runs"].as_u64(), dry["foreign_runs"].as_u64()), (Some(1), Some(0)), "{dry}");
+    world.stop().await;
+    let checked = world.store("check --json");
+    assert_eq!(checked.status.code(), Some(0), "{}", String::from_utf8_lossy(&checked.stdout));
+    assert_eq!(said(&checked)["archived_entries"].as_u64(), Some(4_095));
+    assert!(said(&checked)["entries"].as_u64() >= Some(MESSAGES));
+
+    // An archive that is not there is told before anything is served.
+    let away = archive.path().join("away");
     fs::rename(&place, &away).unwrap();
     fs::create_dir(&place).unwrap();
     let arguments: Vec<String> = world.arguments.iter().chain(&world.tier).cloned().collect();

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use contract::{Time, World};
 use tern_core::limits::LAZY_SYNC;
 use tern_core::store::{Append, Appended, BoxFut, Durability, Put, Store, StoreError, StoreLayer};
-use tern_replication::store::embedded::TierPlan;
+use tern_replication::store::archive::TierPlan;
 use tern_replication::store::memory::{Latency, Manner};
 use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, MemoryStore, Options};
 

@@ -12,9 +12,10 @@ use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store, StoreError, Target, Todo};
+use tern_replication::store::archive::{TierPlan, TierReport};
 use tern_replication::store::embedded::backup;
 use tern_replication::store::embedded::check::Kind;
-use tern_replication::store::embedded::{CheckReport, Offline, TierPlan, TierReport};
+use tern_replication::store::embedded::{CheckReport, Offline};
 use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, Options};
 
 const HERE: Origin = Origin { region: 1, era: 1 };

@@ -266,9 +266,9 @@ settings! {
     store_disk_reserve: ByteSize = "store.disk_reserve", "\"256MiB\"", Restart, REGION;
     /// Memory for the store's block cache.
     store_cache: ByteSize = "store.cache", "\"64MiB\"", Restart, REGION, "1MiB" to "1024GiB";
-    /// Where old messages move to, away from the store's own disk, and are read from as before: a directory of another
-    /// disk (`file:///mnt/archive`), or a bucket (`s3://BUCKET/PREFIX`). Only for store.kind = "embedded". Once something
-    /// is there the key must stay set. Unset: nothing moves.
+    /// Where old messages move to, away from the store's own disk or the database, and are read from as before: a
+    /// directory of another disk (`file:///mnt/archive`), or a bucket (`s3://BUCKET/PREFIX`). ScyllaDB: the same place for
+    /// all regions of a database. Once something is there the key must stay set. Unset: nothing moves.
     store_tier_url: Option<ArchiveUrl> = "store.tier.url", "", Restart, REGION;
     /// How old the newest message of a bucket of 4,096 must be for the bucket to move. Very long: nothing moves any more.
     store_tier_after: Duration = "store.tier.after", "\"90d\"", Restart, REGION, "1m" to "36500d";

@@ -117,12 +117,6 @@ impl Settings {
                 problem("store.user", "and store.password belong together, and one of them is not set");
             }
         }
-        if self.store_tier_url.is_some() && self.store_kind != StoreKind::Embedded {
-            problem(
-                "store.tier.url",
-                "is set, and store.kind is \"scylla\": only a store on this machine's disk is tiered",
-            );
-        }
         if self.store_tier_key.is_some() != self.store_tier_secret.is_some() {
             problem("store.tier.key", "and store.tier.secret belong together, and one of them is not set");
         }

@@ -84,6 +84,13 @@ impl Directory {
         !self.is_known.load(Ordering::Acquire)
     }
 
+    /// An object was found, so whoever wrote it, maybe another region, has made an archive of it.
+    fn found(&self) {
+        if self.is_new() && self.dir.join(MARKER).exists() {
+            self.is_known.store(true, Ordering::Release);
+        }
+    }
+
     /// Whether this is the archive still, and not an empty place where its disk was.
     fn check(&self) -> Result<(), ObjectError> {
         if !self.is_new() && !self.dir.join(MARKER).exists() {
@@ -149,7 +156,7 @@ impl Objects for Directory {
 
     fn get<'a>(&'a self, name: &'a str, limit: u64) -> BoxFut<'a, Result<Bytes, ObjectError>> {
         Box::pin(async move {
-            let found = get(&self.files, &Path::from(name), limit).await;
+            let found = get(&self.files, &Path::from(name), limit).await.inspect(|_| self.found());
             found.map_err(|error| self.check().err().unwrap_or(error))
         })
     }

@@ -12,8 +12,8 @@ use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store};
 use tern_net::system::system_env;
+use tern_replication::store::archive::TierPlan;
 use tern_replication::store::archive::{ObjectError, Objects};
-use tern_replication::store::embedded::TierPlan;
 use tern_replication::store::{Archive, ArchiveOptions, EmbeddedStore, MemoryObjects, Options};
 
 const HERE: Origin = Origin { region: 1, era: 1 };
@@ -131,15 +131,20 @@ async fn objects_in_a_directory() {
     let location = Location::Directory(dir.path().to_owned());
     let env = system_env().unwrap();
     let objects = open(&location, &S3Options::default(), &env, Duration::from_secs(10)).unwrap().objects;
+    // Of another region, opened when nothing was there.
+    let reader = open(&location, &S3Options::default(), &env, Duration::from_secs(10)).unwrap().objects;
     contract(&*objects).await;
     tiering(objects.clone()).await;
     objects.put("test/x", Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(reader.get("test/x", 10).await.unwrap(), "x");
     let away = dir.path().with_extension("away");
     std::fs::rename(dir.path(), &away).unwrap();
     std::fs::create_dir(dir.path()).unwrap();
     for _ in 0..2 {
         let gone = objects.get("test/x", 10).await.unwrap_err();
         assert!(gone.to_string().contains("mount it"), "an empty place is not an archive without objects: {gone}");
+        let gone = reader.get("test/x", 10).await.unwrap_err();
+        assert!(gone.to_string().contains("mount it"), "also for who only reads: {gone}");
         assert!(objects.put("test/y", Bytes::from_static(b"y")).await.is_err(), "nor one to write to");
     }
     std::fs::remove_dir(dir.path()).unwrap();

@@ -192,6 +192,8 @@ enum Kind {
     SerialRead,
     /// LOCAL_QUORUM, with a time-stamp of its own: may be sent twice.
     Write,
+    /// EACH_QUORUM, so that every datacenter's reads see it; likewise. Fails while one of them is away.
+    WriteEverywhere,
     /// Decided at LOCAL_SERIAL, committed at LOCAL_QUORUM. Never sent twice by the driver: whoever sends it knows best
     /// what to do when nothing is heard of it.
     Conditional,
@@ -276,6 +278,8 @@ statements! {
     meta_put: Write, ROW_PAGE, "INSERT INTO {k}.meta (name, value) VALUES (?, ?) USING TIMESTAMP ?";
     /// It.
     meta: Read, ROW_PAGE, "SELECT value FROM {k}.meta WHERE name = ?";
+    /// All of them.
+    metas: Read, ROW_PAGE, "SELECT name, value FROM {k}.meta";
 
     /// An entry.
     entry_put: Write, ROW_PAGE, "INSERT INTO {t}.timeline (conversation, region, era, bucket, seq, entry) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
@@ -285,6 +289,25 @@ statements! {
     entries_up: Read, ENTRY_PAGE, "SELECT seq, entry FROM {t}.timeline WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ? LIMIT ?";
     /// Entries of a bucket, downwards.
     entries_down: Read, ENTRY_PAGE, "SELECT seq, entry FROM {t}.timeline WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ? ORDER BY seq DESC LIMIT ?";
+
+    /// Removes what is in the archive.
+    entries_remove: WriteEverywhere, ROW_PAGE, "DELETE FROM {t}.timeline USING TIMESTAMP ? WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ?";
+    /// Removes one entry that is in the archive.
+    entry_remove: Write, ROW_PAGE, "DELETE FROM {t}.timeline USING TIMESTAMP ? WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq = ?";
+    /// Whether anything stands there.
+    entries_left: Read, ROW_PAGE, "SELECT seq FROM {t}.timeline WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ? LIMIT 1";
+    /// The mark of a run in the archive.
+    mark_put: WriteEverywhere, ROW_PAGE, "INSERT INTO {t}.archived (conversation, region, era, first, mark) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?";
+    /// The run with an entry, or the last one below it, and when its mark was written.
+    mark_at: Read, ROW_PAGE, "SELECT first, mark, WRITETIME(mark) FROM {t}.archived WHERE conversation = ? AND region = ? AND era = ? AND first <= ? LIMIT 1";
+    /// All runs of a log, from the last to the first.
+    marks: Read, ROW_PAGE, "SELECT first, mark FROM {t}.archived WHERE conversation = ? AND region = ? AND era = ?";
+    /// Whether there is any run.
+    marks_any: Read, ROW_PAGE, "SELECT first FROM {t}.archived LIMIT 1";
+    /// Notes that a body was erased, and whose.
+    erased_put: Write, ROW_PAGE, "INSERT INTO {t}.erased (conversation, region, era, bucket, seq, author) VALUES (?, ?, ?, ?, ?, ?) USING TIMESTAMP ?";
+    /// Erased places of a part of a bucket.
+    erased_in: Read, ROW_PAGE, "SELECT seq FROM {t}.erased WHERE conversation = ? AND region = ? AND era = ? AND bucket = ? AND seq >= ? AND seq <= ?";
 
     /// A core node's lease.
     core_node: SerialRead, ROW_PAGE, "SELECT generation, beat, state FROM {k}.core_node WHERE name = ?";
@@ -330,6 +353,10 @@ async fn prepare(
             prepared.set_is_idempotent(true);
         }
         Kind::Write => prepared.set_is_idempotent(true),
+        Kind::WriteEverywhere => {
+            prepared.set_consistency(Consistency::EachQuorum);
+            prepared.set_is_idempotent(true);
+        }
         Kind::Conditional => {
             prepared.set_consistency(Consistency::LocalQuorum);
             prepared.set_serial_consistency(Some(SerialConsistency::LocalSerial));

@@ -7,9 +7,8 @@
 //! Reading order: `cluster` (options, session, statements), `schema` (tables, how they are made and changed),
 //! `requests` (bounded, counted, made to fail by tests), `stamps` (who has the region; time-stamps of plain writes),
 //! `tails` and `pending` (what is decided), `timeline` (entries), `append` (the steps of an append, and what each
-//! death leaves), `puts`, `lists`, `store`, [`shared`] (leases and shares, for regions of several
-//! processes), [`inspect`]
-//! (a check of everything).
+//! death leaves), `archived` and `tiering` (old entries go to an object store), `puts`, `lists`, `store`, [`shared`] (leases
+//! and shares, for regions of several processes), [`inspect`] (a check of everything).
 //!
 //! Invariants:
 //!
@@ -25,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod append;
+mod archived;
 mod cluster;
 mod error;
 mod halves;
@@ -40,6 +40,7 @@ pub mod shared;
 mod stamps;
 mod store;
 mod tails;
+mod tiering;
 mod timeline;
 
 pub use cluster::{Cluster, Options};
@@ -47,4 +48,4 @@ pub use error::ScyllaError;
 pub use metrics::ScyllaMetrics;
 pub use requests::{Fate, Fates, Step};
 pub use shared::SharedScylla;
-pub use store::ScyllaStore;
+pub use store::{REGION_KEY, ScyllaStore};

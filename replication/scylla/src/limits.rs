@@ -53,5 +53,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 pub const SPECULATE_AFTER: Duration = Duration::from_millis(150);
 /// A node that is silent for twice this is taken for dead: a paused one accepts connections and says nothing.
 pub const KEEPALIVE: Duration = Duration::from_secs(1);
+/// Conversations that a pass of tiering looks at together.
+pub const TIER_PAGE: usize = 1_000;
+/// Reads of a pass of tiering that are under way at once: a few of those that the region may have out.
+pub const ERASED_READS: usize = 16;
 /// Bits of a sequence number that count within one partition of the timeline: 4,096 entries each.
 pub const BUCKET_BITS: u32 = 12;

@@ -64,40 +64,43 @@ impl ScyllaStore {
         after: Option<ConvId>,
         limit: usize,
     ) -> Result<Vec<ConversationHeads>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), after);
+        while found.len() < limit {
+            let asked = limit - found.len();
+            let ids = self.list_ids(after, asked).await?;
+            let is_last = ids.len() < asked;
+            after = ids.last().copied().or(after);
+            let heads =
+                ids.into_iter().map(|id| async move { Ok::<_, StoreError>((id, self.listed_heads(id).await?)) });
+            let heads: Vec<(ConvId, Option<Heads>)> = stream::iter(heads).buffered(READS_AT_ONCE).try_collect().await?;
+            found.extend(heads.into_iter().filter_map(|(id, heads)| Some((id, heads?))));
+            if is_last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Conversations after `after` that were noted, at most `limit`; some may have no entries.
+    pub(crate) async fn list_ids(&self, after: Option<ConvId>, limit: usize) -> Result<Vec<ConvId>, StoreError> {
         let statements = self.requests.statements();
         let mut found = Vec::new();
         // Below all ids, as it is shorter.
         let mut above: Vec<u8> = after.map(|id| id.0.to_vec()).unwrap_or_default();
         let from = after.map_or(0, bucket);
-        if limit == 0 {
-            return Ok(found);
-        }
         let buckets: Vec<(i32,)> = self.requests.rows(&statements.buckets, (from,)).await?;
         for (bucket,) in buckets {
             if bucket != from {
                 above.clear();
             }
-            loop {
-                let left = limit - found.len();
-                let asked = i32::try_from(left).unwrap_or(i32::MAX);
-                let page: Vec<(Vec<u8>,)> =
-                    self.requests.rows(&statements.conversations, (bucket, above.clone(), asked)).await?;
-                let Some((last,)) = page.last().cloned() else { break };
-                let whole = page.len() >= left;
-                above = last;
-                let heads = page.into_iter().map(|(id,)| async move {
-                    let id = ConvId::from_slice(&id).ok_or_else(|| odd("an id that is none"))?;
-                    Ok::<_, StoreError>((id, self.listed_heads(id).await?))
-                });
-                let heads: Vec<(ConvId, Option<Heads>)> =
-                    stream::iter(heads).buffered(READS_AT_ONCE).try_collect().await?;
-                found.extend(heads.into_iter().filter_map(|(id, heads)| Some((id, heads?))));
-                if found.len() >= limit {
-                    return Ok(found);
-                }
-                if !whole {
-                    break;
-                }
+            let asked = i32::try_from(limit - found.len()).unwrap_or(i32::MAX);
+            let page: Vec<(Vec<u8>,)> =
+                self.requests.rows(&statements.conversations, (bucket, above.clone(), asked)).await?;
+            for (id,) in page {
+                found.push(ConvId::from_slice(&id).ok_or_else(|| odd("an id that is none"))?);
+            }
+            if found.len() >= limit {
+                break;
             }
         }
         Ok(found)

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use ring::digest::{SHA256, digest};
-use tern_core::ids::{ConvId, Origin, Seq, UserId};
+use tern_core::ids::{ConvId, Identity, Seq, UserId};
 use tern_core::store::{Put, RowRecord, StoreError, Target, Todo};
 use tern_replication::store::format::{self, LogId, erased_value};
 use tern_replication::store::{EPOCH_KEY, parse_epoch};
@@ -27,7 +27,7 @@ enum Run {
     Rows(BTreeMap<(UserId, ConvId), RowRecord>),
     Todo(BTreeMap<(Target, ConvId), Todo>),
     Checkpoints(BTreeMap<ConvId, Bytes>),
-    Erase(ConvId, Origin, Seq),
+    Erase(LogId, Seq, Identity),
     Meta(String, Bytes),
 }
 
@@ -52,7 +52,9 @@ fn runs(puts: Vec<Put>) -> Vec<Run> {
             (Put::Checkpoint { conversation, value }, _) => {
                 runs.push(Run::Checkpoints([(conversation, value)].into()));
             }
-            (Put::Erase { conversation, origin, seq, .. }, _) => runs.push(Run::Erase(conversation, origin, seq)),
+            (Put::Erase { conversation, origin, seq, by }, _) => {
+                runs.push(Run::Erase(LogId { conversation, origin }, seq, by));
+            }
             (Put::Meta { key, value }, _) => runs.push(Run::Meta(key, value)),
         }
     }
@@ -138,9 +140,9 @@ impl ScyllaStore {
                 });
                 try_join_all(writes).await?;
             }
-            Run::Erase(conversation, origin, seq) => {
+            Run::Erase(log, seq, by) => {
                 self.may_write().await?;
-                self.erase(LogId { conversation, origin }, seq).await?;
+                self.erase(log, seq, &by).await?;
             }
             // Claimed above.
             Run::Meta(key, _) if key == EPOCH_KEY => {}
@@ -198,8 +200,9 @@ impl ScyllaStore {
         self.remember_rev(rev_key(user, conversation), row.rev.0);
     }
 
-    /// Erases a body in the timeline and, where it is there too, in the tail.
-    async fn erase(&self, log: LogId, seq: Seq) -> Result<(), StoreError> {
+    /// Erases a body: notes it in the index, which is all that counts for what is in the archive; then in the timeline or
+    /// the archive and, where it is there too, in the tail. In this order: a pass of tiering may move the entry meanwhile.
+    async fn erase(&self, log: LogId, seq: Seq, by: &Identity) -> Result<(), StoreError> {
         let _turn = self.turn(log.conversation).lock().await;
         let mut why = "the conversation is being changed".to_owned();
         for _ in 0..CONTENTION_TRIES {
@@ -209,7 +212,8 @@ impl ScyllaStore {
                 return Ok(());
             }
             let batch = self.tails.batch(log).await?.map_err(|what| damaged(log, what.to_owned()))?;
-            self.erase_in_timeline(log, seq, batch.get(&seq)).await?;
+            self.archived.note_erased(log, seq, by).await?;
+            self.erase_below(log, seq, batch.get(&seq)).await?;
             let Some(whole) = batch.get(&seq) else { return Ok(()) };
             let (link, entry) = crate::timeline::read(log, seq, whole)?;
             if entry.erased {
@@ -241,6 +245,26 @@ impl ScyllaStore {
         Err(StoreError::Backend(format!("entry {seq} could not be erased in the tail: {why}")))
     }
 
+    /// Erases a body in the timeline, or takes what stands there of an entry that is in the archive.
+    async fn erase_below(&self, log: LogId, seq: Seq, pending: Option<&Bytes>) -> Result<(), StoreError> {
+        let mut last = self.archived.last(log).await?;
+        loop {
+            if last.is_some_and(|(_, mark)| seq <= mark.last) {
+                self.timeline.remove_one(log, seq).await?;
+                self.requests.metrics.erased_entries.inc();
+                return Ok(());
+            }
+            let erased = self.erase_in_timeline(log, seq, pending).await;
+            let Err(error @ StoreError::Damaged { .. }) = erased else { return erased };
+            // It may have moved meanwhile.
+            let now = self.archived.last(log).await?;
+            if now == last {
+                return Err(error);
+            }
+            last = now;
+        }
+    }
+
     async fn erase_in_timeline(&self, log: LogId, seq: Seq, pending: Option<&Bytes>) -> Result<(), StoreError> {
         let (link, entry) = match (self.timeline.entry(log, seq).await?, pending) {
             (Some(stored), _) => stored,
@@ -267,7 +291,7 @@ impl From<StampError> for crate::tails::TakeError {
 
 #[cfg(test)]
 mod tests {
-    use tern_core::ids::{Heads, Rev};
+    use tern_core::ids::{Heads, Origin, Rev};
 
     use super::*;
 

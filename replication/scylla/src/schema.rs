@@ -33,16 +33,24 @@ const REGION_STEPS: &[&[&str]] = &[&[
     "CREATE TABLE IF NOT EXISTS {k}.share (share int PRIMARY KEY, node text, epoch bigint)",
 ]];
 
-const TIMELINE_STEPS: &[&[&str]] =
-    &[&["CREATE TABLE IF NOT EXISTS {k}.timeline (conversation blob, region smallint, era bigint, bucket bigint, \
-     seq bigint, entry blob, PRIMARY KEY ((conversation, region, era, bucket), seq))"]];
+const TIMELINE_STEPS: &[&[&str]] = &[
+    &["CREATE TABLE IF NOT EXISTS {k}.timeline (conversation blob, region smallint, era bigint, bucket bigint, \
+     seq bigint, entry blob, PRIMARY KEY ((conversation, region, era, bucket), seq))"],
+    &[
+        // The last run of a log is asked for most.
+        "CREATE TABLE IF NOT EXISTS {k}.archived (conversation blob, region smallint, era bigint, first bigint, \
+         mark blob, PRIMARY KEY ((conversation, region, era), first)) WITH CLUSTERING ORDER BY (first DESC)",
+        "CREATE TABLE IF NOT EXISTS {k}.erased (conversation blob, region smallint, era bigint, bucket bigint, \
+         seq bigint, author blob, PRIMARY KEY ((conversation, region, era, bucket), seq))",
+    ],
+];
 
 const REGION_TABLES: &[&str] =
     &["tail", "owner", "conversations", "buckets", "user_rows", "todo", "checkpoint", "meta", "core_node", "share"];
-const TIMELINE_TABLES: &[&str] = &["timeline"];
+const TIMELINE_TABLES: &[&str] = &["timeline", "archived", "erased"];
 
 /// The schema version that this version of tern reads and writes, of the region's keyspace and of the entries'.
-pub const VERSIONS: (i32, i32) = (1, 1);
+pub const VERSIONS: (i32, i32) = (1, 2);
 
 /// How many replicas each datacenter has.
 pub type Replication = Vec<(String, u8)>;

@@ -30,6 +30,7 @@ use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
     StoreError, Todo, UserMarks,
 };
+use tern_replication::store::Archive;
 
 use crate::cluster::Cluster;
 use crate::limits::{CONTENTION_TRIES, RESOLVE_PAUSE};
@@ -48,7 +49,7 @@ const EPOCHS_SKIPPED: u64 = 1_000;
 
 /// Under which name it is settled how a keyspace is used, and how.
 pub(crate) const MODE: &str = "mode";
-const SHARED: &[u8] = b"shared";
+pub(crate) const SHARED: &[u8] = b"shared";
 const ALONE: &[u8] = b"alone";
 
 /// What a process knows of the shares that it owns: who may write what, and when.
@@ -136,7 +137,7 @@ impl SharedScylla {
     /// had alone stays so, and the other way round.
     pub async fn prepare(&self) -> Result<(), StoreError> {
         let alone = self.store.stamps.epoch().await? > 0;
-        let how = self.settle_value(MODE, if alone { ALONE } else { SHARED }).await?;
+        let how = self.store.settle_value(MODE, if alone { ALONE } else { SHARED }).await?;
         if how == SHARED {
             return Ok(());
         }
@@ -145,6 +146,13 @@ impl SharedScylla {
              shared region a keyspace of its own (store.keyspace)"
                 .to_owned(),
         ))
+    }
+
+    /// With an archive, see [`ScyllaStore::with_archive`].
+    #[must_use]
+    pub fn with_archive(mut self, archive: Arc<Archive>) -> Self {
+        self.store = self.store.with_archive(archive);
+        self
     }
 
     /// The store below, for what it counts.
@@ -187,7 +195,7 @@ impl SharedScylla {
                 Cas::Applied => return Ok(()),
                 Cas::Refused | Cas::Unclear(_) => {}
             }
-            match self.share(to.share).await? {
+            match self.store.share(to.share).await? {
                 Some(now) if now == *to => return Ok(()),
                 Some(now) if now.epoch != from.epoch => return Err(LeaseError::Lost),
                 _ => tokio::time::sleep(RESOLVE_PAUSE.0).await,
@@ -233,14 +241,6 @@ impl SharedScylla {
         Ok(row.and_then(|(generation, beat, state)| lease(name.to_owned(), generation, beat, state)))
     }
 
-    async fn share(&self, share: Share) -> Result<Option<ShareLease>, StoreError> {
-        type Row = (Option<String>, Option<i64>);
-        let number = i32::from(share.number());
-        let row: Option<Row> = self.requests.row(&self.requests.statements().share, (number,)).await?;
-        let owner = row.and_then(|(node, epoch)| Some((node?, epoch?.cast_unsigned())));
-        Ok(owner.map(|(node, epoch)| ShareLease { share, node, epoch }))
-    }
-
     async fn give_share(&self, share: Share, epoch: u64, node: &str) -> Result<u64, LeaseError> {
         let statements = self.requests.statements();
         let wanted = ShareLease { share, node: node.to_owned(), epoch: epoch + 1 };
@@ -259,7 +259,7 @@ impl SharedScylla {
                 Cas::Refused | Cas::Unclear(_) => {}
             }
             was_unclear = true;
-            match self.share(share).await? {
+            match self.store.share(share).await? {
                 Some(now) if now == wanted => return Ok(wanted.epoch),
                 Some(now) if now.epoch != epoch => return Err(LeaseError::Lost),
                 _ => tokio::time::sleep(RESOLVE_PAUSE.0).await,
@@ -267,14 +267,33 @@ impl SharedScylla {
         }
         Err(unclear("who has the share"))
     }
+}
 
-    async fn settle_value(&self, name: &str, value: &[u8]) -> Result<Bytes, StoreError> {
-        let statements = self.requests.statements();
+impl ScyllaStore {
+    /// Who has a share.
+    pub(crate) async fn share(&self, share: Share) -> Result<Option<ShareLease>, StoreError> {
+        type Row = (Option<String>, Option<i64>);
+        let number = i32::from(share.number());
+        let row: Option<Row> = self.requests.row(&self.requests.statements().share, (number,)).await?;
+        let owner = row.and_then(|(node, epoch)| Some((node?, epoch?.cast_unsigned())));
+        Ok(owner.map(|(node, epoch)| ShareLease { share, node, epoch }))
+    }
+
+    /// What was settled under a name, if anything was.
+    pub(crate) async fn settled(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        type Row = (Option<i64>, Option<Vec<u8>>, Option<i64>);
+        let scope = format!("settled/{name}");
+        let row: Option<Row> = self.requests.row(&self.requests.statements().owner, (scope.as_str(),)).await?;
+        Ok(row.and_then(|(_, held, _)| held).map(Bytes::from))
+    }
+
+    /// Settles a value, unless another one was; what is settled now.
+    pub(crate) async fn settle_value(&self, name: &str, value: &[u8]) -> Result<Bytes, StoreError> {
         let scope = format!("settled/{name}");
         let mut why = "the database does not say what was settled".to_owned();
         for _ in 0..CONTENTION_TRIES {
             let values = (scope.as_str(), 0_i64, value, 0_i64);
-            match self.requests.conditional(&statements.owner_first, values).await {
+            match self.requests.conditional(&self.requests.statements().owner_first, values).await {
                 Cas::Applied => return Ok(Bytes::copy_from_slice(value)),
                 Cas::Refused => {}
                 Cas::Unclear(what) => {
@@ -282,10 +301,8 @@ impl SharedScylla {
                     tokio::time::sleep(RESOLVE_PAUSE.0).await;
                 }
             }
-            type Row = (Option<i64>, Option<Vec<u8>>, Option<i64>);
-            let row: Option<Row> = self.requests.row(&statements.owner, (scope.as_str(),)).await?;
-            if let Some((_, Some(held), _)) = row {
-                return Ok(held.into());
+            if let Some(held) = self.settled(name).await? {
+                return Ok(held);
             }
         }
         Err(StoreError::Backend(why))
@@ -367,7 +384,7 @@ impl Leases for SharedScylla {
     }
 
     fn settle(&self, name: String, value: Bytes) -> BoxFut<'_, Result<Bytes, StoreError>> {
-        Box::pin(async move { self.settle_value(&name, &value).await })
+        Box::pin(async move { self.store.settle_value(&name, &value).await })
     }
 }
 

@@ -8,16 +8,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tern_core::clock::{Clock, Entropy};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Origin, UserId};
+use tern_core::ids::{ConvId, Origin, Region, UserId};
 use tern_core::store::{
     Append, Appended, BoxFut, ConversationHeads, ConversationImage, Durability, Put, Range, RowRecord, Store,
     StoreError, Todo, UserMarks,
 };
+use tern_replication::store::Archive;
+use tern_replication::store::archive::seam;
 use tern_replication::store::format::{LogId, decode_opaque};
 use tern_replication::store::{EPOCH_KEY, acceptable, epoch_value};
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::append::storable;
+use crate::archived::{Archived, Limit};
 use crate::cluster::Cluster;
 use crate::error::ScyllaError;
 use crate::halves::Halves;
@@ -29,6 +32,9 @@ use crate::shared::Sharing;
 use crate::stamps::{StampError, Stamps};
 use crate::tails::{Tail, Tails};
 use crate::timeline::{Timeline, damaged};
+
+/// Under which a region notes whose a store is.
+pub const REGION_KEY: &str = "region";
 
 /// A region's store on ScyllaDB or Cassandra. Share it in an [`Arc`]; one that writes fences all that wrote before.
 pub struct ScyllaStore {
@@ -46,6 +52,12 @@ pub struct ScyllaStore {
     /// The highest epoch that this store appended or claimed with: what it reads it takes over. 0 = none yet.
     pub(crate) owned: AtomicU64,
     pub(crate) buckets: Mutex<BTreeSet<i32>>,
+    pub(crate) archived: Archived,
+    pub(crate) archive: Option<Arc<Archive>>,
+    /// What the store is called in the archive, if nobody has said before.
+    pub(crate) archive_draw: [u8; 16],
+    /// One pass of tiering at a time.
+    pub(crate) tiering: tokio::sync::Mutex<()>,
     revs: Mutex<Halves<[u8; 16], u64>>,
     damaged: Mutex<BTreeMap<LogId, String>>,
 }
@@ -59,13 +71,18 @@ impl fmt::Debug for ScyllaStore {
 impl ScyllaStore {
     /// A store over a cluster. Asks nothing of it yet. `rng` gives it the name by which it is told from others.
     pub fn new(cluster: Arc<Cluster>, clock: Arc<dyn Clock>, rng: &Entropy) -> Self {
-        let mut holder = [0; 16];
+        let (mut holder, mut archive_draw) = ([0; 16], [0; 16]);
         rng.fill(&mut holder);
+        rng.fill(&mut archive_draw);
         let requests = Arc::new(Requests::new(cluster));
         let timeline = Arc::new(Timeline::new(requests.clone()));
         Self {
             tails: Tails::new(requests.clone(), timeline.clone()),
             stamps: Stamps::new(requests.clone(), clock, holder),
+            archived: Archived::new(requests.clone()),
+            archive: None,
+            archive_draw,
+            tiering: tokio::sync::Mutex::default(),
             requests,
             sharing: None,
             timeline,
@@ -85,6 +102,21 @@ impl ScyllaStore {
         Self { sharing: Some(sharing), ..Self::new(cluster, clock, rng) }
     }
 
+    /// With an archive, [`Archive::of_all_regions`].
+    #[must_use]
+    pub fn with_archive(mut self, archive: Arc<Archive>) -> Self {
+        self.archive = Some(archive);
+        self
+    }
+
+    /// Whose store it is; `None` where no region has begun yet.
+    pub(crate) async fn region(&self) -> Result<Option<Region>, StoreError> {
+        match &self.archive {
+            Some(archive) => Ok(Some(archive.region())),
+            None => Ok(self.named(REGION_KEY).await?.and_then(|value| value.first().copied())),
+        }
+    }
+
     /// The epoch under which this process reads a conversation and takes it over by that; 0: it does not own it.
     pub(crate) fn owned_epoch(&self, conversation: ConvId) -> u64 {
         match &self.sharing {
@@ -95,11 +127,8 @@ impl ScyllaStore {
 
     /// Makes sure that the keyspace is not one that several processes share: see [`crate::SharedScylla::prepare`].
     pub async fn check_alone(&self) -> Result<(), StoreError> {
-        type Row = (Option<i64>, Option<Vec<u8>>, Option<i64>);
-        let scope = format!("settled/{}", crate::shared::MODE);
-        let row: Option<Row> = self.requests.row(&self.requests.statements().owner, (scope.as_str(),)).await?;
-        match row {
-            Some((_, Some(how), _)) if how == b"shared" => Err(StoreError::Backend(
+        match self.settled(crate::shared::MODE).await? {
+            Some(how) if how == *crate::shared::SHARED => Err(StoreError::Backend(
                 "this keyspace belongs to a region that several processes share: set region.shared, or give this region \
                  a keyspace of its own (store.keyspace)"
                     .to_owned(),
@@ -200,7 +229,7 @@ impl ScyllaStore {
     }
 
     /// A log that was found damaged is refused until the process starts again.
-    fn note_damage(&self, error: &StoreError) {
+    pub(crate) fn note_damage(&self, error: &StoreError) {
         let StoreError::Damaged { conversation, origin, what } = error else { return };
         tracing::error!(%conversation, %origin, what, "a log is damaged and refused");
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,12 +255,8 @@ impl ScyllaStore {
     }
 
     async fn image(&self, conversation: ConvId) -> Result<ConversationImage, StoreError> {
-        let checkpoint = async {
-            let statement = &self.requests.statements().checkpoint;
-            let row: Option<(Option<Vec<u8>>,)> = self.requests.row(statement, (&conversation.0[..],)).await?;
-            opaque(row)
-        };
-        let (tail, checkpoint) = futures_util::future::try_join(self.had(conversation), checkpoint).await?;
+        let (tail, checkpoint) =
+            futures_util::future::try_join(self.had(conversation), self.checkpoint(conversation)).await?;
         let damaged = self.damage_of(conversation);
         let heads = tail.logs.iter().filter(|(origin, _)| !damaged.contains_key(origin));
         Ok(ConversationImage {
@@ -240,6 +265,11 @@ impl ScyllaStore {
             checkpoint,
             damaged,
         })
+    }
+
+    pub(crate) async fn checkpoint(&self, conversation: ConvId) -> Result<Option<Bytes>, StoreError> {
+        let statement = &self.requests.statements().checkpoint;
+        opaque(self.requests.row(statement, (&conversation.0[..],)).await?)
     }
 
     async fn read_range(&self, range: &Range) -> Result<Vec<Arc<Entry>>, StoreError> {
@@ -261,8 +291,9 @@ impl ScyllaStore {
                 .map_err(|what| damaged(log, what.to_owned()))
                 .inspect_err(|error| self.note_damage(error))?
         };
-        let found = self.timeline.range(range, known.head, &batch).await;
-        found.inspect_err(|error| self.note_damage(error))
+        let (head, range) = (known.head, Range { to: range.to.min(known.head), ..*range });
+        let limit = Limit { store: self, log, head, batch };
+        seam::range(&limit, self.archive.as_deref(), None, &range).await
     }
 
     async fn named(&self, key: &str) -> Result<Option<Bytes>, StoreError> {

@@ -7,6 +7,9 @@
 //! Each blob has a link of the log's checksum chain (`tern_replication::store::format`). A range is served only if
 //! each entry's link follows from the entry before, which is read along, and each body is the one that its header
 //! names. What does not verify, or is missing below the head, makes the log refused.
+//!
+//! Entries that are in the archive are removed with time-stamp 3, so that a region that inserts them late does not bring
+//! them back for as long as the database remembers the removal. What stands there all the same is not read (`archived`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +20,9 @@ use scylla::response::PagingState;
 use tern_core::entry::Entry;
 use tern_core::ids::Seq;
 use tern_core::store::{Range, StoreError};
+pub(crate) use tern_replication::store::archive::reads::damaged;
 use tern_replication::store::format::{Chain, LogId, link_of, split_entry};
+use tern_replication::store::limits::ARCHIVE_OBJECT_BYTES;
 
 use crate::limits::BUCKET_BITS;
 use crate::requests::{Requests, odd};
@@ -27,12 +32,15 @@ use crate::tails::key;
 const WHOLE: i64 = 1;
 /// Of an erased one: it always wins.
 const ERASED: i64 = 2;
+/// Of the removal of what is in the archive.
+const REMOVED: i64 = 3;
 
 pub(crate) struct Timeline {
     requests: Arc<Requests>,
 }
 
-fn bucket(seq: Seq) -> i64 {
+/// The partition that an entry is in.
+pub(crate) fn bucket(seq: Seq) -> i64 {
     (seq >> BUCKET_BITS).cast_signed()
 }
 
@@ -99,12 +107,56 @@ impl Timeline {
         read(log, seq, &value).map(Some)
     }
 
-    /// A range up to `head`. `batch`: what may not be in the timeline yet.
+    /// Values from `from` on, to `to` or until they fill an object of the archive. All of one bucket.
+    pub(crate) async fn values(&self, log: LogId, from: Seq, to: Seq) -> Result<Vec<Bytes>, StoreError> {
+        let (conversation, region, era) = key(log);
+        let values = (&conversation[..], region, era, bucket(from), from.cast_signed(), to.cast_signed(), i32::MAX);
+        let (mut found, mut bytes, mut page) = (Vec::new(), 0, Some(PagingState::start()));
+        while let Some(at) = page {
+            let (rows, next) = self.requests.page(&self.requests.statements().entries_up, values, at).await?;
+            for row in rows.rows::<(i64, Option<Vec<u8>>)>().map_err(odd)? {
+                let value = Bytes::from(row.map_err(odd)?.1.unwrap_or_default());
+                bytes += value.len() + 4;
+                found.push(value);
+                if bytes >= ARCHIVE_OBJECT_BYTES {
+                    return Ok(found);
+                }
+            }
+            page = next;
+        }
+        Ok(found)
+    }
+
+    /// Whether anything stands in a part of a bucket.
+    pub(crate) async fn is_left(&self, log: LogId, from: Seq, to: Seq) -> Result<bool, StoreError> {
+        let (conversation, region, era) = key(log);
+        let values = (conversation, region, era, bucket(from), from.cast_signed(), to.cast_signed());
+        let row: Option<(i64,)> = self.requests.row(&self.requests.statements().entries_left, values).await?;
+        Ok(row.is_some())
+    }
+
+    /// Removes a part of a bucket, in every datacenter.
+    pub(crate) async fn remove(&self, log: LogId, from: Seq, to: Seq) -> Result<(), StoreError> {
+        let (conversation, region, era) = key(log);
+        let values = (REMOVED, conversation, region, era, bucket(from), from.cast_signed(), to.cast_signed());
+        self.requests.write(&self.requests.statements().entries_remove, values).await
+    }
+
+    /// Removes one entry that is in the archive, if it stands here or comes late.
+    pub(crate) async fn remove_one(&self, log: LogId, seq: Seq) -> Result<(), StoreError> {
+        let (conversation, region, era) = key(log);
+        let values = (REMOVED, conversation, region, era, bucket(seq), seq.cast_signed());
+        self.requests.write(&self.requests.statements().entry_remove, values).await
+    }
+
+    /// A range up to `head`. `batch`: what may not be in the timeline yet. `below`: an entry that is not here, and its
+    /// link, from which the next one must follow.
     pub(crate) async fn range(
         &self,
         range: &Range,
         head: Seq,
         batch: &BTreeMap<Seq, Bytes>,
+        below: (Seq, Chain),
     ) -> Result<Vec<Arc<Entry>>, StoreError> {
         let log = LogId { conversation: range.conversation, origin: range.origin };
         let (low, high) = (range.from.max(1), range.to.min(head));
@@ -125,7 +177,8 @@ impl Timeline {
         let mut found = walk.found;
         let lowest = if range.backwards { found.last() } else { found.first() };
         let before = match lowest.map(|read| read.seq) {
-            None | Some(1) => Chain::default(),
+            None => Chain::default(),
+            Some(seq) if seq == below.0 + 1 => below.1,
             Some(seq) => self.link(log, seq - 1, batch).await?,
         };
         if range.backwards {
@@ -234,8 +287,4 @@ impl Walk<'_> {
         }
         Ok(self.next().is_some())
     }
-}
-
-pub(crate) fn damaged(log: LogId, what: String) -> StoreError {
-    StoreError::Damaged { conversation: log.conversation, origin: log.origin, what }
 }

@@ -156,7 +156,7 @@ async fn every_crash_point_of_an_append_leaves_it_whole_or_not_at_all() {
         }
     }
     assert!(outcomes.iter().all(|times| *times > 0), "not written; written and not answered; answered: {outcomes:?}");
-    let found = inspect::inspect(&place.store()).await.unwrap();
+    let found = inspect::inspect(&place.store(), true).await.unwrap();
     assert!(found.damaged.is_empty() && found.entries > 20, "{found:?}");
 }
 
@@ -413,7 +413,7 @@ async fn changed_or_missing_entries_are_refused_and_never_served() {
         assert!(image.heads.is_empty() && image.damaged.contains_key(&HERE), "{n}: {image:?}");
         assert_eq!(image.highest_hlc, 6 << 16);
     }
-    let found = inspect::inspect(&place.store()).await.unwrap();
+    let found = inspect::inspect(&place.store(), true).await.unwrap();
     assert_eq!((found.conversations, found.damaged.len()), (4, 4), "{found:?}");
 }
 

@@ -120,7 +120,7 @@ async fn check(place: &Place, heads: &BTreeMap<u8, u64>) {
         assert!(found == expected, "{n}: {} of {head}", found.len());
     }
     assert_eq!(store.todo().await.unwrap().len(), usize::from(CONVERSATIONS));
-    let found = inspect::inspect(&store).await.unwrap();
+    let found = inspect::inspect(&store, true).await.unwrap();
     assert_eq!((found.conversations, found.damaged.len()), (u64::from(CONVERSATIONS), 0), "{found:?}");
 }
 

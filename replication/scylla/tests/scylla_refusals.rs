@@ -70,6 +70,14 @@ async fn what_is_wrong_with_a_database_is_said_with_what_to_change() {
         assert!(said.contains("run `tern store migrate`"), "{said}");
         cql(&session, &version(keyspace, known)).await;
     }
+    // A timeline of the first version.
+    for table in ["archived", "erased"] {
+        cql(&session, &format!("DROP TABLE {}.{table}", good.timeline_keyspace)).await;
+    }
+    cql(&session, &version(&good.timeline_keyspace, 1)).await;
+    let done = schema::migrate(&good).await.unwrap().done;
+    assert_eq!(done, [format!("keyspace {} has schema version 2 now", good.timeline_keyspace)]);
+    assert!(Cluster::connect(good.clone()).await.is_ok());
     cql(&session, &format!("DROP TABLE {}.share", good.keyspace)).await;
     let said = refused(good.clone()).await;
     assert!(said.contains("has no table \"share\"") && said.contains("`tern store init`"), "{said}");

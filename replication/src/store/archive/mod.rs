@@ -13,7 +13,8 @@
 //! each entry, and the chain of the log from the entry before to the last one.
 //!
 //! Reading order: [`objects`] (what is asked of an object store, and one in memory), [`mod@format`], [`reads`] (cache, limits),
-//! then `embedded/tiering` (what moves when).
+//! [`seam`] (reading over the limit between store and archive), [`plan`] (what may move, and what a pass tells), [`sweep`],
+//! then the passes themselves: `embedded/tiering`, and `tiering` of the store on ScyllaDB.
 //!
 //! Invariants:
 //!
@@ -24,9 +25,17 @@
 pub mod format;
 pub mod metrics;
 pub mod objects;
+pub mod plan;
 pub mod reads;
+pub mod seam;
+pub mod sweep;
+
+/// Named value: under which name a store writes to the archive. 16 bytes. A store that was made from a backup takes
+/// another one.
+pub const ARCHIVE_ID_KEY: &str = "archive/id";
 
 pub use format::Run;
 pub use metrics::ArchiveMetrics;
 pub use objects::{Listed, MemoryObjects, ObjectError, Objects};
+pub use plan::{TierPlan, TierReport};
 pub use reads::{Archive, ArchiveError, ArchiveOptions};

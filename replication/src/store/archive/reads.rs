@@ -4,7 +4,7 @@
 //! beyond [`ARCHIVE_READS_WAITING`], and for [`ARCHIVE_PAUSE`] after one that got no answer, the next are told at once
 //! that the archive can't be read: a dead object store costs whoever scrolls back an error, and nobody a queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +23,7 @@ use super::super::limits::{
 use super::format::{Run, bucket_folder, is_hash, object_name, parse_name, store_folder};
 use super::metrics::ArchiveMetrics;
 use super::objects::{Listed, ObjectError, Objects};
+use super::seam::Marked;
 
 /// Why a run could not be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +49,7 @@ impl ArchiveError {
     pub fn of(self, log: LogId) -> StoreError {
         match self {
             Self::Unavailable(what) => StoreError::Archive(what),
-            other => {
-                let (conversation, origin) = (log.conversation, log.origin);
-                StoreError::Damaged { conversation, origin, what: other.to_string() }
-            }
+            other => damaged(log, other.to_string()),
         }
     }
 }
@@ -89,7 +87,10 @@ struct State {
 /// A region's part of an object store. Share it in an [`Arc`].
 pub struct Archive {
     objects: Arc<dyn Objects>,
-    region: String,
+    deployment: String,
+    region: Region,
+    /// Runs lie with the region whose log they are of.
+    by_origin: bool,
     options: ArchiveOptions,
     permits: Semaphore,
     waiting: AtomicUsize,
@@ -128,13 +129,38 @@ impl Archive {
         let deployment: String = deployment.chars().map(word).collect();
         Self {
             objects,
-            region: format!("{deployment}/region-{region}"),
+            deployment,
+            region,
+            by_origin: false,
             options,
             permits: Semaphore::new(ARCHIVE_READS),
             waiting: AtomicUsize::new(0),
             state: Mutex::default(),
             metrics: ArchiveMetrics::default(),
         }
+    }
+
+    /// The same for a region whose entries lie in one database with those of others: each region writes the runs of its
+    /// own logs, and reads those of all.
+    #[must_use]
+    pub fn of_all_regions(mut self) -> Self {
+        self.by_origin = true;
+        self
+    }
+
+    /// Whose it is.
+    pub fn region(&self) -> Region {
+        self.region
+    }
+
+    /// The folder of what a region has written.
+    fn folder(&self, region: Region) -> String {
+        format!("{}/region-{region}", self.deployment)
+    }
+
+    /// The folder of the region that writes the runs of a log.
+    fn folder_of(&self, log: LogId) -> String {
+        self.folder(if self.by_origin { log.origin.region } else { self.region })
     }
 
     /// What it counts.
@@ -144,7 +170,7 @@ impl Archive {
 
     /// The name of the object that a mark names.
     pub fn name(&self, log: LogId, first: Seq, mark: &ArchiveMark) -> String {
-        object_name(&self.region, log, first, mark)
+        object_name(&self.folder_of(log), log, first, mark)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -214,11 +240,12 @@ impl Archive {
         store: [u8; 16],
     ) -> Result<Option<(Run, ArchiveMark)>, ArchiveError> {
         let mut found: Option<(Run, ArchiveMark)> = None;
+        let region = self.folder_of(log);
         for store in if store == mark.store { vec![store] } else { vec![mark.store, store] } {
-            let folder = bucket_folder(&self.region, &store, log, first);
+            let folder = bucket_folder(&region, &store, log, first);
             let listed = self.asked(self.objects.list(&folder, None, ARCHIVE_FOLDER_OBJECTS)).await;
             for listed in listed.map_err(|error| self.failed(&folder, error))? {
-                let is_it = parse_name(&self.region, &store, &listed.name);
+                let is_it = parse_name(&region, &store, &listed.name);
                 if is_it.is_none_or(|(of, at, hash)| of != log || at != first || is_hash(hash, &mark.hash)) {
                     continue;
                 }
@@ -243,6 +270,43 @@ impl Archive {
         Ok(mark)
     }
 
+    /// The run that a mark names, or the one that took its place, see [`Self::find_again`].
+    ///
+    /// # Errors
+    /// See [`Self::run`].
+    pub async fn run_or_other(
+        &self,
+        log: LogId,
+        first: Seq,
+        mark: &ArchiveMark,
+        store: [u8; 16],
+    ) -> Result<Arc<Run>, ArchiveError> {
+        match self.run(log, first, mark).await {
+            Err(error @ ArchiveError::Missing(_)) => {
+                let again = self.find_again(log, first, mark, store).await?;
+                Ok(Arc::new(again.ok_or(error)?.0))
+            }
+            run => run,
+        }
+    }
+
+    /// Writes the run that a mark names anew, with more bodies erased, or under the name of `store` where another one wrote
+    /// it; its mark then. The old object stays: the new mark must be durable before it goes.
+    ///
+    /// # Errors
+    /// Those of reading and writing, as the answer to a read of this log.
+    pub async fn rewrite(
+        &self,
+        log: LogId,
+        (first, old): Marked,
+        erased: &BTreeSet<Seq>,
+        store: [u8; 16],
+    ) -> Result<ArchiveMark, StoreError> {
+        let run = self.run_or_other(log, first, &old, store).await.map_err(|error| error.of(log))?;
+        let run = run.erased(|seq| erased.contains(&seq)).map_err(|what| damaged(log, what))?;
+        self.write(&run, store).await.map_err(|error| error.of(log))
+    }
+
     /// Whether the object that a mark names is there and as long as it was, without reading it.
     pub async fn is_there(&self, log: LogId, first: Seq, mark: &ArchiveMark) -> Result<(), ArchiveError> {
         let name = self.name(log, first, mark);
@@ -258,7 +322,7 @@ impl Archive {
 
     /// Deletes an object of `store`'s own; that of another store is left.
     pub async fn delete(&self, name: &str, store: &[u8; 16]) -> Result<(), ArchiveError> {
-        if parse_name(&self.region, store, name).is_none() {
+        if parse_name(&self.folder(self.region), store, name).is_none() {
             return Ok(());
         }
         self.asked(self.objects.delete(name)).await.map_err(|error| self.failed(name, error))
@@ -266,13 +330,13 @@ impl Archive {
 
     /// Objects of a store, page by page in order of their names.
     pub async fn list(&self, store: &[u8; 16], after: Option<&str>, limit: usize) -> Result<Vec<Listed>, ArchiveError> {
-        let folder = store_folder(&self.region, store);
+        let folder = store_folder(&self.folder(self.region), store);
         self.asked(self.objects.list(&folder, after, limit)).await.map_err(|error| self.failed(&folder, error))
     }
 
     /// What a name of [`Self::list`] says: which run, and whether a mark names just this object.
     pub fn parse(&self, store: &[u8; 16], name: &str) -> Option<(LogId, Seq)> {
-        parse_name(&self.region, store, name).map(|(log, first, _)| (log, first))
+        parse_name(&self.folder(self.region), store, name).map(|(log, first, _)| (log, first))
     }
 
     /// Forgets a run that was replaced.
@@ -347,8 +411,13 @@ impl Archive {
     }
 }
 
+/// The answer where a log is not what it should be.
+pub fn damaged(log: LogId, what: String) -> StoreError {
+    StoreError::Damaged { conversation: log.conversation, origin: log.origin, what }
+}
+
 /// The answer to a read of what is in an archive that the configuration does not name.
-pub(crate) fn not_configured(log: LogId) -> StoreError {
+pub fn not_configured(log: LogId) -> StoreError {
     let conversation = log.conversation;
     StoreError::Archive(format!(
         "old entries of conversation {conversation} were moved to an archive, and store.tier.url is not set"

@@ -46,11 +46,11 @@ pub use metrics::StoreMetrics;
 pub use offline::Offline;
 pub use open::{OpenError, OpenReport, Options, Verify, check_files};
 pub use purge::CompactReport;
-pub use tiering::{TierPlan, TierReport};
 pub use verify::{CutTail, DamagedLog, Findings, Span};
 pub use writer::FailedSync;
 
 use super::archive::Archive;
+use super::archive::seam::Found;
 use super::conditions;
 use super::limits::{COMMAND_BYTES, WRITE_QUEUE_BYTES};
 use backup::Plan;
@@ -58,7 +58,6 @@ use backup::format::Kind;
 use chores::Chores;
 use scan::Scans;
 use tables::Tables;
-use tiering::Found;
 use writer::{Command, Marks, Queue, Writer};
 
 const STOPPED: &str = "the store was closed before it answered; what became of the write is not known";
@@ -319,7 +318,7 @@ impl Store for EmbeddedStore {
                 let (answer, _not_awaited) = oneshot::channel();
                 self.queue.push(Command::Mark { log: found.log, marks, answer });
             };
-            tiering::range(&self.tables, self.archive.as_deref(), self.archive_id, &range, found_again).await
+            tiering::range(&self.tables, self.archive.as_deref(), Some(self.archive_id), &range, found_again).await
         })
     }
 

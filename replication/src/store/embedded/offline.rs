@@ -14,7 +14,7 @@ use tern_core::store::{Range, StoreError};
 use tokio::runtime::Handle;
 
 use super::super::archive::reads::not_configured;
-use super::super::archive::{Archive, ArchiveError, Run};
+use super::super::archive::{ARCHIVE_ID_KEY, Archive, ArchiveError, Run, TierPlan, TierReport};
 use super::super::format::{ArchiveMark, CLEAN_KEY, LogId, PURGE_KEY, encode_opaque, meta_key};
 use super::super::limits::CACHE_BYTES;
 use super::backup::{self, BackupError, BackupReport, Plan, format::Kind};
@@ -77,12 +77,12 @@ impl Offline {
             let log = LogId { conversation: range.conversation, origin: range.origin };
             return if part.then.is_some() { Err(not_configured(log)) } else { Ok(part.entries) };
         };
-        runtime.block_on(tiering::range(&self.tables, Some(archive), [0; 16], range, drop))
+        runtime.block_on(tiering::range(&self.tables, Some(archive), None, range, drop))
     }
 
     /// What a pass of tiering would find, see [`super::EmbeddedStore::tier`].
-    pub fn survey(&self, plan: &tiering::TierPlan) -> Result<tiering::TierReport, StoreError> {
-        let id = self.tables.meta(open::ARCHIVE_ID_KEY)?.and_then(|id| id[..].try_into().ok());
+    pub fn survey(&self, plan: &TierPlan) -> Result<TierReport, StoreError> {
+        let id = self.tables.meta(ARCHIVE_ID_KEY)?.and_then(|id| id[..].try_into().ok());
         self.tables.survey(plan, &id.unwrap_or_default())
     }
 
@@ -101,14 +101,7 @@ impl Offline {
             if lengths_only {
                 return archive.is_there(log, first, mark).await.map(|()| None);
             }
-            let run = match archive.run(log, first, mark).await {
-                Err(error @ ArchiveError::Missing(_)) => {
-                    let again = archive.find_again(log, first, mark, mark.store).await?;
-                    Arc::new(again.ok_or(error)?.0)
-                }
-                run => run?,
-            };
-            Ok(Some(run))
+            archive.run_or_other(log, first, mark, mark.store).await.map(Some)
         })
     }
 

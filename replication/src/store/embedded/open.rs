@@ -19,7 +19,7 @@ use fjall::OwnedWriteBatch;
 use tern_core::ids::Region;
 use tern_core::limits::DISK_RESERVE_BYTES;
 
-use super::super::archive::Archive;
+use super::super::archive::{ARCHIVE_ID_KEY, Archive};
 use super::super::format::{CLEAN_KEY, decode_opaque, encode_opaque, meta_key};
 use super::super::limits::{CACHE_BYTES, DISK_FLOOR_BYTES, INIT_BYTES};
 use super::journal::{self, JournalDamage};
@@ -373,10 +373,6 @@ pub(super) fn open_tables(dir: &Path, whole: bool, cache_bytes: u64) -> Result<(
     })?;
     Ok((tables, journal))
 }
-
-/// Named value: under which name the store writes to the archive. 16 bytes. A store that is made from a backup takes
-/// another one.
-pub(super) const ARCHIVE_ID_KEY: &str = "archive/id";
 
 /// The store's name in the archive; without an archive it needs none.
 pub(super) fn archive_id(tables: &Tables, options: &Options) -> fjall::Result<[u8; 16]> {

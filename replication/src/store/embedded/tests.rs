@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use tern_core::ids::{Heads, Identity, InstallId, Origin, Place, Rev, body_hash};
 use tern_core::store::Target;
 
+use super::super::archive::TierPlan;
 use super::super::format::{LogId, encode_entry, entry_key, split_entry};
 use super::*;
 

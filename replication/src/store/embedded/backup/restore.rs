@@ -17,13 +17,12 @@ use ring::digest::{Context, SHA256};
 use tern_core::ids::{ConvId, Identity, Region};
 use tern_core::limits::DISK_RESERVE_BYTES;
 
+use super::super::super::archive::ARCHIVE_ID_KEY;
 use super::super::super::format::{
     decode_erased, decode_opaque, encode_erased, encode_opaque, erased_value, meta_key, parse_entry_key,
 };
 use super::super::super::limits::{CACHE_BYTES, INIT_BYTES, RESTORE_BATCH_BYTES, RESTORE_ERASURES};
-use super::super::open::{
-    self, ARCHIVE_ID_KEY, RESTORING, claim, free_bytes, open_tables, refuse_unfinished, write_marker,
-};
+use super::super::open::{self, RESTORING, claim, free_bytes, open_tables, refuse_unfinished, write_marker};
 use super::super::tables::{Tables, describe, read_entry};
 use super::super::verify::{self as chains, Findings};
 use super::super::writer::{monotonic, wall_ms};

@@ -3,10 +3,8 @@
 //! Problem: what is moved is for a moment in two places, and must be in one of them for ever. The process may die
 //! between any two steps, a body may be erased between any two steps, and an object store may lie about what it keeps.
 //!
-//! Rule: a pass goes through all logs. Of each it takes the oldest bucket that is still in the store, if all its places are
-//! decided and the log goes on above it, its newest entry is old enough, no todo row has still to do with it, no
-//! comparison with a peer is under way, and the conversation's checkpoint covers it, so that nothing but a client's
-//! scrolling back will ask for it. Then, run by run:
+//! Rule: a pass goes through all logs. Of each it takes the oldest bucket that is still in the store, if it may move
+//! (`archive/plan`). Then, run by run:
 //!
 //! 1. The object is written, read back, and verified. Dead here: an object that no mark names, deleted by a later sweep.
 //! 2. The mark is written, synced; the writer looks once more whether a body was erased meanwhile. From here on reads
@@ -23,5 +21,4 @@ mod marks;
 mod pass;
 mod writing;
 
-pub(super) use marks::{Found, mark_of, range};
-pub use pass::{TierPlan, TierReport};
+pub(super) use marks::{mark_of, range};

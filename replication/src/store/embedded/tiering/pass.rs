@@ -1,148 +1,25 @@
 //! A pass of tiering, see the module above.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::future::ready;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use fjall::{Readable, Snapshot};
-use tern_core::ids::{ConvId, Heads, Origin, Seq};
+use tern_core::ids::Seq;
 use tern_core::node::refill::MARK_KEY;
 use tern_core::sequencer::LogState;
-use tern_core::store::{Store, StoreError, Todo};
+use tern_core::store::{Store, StoreError};
 use tokio::sync::oneshot;
 
-use super::super::super::archive::format::RunBuilder;
-use super::super::super::archive::{Archive, ArchiveError, Run};
+use super::super::super::archive::Archive;
+use super::super::super::archive::plan::{Bucket, COMPARED, Steps, TierPlan, TierReport, Undone, bucket_end, build};
+use super::super::super::archive::seam::Marked;
 use super::super::super::format::{Chain, LogId, checkpoint_key, decode_opaque, entry_key, meta_key, parse_entry_key};
-use super::super::super::limits::{
-    ARCHIVE_BUCKET_BITS, ARCHIVE_COMPACT_BYTES, ARCHIVE_LIST, ARCHIVE_OBJECT_BYTES, ARCHIVE_ORPHAN_AGE, ARCHIVE_SCAN,
-    ARCHIVE_TRIM_ENTRIES,
-};
+use super::super::super::limits::{ARCHIVE_COMPACT_BYTES, ARCHIVE_OBJECT_BYTES, ARCHIVE_SCAN, ARCHIVE_TRIM_ENTRIES};
 use super::super::EmbeddedStore;
 use super::super::tables::{Tables, backend, read_entry};
 use super::super::verify::after;
 use super::super::writer::{Command, Marks};
 use super::mark_of;
-use super::marks::Marked;
-
-/// What a pass is to do.
-#[derive(Clone, Debug)]
-pub struct TierPlan {
-    /// The wall clock, in milliseconds.
-    pub now_ms: u64,
-    /// A bucket moves when its newest entry is older than this.
-    pub after: Duration,
-    /// Look for objects that no mark names, and delete them.
-    pub sweep: bool,
-    /// Only say what would move.
-    pub dry_run: bool,
-    /// Places of a bucket: 2 to this power.
-    #[doc(hidden)]
-    pub bucket_bits: u32,
-    /// Do not ask for checkpoints and todo, for tests of stores without a core.
-    #[doc(hidden)]
-    pub eager: bool,
-    /// End after so many steps as if the process had died, for tests.
-    #[doc(hidden)]
-    pub steps: Option<u64>,
-}
-
-impl TierPlan {
-    /// A whole pass.
-    pub fn new(now_ms: u64, after: Duration) -> Self {
-        let bucket_bits = ARCHIVE_BUCKET_BITS;
-        Self { now_ms, after, sweep: false, dry_run: false, bucket_bits, eager: false, steps: None }
-    }
-}
-
-/// What a pass has found and done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TierReport {
-    /// Buckets that are old enough, moved or not.
-    pub due_buckets: u64,
-    /// Their entries.
-    pub due_entries: u64,
-    /// Bytes of those.
-    pub due_bytes: u64,
-    /// Buckets that are old enough and that something still needs: a todo row, or a checkpoint that does not cover them.
-    pub held_back: u64,
-    /// Buckets that were moved.
-    pub moved_buckets: u64,
-    /// Their entries.
-    pub moved_entries: u64,
-    /// Bytes of objects written for them.
-    pub moved_bytes: u64,
-    /// Objects written anew.
-    pub rewritten: u64,
-    /// Objects that no mark named, and that were deleted.
-    pub orphans: u64,
-    /// Runs in the archive after the pass.
-    pub runs: u64,
-    /// Bytes of their objects.
-    pub archived_bytes: u64,
-    /// Runs whose objects another store wrote, from whose backup this one was made.
-    pub foreign_runs: u64,
-    /// Erased bodies that are still in objects.
-    pub unwritten_erasures: u64,
-    /// Why nothing moves at present.
-    pub waits: Option<&'static str>,
-    /// What could not be done, the first of it.
-    pub failed: Option<String>,
-}
-
-/// Why nothing moves.
-const COMPARED: &str = "the store is being compared with another region";
-
-impl TierPlan {
-    /// What is not newer is old enough.
-    fn oldest_ms(&self) -> u64 {
-        self.now_ms.saturating_sub(u64::try_from(self.after.as_millis()).unwrap_or(u64::MAX))
-    }
-}
-
-impl TierReport {
-    fn due(&mut self, bucket: &Bucket) {
-        self.due_buckets += 1;
-        self.due_entries += bucket.to - bucket.from + 1;
-        self.due_bytes += bucket.bytes;
-    }
-
-    fn count(&mut self, scanned: &ScannedMarks) {
-        self.runs += scanned.runs;
-        self.archived_bytes += scanned.bytes;
-        self.foreign_runs += scanned.foreign;
-        self.unwritten_erasures += scanned.unwritten;
-    }
-}
-
-/// Up to where each log is done with, of those that todo rows name.
-fn undone(todo: &[Todo]) -> BTreeMap<(ConvId, Origin), Seq> {
-    let mut undone: BTreeMap<(ConvId, Origin), Seq> = BTreeMap::new();
-    for todo in todo {
-        for (origin, done) in todo.prefix.iter().filter(|(origin, _)| origin.era != 0) {
-            let least = undone.entry((todo.conversation, *origin)).or_insert(*done);
-            *least = (*least).min(*done);
-        }
-    }
-    undone
-}
-
-fn is_needed(undone: &BTreeMap<(ConvId, Origin), Seq>, bucket: &Bucket) -> bool {
-    undone.get(&(bucket.log.conversation, bucket.log.origin)).is_some_and(|done| *done < bucket.to)
-}
-
-/// A bucket that could move.
-struct Bucket {
-    log: LogId,
-    from: Seq,
-    to: Seq,
-    /// What its first entry follows.
-    before: Chain,
-    /// Milliseconds of its newest entry.
-    newest_ms: u64,
-    bytes: u64,
-}
 
 /// What a scan of some logs has found.
 #[derive(Default)]
@@ -156,28 +33,16 @@ struct Scanned {
 /// What a scan of some marks has found.
 #[derive(Default)]
 struct ScannedMarks {
-    runs: u64,
-    bytes: u64,
-    foreign: u64,
-    unwritten: u64,
-    /// Runs whose objects are not as they should be.
-    stale: Vec<(LogId, Marked)>,
+    /// Marks, how many places in each are erased.
+    marks: Vec<(LogId, Marked, u64)>,
     next: Option<Vec<u8>>,
 }
 
-/// Counts down the steps of a test.
-struct Steps(Option<u64>);
-
-impl Steps {
-    fn step(&mut self) -> Result<(), StoreError> {
-        match &mut self.0 {
-            Some(0) => Err(StoreError::Backend("the test ends here".to_owned())),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
+impl ScannedMarks {
+    /// Counts them; those whose objects are not as they should be.
+    fn count(self, report: &mut TierReport, store: &[u8; 16]) -> Vec<(LogId, Marked)> {
+        let stale = self.marks.into_iter().filter(|(_, (_, mark), erased)| report.count(mark, *erased, store));
+        stale.map(|(log, marked, _)| (log, marked)).collect()
     }
 }
 
@@ -210,9 +75,7 @@ impl Tables {
 
     /// The oldest bucket of a log that is not in the archive, if it is closed.
     fn oldest_bucket(&self, snapshot: &Snapshot, log: LogId, bits: u32) -> Result<Option<Bucket>, StoreError> {
-        let last = self.last_mark(snapshot, log)?;
-        let from = last.map_or(0, |(_, mark)| mark.last) + 1;
-        let before = last.map_or([0; 16], |(_, mark)| mark.chain);
+        let (from, before) = Bucket::after(self.last_mark(snapshot, log)?.as_ref());
         self.bucket(snapshot, log, from, before, bits)
     }
 
@@ -225,7 +88,7 @@ impl Tables {
         before: Chain,
         bits: u32,
     ) -> Result<Option<Bucket>, StoreError> {
-        let to = from | ((1 << bits) - 1);
+        let to = bucket_end(from, bits);
         let goes_on = snapshot.range(&self.entries, entry_key(log, to + 1)..=entry_key(log, u64::MAX)).next().is_some();
         if !goes_on {
             return Ok(None);
@@ -251,34 +114,27 @@ impl Tables {
     }
 
     /// The next marks from `start` on.
-    fn scan_marks(&self, start: &[u8], store: &[u8; 16]) -> Result<ScannedMarks, StoreError> {
+    fn scan_marks(&self, start: &[u8]) -> Result<ScannedMarks, StoreError> {
         let snapshot = self.db.snapshot();
         let mut found = ScannedMarks::default();
         for row in snapshot.range(&self.state, start..&b"b"[..]) {
             let (key, value) = row.into_inner().map_err(backend)?;
-            if found.runs >= ARCHIVE_SCAN as u64 {
+            if found.marks.len() >= ARCHIVE_SCAN {
                 found.next = Some(key.to_vec());
                 break;
             }
             let (log, (first, mark)) = mark_of(&key, &value)?;
-            found.runs += 1;
-            found.bytes += mark.bytes;
             let erased = self.erased_in(&snapshot, log, first, mark.last)?.len() as u64;
-            let unwritten = erased.saturating_sub(u64::from(mark.erased));
-            let foreign = mark.store != *store;
-            found.unwritten += unwritten;
-            found.foreign += u64::from(foreign);
-            if unwritten > 0 || foreign {
-                found.stale.push((log, (first, mark)));
-            }
+            found.marks.push((log, (first, mark), erased));
         }
         Ok(found)
     }
 
-    /// Up to where each log of a conversation is covered by its checkpoint.
-    fn covered(&self, conversation: ConvId) -> Result<Heads, StoreError> {
-        let value = self.opaque(&checkpoint_key(conversation))?;
-        Ok(value.and_then(|value| LogState::from_checkpoint(conversation, value)).map_or_else(Heads::new, |s| s.heads))
+    /// Up to where its conversation's checkpoint covers a log.
+    fn covered(&self, log: LogId) -> Result<Seq, StoreError> {
+        let value = self.opaque(&checkpoint_key(log.conversation))?;
+        let state = value.and_then(|value| LogState::from_checkpoint(log.conversation, value));
+        Ok(state.and_then(|state| state.heads.get(&log.origin).copied()).unwrap_or(0))
     }
 
     /// What a pass would find, without doing anything.
@@ -287,22 +143,19 @@ impl Tables {
         if self.is_compared()? && !plan.eager {
             report.waits = Some(COMPARED);
         }
-        let undone = if plan.eager { BTreeMap::new() } else { undone(&self.todo()?) };
+        let undone = if plan.eager { Undone::default() } else { Undone::new(&self.todo()?) };
         let snapshot = self.db.snapshot();
         let mut start = Vec::new();
         loop {
             let scanned = self.scan_logs(&start, plan.bucket_bits)?;
             for bucket in scanned.buckets {
                 let mut next = Some(bucket);
-                while let Some(bucket) = next.take().filter(|bucket| bucket.newest_ms <= plan.oldest_ms()) {
-                    let log = bucket.log;
-                    let covered = || self.covered(log.conversation).map(|heads| heads.get(&log.origin).copied());
-                    if is_needed(&undone, &bucket) || !plan.eager && covered()?.is_none_or(|head| head < bucket.to) {
-                        report.held_back += 1;
+                while let Some(bucket) = next.take().filter(|bucket| plan.is_old(bucket)) {
+                    let covered = if plan.eager { None } else { Some(self.covered(bucket.log)?) };
+                    if !report.judge(&undone, &bucket, covered) {
                         break;
                     }
-                    report.due(&bucket);
-                    next = self.bucket(&snapshot, log, bucket.to + 1, [0; 16], plan.bucket_bits)?;
+                    next = self.bucket(&snapshot, bucket.log, bucket.to + 1, [0; 16], plan.bucket_bits)?;
                 }
             }
             match scanned.next {
@@ -312,9 +165,10 @@ impl Tables {
         }
         let mut start = b"a".to_vec();
         loop {
-            let scanned = self.scan_marks(&start, store)?;
-            report.count(&scanned);
-            match scanned.next {
+            let mut scanned = self.scan_marks(&start)?;
+            let next = scanned.next.take();
+            scanned.count(&mut report, store);
+            match next {
                 Some(next) => start = next,
                 None => return Ok(report),
             }
@@ -343,13 +197,13 @@ impl EmbeddedStore {
     pub async fn tier(&self, plan: &TierPlan) -> Result<TierReport, StoreError> {
         let _one = self.tiering.lock().await;
         let mut report = TierReport::default();
-        let mut steps = Steps(plan.steps);
+        let mut steps = Steps::new(plan);
         let Some(archive) = self.archive.clone().filter(|_| !plan.dry_run) else {
             let (plan, store) = (plan.clone(), self.archive_id);
             return self.scans.run(move |tables| tables.survey(&plan, &store)).await;
         };
         if let Err(error) = self.renew(&archive, &mut report, &mut steps).await {
-            self.note(&mut report, &error)?;
+            report.note(&error)?;
         }
         if self.scans.run(Tables::is_compared).await? && !plan.eager {
             report.waits = Some(COMPARED);
@@ -359,32 +213,21 @@ impl EmbeddedStore {
             && report.failed.is_none()
             && let Err(error) = self.sweep(&archive, plan.now_ms, &mut report).await
         {
-            self.note(&mut report, &error)?;
+            report.note(&error)?;
         }
         self.count_marks(&mut report).await?;
-        let metrics = archive.metrics();
-        metrics.held_bytes.set(report.archived_bytes);
-        metrics.unwritten_erasures.set(report.unwritten_erasures);
-        metrics.failed_passes.inc_by(u64::from(report.failed.is_some()));
+        report.publish(&archive);
         self.give_back(report.moved_bytes).await?;
         Ok(report)
-    }
-
-    /// A failure of the archive, or of one log, is told; one of the store ends the pass.
-    fn note(&self, report: &mut TierReport, error: &StoreError) -> Result<(), StoreError> {
-        if let StoreError::Backend(_) = error {
-            return Err(error.clone());
-        }
-        report.failed.get_or_insert_with(|| error.to_string());
-        Ok(())
     }
 
     async fn count_marks(&self, report: &mut TierReport) -> Result<(), StoreError> {
         let (mut start, store) = (b"a".to_vec(), self.archive_id);
         loop {
-            let scanned = self.scans.run(move |tables| tables.scan_marks(&start, &store)).await?;
-            report.count(&scanned);
-            match scanned.next {
+            let mut scanned = self.scans.run(move |tables| tables.scan_marks(&start)).await?;
+            let next = scanned.next.take();
+            scanned.count(report, &store);
+            match next {
                 Some(next) => start = next,
                 None => return Ok(()),
             }
@@ -393,24 +236,22 @@ impl EmbeddedStore {
 
     /// Writes anew what holds erased bodies, or was written by another store.
     async fn renew(&self, archive: &Archive, report: &mut TierReport, steps: &mut Steps) -> Result<(), StoreError> {
-        let mut start = b"a".to_vec();
-        let store = self.archive_id;
+        let (mut start, store) = (b"a".to_vec(), self.archive_id);
         loop {
-            let scanned = self.scans.run(move |tables| tables.scan_marks(&start, &store)).await?;
-            for (log, marked) in scanned.stale {
+            let mut scanned = self.scans.run(move |tables| tables.scan_marks(&start)).await?;
+            let next = scanned.next.take();
+            // What is there is counted when the pass is over.
+            for (log, marked) in scanned.count(&mut TierReport::default(), &store) {
                 match self.renew_one(archive, log, marked, steps).await {
-                    Ok(true) => {
-                        report.rewritten += 1;
-                        archive.metrics().rewritten.inc();
-                    }
+                    Ok(true) => report.rewritten(archive),
                     // The next pass looks again.
                     Ok(false) => {}
                     // Others may be whole.
-                    Err(error @ StoreError::Damaged { .. }) => self.note(report, &error)?,
+                    Err(error @ StoreError::Damaged { .. }) => report.note(&error)?,
                     Err(error) => return Err(error),
                 }
             }
-            match scanned.next {
+            match next {
                 Some(next) => start = next,
                 None => return Ok(()),
             }
@@ -426,19 +267,8 @@ impl EmbeddedStore {
         steps: &mut Steps,
     ) -> Result<bool, StoreError> {
         steps.step()?;
-        let run = match archive.run(log, first, &old).await {
-            Ok(run) => run,
-            Err(ArchiveError::Missing(name)) => {
-                let again =
-                    archive.find_again(log, first, &old, self.archive_id).await.map_err(|error| error.of(log))?;
-                Arc::new(again.ok_or_else(|| ArchiveError::Missing(name).of(log))?.0)
-            }
-            Err(error) => return Err(error.of(log)),
-        };
         let erased = self.tables.erased_in(&self.tables.db.snapshot(), log, first, old.last)?;
-        let run = run.erased(|seq| erased.contains(&seq));
-        let run = run.map_err(|what| self.tables.damaged(log, what))?;
-        let new = archive.write(&run, self.archive_id).await.map_err(|error| error.of(log))?;
+        let new = archive.rewrite(log, (first, old), &erased, self.archive_id).await?;
         steps.step()?;
         if new != old {
             if !self.write_marks(log, Marks::Other { first, old, new }).await? {
@@ -468,7 +298,7 @@ impl EmbeddedStore {
         report: &mut TierReport,
         steps: &mut Steps,
     ) -> Result<(), StoreError> {
-        let undone = if plan.eager { BTreeMap::new() } else { undone(&self.todo().await?) };
+        let undone = if plan.eager { Undone::default() } else { Undone::new(&self.todo().await?) };
         let (mut start, bits) = (Vec::new(), plan.bucket_bits);
         loop {
             let scanned = self.scans.run(move |tables| tables.scan_logs(&start, bits)).await?;
@@ -479,27 +309,21 @@ impl EmbeddedStore {
                 let mut next = Some(bucket);
                 while let Some(bucket) = next.take() {
                     let log = bucket.log;
-                    if bucket.newest_ms > plan.oldest_ms() {
+                    if !plan.is_old(&bucket) {
                         break;
                     }
-                    if is_needed(&undone, &bucket) || !plan.eager && !self.is_covered(log, bucket.to).await? {
-                        report.held_back += 1;
-                        break;
-                    }
-                    report.due(&bucket);
-                    if report.waits.is_some() {
+                    let covered = move |tables: &Tables| tables.covered(log);
+                    let covered = if plan.eager { None } else { Some(self.scans.run(covered).await?) };
+                    if !report.judge(&undone, &bucket, covered) || report.waits.is_some() {
                         break;
                     }
                     match self.move_bucket(archive, &bucket, report, steps).await {
-                        Ok(true) => {
-                            report.moved_buckets += 1;
-                            archive.metrics().moved_buckets.inc();
-                        }
+                        Ok(true) => report.moved_bucket(archive),
                         Ok(false) => break,
                         // The archive is away: nothing else can be moved either.
-                        Err(error @ StoreError::Archive(_)) => return self.note(report, &error),
+                        Err(error @ StoreError::Archive(_)) => return report.note(&error),
                         Err(error) => {
-                            self.note(report, &error)?;
+                            report.note(&error)?;
                             break;
                         }
                     }
@@ -512,11 +336,6 @@ impl EmbeddedStore {
                 None => return Ok(()),
             }
         }
-    }
-
-    async fn is_covered(&self, log: LogId, to: Seq) -> Result<bool, StoreError> {
-        let covered = self.scans.run(move |tables| tables.covered(log.conversation)).await?;
-        Ok(covered.get(&log.origin).is_some_and(|head| *head >= to))
     }
 
     /// Whether all of it was moved; not where a body was erased meanwhile.
@@ -540,11 +359,7 @@ impl EmbeddedStore {
             }
             steps.step()?;
             self.trim(log, from, mark.last, steps).await?;
-            let entries = mark.last - from + 1;
-            report.moved_entries += entries;
-            report.moved_bytes += mark.bytes;
-            archive.metrics().moved_entries.inc_by(entries);
-            archive.metrics().moved_bytes.inc_by(mark.bytes);
+            report.moved(archive, from, &mark);
             (from, before) = (mark.last + 1, mark.chain);
         }
         Ok(true)
@@ -564,29 +379,14 @@ impl EmbeddedStore {
         Ok(())
     }
 
-    /// Deletes objects of this store that no mark names and that are old enough not to be under way.
+    /// Deletes objects of this store that no mark names.
     async fn sweep(&self, archive: &Archive, now_ms: u64, report: &mut TierReport) -> Result<(), StoreError> {
-        let store = self.archive_id;
-        let failed = |error: ArchiveError| StoreError::Archive(error.to_string());
-        let mut after: Option<String> = None;
-        let orphan_ms = u64::try_from(ARCHIVE_ORPHAN_AGE.as_millis()).unwrap_or(u64::MAX);
-        loop {
-            let page = archive.list(&store, after.as_deref(), ARCHIVE_LIST).await.map_err(failed)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(last.name.clone());
-            for listed in page.iter().filter(|listed| now_ms.saturating_sub(listed.written_ms) >= orphan_ms) {
-                // A name of another form is nobody's of ours.
-                let Some((log, first)) = archive.parse(&store, &listed.name) else { continue };
-                // Asked after the object was seen: a mark is written before its object is that old.
-                let mark = self.tables.mark_at(&self.tables.db.snapshot(), log, first)?;
-                if mark.is_some_and(|(at, mark)| at == first && archive.name(log, first, &mark) == listed.name) {
-                    continue;
-                }
-                archive.delete(&listed.name, &store).await.map_err(failed)?;
-                report.orphans += 1;
-                archive.metrics().orphans.inc();
-            }
-        }
+        let is_named = |log, first, name: String| {
+            let mark = self.tables.mark_at(&self.tables.db.snapshot(), log, first);
+            let names = |(at, mark)| at == first && archive.name(log, first, &mark) == name;
+            ready(mark.map(|mark| mark.is_some_and(names)))
+        };
+        archive.sweep(&self.archive_id, now_ms, report, is_named).await
     }
 
     /// Rewrites the tables once enough was removed: only that gives the disk back.
@@ -602,13 +402,4 @@ impl EmbeddedStore {
         };
         self.chores.run(job).await.unwrap_or(Ok(()))
     }
-}
-
-fn build(log: LogId, first: Seq, before: Chain, values: &[Vec<u8>]) -> Result<Run, String> {
-    let mut builder = RunBuilder::new(log, first, before);
-    values.iter().try_for_each(|value| builder.push(value))?;
-    if builder.is_empty() {
-        return Err(format!("entry {first} is missing"));
-    }
-    Ok(builder.finish())
 }
