@@ -667,5 +667,5 @@ fn whoever_comes_first_is_told_how_many_come_after_him_as_long_as_that_wakes_nob
 #[test]
 fn an_edge_of_few_says_nothing_by_itself() {
     let mut scene = Scene::live();
-    assert_eq!(told_spreads(&mut scene, 100, |second| if second < 10 { 1 } else { 100 }), []);
+    assert_eq!(told_spreads(&mut scene, 80, |second| if second < 10 { 1 } else { 80 }), []);
 }

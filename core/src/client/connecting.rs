@@ -8,7 +8,7 @@ use super::candidates::{ConnNo, EngineOut, Failure};
 use super::data::Op;
 use super::effects::{Effect, Event, Hello};
 use super::heartbeat::Way;
-use super::limits::{UNSTABLE_ASK_FIRST, WORDS_BYTES};
+use super::limits::{BEAT_JITTER, FIRST_BEAT_MIN, UNSTABLE_ASK_FIRST, WORDS_BYTES};
 use super::machine::Machine;
 use super::networks::NetInfo;
 use super::session::Session;
@@ -78,7 +78,7 @@ impl Machine {
         session.seen_address = welcome.seen_address;
         self.engine.set_spread(Duration::from_millis(welcome.spread_ms.into()));
         // Who came together, as after an outage, does not beat together: else all would find a dead edge in one moment.
-        session.first_beat(self.rng.random_range(100..=1000));
+        session.first_beat(self.rng.random_range(FIRST_BEAT_MIN..=*BEAT_JITTER.end()));
         session.unstable_at = (!self.unstable.is_empty()).then_some(now + UNSTABLE_ASK_FIRST);
         let listed = self.unstable.iter().take(UNSTABLE_PER_FRAME);
         session.asked = listed.flat_map(|id| self.unstable_origins(*id).into_iter().map(|o| (*id, o))).collect();

@@ -180,6 +180,10 @@ pub const TOKEN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const HEARTBEAT: Duration = Duration::from_secs(25);
 /// Shortest and longest heartbeat that a server's word is followed for.
 pub const HEARTBEAT_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// A beat comes after so many thousandths of its interval; the first one of a connection after at least [`FIRST_BEAT_MIN`].
+pub const BEAT_JITTER: std::ops::RangeInclusive<u32> = 900..=1000;
+/// See [`BEAT_JITTER`].
+pub const FIRST_BEAT_MIN: u32 = 100;
 /// No gateway that was learned makes a beat more frequent than this.
 pub const BEAT_FLOOR: Duration = Duration::from_secs(10);
 /// Growth of a background beat after [`BEATS_STABLE`] of them.

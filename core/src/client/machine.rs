@@ -16,6 +16,7 @@ use super::effects::{ConnectionState, Effect, Event, Outbound, Setup, Step};
 use super::engine::Engine;
 use super::groups::Giving;
 use super::lifecycle::Suspect;
+use super::limits::BEAT_JITTER;
 use super::marks::wants_mark;
 use super::networks::{NetInfo, Networks};
 use super::outbox::{Outbox, Own};
@@ -419,7 +420,7 @@ impl Machine {
     }
 
     pub(super) fn send_ping(&mut self, now: Duration) {
-        let jitter = self.rng.random_range(900..=1000);
+        let jitter = self.rng.random_range(BEAT_JITTER);
         if let Some(session) = &mut self.session {
             let (echo, again_ms) = session.ping(now, jitter, true);
             let req = session.fresh_req();
@@ -438,7 +439,7 @@ impl Machine {
         self.engine.tick(now);
         self.run_engine(now);
         for _ in 0..4 {
-            let jitter = self.rng.random_range(900..=1000);
+            let jitter = self.rng.random_range(BEAT_JITTER);
             match self.session.as_mut().and_then(|s| s.due(now, jitter).map(|due| (due, s.fresh_req()))) {
                 Some((Due::Ping(echo, again_ms), req)) => {
                     let foreground = self.foreground;

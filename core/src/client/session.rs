@@ -21,8 +21,8 @@ use super::comparing::Comparison;
 use super::data::MessageId;
 use super::heartbeat::Heartbeat;
 use super::limits::{
-    BEAT_FLOOR, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT, SEND_HEAD,
-    SILENCE_MIN, TOKEN_MARGIN, TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
+    BEAT_FLOOR, BEAT_JITTER, BLIND_BYTES, HOLD_AFTER, PINGS, PROBE, PROBE_FAST_FOR, PROBE_SLOW, REQUEST_TIMEOUT,
+    SEND_HEAD, SILENCE_MIN, TOKEN_MARGIN, TOKEN_PAUSE, TOKEN_PAUSE_MAX, WINDOW, WINDOW_RESERVE,
 };
 use super::pulse::Pulse;
 use super::typing::Said;
@@ -409,7 +409,8 @@ impl Session {
         let before = self.last_heard.max(self.last_sent);
         let missed = self.again.filter(|(_, at)| now >= *at + self.silence_limit()).map(|(_, at)| at);
         let silence = missed.unwrap_or(now).saturating_sub(before);
-        if silence >= BEAT_FLOOR / 2 {
+        // A first beat comes early: that it fails says nothing of how long silences may be.
+        if silence >= BEAT_FLOOR / 2 && BEAT_JITTER.contains(&self.jitter) {
             self.beat = Some(Beat { echo: self.next_echo, at: now, silence, missed: missed.is_some() });
         }
         if missed.is_some() {

@@ -42,9 +42,9 @@ pub fn split(range: &Range, archived_to: Seq) -> Split {
     Split { table: Some(Range { from: archived_to + 1, ..*range }), then: Some(archived_to) }
 }
 
-/// Whether nothing may be added to what was read of a range.
+/// Whether nothing may be added to what was read of a range: one entry may be, however long it is.
 pub fn is_full(range: &Range, entries: &[Arc<Entry>]) -> bool {
-    entries.len() >= range.max_entries || bytes_of(entries) >= range.max_bytes
+    entries.len() >= range.max_entries || !entries.is_empty() && bytes_of(entries) >= range.max_bytes
 }
 
 /// What a read has found in the table, and where it goes on.
