@@ -17,6 +17,8 @@ use crate::scene::{DEADLINE, Device, Scene, figure};
 const CORES: [&str; 3] = ["eu-e1", "eu-e2", "eu-e3"];
 const EDGES: [&str; 2] = ["eu-e4", "eu-e5"];
 const USERS: [&str; 6] = ["ada", "ben", "cleo", "dora", "emil", "fay"];
+/// So often a node is started, at most.
+const STARTS: usize = 4;
 /// A node says so when it gains slots.
 const GAINED: &str = "shares of this region are this node's now";
 
@@ -116,9 +118,18 @@ impl Region {
     }
 }
 
+/// Starts a node as systemd does with tern's units: again where its start fails, as it does where a busy machine's database
+/// does not answer for a second.
 async fn admin(scene: &mut Scene, name: &str) -> SocketAddr {
     let arguments = scene.arguments(name).to_vec();
-    scene.fleet.start(name, &arguments).await.unwrap().admin.unwrap()
+    for _ in 0..STARTS {
+        match scene.fleet.start(name, &arguments).await {
+            Ok(ready) => return ready.admin.unwrap(),
+            Err(error) => eprintln!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    panic!("{name} does not start");
 }
 
 fn gained(scene: &Scene, name: &str) -> usize {
