@@ -194,7 +194,7 @@ impl From<tern_core::client::Event> for Event {
     }
 }
 
-/// A subscription: everything that happens from its making on. Bounded by [`crate::limits::EVENTS`]; what
+/// A subscription: everything that happens from its making on. Bounded by [`crate::ClientConfig::events`]; what
 /// does not fit is dropped, and [`Event::Lagged`] says so.
 #[derive(Debug)]
 pub struct Events {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// Events that a subscriber may be behind before it misses some and is told so: a long burst of messages.
 pub const EVENTS: usize = 4096;
+/// As many as an application can ask for: some hundred bytes each.
+pub const EVENTS_MAX: usize = 1 << 20;
 /// Largest dispatch answer that is read: a hundred times a usual one.
 pub const DISPATCH_ANSWER_BYTES: usize = 256 * 1024;
 /// Shortest and longest time that a dispatch answer is used without asking again.

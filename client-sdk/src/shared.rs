@@ -18,7 +18,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use crate::config::{ClientConfig, Tokens};
 use crate::dispatch;
 use crate::events::Event;
-use crate::limits::{EVENTS, STORE_PAUSE, STORE_PAUSE_MAX};
+use crate::limits::{EVENTS_MAX, STORE_PAUSE, STORE_PAUSE_MAX};
 use crate::store::{LocalStore, StoreError};
 
 /// What waits to be written to one connection. Bounded by the machine's windows.
@@ -175,13 +175,14 @@ impl Shared {
             stale: false,
             wants_connection: true,
         };
+        let waiting = config.events.clamp(1, EVENTS_MAX);
         Ok(Self {
             env,
             config,
             tokens,
             inner: Mutex::new(inner),
             wake: Notify::new(),
-            events: Mutex::new(Some(broadcast::Sender::new(EVENTS))),
+            events: Mutex::new(Some(broadcast::Sender::new(waiting))),
             version: watch::Sender::new(0),
         })
     }

@@ -19,6 +19,8 @@ use super::error::ChaosError;
 use super::observed::{Known, Observed, Sent};
 use crate::real::device::monotonic_ns;
 
+/// Events of a client that may wait to be noted: after a link was down for ten minutes everything comes at once.
+const EVENTS: usize = 1 << 16;
 /// More messages than a run has.
 const WHOLE_TIMELINE: usize = usize::MAX >> 1;
 /// Older messages that are asked for at once.
@@ -96,6 +98,7 @@ impl Crowd {
             let wrong = |what: &dyn std::fmt::Display| ChaosError::Clients(format!("the client of {user}: {what}"));
             let id = UserId::new(user).map_err(|error| wrong(&error))?;
             let mut config = ClientConfig::new(id.clone());
+            config.events = EVENTS;
             config.roots_pem.clone_from(&doors.roots);
             let mut dispatch: Vec<_> = doors.dispatch.iter().collect();
             dispatch.sort_by_key(|(of, _, _)| of != region);
