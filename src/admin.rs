@@ -4,8 +4,8 @@
 //! A region and ipconf have `/dispatch?from=ADDRESS`, or a country of two letters: what dispatch would answer a client there
 //! (`&user=ID`: of this user), and why; for callers on loopback likewise.
 //!
-//! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and `/loads`: what its edges report, as a
-//! `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
+//! A region also has `/store/…` and `/users/…` there, see [`crate::store::answer`] and [`crate::users::answer`], and
+//! `/loads`: what its edges report, as a `tern.node.v1.LoadReport`, for tools. (Other nodes learn loads by gossip.)
 //!
 //! A region has `/routes?user=ID` and `/routes/count`, see [`crate::routes::answer`], for callers on loopback.
 //!

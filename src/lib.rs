@@ -8,7 +8,8 @@
 //! 3. [`region`], [`edge`], [`ipconf`]: the roles. Each `run` reads as a story: build, serve, wait, drain.
 //! 4. [`operations`]: what operators have of every role: [`admin`], [`health`], [`reload`], [`certs`],
 //!    [`systemd`]; and [`logging`], [`stop`];
-//!    [`routes`]: where a user is connected; [`orders`]: whom operators tell clients to leave; [`policies`]: where clients are to go; [`status`] and [`top`]:
+//!    [`routes`]: where a user is connected; [`orders`]: whom operators tell clients to leave; [`policies`]: where
+//!    clients are to go; [`status`] and [`top`]:
 //!    what is going on.
 //! 5. [`pki`], [`token`]: keys for development and for small deployments.
 //! 6. [`cluster`], [`fleet`]: several roles as processes on one machine; [`dev`] and [`demo`] use them.
@@ -16,9 +17,9 @@
 //! 7. [`chat`]: a client in a terminal.
 //! 8. [`bench`](mod@bench): what a region costs on this machine.
 //!
-//! Invariants: a role reads its configuration at its start and when it is told to, and touches the outside through its `Env`; standard
-//! output belongs to the command, standard error to the log; no child process outlives its parent; nothing
-//! here prints a secret.
+//! Invariants: a role reads its configuration at its start and when it is told to, and touches the outside through its
+//! `Env`; standard output belongs to the command, standard error to the log; no child process outlives its parent;
+//! nothing here prints a secret.
 //!
 //! It is a library with a thin `main`, so that tests in `tests/` can run a fleet of real processes with the
 //! same code that `demo` uses.

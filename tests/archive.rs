@@ -3,10 +3,15 @@
 // Processes run in real time, and so do their tests.
 #![allow(clippy::disallowed_methods)]
 
+#[path = "support/database.rs"]
+mod database;
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +22,7 @@ use tern::demo::person::{client_config, tokens};
 use tern::fleet::{Fleet, Ready};
 use tern_client::Client;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, Durability, Put, Store, Target, Todo};
 use tern_replication::store::{EmbeddedStore, Options};
@@ -35,19 +40,14 @@ fn user(name: &str) -> UserId {
 fn entry(seq: u64) -> Arc<Entry> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let at_ms = (now - 180 * 24 * 3_600 + seq) * 1_000;
-    let body = Bytes::from(format!("message {seq}"));
     Arc::new(Entry {
-        place: Place { hlc: at_ms << 16, origin: EU, seq },
-        by: Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(user("bob")),
-        kind: 0,
         wall_ms: at_ms,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: at_ms << 16, origin: EU, seq },
+            Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n: seq },
+            format!("message {seq}"),
+        )
     })
 }
 
@@ -73,21 +73,6 @@ async fn fill(store: &dyn Store, salt: &Path) {
     store.put(vec![checkpoint], Durability::Synced).await.unwrap();
 }
 
-/// Settings of the database; `None` where there is none.
-fn database() -> Option<Vec<String>> {
-    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
-        println!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let (datacenter, run) = (replication.split(':').next().unwrap(), std::process::id());
-    Some(words(&format!(
-        "--set store.kind=scylla --set store.nodes={nodes} --set store.datacenter={datacenter} \
-         --set store.keyspace=tern_archive_{run} --set store.timeline_keyspace=tern_archive_timeline_{run} \
-         --set store.replication={replication}"
-    )))
-}
-
 async fn fill_database(settings: &[String], salt: &Path) {
     let value = |key: &str| {
         let start = format!("{key}=");
@@ -104,11 +89,7 @@ async fn fill_database(settings: &[String], salt: &Path) {
 }
 
 fn tern(config: &Path, arguments: &[String]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.arg("--config").arg(config).arg("store").args(arguments).output().unwrap()
+    program::tern().arg("--config").arg(config).arg("store").args(arguments).output().unwrap()
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -131,6 +112,15 @@ struct World {
 }
 
 impl World {
+    /// An archive that is not there is told before anything is served: there is a directory, but it is another one.
+    async fn is_refused_without(&mut self, place: &Path) {
+        fs::create_dir(place).unwrap();
+        let arguments: Vec<String> = self.arguments.iter().chain(&self.tier).cloned().collect();
+        let refused = self.fleet.start("eu-e1", &arguments).await.unwrap_err().to_string();
+        let log = format!("{refused} {}", self.fleet.log_tail("eu-e1"));
+        assert!(log.contains("store.tier.url") && log.contains("mount its disk"), "{log}");
+    }
+
     fn plan(base_port: u16, tier: Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned()], base_port).unwrap();
@@ -279,18 +269,13 @@ async fn a_client_scrolls_back_into_the_archive_and_an_outage_of_it_hides_nothin
     second.close().await;
     world.stop().await;
 
-    // An archive that is not there is told before anything is served.
     fs::rename(&place, &away).unwrap();
-    fs::create_dir(&place).unwrap();
-    let arguments: Vec<String> = world.arguments.iter().chain(&world.tier).cloned().collect();
-    let refused = world.fleet.start("eu-e1", &arguments).await.unwrap_err().to_string();
-    let log = format!("{refused} {}", world.fleet.log_tail("eu-e1"));
-    assert!(log.contains("store.tier.url") && log.contains("mount its disk"), "{log}");
+    world.is_refused_without(&place).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_database_holds_moves_to_an_archive_and_is_read_from_there() {
-    let Some(database) = database() else { return };
+    let Some(database) = database::settings("archive", 0).map(database::flags) else { return };
     let archive = tempfile::tempdir().unwrap();
     let place = archive.path().join("archive");
     fs::create_dir(&place).unwrap();
@@ -321,14 +306,9 @@ async fn what_a_database_holds_moves_to_an_archive_and_is_read_from_there() {
     assert_eq!(said(&checked)["archived_entries"].as_u64(), Some(4_095));
     assert!(said(&checked)["entries"].as_u64() >= Some(MESSAGES));
 
-    // An archive that is not there is told before anything is served.
     let away = archive.path().join("away");
     fs::rename(&place, &away).unwrap();
-    fs::create_dir(&place).unwrap();
-    let arguments: Vec<String> = world.arguments.iter().chain(&world.tier).cloned().collect();
-    let refused = world.fleet.start("eu-e1", &arguments).await.unwrap_err().to_string();
-    let log = format!("{refused} {}", world.fleet.log_tail("eu-e1"));
-    assert!(log.contains("store.tier.url") && log.contains("mount its disk"), "{log}");
+    world.is_refused_without(&place).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

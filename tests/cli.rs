@@ -1,15 +1,14 @@
 //! The binary as a user meets it: exit codes, what is printed where, and what the messages say to do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 fn tern(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.args(arguments).envs(environment.iter().copied()).output().unwrap()
+    program::tern().args(arguments).envs(environment.iter().copied()).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {

@@ -3,6 +3,9 @@
 // Processes run in real time, and so do their tests.
 #![allow(clippy::disallowed_methods)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -18,10 +21,7 @@ use tern::cluster::Cluster;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
+    let mut command = program::tern();
     command.args(arguments);
     command
 }

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
-use std::process::{Command, Stdio};
+#[path = "support/program.rs"]
+mod program;
+
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,10 +55,7 @@ impl Regions {
     /// `tern user ACTION` on the machine of a region.
     fn user(&self, region: &str, action: &[&str]) {
         let process = self.processes.iter().find(|p| p.region == region).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-            command.env_remove(name);
-        }
+        let mut command = program::tern();
         let config = ["--config", process.arguments[2].as_str()];
         let done = command.arg("user").args(action).args(config).stdin(Stdio::null()).output().unwrap();
         assert!(done.status.success(), "user {action:?}: {}", String::from_utf8_lossy(&done.stderr));

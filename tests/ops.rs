@@ -4,6 +4,9 @@
 // Processes run in real time, and so do their tests.
 #![allow(clippy::disallowed_methods)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -27,10 +30,7 @@ use tern_core::wire::{ALPN_CLIENT, codec, v1};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
+    let mut command = program::tern();
     command.env_remove("NOTIFY_SOCKET").args(arguments);
     command
 }

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -64,10 +67,7 @@ impl Scene {
 
     /// A command, told by a node's configuration which node to ask.
     fn command(&self, node: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-            command.env_remove(name);
-        }
+        let mut command = program::tern();
         command.args(["--config", &self.processes[node].arguments[2]]).args(arguments).stdin(Stdio::null());
         command
     }

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -25,11 +28,7 @@ fn servers(arguments: &[&str]) {
 }
 
 fn tern(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.args(arguments).output().unwrap()
+    program::tern().args(arguments).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

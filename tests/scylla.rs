@@ -3,8 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+#[path = "support/database.rs"]
+mod database;
+#[path = "support/program.rs"]
+mod program;
+
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -18,32 +23,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Settings of the database, by region; `None` where there is none.
 fn database(region: &str) -> Option<Vec<String>> {
-    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
-        eprintln!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let datacenters: Vec<&str> = replication.split(',').filter_map(|each| Some(each.split_once(':')?.0)).collect();
-    let datacenter = if region == "us" { datacenters.last() } else { datacenters.first() }.unwrap();
-    // Of this run: the database may be used by several.
-    let run = std::process::id();
-    let settings = [
-        "store.kind=scylla".to_owned(),
-        format!("store.nodes={nodes}"),
-        format!("store.datacenter={datacenter}"),
-        format!("store.keyspace=tern_{region}_{run}"),
-        format!("store.timeline_keyspace=tern_timeline_{run}"),
-        format!("store.replication={replication}"),
-    ];
-    Some(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect())
+    database::settings("regions", usize::from(region == "us")).map(database::flags)
 }
 
 fn tern(process: &Process, settings: &[String], action: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.args(["--config", &process.arguments[2]]).args(settings).arg("store").args(action).output().unwrap()
+    program::tern().args(["--config", &process.arguments[2]]).args(settings).arg("store").args(action).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -1,11 +1,16 @@
-//! One region that three processes serve together on a real database, linked to a region of one process with a store of its
-//! own: one of the three is killed under load, one is paused and goes on, one stops in order. Without a database, which `replication/tests/cql-cluster/check` starts, it ends at once.
+//! One region that three processes serve together on a real database, linked to a region of one process with a store of
+//! its own: one of the three is killed under load, one is paused and goes on, one stops in order. Without a database,
+//! which `replication/tests/cql-cluster/check` starts, it ends at once.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+#[path = "support/database.rs"]
+mod database;
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -18,26 +23,6 @@ use tern_client::{Client, ConnectionState, Draft, UserId};
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The last one is in the other region.
 const USERS: [&str; 7] = ["ada", "ben", "cleo", "dora", "emil", "fay", "gus"];
-
-fn database() -> Option<Vec<String>> {
-    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
-        eprintln!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let datacenter = replication.split(':').next().unwrap().to_owned();
-    let run = std::process::id();
-    let settings = [
-        "region.shared=true".to_owned(),
-        "store.kind=scylla".to_owned(),
-        format!("store.nodes={nodes}"),
-        format!("store.datacenter={datacenter}"),
-        format!("store.keyspace=tern_shared_{run}"),
-        format!("store.timeline_keyspace=tern_shared_timeline_{run}"),
-        format!("store.replication={replication}"),
-    ];
-    Some(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect())
-}
 
 fn device(data: &Path, user: &str) -> Client {
     let endpoints = Endpoints::read(data).unwrap();
@@ -119,7 +104,9 @@ impl Scene {
 
 #[tokio::test]
 async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_paused_or_stopped() {
-    let Some(database) = database() else { return };
+    let Some(mut database) = database::settings("shared", 0) else { return };
+    database.push("region.shared=true".to_owned());
+    let database = database::flags(database);
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned(), "us".to_owned()], 29_400).unwrap();
     cluster.add_edges("eu", 2);
@@ -132,11 +119,7 @@ async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_p
     let data = cluster.data.clone();
     let fleet = Fleet::new(env!("CARGO_BIN_EXE_tern").into(), &data).unwrap();
 
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    let made = command
+    let made = program::tern()
         .args(["--config", &processes[0].arguments[2]])
         .args(&database)
         .args(["store", "init"])
@@ -204,10 +187,7 @@ async fn three_processes_share_a_region_and_lose_nothing_when_one_is_killed_or_p
 
     // The third is drained: it gives its part away and is left by its clients, and takes a part again.
     let drain = |more: &'static [&'static str]| {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tern"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-            command.env_remove(name);
-        }
+        let mut command = tokio::process::Command::from(program::tern());
         command.args(["--config", &processes[0].arguments[2], "--json", "drain", &sleeper]).args(more);
         async move {
             let output = command.output().await.unwrap();

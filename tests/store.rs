@@ -3,9 +3,12 @@
 // Processes run in real time, and so do their tests.
 #![allow(clippy::disallowed_methods)]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +16,7 @@ use serde_json::Value;
 use tern::cluster::Cluster;
 use tern::fleet::Fleet;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 use tern_core::store::{Append, Appended, Durability, Put, Store, Target, Todo};
 use tern_replication::store::{EmbeddedStore, Options};
 
@@ -21,11 +24,7 @@ const EU: Origin = Origin { region: 1, era: 1 };
 const SECRET: &str = "<what nobody should read any more>";
 
 fn tern(data: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.arg("--data").arg(data).arg("store").args(arguments).output().unwrap()
+    program::tern().arg("--data").arg(data).arg("store").args(arguments).output().unwrap()
 }
 
 fn code(output: &Output) -> i32 {
@@ -46,19 +45,13 @@ fn json(output: &Output) -> Value {
 }
 
 fn entry(seq: u64, body: &str) -> Arc<Entry> {
-    let body = Bytes::copy_from_slice(body.as_bytes());
     Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin: EU, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: seq << 16, origin: EU, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            Bytes::copy_from_slice(body.as_bytes()),
+        )
     })
 }
 

@@ -6,9 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(clippy::disallowed_methods, reason = "processes run in real time, and so do their tests")]
 
+#[path = "support/database.rs"]
+mod database;
+#[path = "support/program.rs"]
+mod program;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,26 +31,6 @@ const STILL: Duration = Duration::from_secs(30);
 const USERS: [&str; 6] = ["ada", "ben", "cleo", "dora", "emil", "fay"];
 /// A node says so when it gains slots.
 const GAINED: &str = "shares of this region are this node's now";
-
-fn database() -> Option<Vec<String>> {
-    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
-        eprintln!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let datacenter = replication.split(':').next().unwrap().to_owned();
-    let run = std::process::id();
-    let settings = [
-        "region.shared=true".to_owned(),
-        "store.kind=scylla".to_owned(),
-        format!("store.nodes={nodes}"),
-        format!("store.datacenter={datacenter}"),
-        format!("store.keyspace=tern_zombie_{run}"),
-        format!("store.timeline_keyspace=tern_zombie_timeline_{run}"),
-        format!("store.replication={replication}"),
-    ];
-    Some(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect())
-}
 
 /// What a process of the plan is started with: each is a whole region process, also what the plan has as a further edge.
 fn arguments(process: &Process, database: &[String], data: &Path) -> Vec<String> {
@@ -286,7 +270,9 @@ async fn until(what: &str, fleet: &Fleet, done: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn an_owner_that_stood_still_for_thirty_seconds_and_goes_on_under_load_changes_no_log() {
-    let Some(database) = database() else { return };
+    let Some(mut database) = database::settings("zombie", 0) else { return };
+    database.push("region.shared=true".to_owned());
+    let database = database::flags(database);
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::plan(dir.path().join("cluster"), &["eu".to_owned()], 29_800).unwrap();
     cluster.add_edges("eu", 2);
@@ -294,12 +280,8 @@ async fn an_owner_that_stood_still_for_thirty_seconds_and_goes_on_under_load_cha
     let processes = cluster.write().unwrap();
     let data = cluster.data.clone();
     let fleet = Fleet::new(env!("CARGO_BIN_EXE_tern").into(), &data).unwrap();
-    let mut init = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        init.env_remove(name);
-    }
-    init.args(["--config", &processes[0].arguments[2]]).args(&database).args(["store", "init"]);
-    let made = init.output().unwrap();
+    let config = &processes[0].arguments[2];
+    let made = program::tern().args(["--config", config]).args(&database).args(["store", "init"]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 
     let began = Instant::now();

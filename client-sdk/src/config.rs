@@ -72,9 +72,9 @@ pub struct ClientConfig {
     /// This device as its user calls it, at most 64 bytes: the user's other devices list it by this name, and can
     /// remove it. Empty: it does not announce itself.
     pub device: String,
-    /// How many events wait for whoever reads a subscription; what does not fit is dropped, and [`crate::Event::Lagged`] says so.
-    /// [`crate::limits::EVENTS`] by default; 1 to [`crate::limits::EVENTS_MAX`] count. Memory for all of them is taken when the client
-    /// opens.
+    /// How many events wait for whoever reads a subscription; what does not fit is dropped, and
+    /// [`crate::Event::Lagged`] says so. [`crate::limits::EVENTS`] by default; 1 to [`crate::limits::EVENTS_MAX`]
+    /// count. Memory for all of them is taken when the client opens.
     pub events: usize,
 }
 

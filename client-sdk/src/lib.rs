@@ -23,8 +23,9 @@
 //! ([`store`]), carries frames (`connection`, `dispatch`), and gives applications a shape to work with
 //! ([`Client`], [`Conversation`], [`Event`]).
 //!
-//! Reading order: `client` (what an application sees), `group`, `settings` and `lifecycle` (the rest of it), `shared` (machine,
-//! store and connections under one lock), `driver` (the task that ticks), `connection` (one task per connection), `store`.
+//! Reading order: `client` (what an application sees), `group`, `settings` and `lifecycle` (the rest of it), `shared`
+//! (machine, store and connections under one lock), `driver` (the task that ticks), `connection` (one task per
+//! connection), `store`.
 //!
 //! Invariants:
 //! - `send` has stored the message when it returns, and waits for nothing but the disk.

@@ -105,6 +105,30 @@ async fn where_udp_is_swallowed_it_is_tcp() {
 }
 
 #[tokio::test]
+async fn a_subscriber_who_does_not_look_is_told_how_many_events_he_missed() {
+    const WAITING: usize = 4;
+    let env = env();
+    let edge = FakeEdge::new(&env);
+    let at = edge.listen_tcp().await;
+    let mut config = config(&edge);
+    config.events = WAITING;
+    config.fallback_edges.push(FallbackEdge::new(at.to_string(), "localhost"));
+    let store = MemoryStore::new(user("alice"), InstallId::new("phone").unwrap());
+    let token = Arc::new(StaticToken("t".into()));
+    let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
+    let mut slow = client.events();
+    let conversation = client.direct(&user("bob")).unwrap();
+    let last = (0..3 * WAITING).map(|n| conversation.send(Draft::text(format!("m{n}"))).unwrap()).last().unwrap();
+    eventually("the last is stable", || client.message(last).unwrap().unwrap().state == MessageState::Stable).await;
+    // Each of them was sent and is stable: two events.
+    let Some(Event::Lagged { missed }) = slow.try_next() else { panic!("nothing was missed") };
+    assert!(missed >= 5 * WAITING as u64, "{missed}");
+    let rest = std::iter::from_fn(|| slow.try_next()).count();
+    assert_eq!(rest, WAITING);
+    client.close().await;
+}
+
+#[tokio::test]
 async fn where_nothing_listens_the_client_is_told_so() {
     let env = env();
     let edge = FakeEdge::new(&env);

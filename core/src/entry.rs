@@ -113,6 +113,24 @@ pub enum EntryError {
 }
 
 impl Entry {
+    /// A text to a group, with nothing added to it and without a time of its writer's: `..Entry::text(...)` gives the rest.
+    pub fn text(place: Place, by: Identity, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        Self {
+            place,
+            by,
+            peer: None,
+            kind: 0,
+            wall_ms: 0,
+            first: None,
+            stamp: None,
+            only_sender: false,
+            body_hash: body_hash(&body),
+            body,
+            erased: false,
+        }
+    }
+
     /// The key that messages are displayed by: the lowest of all copies' keys counts.
     pub fn display_key(&self) -> Place {
         self.first.unwrap_or(self.place)
@@ -301,23 +319,14 @@ mod tests {
     use proptest::prelude::*;
 
     pub(crate) fn sample() -> Entry {
-        let body = Bytes::from_static(b"hi");
         Entry {
-            place: Place {
-                hlc: 0x0102_0304_0506_0708,
-                origin: Origin { region: 1, era: 0x1112_1314_1516_1718 },
-                seq: 3,
-            },
-            by: Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 4 },
             peer: Some(UserId::new("bob").unwrap()),
-            kind: 0,
             wall_ms: 5,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(
+                Place { hlc: 0x0102_0304_0506_0708, origin: Origin { region: 1, era: 0x1112_1314_1516_1718 }, seq: 3 },
+                Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 4 },
+                Bytes::from_static(b"hi"),
+            )
         }
     }
 

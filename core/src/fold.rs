@@ -381,7 +381,7 @@ pub fn is_own_key(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::body_hash;
+
     use crate::kinds::CELL;
     use crate::wire::v1;
     use proptest::prelude::*;
@@ -392,19 +392,14 @@ mod tests {
     }
 
     fn entry(kind: u32, hlc: u64, n: u64, body: Vec<u8>) -> Entry {
-        let body = Bytes::from(body);
         Entry {
-            place: Place { hlc, origin: Origin { region: 1, era: 1 }, seq: n },
-            by: Identity { user: user("ann"), install: InstallId::new("i").unwrap(), n },
             peer: Some(user("ann")),
             kind,
-            wall_ms: 0,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(
+                Place { hlc, origin: Origin { region: 1, era: 1 }, seq: n },
+                Identity { user: user("ann"), install: InstallId::new("i").unwrap(), n },
+                body,
+            )
         }
     }
 

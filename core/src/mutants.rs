@@ -6,8 +6,8 @@
 //!
 //! *Rule.* Each [`Mutant`] is a bug of that kind, at one place of the product or a few, behind one feature that no
 //! production build has (`mutants`) and off unless a run selects it: so one build serves them all, and a run without
-//! one is the product itself. A place reads [`mutant!`](crate::mutant), [`mutated!`](crate::mutated) or `on(..)`; without the feature the macros expand
-//! to what stood there before, and [`on`] is a constant.
+//! one is the product itself. A place reads [`mutant!`](crate::mutant), [`mutated!`](crate::mutated) or `on(..)`;
+//! without the feature the macros expand to what stood there before, and [`on`] is a constant.
 //!
 //! Who selects: the runner of a scenario calls `select` before anything starts. Where nobody does, the variable
 //! `TERN_MUTANT` counts, so that any test can be seen to bite: `TERN_MUTANT=stable-too-early cargo test --features

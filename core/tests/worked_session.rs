@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tern_core::edge_api::{Ack, Push, SendRequest};
 use tern_core::entry::Entry;
 use tern_core::hlc;
-use tern_core::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Cursor, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::wire::compact::{Table, Writer};
 use tern_core::wire::v1::{self, frame::Body};
 use tern_core::wire::{VERSION, codec};
@@ -30,19 +30,14 @@ fn plain(req: u32, body: Body) -> BytesMut {
 }
 
 fn entry(sender: &str, install: &str, seq: u64, ms: u64, body: &'static [u8]) -> Entry {
-    let body = Bytes::from_static(body);
     Entry {
-        place: Place { hlc: hlc::from_ms(ms), origin: EU, seq },
-        by: Identity { user: user(sender), install: InstallId::new(install).unwrap(), n: 1 },
         peer: Some(user(if sender == "alice" { "bob" } else { "alice" })),
-        kind: 0,
         wall_ms: ms - 20,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: hlc::from_ms(ms), origin: EU, seq },
+            Identity { user: user(sender), install: InstallId::new(install).unwrap(), n: 1 },
+            Bytes::from_static(body),
+        )
     }
 }
 

@@ -94,8 +94,8 @@ impl Admission {
         Admitted::Yes(Ticket { admission: self.clone(), key, proven })
     }
 
-    /// A connection of a trusted proxy. Whose requests it will carry is not known yet, and each of them is looked at by its own
-    /// address; so the proxy's block has no share, and is given a place wherever there is one.
+    /// A connection of a trusted proxy. Whose requests it will carry is not known yet, and each of them is looked at by
+    /// its own address; so the proxy's block has no share, and is given a place wherever there is one.
     pub(crate) fn arrive_trusted(&self, from: IpAddr) -> Admitted {
         let key = block(from);
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);

@@ -90,8 +90,9 @@ pub struct QuicParams {
 }
 
 impl QuicParams {
-    /// An edge towards its clients: three lanes and no more (and what HTTP/3 has beside its requests), no heartbeat of its own (the client's serve,
-    /// at most every 5 minutes: 13 minutes are over 2.5 of them), windows that carry the largest frame.
+    /// An edge towards its clients: three lanes and no more (and what HTTP/3 has beside its requests), no heartbeat of
+    /// its own (the client's serve, at most every 5 minutes: 13 minutes are over 2.5 of them), windows that carry the
+    /// largest frame.
     pub const fn edge() -> Self {
         Self {
             initial_rtt: Duration::from_millis(100),

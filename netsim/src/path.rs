@@ -8,7 +8,8 @@
 //!
 //! 1. *Socket*: the source is the address of the interface in use; none in use: lost.
 //! 2. *Access link*, up ([`crate::access`]).
-//! 3. *Access network*: what it blocks, or its middlebox ([`crate::middlebox`]), is lost; the NAT writes its own address over the source.
+//! 3. *Access network*: what it blocks, or its middlebox ([`crate::middlebox`]), is lost; the NAT writes its own
+//!    address over the source.
 //! 4. *Between places*: blocks and filters ([`crate::links`]), then a latency or a link ([`crate::pipes`]).
 //! 5. *Access network* of the receiver: what it blocks, and what its NAT has no mapping for, is lost.
 //! 6. *Access link*, down.

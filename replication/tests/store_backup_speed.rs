@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 use tern_core::store::{Append, Appended, Store};
 use tern_replication::store::embedded::backup;
 use tern_replication::store::{EmbeddedStore, Options};
@@ -26,17 +26,12 @@ fn append(log: u16, from: u64, to: u64) -> Append {
     let entry = |seq: u64| {
         let body = Bytes::from(vec![u8::try_from(seq % 251).unwrap(); 300]);
         Arc::new(Entry {
-            place: Place { hlc: seq << 16, origin: ORIGIN, seq },
-            by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
             peer: Some(UserId::new("bob").unwrap()),
-            kind: 0,
-            wall_ms: 0,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(
+                Place { hlc: seq << 16, origin: ORIGIN, seq },
+                Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+                body,
+            )
         })
     };
     let entries = (from..=to).map(entry).collect();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, Target, Todo};
 use tern_replication::store::{EPOCH_KEY, EmbeddedStore, Options, epoch_value};
 
@@ -19,19 +19,15 @@ const HOME: Origin = Origin { region: 1, era: 0xe0e0 };
 const COPY: Origin = Origin { region: 2, era: 0xc0c0 };
 
 fn entry(origin: Origin, seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("message {seq} of region {}", origin.region));
     Arc::new(Entry {
-        place: Place { hlc: (seq << 16) + 1, origin, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
         wall_ms: 1_790_000_000_000 + seq,
         first: (seq == 2).then_some(Place { hlc: 5, origin: COPY, seq: 9 }),
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: (seq << 16) + 1, origin, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            format!("message {seq} of region {}", origin.region),
+        )
     })
 }
 

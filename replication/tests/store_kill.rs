@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store, Target, Todo};
 use tern_replication::store::embedded::backup;
 use tern_replication::store::{EmbeddedStore, OpenError, Options, RESTORED_KEY};
@@ -33,19 +33,11 @@ fn entry(log: u8, seq: u64) -> Arc<Entry> {
     // Of many sizes, so that kills fall into journal writes of many sizes.
     let length = usize::try_from((seq * 7919) % 3000).unwrap();
     let body = Bytes::from(vec![log; length]);
-    Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin: ORIGIN, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
+    Arc::new(Entry::text(
+        Place { hlc: seq << 16, origin: ORIGIN, seq },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         body,
-        erased: false,
-    })
+    ))
 }
 
 fn todo(log: u8) -> Todo {

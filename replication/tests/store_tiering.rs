@@ -28,19 +28,13 @@ fn conv(n: u8) -> ConvId {
 }
 
 fn entry(seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("<message {seq} as it was written>"));
     Arc::new(Entry {
-        place: Place { hlc: (seq * APART_MS) << 16, origin: HERE, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: (seq * APART_MS) << 16, origin: HERE, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            format!("<message {seq} as it was written>"),
+        )
     })
 }
 

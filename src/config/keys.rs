@@ -137,8 +137,8 @@ settings! {
     /// Where the other processes of a shared region and its edges reach this one's node port. Unset: listen.ip with
     /// listen.node, which must then be a real address.
     region_advertise: Option<SocketAddr> = "region.advertise", "", Restart, REGION;
-    /// Nodes that speak a lower version of the node wire are refused. Raise it, in all regions, when no older program runs any
-    /// more and none shall come back: what is new in a later version is used from then on.
+    /// Nodes that speak a lower version of the node wire are refused. Raise it, in all regions, when no older program
+    /// runs any more and none shall come back: what is new in a later version is used from then on.
     nodes_oldest_version: u32 = "nodes.oldest_version", "1", Restart, REGION;
     /// Edges only: node ports of the core nodes of the region. All are dialled, and those that they name besides.
     core: Vec<HostPort> = "core", "[]", Restart, EDGE;

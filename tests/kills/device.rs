@@ -1,5 +1,6 @@
-//! A client as a process, in direct conversations and in a group that one of them makes, with all in it: it sends until its input ends, then waits until all is stable, and prints what it
-//! does and is told, one fact a line, so that whoever reads knows it even if the process dies.
+//! A client as a process, in direct conversations and in a group that one of them makes, with all in it: it sends until
+//! its input ends, then waits until all is stable, and prints what it does and is told, one fact a line, so that
+//! whoever reads knows it even if the process dies.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,32 +1,17 @@
 //! Regions that several processes share on a database, which `replication/tests/cql-cluster/check` starts.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use crate::scene::Scene;
+use crate::{program, tables};
 
 /// What processes of such a region are given besides, its tables named after `test`. `None`: there is no database, so the
 /// test is skipped.
 pub fn settings(test: &str) -> Option<Vec<String>> {
-    let Ok(nodes) = std::env::var("TERN_CQL_NODES") else {
-        eprintln!("skipped: no database; replication/tests/cql-cluster/check starts one");
-        return None;
-    };
-    let replication = std::env::var("TERN_CQL_REPLICATION").unwrap_or_else(|_| "dc1:1".to_owned());
-    let datacenter = replication.split(':').next().unwrap().to_owned();
-    let run = std::process::id();
-    let settings = [
-        "region.shared=true".to_owned(),
-        "store.kind=scylla".to_owned(),
-        format!("store.nodes={nodes}"),
-        format!("store.datacenter={datacenter}"),
-        format!("store.keyspace=tern_{test}_{run}"),
-        format!("store.timeline_keyspace=tern_{test}_timeline_{run}"),
-        format!("store.replication={replication}"),
-        // A busy machine takes its time to make tables.
-        "store.request_timeout=10s".to_owned(),
-        "edge.drain_window=1s".to_owned(),
-    ];
-    Some(settings.to_vec())
+    let mut settings = tables::settings(test, 0)?;
+    // A busy machine takes its time to make tables.
+    settings.extend(["region.shared=true", "store.request_timeout=10s", "edge.drain_window=1s"].map(str::to_owned));
+    Some(settings)
 }
 
 /// These processes of `eu` serve it together: what the plan has as a further edge becomes a region's process.
@@ -49,17 +34,13 @@ pub fn share(scene: &mut Scene, cores: &[&str], settings: &[String]) {
                 format!("direct.salt_file={}", shared("direct.salt")),
             ]);
         }
-        process.arguments.extend(more.into_iter().flat_map(|setting| ["--set".to_owned(), setting]));
+        process.arguments.extend(tables::flags(more));
     }
 }
 
 /// Runs `tern` without what configures this test itself.
 pub fn tern(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
-    command.args(arguments).output().unwrap()
+    program::tern().args(arguments).output().unwrap()
 }
 
 /// `tern store`, as the first process is started, but for the role.

@@ -3,15 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::program;
 use crate::scene::{Device, Scene, figure};
 
 const ROUNDS: usize = 3;
 
 async fn drain(config: &str, node: &str) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_tern"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-        command.env_remove(name);
-    }
+    let mut command = tokio::process::Command::from(program::tern());
     let output = command.args(["--config", config, "--json", "drain", node]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

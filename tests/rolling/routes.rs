@@ -75,8 +75,9 @@ impl Region {
         self.said(core, &[])?["problem"].as_str().map(str::to_owned)
     }
 
-    /// What is missing or wrong: every core node has written what it knows, everybody who is in this region is there once, where he
-    /// is, and nobody else counts. (On a busy machine a client may have found the other region to be better.)
+    /// What is missing or wrong: every core node has written what it knows, everybody who is in this region is there
+    /// once, where he is, and nobody else counts. (On a busy machine a client may have found the other region to be
+    /// better.)
     fn wrong(&self, scene: &Scene) -> Option<String> {
         for (core, name) in CORES.iter().enumerate() {
             match self.said(core, &[]) {

@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tern::fleet::Fleet;
 use tern_client::UserId;
 
+use crate::program;
 use crate::scene::{Device, Scene};
 
 /// A client of the older program: a chat that goes on, and what it has printed.
@@ -22,11 +23,7 @@ struct Talker {
 
 impl Talker {
     fn new(program: &Path, data: &Path, user: &str, to: &str) -> Self {
-        let mut command = Command::new(program);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TERN_")) {
-            command.env_remove(name);
-        }
-        let mut child = command
+        let mut child = program::clean(program)
             .args(["chat", "--user", user, "--to", to, "--near", "eu", "--data"])
             .arg(data)
             .stdin(Stdio::piped())

@@ -10,7 +10,7 @@ use tern_core::client::{
 };
 use tern_core::entry::Entry;
 use tern_core::fold::Erasing;
-use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 
 use super::keys::{FileKeyStore, KeyStore};
 use super::memory::MemoryStore;
@@ -34,19 +34,8 @@ fn conv(c: u8) -> ConvId {
 }
 
 fn entry(user: &str, n: u64, place: Place, first: Option<Place>, body: &[u8]) -> Arc<Entry> {
-    Arc::new(Entry {
-        place,
-        by: Identity { user: UserId::new(user).unwrap(), install: install("i"), n },
-        peer: None,
-        kind: 0,
-        wall_ms: u64::MAX - 5,
-        first,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(body),
-        body: Bytes::copy_from_slice(body),
-        erased: false,
-    })
+    let by = Identity { user: UserId::new(user).unwrap(), install: install("i"), n };
+    Arc::new(Entry { wall_ms: u64::MAX - 5, first, ..Entry::text(place, by, Bytes::copy_from_slice(body)) })
 }
 
 fn place(hlc: u64, region: u8, seq: u64) -> Place {

@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use tern_core::edge_api::{Ack, Push, SendRequest};
 use tern_core::entry::Entry;
 use tern_core::hlc;
-use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Cursor, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::limits::FRAME_BYTES;
 use tern_core::wire::codec::FrameReader;
 use tern_core::wire::compact::{Read, Reader, Writer};
@@ -515,17 +515,9 @@ impl Core {
     fn append(&mut self, by: Identity, body: Bytes) -> Arc<Entry> {
         let seq = self.log.len() as u64 + 1;
         let entry = Arc::new(Entry {
-            place: Place { hlc: hlc::from_ms(1_800_000_000_000) + seq, origin: HERE, seq },
-            by,
             peer: Some(user("bob")),
-            kind: 0,
             wall_ms: 1_800_000_000_000,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(Place { hlc: hlc::from_ms(1_800_000_000_000) + seq, origin: HERE, seq }, by, body)
         });
         self.log.push(entry.clone());
         entry

@@ -56,8 +56,8 @@ pub const SILENCE_MIN: Duration = Duration::from_secs(1);
 pub const QUIET_AFTER: Duration = Duration::from_millis(125);
 /// So long after it was found to be quiet it is looked at again.
 pub const QUIET_AGAIN: Duration = Duration::from_millis(25);
-/// A connection that a doubt has brought about is doubted after so many times as long, one that was doubted in vain up to twice
-/// as many.
+/// A connection that a doubt has brought about is doubted after so many times as long, one that was doubted in vain up
+/// to twice as many.
 pub const QUIET_PATIENCE: u32 = 4;
 /// Likewise where nothing had come for [`QUIET_AWAKE`] before: a phone's radio wakes up within this time.
 pub const QUIET_ASLEEP: Duration = Duration::from_millis(375);

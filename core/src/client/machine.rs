@@ -287,8 +287,8 @@ impl Machine {
         self.engine.path_measured(conn, rtt);
     }
 
-    /// The transport of the connection `conn` has taken in so many packets since it began, and measures such a round trip: also
-    /// told before a tick, or a silence is seen where there was none.
+    /// The transport of the connection `conn` has taken in so many packets since it began, and measures such a round
+    /// trip: also told before a tick, or a silence is seen where there was none.
     pub fn felt(&mut self, now: Duration, conn: ConnNo, packets: u64, round_trip: Duration) {
         let session = self.session.as_mut().filter(|s| s.conn == conn);
         if session.is_some_and(|session| session.felt(now, packets, round_trip)) {

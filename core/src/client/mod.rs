@@ -12,8 +12,10 @@
 //! 3. `outbox`, `numbering`, `sending`, `stability`: own messages, from the first transmission until a second region has
 //!    them.
 //! 4. `receiving`, `pulling`: rows, pushes, pages; cursors and vectors; `comparing`: a region never visited.
-//!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read; `typing`: who types.
-//! 5. `session`: one connection: requests, probes, heartbeat; `pulse`: whether it is in doubt. `engine`, `connecting`: which connection; `trouble`: why none.
+//!    `facts`, `groups`, `settings`, `erasing`: what entries of tern's own kinds mean; `marks`: what was read;
+//!    `typing`: who types.
+//! 5. `session`: one connection: requests, probes, heartbeat; `pulse`: whether it is in doubt. `engine`, `connecting`:
+//!    which connection; `trouble`: why none.
 //! 6. [`Book`]: what a local store does with ops, in memory; the reference for every other store.
 //!
 //! Invariants:

@@ -4,10 +4,10 @@
 //! must be learned again in each session, and the edge that was good yesterday is the second in today's list.
 //!
 //! *Rule.* For each network (as the application names it) is kept: whether QUIC was welcomed or lost to another
-//! transport last, whether polls over HTTP/3 were what got through, the edge that was welcomed last, the round trip, and how long a connection may be silent, for each
-//! transport and family of addresses ([`super::heartbeat`]). It orders the next race and is never more than advice: a
-//! transport that lost is tried again, after a pause that doubles while it goes on losing. The networks used last are
-//! kept; one without a name counts as one.
+//! transport last, whether polls over HTTP/3 were what got through, the edge that was welcomed last, the round trip,
+//! and how long a connection may be silent, for each transport and family of addresses ([`super::heartbeat`]). It
+//! orders the next race and is never more than advice: a transport that lost is tried again, after a pause that doubles
+//! while it goes on losing. The networks used last are kept; one without a name counts as one.
 //!
 //! *Why the simpler ways fail.* One memory for all networks: the office that blocks UDP takes QUIC from the train. A
 //! verdict for ever: firewalls change, and one bad minute would cost QUIC for good.

@@ -6,13 +6,14 @@
 //!
 //! *Rule.* A transport that counts what comes in tells of more than answers: the other side's machine acknowledges what it
 //! was sent even while the process behind it is busy. Where something was written and not one packet has come for three
-//! round trips and a bit, or 150 ms, the connection is doubted: another edge is asked beside it, once, and whoever speaks
-//! first stays. Where nothing had come for some seconds before, it takes 400 ms, for a radio that sleeps needs a while to
-//! wake. The count is looked at twice, for a process that gets no processor has not taken in what lies in its socket; and who
-//! was wrong waits twice as long on this connection, and four times on one that a doubt has brought about: an edge that
-//! stalls now and then is not to send its clients to and fro. Where no answer is awaited, a Ping goes out at the first look: else nothing
-//! would have to come that could end the doubt. Only in the foreground, where data is not to be saved, and where round trips are short: on 2G the question itself
-//! is what answers would wait behind.
+//! round trips and a bit, or 150 ms, the connection is doubted: another edge is asked beside it, once, and whoever
+//! speaks first stays. Where nothing had come for some seconds before, it takes 400 ms, for a radio that sleeps needs a
+//! while to wake. The count is looked at twice, for a process that gets no processor has not taken in what lies in its
+//! socket; and who was wrong waits twice as long on this connection, and four times on one that a doubt has brought
+//! about: an edge that stalls now and then is not to send its clients to and fro. Where no answer is awaited, a Ping
+//! goes out at the first look: else nothing would have to come that could end the doubt. Only in the foreground, where
+//! data is not to be saved, and where round trips are short: on 2G the question itself is what answers would wait
+//! behind.
 //!
 //! *Why the simpler ways fail.* Silence of the region as the sign: a database that stalls for half a second would have every
 //! client of the region make a connection elsewhere. Silence alone: nothing has to come where nothing was written. Two round
@@ -92,8 +93,8 @@ impl Pulse {
             return false;
         }
         self.heard = Some(Heard { packets, after, by: now });
-        // Before that it may be what was on its way already. Not a whole round trip: an answer may be quicker than usual, and where
-        // nothing else is to come, nothing would ever end the doubt.
+        // Before that it may be what was on its way already. Not a whole round trip: an answer may be quicker than
+        // usual, and where nothing else is to come, nothing would ever end the doubt.
         self.unheard.take_if(|since| now >= *since + round_trip / 2);
         self.quiet_at = None;
         let wrong = std::mem::take(&mut self.doubted);

@@ -4,10 +4,11 @@
 //! ways to an edge at once. On a contract that counts bytes its owner pays for what he may read at home.
 //!
 //! *Rule.* In the background, on a network that the application calls metered, of each log only the newest
-//! [`SAVED_ENTRIES`] that are missing are pulled: what a notification shows, and the first screen. The rest is pulled once the
-//! application comes to the foreground, or the network is another one. What the application asks for (an older page) comes
-//! all the same. A better transport is looked for less often, and fewer attempts to connect run beside each other. Rows, with
-//! the newest message of each conversation, live messages, acks, read marks and the heartbeat are as ever.
+//! [`SAVED_ENTRIES`] that are missing are pulled: what a notification shows, and the first screen. The rest is pulled
+//! once the application comes to the foreground, or the network is another one. What the application asks for (an older
+//! page) comes all the same. A better transport is looked for less often, and fewer attempts to connect run beside each
+//! other. Rows, with the newest message of each conversation, live messages, acks, read marks and the heartbeat are as
+//! ever.
 //!
 //! *Why the simpler way fails.* Pulling nothing: a notification would have no text, and a count of unread messages no
 //! beginning.

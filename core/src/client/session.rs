@@ -4,9 +4,10 @@
 //! ten seconds lasts twenty.
 //!
 //! *Rule.* While an answer is awaited, silence is measured from the later of the last byte heard and the
-//! moment the first answer was awaited. After 250 ms, or as soon as an answer is late, tiny probes start; after four round trips, and a second
-//! at least, the connection counts as dead and another is made. Without anything awaited only the heartbeat
-//! tells; the heartbeat's own Pong is awaited. Long before that another edge may be asked ([`super::pulse`]).
+//! moment the first answer was awaited. After 250 ms, or as soon as an answer is late, tiny probes start; after four
+//! round trips, and a second at least, the connection counts as dead and another is made. Without anything awaited only
+//! the heartbeat tells; the heartbeat's own Pong is awaited. Long before that another edge may be asked
+//! ([`super::pulse`]).
 //!
 //! *Why the simpler way fails.* Measuring from the last byte heard alone: a client that was idle for a minute
 //! would call its connection dead with the first message it sends. Probes after 250 ms wherever: with a round trip of more

@@ -1,10 +1,10 @@
 //! The messaging core of a region: conversations, users, devices, links, as one machine.
 //!
-//! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions:
-//! R7), [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together:
-//! `sessions` (what clients ask; `again`, `presence`), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what
-//! other regions say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was
-//! read), [`regain`] (marks that a region lost), `erase` (R16), [`routes`] (who is where) and `whereabouts`, `flush` (what is derived
+//! Reading order: [`conversation`] (one log state, one batch in flight: R1), [`user`] (rows and revisions: R7),
+//! [`link`] (what a peer region lacks: R6), then the parts of [`Node`] that tie them together: `sessions` (what clients
+//! ask; `again`, `presence`), `rounds` (from a Send to acks, rows, pushes and shipments), `peers` (what other regions
+//! say), `stable` (R14), [`refill`] and [`seal`] (R13), `cells` (blocks, devices), `marks` (what was read), [`regain`]
+//! (marks that a region lost), `erase` (R16), [`routes`] (who is where) and `whereabouts`, `flush` (what is derived
 //! reaches the disk). Where several nodes share a region: [`slots`] (what is whose) and `siblings` (what owners say to
 //! each other).
 //!

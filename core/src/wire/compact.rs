@@ -623,23 +623,18 @@ mod tests {
 
     fn push(seq: u64, body: &'static [u8]) -> Push {
         let own = Origin { region: 1, era: 99 };
-        let body = Bytes::from_static(body);
         let entry = Entry {
-            place: Place { hlc: hlc::from_ms(1_790_000_000_000) + 1, origin: own, seq },
-            by: Identity {
-                user: UserId::new("alice").unwrap(),
-                install: InstallId::new("a-phone-0001").unwrap(),
-                n: seq,
-            },
             peer: Some(UserId::new("bob").unwrap()),
-            kind: 0,
             wall_ms: 1_789_999_999_900,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(
+                Place { hlc: hlc::from_ms(1_790_000_000_000) + 1, origin: own, seq },
+                Identity {
+                    user: UserId::new("alice").unwrap(),
+                    install: InstallId::new("a-phone-0001").unwrap(),
+                    n: seq,
+                },
+                Bytes::from_static(body),
+            )
         };
         Push {
             conversation: ConvId([5; 16]),

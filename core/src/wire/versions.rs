@@ -51,7 +51,8 @@ impl Speaks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+    use crate::entry::Entry;
+    use crate::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
     use crate::wire::node_v1::{Beat, NodeFrame, Ship, node_frame::Body};
     use crate::wire::v1;
     use bytes::Bytes;
@@ -74,19 +75,14 @@ mod tests {
 
     #[test]
     fn entries_of_a_kind_that_is_not_known_are_shipped_and_stored_as_they_are() {
-        let body = Bytes::from_static(b"of a later version");
-        let entry = crate::entry::Entry {
-            place: Place { hlc: 9, origin: Origin { region: 1, era: 5 }, seq: 1 },
-            by: Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 1 },
-            peer: None,
+        let entry = Entry {
             kind: 63_999,
             wall_ms: 5,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
+            ..Entry::text(
+                Place { hlc: 9, origin: Origin { region: 1, era: 5 }, seq: 1 },
+                Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 1 },
+                Bytes::from_static(b"of a later version"),
+            )
         };
         let stored = entry.to_bytes();
         let conversation = Bytes::copy_from_slice(&ConvId([9; 16]).0);

@@ -13,7 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use tern_core::codes::Code;
 use tern_core::edge_api::{Ack, ConnId, CorePort, Down, DownBody, EdgePort, Page, Push, Up};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::wire::v1::frame::Body;
 use tern_core::wire::{ALPN_CLIENT, node_v1, v1};
 use tern_edge::{Edge, EdgeConfig, EdgeLimits, EdgeMetrics, TokenKeys};
@@ -135,19 +135,7 @@ impl CorePort for FakeCore {
 fn entry(seq: u64, bytes: usize) -> Entry {
     let by = Identity { user: UserId::new("bob").unwrap(), install: InstallId::new("tab").unwrap(), n: seq };
     let body = bytes::Bytes::from(vec![b'x'; bytes]);
-    Entry {
-        place: Place { hlc: (1 << 40) + seq, origin: ORIGIN, seq },
-        by,
-        peer: None,
-        kind: 0,
-        wall_ms: 1,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
-    }
+    Entry { wall_ms: 1, ..Entry::text(Place { hlc: (1 << 40) + seq, origin: ORIGIN, seq }, by, body) }
 }
 
 fn push(rev: u64, bytes: usize) -> Push {

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tern_core::client::Intervals;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::kinds::Own;
 use tern_core::node::refill::Known;
 use tern_core::receipt::ReceiptKey;
@@ -25,19 +25,14 @@ const ORIGIN: Origin = Origin { region: 1, era: 9 };
 
 /// An entry of the log that all cases write to.
 pub fn an_entry(seq: u64, body: &[u8]) -> Entry {
-    let body = Bytes::copy_from_slice(body);
     Entry {
-        place: Place { hlc: (1 << 40) + seq, origin: ORIGIN, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
         wall_ms: 1,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: (1 << 40) + seq, origin: ORIGIN, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            Bytes::copy_from_slice(body),
+        )
     }
 }
 

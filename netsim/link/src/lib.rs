@@ -4,9 +4,9 @@
 //! opens nothing, reads no clock, and draws no randomness but its own, which is keyed. It is checked by a second
 //! implementation of another kind, see `tests/link/`.
 //!
-//! Reading order: [`spec`] (what a link is like, as data), [`direction`] (the machine of one direction, and in
-//! which order faults act), then its parts: [`dice`] (randomness by packet number; [`random`] behind it), [`steps`] and [`episodes`]
-//! (what changes over time), `rate` and [`trace`] (when bits leave), `codel` (who is dropped for waiting),
+//! Reading order: [`spec`] (what a link is like, as data), [`direction`] (the machine of one direction, and in which
+//! order faults act), then its parts: [`dice`] (randomness by packet number; [`random`] behind it), [`steps`] and
+//! [`episodes`] (what changes over time), `rate` and [`trace`] (when bits leave), `codel` (who is dropped for waiting),
 //! `channel` (losses by chance), `delay`; then [`mod@profile`] (links that were measured, by name), [`mod@cellular`]
 //! (recordings of Akamai's form), and two machines beside a link: [`nat`] and [`interfaces`].
 //!

@@ -3,13 +3,13 @@
 //! Problem: "good on weak networks" says nothing by itself. A link that is dark for ten seconds delays everybody by ten
 //! seconds; what a system is worth shows in what it adds to that, and only beside others that have the same weather.
 //!
-//! Rule: a scenario is played over real packets ([`crate::real`]), and in the same hosts, over the same links, run other
-//! systems: their servers in the namespace of the first region, their clients in the namespaces of its devices. Whenever a
-//! load writes, every system's client gets the same message, one after the other with less than half a second between them
-//! (told in the same moment, whose packet is made first would be first in the queue of a slow link, each time); where the
-//! phone's system tells tern of another network, it tells the clients that can be told. From taking a message until showing it on the other device is
-//! measured by each client itself with the one monotonic clock of the machine. What is never shown counts as shown at the
-//! end.
+//! Rule: a scenario is played over real packets ([`crate::real`]), and in the same hosts, over the same links, run
+//! other systems: their servers in the namespace of the first region, their clients in the namespaces of its devices.
+//! Whenever a load writes, every system's client gets the same message, one after the other with less than half a
+//! second between them (told in the same moment, whose packet is made first would be first in the queue of a slow link,
+//! each time); where the phone's system tells tern of another network, it tells the clients that can be told. From
+//! taking a message until showing it on the other device is measured by each client itself with the one monotonic clock
+//! of the machine. What is never shown counts as shown at the end.
 //!
 //! The others: a messenger over TCP and TLS as a careful author would write it, and MQTT and XMPP with stock servers and
 //! stock libraries, each set up as well as its options allow (no Nagle, one round trip less where TLS can come first, a

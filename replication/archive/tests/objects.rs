@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tern_archive::{Location, S3Options, open};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store};
 use tern_net::system::system_env;
 use tern_replication::store::archive::TierPlan;
@@ -68,20 +68,11 @@ async fn contract(objects: &dyn Objects) {
 }
 
 fn entry(seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("<message {seq} as it was written>"));
-    Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin: HERE, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
-    })
+    Arc::new(Entry::text(
+        Place { hlc: seq << 16, origin: HERE, seq },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+        format!("<message {seq} as it was written>"),
+    ))
 }
 
 /// Whole buckets of a store go there, are read, erased, and read again.

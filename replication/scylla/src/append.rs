@@ -309,7 +309,7 @@ mod tests {
     use std::sync::Arc;
 
     use tern_core::entry::Entry;
-    use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+    use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 
     use super::*;
 
@@ -317,19 +317,11 @@ mod tests {
 
     fn entry(seq: Seq, length: usize) -> Arc<Entry> {
         let body = Bytes::from(vec![b'x'; length]);
-        Arc::new(Entry {
-            place: Place { hlc: seq << 16, origin: ORIGIN, seq },
-            by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-            peer: None,
-            kind: 0,
-            wall_ms: 0,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
+        Arc::new(Entry::text(
+            Place { hlc: seq << 16, origin: ORIGIN, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
             body,
-            erased: false,
-        })
+        ))
     }
 
     #[test]

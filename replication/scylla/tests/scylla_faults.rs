@@ -14,7 +14,7 @@ use bytes::Bytes;
 use cluster::{Place, WallClock, entropy};
 use tern_core::clock::Entropy;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as Seat, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as Seat, Rev, UserId};
 use tern_core::limits::BODY_BYTES;
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, StoreError, Target, Todo};
 use tern_replication::store::{EPOCH_KEY, epoch_value};
@@ -28,19 +28,13 @@ fn conv(n: u8) -> ConvId {
 }
 
 fn entry_of(origin: Origin, seq: u64, body: &[u8]) -> Arc<Entry> {
-    let body = Bytes::copy_from_slice(body);
     Arc::new(Entry {
-        place: Seat { hlc: seq << 16, origin, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Seat { hlc: seq << 16, origin, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            Bytes::copy_from_slice(body),
+        )
     })
 }
 

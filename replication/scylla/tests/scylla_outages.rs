@@ -10,10 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::Bytes;
 use cluster::Place;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place as Seat, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place as Seat, UserId};
 use tern_core::store::{Append, Appended, Range, Store, Target, Todo};
 use tern_scylla::{ScyllaStore, inspect};
 use tokio::process::Command;
@@ -22,20 +21,11 @@ const HERE: Origin = Origin { region: 1, era: 7 };
 const CONVERSATIONS: u8 = 12;
 
 fn entry(conversation: ConvId, seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("message {seq} of {conversation}"));
-    Arc::new(Entry {
-        place: Seat { hlc: seq << 16, origin: HERE, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
-    })
+    Arc::new(Entry::text(
+        Seat { hlc: seq << 16, origin: HERE, seq },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+        format!("message {seq} of {conversation}"),
+    ))
 }
 
 async fn command(arguments: &str) {

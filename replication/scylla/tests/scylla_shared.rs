@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cluster::{Place, WallClock, entropy};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as LogPlace, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place as LogPlace, Rev, UserId};
 use tern_core::leases::{LeaseError, Leases, NodeLease, SharedStore};
 use tern_core::slots::{Share, Slot};
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, Target, Todo};
@@ -41,20 +41,11 @@ fn conv(n: u8) -> ConvId {
 
 fn batch(id: ConvId, epoch: u64, from: u64, to: u64) -> Append {
     let entry = |seq: u64| {
-        let body = Bytes::from(format!("{epoch} {seq}"));
-        Arc::new(Entry {
-            place: LogPlace { hlc: seq << 16, origin: OWN, seq },
-            by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-            peer: None,
-            kind: 0,
-            wall_ms: 0,
-            first: None,
-            stamp: None,
-            only_sender: false,
-            body_hash: body_hash(&body),
-            body,
-            erased: false,
-        })
+        Arc::new(Entry::text(
+            LogPlace { hlc: seq << 16, origin: OWN, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            format!("{epoch} {seq}"),
+        ))
     };
     let prefix: Heads = [(OWN, from - 1)].into();
     let todo = vec![Todo { target: Target::Fanout, conversation: id, prefix, user: None }];

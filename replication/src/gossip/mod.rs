@@ -7,10 +7,10 @@
 //! is let in as a client are decided elsewhere, so a gossip that is wrong, or torn in two, sends clients to worse
 //! places and loses no message.
 //!
-//! Reading order: [`identity`] (who takes part, and which of two starts of a name is the node), [`machine`] (the
-//! rules, as a machine: datagrams, time and loads in, datagrams and events out), `wire` and `load` (formats), `membership` (foca, set up), `seal`
-//! and `seen` (datagrams can be neither forged nor replayed), [`driver`] (one task with one socket for all clusters
-//! of a process), `metrics`, [`limits`].
+//! Reading order: [`identity`] (who takes part, and which of two starts of a name is the node), [`machine`] (the rules,
+//! as a machine: datagrams, time and loads in, datagrams and events out), `wire` and `load` (formats), `membership`
+//! (foca, set up), `seal` and `seen` (datagrams can be neither forged nor replayed), [`driver`] (one task with one
+//! socket for all clusters of a process), `metrics`, [`limits`].
 //!
 //! Why not simpler: heartbeats to the region's process make that process the judge, and its death the death of
 //! everyone; asking each region for its edges by HTTP, as was done before, needs its addresses, sees a dead edge only

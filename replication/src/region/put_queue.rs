@@ -1,12 +1,13 @@
 //! What waits to be put, and in which order it goes.
 //!
-//! Problem: a put may fail, or take a while, and appends go beside it. A put that was given up would be lost for good: an
-//! erasure whose conversation's checkpoint says that it is done; and one that comes late would undo what an append has said since: the
-//! removal of a todo row that the append has written anew.
+//! Problem: a put may fail, or take a while, and appends go beside it. A put that was given up would be lost for good:
+//! an erasure whose conversation's checkpoint says that it is done; and one that comes late would undo what an append
+//! has said since: the removal of a todo row that the append has written anew.
 //!
-//! Rule: one group of puts is under way at a time. What fails goes again, before everything that came later; only the rows of
-//! a flush do not, since the machine says them anew. What waits for a todo row that an append notes anew becomes what the
-//! append says, and the append waits while a group with it is under way: then the database may stamp or carry out the two in any order.
+//! Rule: one group of puts is under way at a time. What fails goes again, before everything that came later; only the
+//! rows of a flush do not, since the machine says them anew. What waits for a todo row that an append notes anew
+//! becomes what the append says, and the append waits while a group with it is under way: then the database may stamp
+//! or carry out the two in any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -100,8 +101,8 @@ impl PutQueue {
         group.flush
     }
 
-    /// What may go of these appends; the others stay. What waits for the same todo rows becomes what the appends say: they are
-    /// newer, and whole.
+    /// What may go of these appends; the others stay. What waits for the same todo rows becomes what the appends say:
+    /// they are newer, and whole.
     pub fn admit(&mut self, appends: &mut Vec<Append>) -> Vec<Append> {
         let held = |append: &Append| {
             self.under_way.as_ref().is_some_and(|group| append.todo.iter().any(|todo| group.todo.contains(&key(todo))))

@@ -21,7 +21,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Likewise entries that lie in an archive that can't be read.
 const ARCHIVE_RETRY: Duration = Duration::from_secs(5);
 
-/// Reads and tells the core; `fence` is the epoch of what is read, where several nodes share the store. Never gives up on a conversation or a user: the machine waits for it.
+/// Reads and tells the core; `fence` is the epoch of what is read, where several nodes share the store. Never gives up
+/// on a conversation or a user: the machine waits for it.
 pub(super) async fn read(shared: Arc<Shared>, store: Arc<dyn Store>, want: Want, fence: Option<u64>) {
     match want {
         Want::Conversation(id) => loop {

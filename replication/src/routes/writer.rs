@@ -44,7 +44,8 @@ use super::{Change, Link, Outcome, Route, Routes, RoutesError};
 
 /// Who is here, as the core knows it.
 pub trait Core: Send + Sync + 'static {
-    /// Of users after one, [`PAGE_USERS`](super::limits::PAGE_USERS) of them looked at, and after whom to go on. `None`: it can't say now.
+    /// Of users after one, [`PAGE_USERS`](super::limits::PAGE_USERS) of them looked at, and after whom to go on.
+    /// `None`: it can't say now.
     fn after(&self, user: Option<UserId>) -> BoxFut<'_, Option<(Told, Option<UserId>)>>;
     /// Of these users. Those who are not this node's are left out.
     fn of(&self, users: Vec<UserId>) -> BoxFut<'_, Option<Told>>;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{ConvId, Heads, Identity, InstallId, Origin, Place, Rev, UserId};
 use tern_core::limits::BODY_BYTES;
 use tern_core::store::{
     Append, Appended, BoxFut, ConversationImage, Durability, Put, Range, RowRecord, Store, StoreError, Target, Todo,
@@ -115,17 +115,13 @@ pub fn user(name: &str) -> UserId {
 /// Entry `seq` of a log; its content depends on the log, `seq` and `salt`. The hlc ascends with `seq`.
 pub fn entry_with(conversation: ConvId, origin: Origin, seq: u64, salt: u64, body: Bytes) -> Arc<Entry> {
     Arc::new(Entry {
-        place: Place { hlc: (seq << 16) + u64::from(origin.region), origin, seq },
-        by: Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(user("bob")),
-        kind: 0,
         wall_ms: salt ^ u64::from(conversation.0[0]),
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: (seq << 16) + u64::from(origin.region), origin, seq },
+            Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n: seq },
+            body,
+        )
     })
 }
 

@@ -1,22 +1,17 @@
 use proptest::prelude::*;
-use tern_core::ids::{Identity, InstallId, Place, body_hash};
+use tern_core::ids::{Identity, InstallId, Place};
 
 use super::*;
 
 fn entry(seq: Seq, body: &'static [u8]) -> Entry {
-    let body = Bytes::from_static(body);
     Entry {
-        place: Place { hlc: 0x0102_0304_0506_0708, origin: Origin { region: 1, era: 0x1112_1314_1516_1718 }, seq },
-        by: Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 4 },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
         wall_ms: 5,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: 0x0102_0304_0506_0708, origin: Origin { region: 1, era: 0x1112_1314_1516_1718 }, seq },
+            Identity { user: UserId::new("al").unwrap(), install: InstallId::new("p").unwrap(), n: 4 },
+            Bytes::from_static(body),
+        )
     }
 }
 

@@ -1,6 +1,6 @@
-//! Limits of the stores. Together they bound what an embedded store holds in memory: the block cache
-//! ([`CACHE_BYTES`]), memtables (each up to twice its limit, one active and one on its way to disk: 92 MiB in
-//! all, and 8 more while bodies are erased), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
+//! Limits of the stores. Together they bound what an embedded store holds in memory: the block cache ([`CACHE_BYTES`]),
+//! memtables (each up to twice its limit, one active and one on its way to disk: 92 MiB in all, and 8 more while bodies
+//! are erased), the write queue ([`WRITE_QUEUE_BYTES`]) and the heads of active logs (about 10 MiB).
 
 use std::time::Duration;
 

@@ -9,11 +9,12 @@
 //!   commits whatever waits in one group with `fdatasync`, a checksum chain per log that is verified when the
 //!   store is opened.
 //!
-//! Reading order: `conditions` (what an append must satisfy, the same for every backend), [`mod@format`] (every
-//! key and value on disk, pinned by golden bytes), [`memory`], then [`embedded`]: `open` (directory, lock,
-//! marker file, report), `tables` (keyspaces and reads), `writer` (group commit), `verify` (chains),
-//! `heads` (the cache of active logs), `scan` (long reads), [`archive`] and `tiering` (old entries go to an object store), `chores` and `purge` (erased bodies go from the
-//! files), [`embedded::backup`], `offline` and [`embedded::check`] (what commands do), `metrics`.
+//! Reading order: `conditions` (what an append must satisfy, the same for every backend), [`mod@format`] (every key and
+//! value on disk, pinned by golden bytes), [`memory`], then [`embedded`]: `open` (directory, lock, marker file,
+//! report), `tables` (keyspaces and reads), `writer` (group commit), `verify` (chains), `heads` (the cache of active
+//! logs), `scan` (long reads), [`archive`] and `tiering` (old entries go to an object store), `chores` and `purge`
+//! (erased bodies go from the files), [`embedded::backup`], `offline` and [`embedded::check`] (what commands do),
+//! `metrics`.
 //!
 //! `contract.rs` in this folder is the contract suite. It is not part of the library, because it asserts:
 //! the tests of every backend include it by path (see `tests/store_contract.rs`).

@@ -285,19 +285,8 @@ pub(super) fn place(hlc: u64, region: u8, seq: u64) -> Place {
 
 /// An entry of bob, or of another device of alice.
 pub(super) fn entry(who: &str, install: &str, n: u64, at: Place, text: &str) -> Entry {
-    Entry {
-        place: at,
-        by: Identity { user: user(who), install: InstallId::new(install).unwrap(), n },
-        peer: Some(user("alice")),
-        kind: 0,
-        wall_ms: 1,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(text.as_bytes()),
-        body: Bytes::copy_from_slice(text.as_bytes()),
-        erased: false,
-    }
+    let by = Identity { user: user(who), install: InstallId::new(install).unwrap(), n };
+    Entry { peer: Some(user("alice")), wall_ms: 1, ..Entry::text(at, by, text.to_owned()) }
 }
 
 pub(super) fn bob(n: u64, at: Place, text: &str) -> Entry {

@@ -1,6 +1,6 @@
-//! Random histories: three devices, three regions, cuts, crashes at any point, dropped pushes, lanes that
-//! overtake each other, a region that is destroyed, a device restored from its backup. In the end everything acked is shown once, everywhere, in
-//! one order; the outboxes are empty; the cursors hid nothing.
+//! Random histories: three devices, three regions, cuts, crashes at any point, dropped pushes, lanes that overtake each
+//! other, a region that is destroyed, a device restored from its backup. In the end everything acked is shown once,
+//! everywhere, in one order; the outboxes are empty; the cursors hid nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -3,8 +3,9 @@
 //! *Problem.* A figure in a document was true once, on somebody's machine.
 //!
 //! *Rule.* A file names scenarios, what to measure in their runs (see [`measure`]), and what has to be reached, as text
-//! that people read too: `0.3 s + 1.5 RTT`. The command runs all of it in virtual time, or over real packets where it is told to,
-//! and writes the table; it fails if something is not reached. The round trip is that of the run itself: the fastest ack.
+//! that people read too: `0.3 s + 1.5 RTT`. The command runs all of it in virtual time, or over real packets where it
+//! is told to, and writes the table; it fails if something is not reached. The round trip is that of the run itself:
+//! the fastest ack.
 
 mod measure;
 mod reach;

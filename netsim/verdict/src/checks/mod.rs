@@ -1,8 +1,8 @@
 //! The checks, each a question to a history.
 //!
 //! Reading order: what must never be seen ([`duplicates`], [`order`], [`phantoms`]), what must be true in the end
-//! ([`durability`], [`agreement`], [`convergence`], [`settings`]), what a scenario limits ([`delivery`], [`recovery`], [`load`]), and
-//! whether the run shows anything at all ([`trouble`], [`coverage`]).
+//! ([`durability`], [`agreement`], [`convergence`], [`settings`]), what a scenario limits ([`delivery`], [`recovery`],
+//! [`load`]), and whether the run shows anything at all ([`trouble`], [`coverage`]).
 
 pub(crate) mod agreement;
 pub(crate) mod convergence;

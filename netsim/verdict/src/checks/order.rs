@@ -4,11 +4,12 @@
 //! its successor, and that region went silent before anybody had a copy, then the successor is there first, and the
 //! message takes its place above it when the region comes back. Nothing else is possible without refusing to write
 //! while a region is away. The same holds if the region itself came back in a new era: what it writes from then on does
-//! not wait until others have fetched what it wrote before. And a device that comes back from an outage is pushed what is new while it still fetches
-//! what it missed: a backlog must not delay a new message. Both are counted as late, and not failed. Where both were
-//! first decided on in one era of one region, or it is not known where, and the device kept its connection from the sending of
-//! the earlier one, the later one must not appear first. What appears at the same moment has no order of its own: a
-//! device that fetched a few at once tells of them in any order, and shows them in theirs.
+//! not wait until others have fetched what it wrote before. And a device that comes back from an outage is pushed what
+//! is new while it still fetches what it missed: a backlog must not delay a new message. Both are counted as late, and
+//! not failed. Where both were first decided on in one era of one region, or it is not known where, and the device kept
+//! its connection from the sending of the earlier one, the later one must not appear first. What appears at the same
+//! moment has no order of its own: a device that fetched a few at once tells of them in any order, and shows them in
+//! theirs.
 //!
 //! A message that failed and was sent again by its user stands where it was sent again; and one that may have failed does
 //! not hold back what is sent after it. Both are left out.

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place as Seat, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place as Seat, UserId};
 use tern_core::leases::{Leases, SharedStore};
 use tern_core::slots::Slot;
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store};
@@ -28,19 +27,13 @@ pub fn conv(n: u8) -> ConvId {
 }
 
 pub fn entry(seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("<message {seq} as it was written>"));
     Arc::new(Entry {
-        place: Seat { hlc: (seq * APART_MS) << 16, origin: HERE, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Seat { hlc: (seq * APART_MS) << 16, origin: HERE, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            format!("<message {seq} as it was written>"),
+        )
     })
 }
 

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use tern_core::ids::{Identity, InstallId, Place, UserId, body_hash};
+use tern_core::ids::{Identity, InstallId, Place, UserId};
 
 use super::super::super::format::encode_entry;
 use super::*;
@@ -7,20 +7,11 @@ use super::*;
 const LOG: LogId = LogId { conversation: ConvId([7; 16]), origin: Origin { region: 3, era: 0x0102_0304_0506_0708 } };
 
 fn entry(seq: u64, body: &[u8]) -> Entry {
-    let body = Bytes::copy_from_slice(body);
-    Entry {
-        place: Place { hlc: seq << 16, origin: LOG.origin, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
-    }
+    Entry::text(
+        Place { hlc: seq << 16, origin: LOG.origin, seq },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+        Bytes::copy_from_slice(body),
+    )
 }
 
 fn run(first: u64, bodies: &[&[u8]]) -> Run {

@@ -12,9 +12,9 @@
 //! What is read is verified each time it comes from the object store: the hash by which it is named, place and body of
 //! each entry, and the chain of the log from the entry before to the last one.
 //!
-//! Reading order: [`objects`] (what is asked of an object store, and one in memory), [`mod@format`], [`reads`] (cache, limits),
-//! [`seam`] (reading over the limit between store and archive), [`plan`] (what may move, and what a pass tells), [`sweep`],
-//! then the passes themselves: `embedded/tiering`, and `tiering` of the store on ScyllaDB.
+//! Reading order: [`objects`] (what is asked of an object store, and one in memory), [`mod@format`], [`reads`] (cache,
+//! limits), [`seam`] (reading over the limit between store and archive), [`plan`] (what may move, and what a pass
+//! tells), [`sweep`], then the passes themselves: `embedded/tiering`, and `tiering` of the store on ScyllaDB.
 //!
 //! Invariants:
 //!

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use tern_core::entry::Entry;
-use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId, body_hash};
+use tern_core::ids::{ConvId, Identity, InstallId, Origin, Place, UserId};
 
 use super::super::super::format::encode_entry;
 use super::super::format::RunBuilder;
@@ -11,19 +11,11 @@ const LOG: LogId = LogId { conversation: ConvId([7; 16]), origin: Origin { regio
 const STORE: [u8; 16] = [5; 16];
 
 fn run_of(first: Seq, body: &[u8]) -> Run {
-    let entry = Entry {
-        place: Place { hlc: first << 16, origin: LOG.origin, seq: first },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: first },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(body),
-        body: Bytes::copy_from_slice(body),
-        erased: false,
-    };
+    let entry = Entry::text(
+        Place { hlc: first << 16, origin: LOG.origin, seq: first },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: first },
+        Bytes::copy_from_slice(body),
+    );
     let mut value = Vec::new();
     encode_entry(&mut value, &[0; 16], &entry);
     let mut builder = RunBuilder::new(LOG, first, [0; 16]);

@@ -18,7 +18,8 @@
 //! An archive ends with its contents, `"TOC!", u32 count`, then `u64 place, u64 length, u16 length, name` of each part,
 //! and a trailer, `"SFA!", 1, 0, u128 xxh3 of the contents, u64 place and u64 length of them`. A block begins with
 //! `"LSM", 3, u8 kind, u128 xxh3 of what follows the header`, in all 33 bytes. Tree 0 has the names of the trees; its
-//! tables are small and are read as a whole. Blocks of other tables carry checksums that are checked when they are read, see `verify`.
+//! tables are small and are read as a whole. Blocks of other tables carry checksums that are checked when they are
+//! read, see `verify`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -3,7 +3,7 @@ use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use tern_core::ids::{Heads, Identity, InstallId, Origin, Place, Rev, body_hash};
+use tern_core::ids::{Heads, Identity, InstallId, Origin, Place, Rev};
 use tern_core::store::Target;
 
 use super::super::archive::TierPlan;
@@ -17,19 +17,13 @@ pub(super) fn conv(n: u8) -> ConvId {
 }
 
 fn entry_of(seq: u64, body: &[u8]) -> Arc<Entry> {
-    let body = Bytes::copy_from_slice(body);
     Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin: ORIGIN, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: seq << 16, origin: ORIGIN, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+            Bytes::copy_from_slice(body),
+        )
     })
 }
 

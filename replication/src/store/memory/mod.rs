@@ -7,10 +7,10 @@
 //! are written and synced, which decides it; then the answer is given. Steps of a put: each write; the sync,
 //! if one was asked for; the answer.
 //!
-//! What is written but not synced lies in a journal, visible and undone by a crash. A sync makes all of it
-//! durable; so does the passing of [`tern_core::limits::LAZY_SYNC`] on tokio's clock, which simulation pauses. A real disk may keep
-//! a part of what was not synced: [`MemoryStore::crash_keeping`] does. Entries are never in the journal: they
-//! become readable in the step that makes them durable (R1).
+//! What is written but not synced lies in a journal, visible and undone by a crash. A sync makes all of it durable; so
+//! does the passing of [`tern_core::limits::LAZY_SYNC`] on tokio's clock, which simulation pauses. A real disk may keep
+//! a part of what was not synced: [`MemoryStore::crash_keeping`] does. Entries are never in the journal: they become
+//! readable in the step that makes them durable (R1).
 //!
 //! Deterministic: ordered maps, no threads, no clock but tokio's, no randomness. A call starts its work when
 //! its future is first polled. With a latency, dropping the future of an append between two steps leaves it

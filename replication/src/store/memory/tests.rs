@@ -1,7 +1,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests start tasks of their own, which end with the test")]
 
 use tern_core::entry::Entry;
-use tern_core::ids::{Heads, Identity, InstallId, Place, Rev, body_hash};
+use tern_core::ids::{Heads, Identity, InstallId, Place, Rev};
 use tern_core::limits::LAZY_SYNC;
 use tern_core::store::Target;
 
@@ -14,20 +14,11 @@ fn conv(n: u8) -> ConvId {
 }
 
 fn entry(seq: u64) -> Arc<Entry> {
-    let body = Bytes::from_static(b"hi");
-    Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin: ORIGIN, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
-        peer: None,
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
-    })
+    Arc::new(Entry::text(
+        Place { hlc: seq << 16, origin: ORIGIN, seq },
+        Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n: seq },
+        Bytes::from_static(b"hi"),
+    ))
 }
 
 fn todo(done: u64) -> Todo {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tern_core::entry::Entry;
-use tern_core::ids::{Heads, InstallId, Origin, Place, Rev, UserId, body_hash};
+use tern_core::ids::{Heads, InstallId, Origin, Place, Rev, UserId};
 use tern_core::store::{Append, Appended, Durability, Put, Range, RowRecord, Store, Target, Todo};
 
 use super::super::{CompactReport, EmbeddedStore, Offline, Options};
@@ -19,19 +19,13 @@ fn conv(n: u8) -> ConvId {
 }
 
 fn entry(origin: Origin, seq: u64, n: u64) -> Arc<Entry> {
-    let body = bytes::Bytes::from(body_of(n));
     Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin, seq },
-        by: Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n },
         peer: Some(UserId::new("bob").unwrap()),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: seq << 16, origin, seq },
+            Identity { user: UserId::new("alice").unwrap(), install: InstallId::new("phone").unwrap(), n },
+            bytes::Bytes::from(body_of(n)),
+        )
     })
 }
 

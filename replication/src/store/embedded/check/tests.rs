@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tern_core::entry::Entry;
 use tern_core::eras::Era;
-use tern_core::ids::{Identity, InstallId, Origin, Place, body_hash};
+use tern_core::ids::{Identity, InstallId, Origin, Place};
 use tern_core::node::refill::Known;
 use tern_core::sequencer::LogState;
 use tern_core::store::{Append, Appended, Durability, Put, Range, Store, Todo};
@@ -25,20 +25,14 @@ fn user(name: &str) -> UserId {
 }
 
 fn entry(origin: Origin, seq: u64) -> Arc<Entry> {
-    let body = Bytes::from(format!("message {seq}"));
     let n = seq + u64::from(origin.region) * 1_000;
     Arc::new(Entry {
-        place: Place { hlc: seq << 16, origin, seq },
-        by: Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n },
         peer: Some(user("bob")),
-        kind: 0,
-        wall_ms: 0,
-        first: None,
-        stamp: None,
-        only_sender: false,
-        body_hash: body_hash(&body),
-        body,
-        erased: false,
+        ..Entry::text(
+            Place { hlc: seq << 16, origin, seq },
+            Identity { user: user("alice"), install: InstallId::new("phone").unwrap(), n },
+            format!("message {seq}"),
+        )
     })
 }
 
