@@ -21,7 +21,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, ConfigSide, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme, WantsVerifier, WantsVersions,
+};
 use tern_core::clock::Clock;
 use tern_core::wire::ALPN_NODE;
 
@@ -401,19 +404,22 @@ pub fn server_tls_with(
     alpn: &[&[u8]],
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let config = ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| TlsError::Setup(e.to_string()))?
+    let config = tls13(ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock))))?
         .with_no_client_auth()
         .with_cert_resolver(credential);
     Ok(finish_server(config, alpn))
 }
 
+/// TLS 1.3 and nothing else.
+fn tls13<Side: ConfigSide>(
+    builder: ConfigBuilder<Side, WantsVersions>,
+) -> Result<ConfigBuilder<Side, WantsVerifier>, TlsError> {
+    builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(|e| TlsError::Setup(e.to_string()))
+}
+
 /// A client of the public side, trusting the CAs in `roots_pem` and no others.
 pub fn client_tls(roots_pem: &[u8], alpn: &[&[u8]], clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| TlsError::Setup(e.to_string()))?
+    let config = tls13(ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock))))?
         .with_root_certificates(roots(roots_pem)?)
         .with_no_client_auth();
     Ok(finish_client(config, alpn))
@@ -426,9 +432,7 @@ pub(crate) fn outside_tls(
     credential: Option<Arc<Credential>>,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| TlsError::Setup(e.to_string()))?
+    let config = tls13(ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock))))?
         // As for links between nodes: webpki decides, and only its CAs can be replaced.
         .dangerous()
         .with_custom_certificate_verifier(trust);
@@ -455,9 +459,7 @@ pub fn node_server_tls_with(
     trust: Arc<Trust>,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let config = ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| TlsError::Setup(e.to_string()))?
+    let config = tls13(ServerConfig::builder_with_details(provider(), Arc::new(WallTime(clock))))?
         .with_client_cert_verifier(trust)
         .with_cert_resolver(credential);
     Ok(finish_server(config, &[ALPN_NODE]))
@@ -479,9 +481,7 @@ pub fn node_client_tls_with(
     trust: Arc<Trust>,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| TlsError::Setup(e.to_string()))?
+    let config = tls13(ClientConfig::builder_with_details(provider(), Arc::new(WallTime(clock))))?
         // Not less strict than without: `Trust` asks webpki, and only its CAs can be replaced.
         .dangerous()
         .with_custom_certificate_verifier(trust)
