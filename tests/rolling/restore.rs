@@ -1,9 +1,10 @@
-//! The rehearsal of a restore: the database of a region that two processes share is set back to a backup, and the region
-//! gets everything back from the other one. Without a database, which `replication/tests/cql-cluster/check` starts, it ends at
-//! once.
+//! The rehearsal of a restore: the database of a region that two processes share is set back to a backup, and the
+//! region gets everything back from the other one. Once with the files of its volumes, once with snapshots by
+//! `nodetool` in a database that is new. Without a database, which `replication/tests/cql-cluster/check` starts, both
+//! end at once.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,12 +13,67 @@ use tern_client::UserId;
 use crate::database::{self, share, store, text};
 use crate::scene::{Device, Scene, figure};
 
-/// The datacenter of the region that is restored has this node only.
-const NODE: &str = "1";
+/// How the database is copied while it runs, and set back.
+enum Backup {
+    /// The files of the one node in the region's datacenter.
+    Volume,
+    /// Of each node in all datacenters, taken and loaded by `nodetool`.
+    Snapshots { nodes: usize, keyspaces: Vec<String> },
+}
 
-fn database_does(cluster: &str, arguments: &[&str]) {
-    let output = Command::new(cluster).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+/// A database, by the script that has started it.
+struct Database {
+    script: String,
+    copies: PathBuf,
+    backup: Backup,
+}
+
+impl Database {
+    fn does(&self, arguments: &[&str]) {
+        let output = Command::new(&self.script).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    }
+
+    /// `command`, a copy of each node and `keyspaces`, for all nodes at once.
+    fn each(&self, command: &str, nodes: usize, keyspaces: &[String]) {
+        std::thread::scope(|all| {
+            for node in 1..=nodes {
+                all.spawn(move || {
+                    let (number, copy) = (node.to_string(), self.copies.join(format!("node{node}")));
+                    let mut arguments = vec![command, &number, copy.to_str().unwrap()];
+                    arguments.extend(keyspaces.iter().map(String::as_str));
+                    self.does(&arguments);
+                });
+            }
+        });
+    }
+
+    fn copy(&self) {
+        match &self.backup {
+            Backup::Volume => self.does(&["backup", "1", self.copies.to_str().unwrap()]),
+            Backup::Snapshots { nodes, keyspaces } => self.each("snapshot", *nodes, keyspaces),
+        }
+    }
+
+    /// Loses what there is, and puts the copies in its place.
+    fn set_back(&self, scene: &Scene) {
+        match &self.backup {
+            Backup::Volume => {
+                self.does(&["kill", "1"]);
+                self.does(&["restore", "1", self.copies.to_str().unwrap()]);
+                self.does(&["start", "1"]);
+            }
+            Backup::Snapshots { nodes, keyspaces } => {
+                self.does(&["wipe"]);
+                self.does(&["up", &nodes.to_string()]);
+                database::init(scene);
+                self.each("refresh", *nodes, keyspaces);
+                for keyspace in keyspaces {
+                    self.does(&["nodetool", "1", "repair", "-full", "--", keyspace]);
+                }
+            }
+        }
+    }
 }
 
 /// Both processes. Where they tell their figures.
@@ -52,13 +108,29 @@ fn seen(device: &Device, peer: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_shared_region_whose_database_was_restored_gets_everything_back_from_the_other_region() {
     let Some(settings) = database::settings("restored") else { return };
-    // The database is killed and set back by its script.
-    let cluster = std::env::var("TERN_CQL_CLUSTER").expect("replication/tests/cql-cluster/check sets it");
+    rehearse(29_600, settings, |_| Backup::Volume).await;
+}
+
+#[tokio::test]
+async fn a_shared_region_in_a_new_database_from_snapshots_gets_everything_back_from_the_other_region() {
+    let Some(settings) = database::settings("snapshots") else { return };
+    rehearse(29_500, settings, |settings| {
+        let value = |key: &str| settings.iter().find_map(|setting| setting.strip_prefix(key)).unwrap().to_owned();
+        let keyspaces = ["store.keyspace=", "store.timeline_keyspace="].map(value).to_vec();
+        Backup::Snapshots { nodes: value("store.nodes=").split(',').count(), keyspaces }
+    })
+    .await;
+}
+
+async fn rehearse(base_port: u16, settings: Vec<String>, backup: impl FnOnce(&[String]) -> Backup) {
     let dir = tempfile::tempdir().unwrap();
-    let backup: PathBuf = dir.path().join("backup");
-    let backup_path = backup.to_str().unwrap();
+    let database = Database {
+        script: std::env::var("TERN_CQL_CLUSTER").expect("replication/tests/cql-cluster/check sets it"),
+        copies: dir.path().join("backup"),
+        backup: backup(&settings),
+    };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_tern"));
-    let mut scene = Scene::plan(Path::new(dir.path()), 29_600, program, &[("eu", 1)]);
+    let mut scene = Scene::plan(dir.path(), base_port, program, &[("eu", 1)]);
     share(&mut scene, &["eu-e1", "eu-e2"], &settings);
     database::init(&scene);
     let us = scene.arguments("us-e1").to_vec();
@@ -74,7 +146,7 @@ async fn a_shared_region_whose_database_was_restored_gets_everything_back_from_t
     scene.until("both regions hold them", || stable(&scene)).await;
 
     // The backup, and what is written and acked after it.
-    database_does(&cluster, &["backup", NODE, backup_path]);
+    database.copy();
     scene.say_for(Duration::from_secs(2)).await;
     scene.settle("what was written after the backup is shown").await;
     scene.until("both regions hold that, too", || stable(&scene)).await;
@@ -87,9 +159,7 @@ async fn a_shared_region_whose_database_was_restored_gets_everything_back_from_t
     for name in ["eu-e1", "eu-e2"] {
         assert!(scene.fleet.kill(name).await);
     }
-    database_does(&cluster, &["kill", NODE]);
-    database_does(&cluster, &["restore", NODE, backup_path]);
-    database_does(&cluster, &["start", NODE]);
+    database.set_back(&scene);
     let checked = store(&scene, &["check"]);
     assert!(checked.status.success(), "{}{}", text(&checked.stdout), text(&checked.stderr));
     let marked = store(&scene, &["new-era"]);
