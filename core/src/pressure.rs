@@ -22,6 +22,9 @@
 //! reached the machine to its ack, and refuses before anything was spent on it. The core hears from its edge how
 //! much to give up ([`Pressure::told`]), and samples its own part of the way, in case that an edge is elsewhere.
 //!
+//! A few Sends in a window are no queue, however long they wait: for a conversation that is being handed over, or a disk that
+//! stands still. Refusing somebody would not help them.
+//!
 //! Why simpler ways fail: a limit on the queue's length refuses bursts that a moment would have served; refusing
 //! every n-th message breaks every conversation a little; drawing conversations anew every two seconds lets all of
 //! those that are admitted begin at once, after a time in which nobody came.
@@ -32,6 +35,8 @@ use crate::ids::ConvId;
 
 /// A window of measurement: several commits on a slow disk.
 pub const WINDOW: Duration = Duration::from_millis(100);
+/// In a window with fewer Sends nothing stands.
+const QUEUE_MIN: u32 = 4;
 /// Sends that all waited so long: signals are dropped.
 pub const SIGNALS_ABOVE: Duration = Duration::from_millis(20);
 /// Likewise: large fan-outs are merged.
@@ -91,6 +96,8 @@ impl Level {
 pub struct Pressure {
     window_ends: Duration,
     lowest: Option<Duration>,
+    /// Sends of this window.
+    seen: u32,
     /// The lowest wait of the last window.
     standing: Duration,
     level: Level,
@@ -105,6 +112,7 @@ impl Pressure {
     /// A Send has waited so long.
     pub fn sample(&mut self, now: Duration, waited: Duration) {
         self.roll(now);
+        self.seen += 1;
         self.lowest = Some(self.lowest.map_or(waited, |lowest| lowest.min(waited)));
     }
 
@@ -115,7 +123,8 @@ impl Pressure {
         }
         // A window without any Send is one without a queue.
         let idle = now > self.window_ends + WINDOW;
-        let lowest = self.lowest.take().filter(|_| !idle).unwrap_or_default();
+        let stands = std::mem::take(&mut self.seen) >= QUEUE_MIN && !idle;
+        let lowest = self.lowest.take().filter(|_| stands).unwrap_or_default();
         let windows = (now.saturating_sub(self.window_ends).as_millis() / WINDOW.as_millis()).clamp(1, 1000);
         self.window_ends = now + WINDOW;
         self.standing = lowest;
@@ -233,6 +242,15 @@ mod tests {
             pressure.sample(MS * i * 10, if i % 10 == 0 { MS } else { 500 * MS });
         }
         assert_eq!(pressure.level(), Level::Normal);
+    }
+
+    #[test]
+    fn a_few_sends_that_wait_are_no_queue() {
+        let mut pressure = Pressure::default();
+        for i in 0..60 {
+            pressure.sample(Duration::from_secs(1) + 40 * MS * i, 800 * MS);
+            assert_eq!(pressure.level(), Level::Normal);
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //!
 //! Rule: what a connection says of itself goes to the owner of its user's slot, what it says of a conversation to that of
 //! the conversation's, each told first whose connection it is. What a node hands back, and what is for a slot without a
-//! node that can be reached, waits for the next word of who owns what, and goes out again. Where a node is lost, its
-//! requests are answered with "come again", for nobody knows what became of them, and all of them are idempotent; a
-//! connection in use is told to its user's new owner as it stands. So a core may restart under its clients. A slot that
+//! node that can be reached, waits for the next word of who owns what, and goes out again. Where a node is lost, or has not
+//! answered for [`LEFT_WITHIN`] after another has its slot, its requests are answered with "come again", for nobody knows
+//! what became of them, and all of them are idempotent; a connection in use is told to its user's new owner as it stands,
+//! and a Hello that nobody has answered is said to him again. So a core may restart under its clients. A slot that
 //! nobody has taken up after [`HOMELESS`] is given up until somebody does: what waits for it and what comes for it is
 //! answered likewise, and connections whose users are there are sent elsewhere. A node that says that it is stopped and
 //! comes back ([`Router::stopping`]) answers what it has and is told nothing new; its slots are given up later, after as
@@ -34,6 +35,9 @@ use crate::wire::v1::{self, frame::Body};
 const AGAIN: Duration = Duration::from_millis(100);
 /// A client whose request was lost with a node asks again after so long.
 const LOST_AFTER_MS: u32 = 100;
+/// What a node has to say of a slot that it gave away is under way before another says that it has it: it comes within this,
+/// or the node is dead.
+pub const LEFT_WITHIN: Duration = Duration::from_millis(100);
 /// Likewise, where nobody has taken the slot up for [`HOMELESS`].
 const GIVEN_UP_AFTER_MS: u32 = 1_000;
 /// A slot without an owner that can be reached is given up after so long: a client waits no longer for a Pong that
@@ -82,6 +86,8 @@ struct Conn {
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     core: CoreNo,
+    /// What it is about.
+    slot: Slot,
     /// It is a Ping, and this its echo.
     ping: Option<u32>,
 }
@@ -107,6 +113,10 @@ pub struct Router {
     held_bytes: usize,
     /// Slots whose waiting is tried again, and when.
     again: BTreeSet<(Duration, Slot)>,
+    /// Slots that have another owner than was asked, before a tick has said since when.
+    moved: BTreeSet<Slot>,
+    /// Slots that have moved, and until when a former owner may answer.
+    left: BTreeSet<(Duration, Slot)>,
     /// Slots without an owner that can be reached.
     vacant: BTreeMap<Slot, Vacancy>,
     /// The same by time.
@@ -127,6 +137,8 @@ impl Router {
             held: BTreeMap::new(),
             held_bytes: 0,
             again: BTreeSet::new(),
+            moved: BTreeSet::new(),
+            left: BTreeSet::new(),
             vacant: BTreeMap::new(),
             hopes: BTreeSet::new(),
             unlooked: true,
@@ -177,11 +189,18 @@ impl Router {
                 *owner = None;
             }
         }
+        for conn in self.conns.values_mut() {
+            conn.attached.remove(&core);
+        }
+        self.ask_again(|of, _| of == core);
+    }
+
+    /// Nobody will answer what was told to these nodes of these slots.
+    fn ask_again(&mut self, is_lost: impl Fn(CoreNo, Slot) -> bool) {
         let mut again = Vec::new();
         for (id, conn) in &mut self.conns {
-            conn.attached.remove(&core);
             conn.asked.retain(|req, asked| {
-                let lost = asked.core == core;
+                let lost = is_lost(asked.core, asked.slot);
                 match asked.ping.filter(|_| lost) {
                     Some(echo) => {
                         let stay = self.vacant.get(&conn.home).map_or(Duration::ZERO, |vacancy| vacancy.stay);
@@ -193,14 +212,14 @@ impl Router {
                 !lost
             });
             if let Some(open) = &conn.opening
-                && conn.welcomed_by == Some(core)
+                && conn.welcomed_by.is_some_and(|core| is_lost(core, conn.home))
             {
                 conn.welcomed_by = None;
                 again.push((conn.home, (**open).clone()));
             }
         }
         for (slot, up) in again {
-            self.hold(slot, up);
+            self.route(slot, up);
         }
     }
 
@@ -224,6 +243,36 @@ impl Router {
         !self.unlooked && self.vacant.len() == usize::from(SLOTS) && self.hopes.is_empty()
     }
 
+    /// Of these slots, which have moved, some are those of what a former owner was told and has not answered.
+    fn note_left(&mut self, slots: &BTreeSet<Slot>) {
+        let owners = &self.owners;
+        let is_left = |core: CoreNo, slot: Slot| {
+            slots.contains(&slot) && owners.get(usize::from(slot.number())).is_some_and(|owner| *owner != Some(core))
+        };
+        for conn in self.conns.values() {
+            let left = conn.asked.values().filter(|asked| is_left(asked.core, asked.slot)).map(|asked| asked.slot);
+            self.moved.extend(left);
+            let opened = conn.welcomed_by.filter(|_| conn.opening.is_some());
+            self.moved.extend(opened.filter(|core| is_left(*core, conn.home)).map(|_| conn.home));
+        }
+    }
+
+    /// Of slots that moved a while ago what former owners have not answered is lost.
+    fn look_for_left(&mut self, now: Duration) {
+        let moved = std::mem::take(&mut self.moved);
+        self.left.extend(moved.into_iter().map(|slot| (now + LEFT_WITHIN, slot)));
+        let mut due = BTreeSet::new();
+        while let Some((at, slot)) = self.left.first().copied().filter(|(at, _)| *at <= now) {
+            self.left.remove(&(at, slot));
+            due.insert(slot);
+        }
+        if !due.is_empty() {
+            let owners: BTreeMap<Slot, CoreNo> =
+                due.into_iter().filter_map(|slot| Some((slot, self.owner(slot)?))).collect();
+            self.ask_again(|core, slot| owners.get(&slot).is_some_and(|owner| *owner != core));
+        }
+    }
+
     /// Slots have these owners now; what waits for them goes out.
     pub fn owners(&mut self, owners: impl IntoIterator<Item = (Slot, CoreNo)>) {
         let mut moved = BTreeSet::new();
@@ -235,6 +284,7 @@ impl Router {
             }
         }
         self.unlooked |= !moved.is_empty();
+        self.note_left(&moved);
         self.taken_up(&moved);
     }
 
@@ -470,7 +520,7 @@ impl Router {
     /// To the owner of a slot, behind what waits for it.
     fn route(&mut self, slot: Slot, up: Up) {
         match self.owner(slot) {
-            Some(core) if !self.held.contains_key(&slot) => self.tell(core, up),
+            Some(core) if !self.held.contains_key(&slot) => self.tell(core, slot, up),
             None if self.vacant.get(&slot).is_some_and(|vacancy| vacancy.until.is_none()) => self.give_up(up),
             _ => self.hold(slot, up),
         }
@@ -492,7 +542,7 @@ impl Router {
         self.held.entry(slot).or_default().push(up);
     }
 
-    fn tell(&mut self, core: CoreNo, up: Up) {
+    fn tell(&mut self, core: CoreNo, slot: Slot, up: Up) {
         let id = up.conn();
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let ups = self.out.ups.entry(core).or_default();
@@ -516,7 +566,7 @@ impl Router {
                     _ => (0, None),
                 };
                 if req != 0 {
-                    conn.asked.insert(req, Asked { core, ping });
+                    conn.asked.insert(req, Asked { core, slot, ping });
                 }
             }
             _ => {}
@@ -563,16 +613,17 @@ impl Router {
             self.again.remove(&(at, slot));
             self.release(slot);
         }
+        self.look_for_left(now);
         self.look_for_vacant(now);
     }
 
     /// When to tick at the latest; zero: at once.
     pub fn next_deadline(&self) -> Option<Duration> {
-        if self.unlooked {
+        if self.unlooked || !self.moved.is_empty() {
             return Some(Duration::ZERO);
         }
-        let (again, hope) = (self.again.first(), self.hopes.first());
-        again.into_iter().chain(hope).map(|(at, _)| *at).min()
+        let firsts = [self.again.first(), self.left.first(), self.hopes.first()];
+        firsts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
     fn release(&mut self, slot: Slot) {
@@ -581,7 +632,7 @@ impl Router {
             match up {
                 // It is told to its owner as it stands by now.
                 Up::Resume { conn, .. } => self.move_home(conn),
-                up => self.tell(core, up),
+                up => self.tell(core, slot, up),
             }
         }
     }

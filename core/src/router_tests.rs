@@ -105,6 +105,42 @@ fn a_lost_request_is_to_be_asked_again_here_and_a_lost_ping_is_answered() {
 }
 
 #[test]
+fn a_hello_whose_node_died_is_said_to_the_new_owner_and_those_after_it_do_not_wait_behind_it() {
+    let mut router = two();
+    router.submit(vec![open(2)]);
+    router.take();
+    // The others have seen sooner than this edge that node 1 is dead.
+    router.owners([(home(), 2)]);
+    router.tick(SEC);
+    router.core_down(1);
+    router.submit(vec![open(3)]);
+    let ups = router.take().ups.remove(&2).unwrap_or_default();
+    let opened: Vec<ConnId> = ups.iter().filter(|up| matches!(up, Up::Open { .. })).map(Up::conn).collect();
+    assert_eq!((opened, router.held()), (vec![2, 3], 0));
+}
+
+#[test]
+fn what_a_former_owner_does_not_answer_is_asked_again_long_before_its_link_is_given_up() {
+    let mut router = two();
+    router.submit(vec![open(2), post(1, 5, 1), ping(1, 6)]);
+    router.take();
+    router.owners([(home(), 2), (Slot::of(CONV), 1)]);
+    assert_eq!(router.next_deadline(), Some(Duration::ZERO), "since when is to be noted");
+    router.tick(SEC);
+    assert_eq!(told(&mut router), Vec::<String>::new(), "it may have answered");
+    assert_eq!(router.next_deadline(), Some(SEC + LEFT_WITHIN));
+    // Of two questions one is answered.
+    router.submit(vec![post(1, 7, 1)]);
+    router.tick(SEC + LEFT_WITHIN);
+    let routed = router.take();
+    assert!(routed.ups[&2].iter().any(|up| matches!(up, Up::Open { conn: 2, .. })));
+    router.out.downs = routed.downs;
+    assert_eq!(told(&mut router), ["1 5 owner_lost", "1 6 pong 77 true"], "7 was asked of the new owner");
+    router.core_down(1);
+    assert_eq!(told(&mut router), ["1 7 owner_lost"], "and nothing else twice");
+}
+
+#[test]
 fn what_a_connection_that_is_gone_said_is_not_kept() {
     let mut router = two();
     router.core_down(2);

@@ -219,6 +219,12 @@ impl Crowd {
         Ok(readings)
     }
 
+    /// What each client says of how it got where it is, by user.
+    pub fn diagnostics(&self) -> Vec<(String, String)> {
+        let users = lock(&self.observed).clients.iter().map(|client| client.user.clone()).collect::<Vec<_>>();
+        users.into_iter().zip(self.members.iter().map(|member| member.client.diagnostics())).collect()
+    }
+
     /// Closes all clients.
     pub async fn close(self) {
         for member in self.members {

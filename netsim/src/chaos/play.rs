@@ -269,6 +269,10 @@ impl Play<'_> {
         let numbering = if regions.len() == 1 { Regions::One } else { Regions::Several };
         let judged = judge(&observed, &self.script.bounds, numbering, self.record.troubles());
         let end_ns = self.crowd.now_ns();
+        for (user, text) in self.crowd.diagnostics() {
+            let path = self.record.logs().join(format!("{user}.txt"));
+            std::fs::write(path, text).map_err(ChaosError::io("writing what a client says"))?;
+        }
         self.crowd.close().await;
         if let Some(local) = &mut self.local {
             local.stop_all(&mut self.keeper).await?;

@@ -267,8 +267,8 @@ statements! {
     /// Those of a range of tokens.
     todo_range: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE token(slot) > ? AND token(slot) <= ?";
 
-    /// Those of a slot.
-    todo_of: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE slot = ?";
+    /// Those of some slots.
+    todo_of: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE slot IN ?";
 
     /// A checkpoint.
     checkpoint_put: Write, ROW_PAGE, "INSERT INTO {k}.checkpoint (conversation, value) VALUES (?, ?) USING TIMESTAMP ?";

@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tern_core::ids::{ConvId, Heads, UserId};
 use tern_core::node::refill;
-use tern_core::slots::Slot;
+use tern_core::slots::Share;
 use tern_core::store::{ConversationHeads, RowRecord, StoreError, Target, Todo, UserMarks};
 use tern_replication::store::format::{decode_row, decode_todo};
 
@@ -153,11 +153,12 @@ impl ScyllaStore {
         Ok(found)
     }
 
-    /// Todo of one slot.
-    pub(crate) async fn list_todo_of(&self, slot: Slot) -> Result<Vec<Todo>, StoreError> {
+    /// Todo of one share: a partition for each slot, most of them empty, in one request.
+    pub(crate) async fn list_todo_of(&self, share: Share) -> Result<Vec<Todo>, StoreError> {
         type Row = (i16, Vec<u8>, Option<Vec<u8>>);
         let statement = &self.requests.statements().todo_of;
-        let rows: Vec<Row> = self.requests.rows(statement, (i32::from(slot.number()),)).await?;
+        let slots: Vec<i32> = share.slots().map(|slot| i32::from(slot.number())).collect();
+        let rows: Vec<Row> = self.requests.rows(statement, (slots,)).await?;
         rows.into_iter().filter_map(|row| todo_of(row).transpose()).collect()
     }
 

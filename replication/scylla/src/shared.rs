@@ -42,8 +42,10 @@ use crate::tails::TakeError;
 /// 2^22, then, for a time-stamp that the database does not take for one of the far future: four million takeovers.
 const COUNT_BITS: u32 = 28;
 
-/// A node whose beat stands still for so long does not run: a living one renews its lease every 400 ms.
+/// A node whose beat stands still for so long does not run: a living one renews its lease every 300 ms.
 const STILL_FOR: Duration = Duration::from_secs(2);
+/// Shares whose todo is read at once.
+const TODO_SHARES_AT_ONCE: usize = 16;
 /// So many epochs are left out after a restore: more takeovers than there are between the copies of two tables.
 const EPOCHS_SKIPPED: u64 = 1_000;
 
@@ -406,11 +408,9 @@ impl SharedStore for SharedScylla {
             for (share, epoch) in &shares {
                 self.sharing.owns(*share, *epoch);
             }
-            // One query per slot: a quorum's read of what is mostly empty.
             let mut todo = Vec::new();
-            for part in shares.chunks(4) {
-                let slots = part.iter().flat_map(|(share, _)| share.slots());
-                let reads = slots.map(|slot| self.store.list_todo_of(slot));
+            for part in shares.chunks(TODO_SHARES_AT_ONCE) {
+                let reads = part.iter().map(|(share, _)| self.store.list_todo_of(*share));
                 todo.extend(try_join_all(reads).await?.into_iter().flatten());
             }
             todo.sort_by_key(|t| (t.target, t.conversation));

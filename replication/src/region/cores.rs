@@ -4,7 +4,7 @@
 //! hands over what the machine has for the other. A link that breaks loses what was on its way; all of it is said again
 //! (`tern_core::node::siblings`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -225,8 +225,16 @@ fn owners_told(shared: &Arc<Shared>, name: &str, told: &tern_core::wire::node_v1
     let changed = shared.owners.lock().unwrap_or_else(PoisonError::into_inner).told(told);
     // What was said to a new owner before it knew that it was one was lost; its own word is that it knows.
     let own = told.shares.iter().filter(|share| share.node == name);
-    let own = own.filter_map(|share| Share::new(u16::try_from(share.share).ok()?));
-    match changed.map(|changed| changed.into_iter().chain(own).collect::<BTreeSet<_>>()) {
+    let own = own.filter_map(|share| Some((Share::new(u16::try_from(share.share).ok()?)?, share.epoch)));
+    let own: BTreeMap<Share, u64> = own.collect();
+    {
+        let mut taken = shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for (share, epoch) in &own {
+            let known = taken.entry(*share).or_default();
+            *known = (*known).max(*epoch);
+        }
+    }
+    match changed.map(|changed| changed.into_iter().chain(own.into_keys()).collect::<BTreeSet<_>>()) {
         Ok(changed) if changed.is_empty() => {}
         Ok(changed) => {
             shared.push(Input::Moved(changed.into_iter().collect()));

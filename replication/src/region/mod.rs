@@ -40,6 +40,7 @@ use tern_core::node::{CoreId, EdgeId, Node, Now, Settings};
 use tern_core::owners::Owners;
 use tern_core::pressure::Level;
 use tern_core::receipt::ReceiptKey;
+use tern_core::slots::Share;
 use tern_core::store::{BoxFut, Durability, Put, Store};
 use tern_core::wire::node_v1::LinkTold;
 use tern_core::wire::node_v1::node_frame::Body;
@@ -182,6 +183,8 @@ pub(crate) struct Shared {
     pub over: watch::Sender<bool>,
     /// Who owns what of this region, where several nodes share it.
     pub owners: Mutex<Owners>,
+    /// The epochs under which other nodes have said of shares that they have taken them up.
+    pub taken: Mutex<BTreeMap<Share, u64>>,
     /// Links to the others, by name.
     pub cores: Mutex<BTreeMap<String, (CoreId, Arc<LinkSender>)>>,
     /// Those that are being dialled or linked.
@@ -410,6 +413,7 @@ impl Region {
             stopped: AtomicBool::new(false),
             over: watch::Sender::new(false),
             owners: Mutex::default(),
+            taken: Mutex::default(),
             cores: Mutex::default(),
             dialled: Mutex::default(),
             peer_nodes: dial::PeerNodes::default(),

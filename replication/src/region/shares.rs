@@ -5,6 +5,10 @@
 //! gives away what is to be another's, after all that was begun in it is over. What changed is told to the other nodes and
 //! to the edges at once; the store is the truth.
 //!
+//! **A share that is given away** is nobody's until its new owner has read what is to be done in it. So what is given waits
+//! for nothing else that the new owner does, and no more is given than it takes up: it says so to the former owner. Were
+//! shares given as fast as the store takes the words, each of them would wait for all that were given before.
+//!
 //! **Who is dead.** A node whose beat stood still for [`DEAD_AFTER`] by this node's clock, while this node itself read and
 //! renewed without a failure in all that time: so a store that does not answer kills nobody. Its generation is ended
 //! first. A node counts its own lease from before it asked for it, and for [`LEASE`], which is shorter; so what it says on
@@ -35,22 +39,26 @@ use super::core_task::Input;
 use super::{Peer, Shared, cores, start};
 
 /// Between two renewals.
-pub const RENEW_EVERY: Duration = Duration::from_millis(400);
+pub const RENEW_EVERY: Duration = Duration::from_millis(300);
+/// Nor is the next turn sooner than after so long, whatever it is for.
+const TURN_MIN: Duration = Duration::from_millis(100);
 /// What a node owns is its own for so long after it asked for the last renewal that it got.
-pub const LEASE: Duration = Duration::from_millis(1_400);
+pub const LEASE: Duration = Duration::from_millis(1_100);
 /// A node whose beat stands still for so long has no lease any more. Longer than [`LEASE`]: clocks of two machines run at
 /// nearly one speed.
-pub const DEAD_AFTER: Duration = Duration::from_millis(1_800);
+pub const DEAD_AFTER: Duration = Duration::from_millis(1_500);
 const _: () = assert!(DEAD_AFTER.as_millis() > LEASE.as_millis() + 300);
 /// What is being given away must be over by then; otherwise it stays until the next plan.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// Shares that are given away at once: the fewer, the shorter each waits.
 const GIVE_AT_ONCE: usize = 4;
+/// What was given to a node that does not say that it has taken it up is not waited for any longer.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// A turn goes on giving shares away for so long, and passing on those that it does not hold; the lease must be renewed
 /// meanwhile.
-const GIVE_FOR: Duration = Duration::from_millis(300);
+const GIVE_FOR: Duration = Duration::from_millis(200);
 /// And taking them, for the same reason: the shares of a node that died are many, and a database that is busy answers late.
-const TAKE_FOR: Duration = Duration::from_millis(300);
+const TAKE_FOR: Duration = Duration::from_millis(200);
 const _: () = assert!(2 * GIVE_FOR.as_millis() + TAKE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
@@ -90,6 +98,8 @@ pub(super) struct Keeper {
     held: BTreeMap<Share, u64>,
     /// The last epoch of each share that this node had, in this life or an earlier one: it is not gone on with.
     lived: Option<BTreeMap<Share, u64>>,
+    /// What was given away and is not known to have been taken up: to whom, under which epoch, and until when that counts.
+    given: BTreeMap<Share, (String, u64, Duration)>,
     /// Peers that some share may have to be compared with.
     marked: BTreeSet<RegionId>,
     /// Which regions the nodes know.
@@ -174,8 +184,8 @@ impl Keeper {
         }
         shared.push(Input::Comparing { marks: BTreeMap::new(), held: agreement.pending().clone() });
         let todo_at = shared.env.clock.now() + TODO_EVERY;
-        let (heard, held) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { shared, sharing, lease, heard, held, lived: None, marked, agreement, todo_at })
+        let (heard, held, given) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { shared, sharing, lease, heard, held, lived: None, given, marked, agreement, todo_at })
     }
 
     async fn not_behind(agreement: &Agreement, sharing: &Sharing) -> Result<(), SharingError> {
@@ -215,13 +225,20 @@ impl Keeper {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(RENEW_EVERY) => {}
+                () = tokio::time::sleep(self.pause()) => {}
                 () = self.shared.look.notified() => {}
                 _ = stopping.changed() => {}
                 _ = drained.changed() => {}
                 _ = wanted.changed() => {}
             }
         }
+    }
+
+    /// How long to wait for the next turn: not longer than until a node whose beat stands still may be taken for dead.
+    fn pause(&self) -> Duration {
+        let now = self.shared.env.clock.now();
+        let dead = self.heard.values().map(|heard| (heard.since + DEAD_AFTER).saturating_sub(now)).min();
+        dead.map_or(RENEW_EVERY, |dead| dead.clamp(TURN_MIN, RENEW_EVERY))
     }
 
     /// The lease was ended by another: all that was owned is lost, and a new generation begins with nothing.
@@ -238,20 +255,18 @@ impl Keeper {
     }
 
     async fn turn(&mut self) -> Result<(), LeaseError> {
-        // What another has just given waits for nothing but this. In the first turn it can't be told from what an earlier
-        // life has left.
-        if self.lived.is_some() {
-            self.take(self.given_to_this()).await?;
-        }
+        self.take_given(self.shared.env.clock.now() + TAKE_FOR).await?;
         let asked = self.shared.env.clock.now();
+        let take_until = asked + TAKE_FOR;
         self.lease.beat += 1;
         self.sharing.store.renew(self.lease.clone()).await?;
         self.shared.push(Input::Lease(asked + LEASE));
         self.know_peers().await?;
+        self.take_given(take_until).await?;
         let nodes = self.sharing.store.nodes().await?;
         let shares = self.sharing.store.shares().await?;
         let alive = self.look(&nodes).await;
-        let changed = {
+        let mut changed = {
             let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
             let mut changed = Vec::new();
             for lease in &shares {
@@ -277,7 +292,10 @@ impl Keeper {
         self.agree(living.chain(owners).collect()).await?;
         cores::keep(&self.shared, &alive);
         self.drop_lost();
+        // What is this node's own is told once it is taken up.
+        changed.retain(|share| !self.is_own(*share));
         self.moved(changed);
+        self.take_given(take_until).await?;
         let candidates: Vec<Candidate> = alive
             .iter()
             .map(|n| Candidate { name: n.name.as_str().into(), weight: n.weight, drained: n.drained })
@@ -287,7 +305,7 @@ impl Keeper {
             placement::plan(&owners, &candidates)
         };
         self.pass_on(&plan).await?;
-        self.take(self.wanted(&plan)).await?;
+        self.take(self.wanted(&plan), take_until).await?;
         self.give(&plan).await?;
         if asked >= self.todo_at && !self.held.is_empty() {
             self.todo_at = asked + TODO_EVERY;
@@ -339,6 +357,7 @@ impl Keeper {
                 continue;
             }
             if node.ended {
+                self.heard.remove(&node.name);
                 continue;
             }
             let heard = self.heard.entry(node.name.clone()).or_insert(Heard {
@@ -354,6 +373,7 @@ impl Keeper {
             } else {
                 match self.sharing.store.fence(node.clone()).await {
                     Ok(()) => {
+                        self.heard.remove(&node.name);
                         tracing::warn!(node = %node.name, "a core node of this region has died: its shares are taken over");
                     }
                     Err(LeaseError::Lost) => {
@@ -399,8 +419,20 @@ impl Keeper {
         own.map(|(share, epoch)| (share, epoch, epoch > lived(share))).collect()
     }
 
-    fn given_to_this(&self) -> Vec<(Share, u64, bool)> {
-        self.unheld().into_iter().filter(|(_, _, given)| *given).collect()
+    /// By the last word of it.
+    fn is_own(&self, share: Share) -> bool {
+        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.of(share).0.is_some_and(|owner| **owner == *self.lease.name)
+    }
+
+    /// Takes up what another has just given, which is nobody's meanwhile. In the first turn it can't be told from what an
+    /// earlier life has left.
+    async fn take_given(&mut self, until: Duration) -> Result<(), LeaseError> {
+        if self.lived.is_none() {
+            return Ok(());
+        }
+        let given = self.unheld().into_iter().filter(|(_, _, given)| *given).collect();
+        self.take(given, until).await
     }
 
     /// What is to be this node's, by the plan: what nobody living owns, and what is its own and stays so.
@@ -434,16 +466,18 @@ impl Keeper {
 
     /// What became of shares that were to be given to others; how many were.
     fn note_given(
-        &self,
+        &mut self,
         written: impl Iterator<Item = ((Share, String), Result<u64, LeaseError>)>,
     ) -> Result<usize, LeaseError> {
         let mut given = Vec::new();
         let mut failed = Ok(());
+        let wait_until = self.shared.env.clock.now() + TAKEN_WITHIN;
         for ((share, to), written) in written {
             match written {
                 Ok(next) => {
                     let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-                    owners.set(share, Some(to.into()), next);
+                    owners.set(share, Some(to.as_str().into()), next);
+                    self.given.insert(share, (to, next, wait_until));
                     given.push(share);
                 }
                 // Whoever has it then: the next turn reads it, and takes it again if it is this node's.
@@ -459,12 +493,9 @@ impl Keeper {
         failed.map(|()| count)
     }
 
-    /// Takes shares: (which, its epoch, whether another has given it under that).
-    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>) -> Result<(), LeaseError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let until = self.shared.env.clock.now() + TAKE_FOR;
+    /// Takes shares: (which, its epoch, whether another has given it under that). What is left at `until` is for the next
+    /// turn, which comes at once.
+    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>, until: Duration) -> Result<(), LeaseError> {
         for part in wanted.chunks(WRITES_AT_ONCE) {
             if self.shared.env.clock.now() > until {
                 self.shared.look.notify_one(); // the rest after the lease
@@ -524,17 +555,41 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives away what is to be another's, a few shares at a time.
+    /// Gives away what is to be another's, a few shares at a time, and no more than is taken up.
     async fn give(&mut self, plan: &Plan) -> Result<(), LeaseError> {
         let until = self.shared.env.clock.now() + GIVE_FOR;
-        let mut given = 0;
-        while self.give_some(plan).await? && self.shared.env.clock.now() < until {
-            given += GIVE_AT_ONCE;
+        let mut more = false;
+        while self.were_taken(until).await? {
+            more = self.give_some(plan).await?;
+            if !more {
+                break;
+            }
         }
-        if given > 0 {
-            self.shared.look.notify_one(); // there may be more
+        if more {
+            self.shared.look.notify_one();
         }
         Ok(())
+    }
+
+    /// Waits until what was given has been taken up, and takes up what is given to this node meanwhile. Whether more may be
+    /// given before `until`.
+    async fn were_taken(&mut self, until: Duration) -> Result<bool, LeaseError> {
+        loop {
+            let now = self.shared.env.clock.now();
+            {
+                let cores = self.shared.cores.lock().unwrap_or_else(PoisonError::into_inner);
+                let taken = self.shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                self.given.retain(|share, (to, epoch, waits)| {
+                    // Whoever can't be heard is not waited for.
+                    now < *waits && cores.contains_key(to) && taken.get(share).is_none_or(|taken| *taken < *epoch)
+                });
+            }
+            if now >= until || self.given.is_empty() {
+                return Ok(now < until);
+            }
+            let _in_time = tokio::time::timeout(until.saturating_sub(now), self.shared.look.notified()).await;
+            self.take_given(until).await?;
+        }
     }
 
     /// Whether some were given.
