@@ -48,8 +48,8 @@ pub const LEASE: Duration = Duration::from_millis(1_100);
 /// nearly one speed.
 pub const DEAD_AFTER: Duration = Duration::from_millis(1_500);
 const _: () = assert!(DEAD_AFTER.as_millis() > LEASE.as_millis() + 300);
-/// What is being given away must be over by then; otherwise it stays until the next plan.
-const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// What is being given away must be over by then; otherwise it stays until the next plan. Meanwhile nothing new is begun in it.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 /// Shares that are given away at once: the fewer, the shorter each waits.
 const GIVE_AT_ONCE: usize = 4;
 /// What was given to a node that does not say that it has taken it up is not waited for any longer.
@@ -57,9 +57,7 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// A turn goes on giving shares away for so long, and passing on those that it does not hold; the lease must be renewed
 /// meanwhile.
 const GIVE_FOR: Duration = Duration::from_millis(200);
-/// And taking them, for the same reason: the shares of a node that died are many, and a database that is busy answers late.
-const TAKE_FOR: Duration = Duration::from_millis(200);
-const _: () = assert!(2 * GIVE_FOR.as_millis() + TAKE_FOR.as_millis() + RENEW_EVERY.as_millis() < LEASE.as_millis());
+const _: () = assert!(2 * GIVE_FOR.as_millis() + 2 * RENEW_EVERY.as_millis() < LEASE.as_millis());
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
 /// What the store says is left to do is looked at so often (R6).
@@ -93,6 +91,8 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     sharing: Sharing,
     lease: NodeLease,
+    /// When the last renewal was asked for that this node got.
+    renewed: Duration,
     heard: BTreeMap<String, Heard>,
     /// What the core task holds, with its epochs.
     held: BTreeMap<Share, u64>,
@@ -185,7 +185,8 @@ impl Keeper {
         shared.push(Input::Comparing { marks: BTreeMap::new(), held: agreement.pending().clone() });
         let todo_at = shared.env.clock.now() + TODO_EVERY;
         let (heard, held, given) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self { shared, sharing, lease, heard, held, lived: None, given, marked, agreement, todo_at })
+        let renewed = shared.env.clock.now();
+        Ok(Self { shared, sharing, lease, renewed, heard, held, lived: None, given, marked, agreement, todo_at })
     }
 
     async fn not_behind(agreement: &Agreement, sharing: &Sharing) -> Result<(), SharingError> {
@@ -255,14 +256,11 @@ impl Keeper {
     }
 
     async fn turn(&mut self) -> Result<(), LeaseError> {
-        self.take_given(self.shared.env.clock.now() + TAKE_FOR).await?;
+        self.take_given().await?;
         let asked = self.shared.env.clock.now();
-        let take_until = asked + TAKE_FOR;
-        self.lease.beat += 1;
-        self.sharing.store.renew(self.lease.clone()).await?;
-        self.shared.push(Input::Lease(asked + LEASE));
+        self.renew().await?;
         self.know_peers().await?;
-        self.take_given(take_until).await?;
+        self.take_given().await?;
         let nodes = self.sharing.store.nodes().await?;
         let shares = self.sharing.store.shares().await?;
         let alive = self.look(&nodes).await;
@@ -295,7 +293,7 @@ impl Keeper {
         // What is this node's own is told once it is taken up.
         changed.retain(|share| !self.is_own(*share));
         self.moved(changed);
-        self.take_given(take_until).await?;
+        self.take_given().await?;
         let candidates: Vec<Candidate> = alive
             .iter()
             .map(|n| Candidate { name: n.name.as_str().into(), weight: n.weight, drained: n.drained })
@@ -305,13 +303,22 @@ impl Keeper {
             placement::plan(&owners, &candidates)
         };
         self.pass_on(&plan).await?;
-        self.take(self.wanted(&plan), take_until).await?;
+        self.take(self.wanted(&plan)).await?;
         self.give(&plan).await?;
         if asked >= self.todo_at && !self.held.is_empty() {
             self.todo_at = asked + TODO_EVERY;
             let todo = self.sharing.store.todo_in(self.held.iter().map(|(s, e)| (*s, *e)).collect()).await?;
             self.shared.push(Input::TodoFound(todo));
         }
+        Ok(())
+    }
+
+    async fn renew(&mut self) -> Result<(), LeaseError> {
+        let asked = self.shared.env.clock.now();
+        self.lease.beat += 1;
+        self.sharing.store.renew(self.lease.clone()).await?;
+        self.renewed = asked;
+        self.shared.push(Input::Lease(asked + LEASE));
         Ok(())
     }
 
@@ -427,12 +434,12 @@ impl Keeper {
 
     /// Takes up what another has just given, which is nobody's meanwhile. In the first turn it can't be told from what an
     /// earlier life has left.
-    async fn take_given(&mut self, until: Duration) -> Result<(), LeaseError> {
+    async fn take_given(&mut self) -> Result<(), LeaseError> {
         if self.lived.is_none() {
             return Ok(());
         }
         let given = self.unheld().into_iter().filter(|(_, _, given)| *given).collect();
-        self.take(given, until).await
+        self.take(given).await
     }
 
     /// What is to be this node's, by the plan: what nobody living owns, and what is its own and stays so.
@@ -493,13 +500,12 @@ impl Keeper {
         failed.map(|()| count)
     }
 
-    /// Takes shares: (which, its epoch, whether another has given it under that). What is left at `until` is for the next
-    /// turn, which comes at once.
-    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>, until: Duration) -> Result<(), LeaseError> {
+    /// Takes shares: (which, its epoch, whether another has given it under that). Those of a node that died are many, and a
+    /// database that is busy answers late: the lease is renewed meanwhile.
+    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>) -> Result<(), LeaseError> {
         for part in wanted.chunks(WRITES_AT_ONCE) {
-            if self.shared.env.clock.now() > until {
-                self.shared.look.notify_one(); // the rest after the lease
-                break;
+            if self.shared.env.clock.now() >= self.renewed + 2 * RENEW_EVERY {
+                self.renew().await?;
             }
             let mut gained = BTreeMap::new();
             let (store, name) = (&self.sharing.store, &self.lease.name);
@@ -588,7 +594,7 @@ impl Keeper {
                 return Ok(now < until);
             }
             let _in_time = tokio::time::timeout(until.saturating_sub(now), self.shared.look.notified()).await;
-            self.take_given(until).await?;
+            self.take_given().await?;
         }
     }
 
@@ -600,9 +606,20 @@ impl Keeper {
             return Ok(false);
         }
         let slots: BTreeSet<Slot> = mine.iter().flat_map(|(share, _)| share.slots()).collect();
-        let (tell, told) = oneshot::channel();
+        let (tell, mut told) = oneshot::channel();
         self.shared.push(Input::Leave(slots, self.shared.env.clock.now() + LEAVE_WITHIN, tell));
-        if !matches!(told.await, Ok(true)) {
+        let mut lost = false;
+        let left = loop {
+            // Where it takes long, this node is not to be taken for dead.
+            tokio::select! {
+                left = &mut told => break left,
+                () = tokio::time::sleep(RENEW_EVERY), if !lost => lost = self.renew().await == Err(LeaseError::Lost),
+            }
+        };
+        if lost {
+            return Err(LeaseError::Lost);
+        }
+        if left != Ok(true) {
             return Ok(false); // they are this node's as before
         }
         let held: Vec<(Share, String, u64)> =
