@@ -30,12 +30,15 @@ impl World {
     fn stand(&mut self, c: Conn, waited: Duration, windows: u32, n: &mut u64) {
         for _ in 0..windows {
             self.core(c.region).node.waited(waited);
-            let conversation = ConvId::direct(SALT, &user("load"), &user(&format!("u{n}")));
-            let send = SendRequest { conversation, peer: Some(user(&format!("u{n}"))), ..message(1) };
-            self.post(c, send);
+            // As many as make a queue.
+            for _ in 0..4 {
+                let conversation = ConvId::direct(SALT, &user("load"), &user(&format!("u{n}")));
+                let send = SendRequest { conversation, peer: Some(user(&format!("u{n}"))), ..message(1) };
+                self.post(c, send);
+                *n += 1;
+            }
             self.settle();
             self.pass(Duration::from_millis(110));
-            *n += 1;
         }
         self.core(c.region).node.waited(Duration::ZERO);
     }
