@@ -118,8 +118,9 @@ async fn a_subscriber_who_does_not_look_is_told_how_many_events_he_missed() {
     let client = Client::builder(config).local_store(Box::new(store)).token_provider(token).env(env).build().unwrap();
     let mut slow = client.events();
     let conversation = client.direct(&user("bob")).unwrap();
-    let last = (0..3 * WAITING).map(|n| conversation.send(Draft::text(format!("m{n}"))).unwrap()).last().unwrap();
-    eventually("the last is stable", || client.message(last).unwrap().unwrap().state == MessageState::Stable).await;
+    let ids: Vec<_> = (0..3 * WAITING).map(|n| conversation.send(Draft::text(format!("m{n}"))).unwrap()).collect();
+    let is_stable = |id: &MessageId| client.message(*id).unwrap().unwrap().state == MessageState::Stable;
+    eventually("all are stable", || ids.iter().all(is_stable)).await;
     // Each of them was sent and is stable: two events.
     let Some(Event::Lagged { missed }) = slow.try_next() else { panic!("nothing was missed") };
     assert!(missed >= 5 * WAITING as u64, "{missed}");
