@@ -191,7 +191,7 @@ async fn core_nodes_of_a_shared_region_are_killed_and_started_again_and_messages
         USERS.into_iter().filter(is_there).collect()
     };
     let stay = at_edges(&scene);
-    assert!(stay.len() >= CORES.len(), "{stay:?}");
+    assert!(stay.len() >= USERS.len() / 2, "{stay:?}");
     for device in scene.devices.values() {
         // In the foreground a client asks another edge where its own is silent for a sixth of a second, as all are on a
         // machine that is busy with a start.
