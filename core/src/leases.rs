@@ -71,6 +71,9 @@ pub trait Leases: Send + Sync + Debug + 'static {
     /// All nodes that were ever claimed, in order of their names.
     fn nodes(&self) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>>;
 
+    /// Of these nodes those that were ever claimed, in the order given: cheaper than [`Self::nodes`] for a few.
+    fn nodes_of(&self, names: Vec<String>) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>>;
+
     /// All shares that anybody has had, in order.
     fn shares(&self) -> BoxFut<'_, Result<Vec<ShareLease>, StoreError>>;
 

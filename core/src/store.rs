@@ -215,6 +215,13 @@ pub trait Store: Send + Sync + Debug + 'static {
     /// log is in flight; the caller sees to that.
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>>;
 
+    /// How many calls of [`Self::append`] may be under way at once, each for other conversations than the others, at
+    /// least 1. A disk is written once for a whole group, so that one group at a time is best there. Where each batch is
+    /// decided by itself, each conversation is best given alone: none waits for the slowest one then.
+    fn appends_at_once(&self) -> usize {
+        1
+    }
+
     /// Writes in the order given.
     fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>>;
 
@@ -267,6 +274,11 @@ pub trait StoreLayer: Send + Sync + Debug + 'static {
         self.below().append(batches)
     }
 
+    /// See [`Store::appends_at_once`].
+    fn appends_at_once_through(&self) -> usize {
+        self.below().appends_at_once()
+    }
+
     /// See [`Store::put`].
     fn put_through(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         self.below().put(puts, durability)
@@ -281,6 +293,10 @@ pub trait StoreLayer: Send + Sync + Debug + 'static {
 impl<L: StoreLayer> Store for L {
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         self.append_through(batches)
+    }
+
+    fn appends_at_once(&self) -> usize {
+        self.appends_at_once_through()
     }
 
     fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {

@@ -121,7 +121,7 @@ fn an_edge_that_dies_under_load_is_measured_recorded_and_leaves_nothing() {
     assert_eq!(figure("processes that ended by themselves")["verdict"], "PASS");
     assert!(figure("next ack after a-command")["count"].as_u64() > Some(0));
     let directory = room.path("netsim-runs/chaos/edge");
-    for file in ["report.txt", "report.json", "history.json", "logs/eu-n1.log", "logs/eu-e1.log"] {
+    for file in ["report.txt", "report.json", "history.json", "messages.csv", "logs/eu-n1.log", "logs/eu-e1.log"] {
         assert!(directory.join(file).metadata().unwrap().len() > 0, "{file}");
     }
     let record = fs::read_to_string(directory.join("record.jsonl")).unwrap();

@@ -47,6 +47,9 @@ pub enum ChaosError {
     /// Clients are not let in.
     #[error("{0}")]
     Clients(String),
+    /// Core nodes do not come to rest.
+    #[error("the core nodes of a region do not share it evenly; they say: {0}")]
+    Shared(String),
 }
 
 impl ChaosError {

@@ -20,6 +20,8 @@ pub const READY_WITHIN: Duration = Duration::from_secs(60);
 pub const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 /// All clients are live by then, before the load begins.
 pub const LIVE_WITHIN: Duration = Duration::from_secs(60);
+/// The core nodes of a region have their parts of it by then.
+pub const SHARED_WITHIN: Duration = Duration::from_secs(120);
 /// A command of a fault that takes longer has failed.
 pub const COMMAND_WITHIN: Duration = Duration::from_secs(300);
 /// Due things are done so often: finer than any figure is told.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tern_net::env::Env;
 use tern_net::system::system_env;
 use tern_netsim_verdict::Regions;
 use tokio::time::{Instant, sleep};
@@ -21,11 +22,11 @@ use super::crowd::{self, Crowd, Doors};
 use super::error::ChaosError;
 use super::figures::judge;
 use super::keeper::Keeper;
-use super::limits::{BURST, LIVE_WITHIN, LOOK_EVERY, READ_EVERY, READY_WITHIN, TAIL, TICK};
+use super::limits::{BURST, LIVE_WITHIN, LOOK_EVERY, READ_EVERY, READY_WITHIN, SHARED_WITHIN, TAIL, TICK};
 use super::local::{Local, find_tern};
 use super::record::{Record, Report};
 use super::script::{Script, StagingTarget, Target, Tokens};
-use super::tables::Tables;
+use super::tables::{self, Tables};
 
 /// What a run needs besides its script.
 #[derive(Clone, Debug)]
@@ -85,6 +86,7 @@ async fn run(script: &Script, surroundings: &Surroundings) -> Result<Report, Cha
     };
     let mut play = Play { script, record, keeper, local, crowd, tables };
     play.wait_until_live(&users).await?;
+    play.wait_until_shared(&env).await?;
     play.load().await?;
     play.settle().await?;
     play.end(&regions).await
@@ -153,6 +155,33 @@ struct Play<'a> {
 impl Play<'_> {
     fn say(&mut self, what: &'static str, who: &str, text: &str) -> Result<(), ChaosError> {
         self.record.say(self.crowd.now_ns(), what, who, text)
+    }
+
+    /// Waits until the core nodes of each region of one's own have their parts of it: what a start moves is not the load's.
+    async fn wait_until_shared(&mut self, env: &Env) -> Result<(), ChaosError> {
+        let Some(regions) = self.local.as_ref().map(Local::admins) else { return Ok(()) };
+        for nodes in regions.iter().filter(|nodes| nodes.len() > 1) {
+            let until = Instant::now() + SHARED_WITHIN;
+            loop {
+                let mut said = BTreeSet::new();
+                for node in nodes {
+                    said.insert(tables::shares(env, *node).await);
+                }
+                let parts = said.first().cloned().flatten().unwrap_or_default();
+                let (least, most) = (parts.values().min().copied(), parts.values().max().copied());
+                let even = least.zip(most).is_some_and(|(least, most)| most <= least + 1);
+                if said.len() == 1 && parts.len() == nodes.len() && even {
+                    let words: Vec<String> = parts.iter().map(|(node, shares)| format!("{node} {shares}")).collect();
+                    self.say("shared", "region", &format!("shares of its core nodes: {}", words.join(", ")))?;
+                    break;
+                }
+                if Instant::now() > until {
+                    return Err(ChaosError::Shared(format!("{said:?}")));
+                }
+                sleep(TICK).await;
+            }
+        }
+        Ok(())
     }
 
     async fn wait_until_live(&mut self, users: &Users) -> Result<(), ChaosError> {
@@ -282,7 +311,7 @@ impl Play<'_> {
                 self.record.say(end_ns, "left", "database", &text)?;
             }
         }
-        self.record.end(&self.script.name, &self.script.about, judged, &observed.history())
+        self.record.end(&self.script.name, &self.script.about, judged, &observed)
     }
 }
 

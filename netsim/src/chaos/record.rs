@@ -1,17 +1,18 @@
 //! What happened when, written while it happens, and the report that is made of it.
 //!
 //! In the directory of a run: `record.jsonl` (a line for each thing that happened), `report.txt`, `report.json`,
-//! `history.json` (for the judge of logs), `logs/` (of processes and commands).
+//! `history.json` (for the judge of logs), `messages.csv` (when each message was sent, acked and shown), `logs/` (of processes
+//! and commands).
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tern_netsim_verdict::LogHistory;
 
 use super::error::ChaosError;
 use super::figures::{Figure, Judged, Verdict};
+use super::observed::{Observed, Sent};
 
 /// Findings that are shown; all are in `report.json`.
 const FINDINGS_SHOWN: usize = 10;
@@ -70,7 +71,7 @@ impl Record {
             fs::remove_dir_all(&logs).map_err(io("emptying"))?;
         }
         fs::create_dir_all(&logs).map_err(io("making"))?;
-        for old in ["report.txt", "report.json", "history.json"] {
+        for old in ["report.txt", "report.json", "history.json", "messages.csv"] {
             match fs::remove_file(directory.join(old)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io("emptying")(error)),
                 _ => {}
@@ -117,8 +118,8 @@ impl Record {
         self.troubles.len()
     }
 
-    /// Writes the report and the history.
-    pub fn end(self, name: &str, about: &str, judged: Judged, history: &LogHistory) -> Result<Report, ChaosError> {
+    /// Writes the report, the history and the messages' times.
+    pub fn end(self, name: &str, about: &str, judged: Judged, observed: &Observed) -> Result<Report, ChaosError> {
         let report = Report {
             name: name.to_owned(),
             about: about.to_owned(),
@@ -135,9 +136,23 @@ impl Record {
         };
         write("report.txt", report.text())?;
         write("report.json", serde_json::to_string_pretty(&report).unwrap_or_default())?;
-        write("history.json", serde_json::to_string(history).unwrap_or_default())?;
+        write("history.json", serde_json::to_string(&observed.history()).unwrap_or_default())?;
+        write("messages.csv", table(&observed.messages))?;
         Ok(report)
     }
+}
+
+/// A line for each message: times in seconds since the run began, empty if it never came to that.
+fn table(messages: &[Sent]) -> String {
+    let mut lines = vec!["message,conversation,from,to,sent_s,acked_s,shown_s,told".to_owned()];
+    lines.extend(messages.iter().map(|message| {
+        let Sent { name, conversation, from, to, sent_ns, told, .. } = message;
+        let seconds = |ns: u64| format!("{:.6}", ns as f64 / 1e9);
+        let acked = message.acked.as_ref().map(|(ns, _)| seconds(*ns)).unwrap_or_default();
+        let shown = message.shown_ns.map(seconds).unwrap_or_default();
+        format!("{name},{conversation},{from},{to},{},{acked},{shown},{told}", seconds(*sent_ns))
+    }));
+    lines.join("\n") + "\n"
 }
 
 impl Report {

@@ -14,7 +14,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, SerialConsistency};
 
 use crate::error::{ScyllaError, describe_prepare, describe_session};
-use crate::limits::{ENTRY_PAGE, KEEPALIVE, REQUEST_TIMEOUT, ROW_PAGE, SPECULATE_AFTER};
+use crate::limits::{ENTRY_PAGE, KEEPALIVE, REQUEST_TIMEOUT, ROW_PAGE, SPECULATE_AFTER, SPECULATE_LATE_AFTER};
 use crate::schema;
 
 /// Where the database is, and what of it belongs to the region.
@@ -104,9 +104,9 @@ pub(crate) async fn session(options: &Options, everywhere: bool) -> Result<Sessi
     let mut builder = SessionBuilder::new()
         .known_nodes(&options.nodes)
         .default_execution_profile_handle(profile.into_handle())
-        .connection_timeout(KEEPALIVE * 2)
-        .keepalive_interval(KEEPALIVE)
-        .keepalive_timeout(KEEPALIVE)
+        .connection_timeout(KEEPALIVE.1)
+        .keepalive_interval(KEEPALIVE.0)
+        .keepalive_timeout(KEEPALIVE.1)
         .keyspaces_to_fetch([options.keyspace.clone(), options.timeline_keyspace.clone()])
         .tcp_nodelay(true);
     if let Some((name, password)) = &options.login {
@@ -188,6 +188,10 @@ impl Cluster {
 enum Kind {
     /// LOCAL_QUORUM; may be sent twice, and is, to another node, when it takes long.
     Read,
+    /// The same of many partitions: asked of another node later.
+    BroadRead,
+    /// The same of a whole table, which all nodes have a part in: asked once.
+    Scan,
     /// LOCAL_SERIAL: sees every conditional write that was decided, and finishes what was begun.
     SerialRead,
     /// LOCAL_QUORUM, with a time-stamp of its own: may be sent twice.
@@ -197,6 +201,9 @@ enum Kind {
     /// Decided at LOCAL_SERIAL, committed at LOCAL_QUORUM. Never sent twice by the driver: whoever sends it knows best
     /// what to do when nothing is heard of it.
     Conditional,
+    /// The same of a core node, whose words may be said twice: if the second is refused because the first was not, what stands
+    /// there is what was to stand there. So another node is asked as well when it takes long.
+    Lease,
 }
 
 macro_rules! statements {
@@ -265,10 +272,10 @@ statements! {
     /// Its removal.
     todo_remove: Write, ROW_PAGE, "DELETE FROM {k}.todo USING TIMESTAMP ? WHERE slot = ? AND target = ? AND conversation = ?";
     /// Those of a range of tokens.
-    todo_range: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE token(slot) > ? AND token(slot) <= ?";
+    todo_range: BroadRead, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE token(slot) > ? AND token(slot) <= ?";
 
     /// Those of some slots.
-    todo_of: Read, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE slot IN ?";
+    todo_of: BroadRead, ROW_PAGE, "SELECT target, conversation, value FROM {k}.todo WHERE slot IN ?";
 
     /// A checkpoint.
     checkpoint_put: Write, ROW_PAGE, "INSERT INTO {k}.checkpoint (conversation, value) VALUES (?, ?) USING TIMESTAMP ?";
@@ -311,18 +318,20 @@ statements! {
 
     /// A core node's lease.
     core_node: SerialRead, ROW_PAGE, "SELECT generation, beat, state FROM {k}.core_node WHERE name = ?";
-    /// All of them, as a quorum knows them.
-    core_nodes: Read, ROW_PAGE, "SELECT name, generation, beat, state FROM {k}.core_node";
+    /// The same, as a quorum knows it.
+    core_beat: Read, ROW_PAGE, "SELECT generation, beat, state FROM {k}.core_node WHERE name = ?";
+    /// All of them, likewise.
+    core_nodes: Scan, ROW_PAGE, "SELECT name, generation, beat, state FROM {k}.core_node";
     /// Of a core node nobody has heard of.
-    core_first: Conditional, ROW_PAGE, "INSERT INTO {k}.core_node (name, generation, beat, state) VALUES (?, ?, ?, ?) IF NOT EXISTS";
+    core_first: Lease, ROW_PAGE, "INSERT INTO {k}.core_node (name, generation, beat, state) VALUES (?, ?, ?, ?) IF NOT EXISTS";
     /// A core node's next beat or generation.
-    core_change: Conditional, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ?";
+    core_change: Lease, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ?";
     /// The end of a generation whose beat stands still.
-    core_end: Conditional, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ? AND beat = ?";
+    core_end: Lease, ROW_PAGE, "UPDATE {k}.core_node SET generation = ?, beat = ?, state = ? WHERE name = ? IF generation = ? AND beat = ?";
     /// Who has a share.
     share: SerialRead, ROW_PAGE, "SELECT node, epoch FROM {k}.share WHERE share = ?";
     /// Who has which share, as a quorum knows it.
-    shares: Read, ROW_PAGE, "SELECT share, node, epoch FROM {k}.share";
+    shares: Scan, ROW_PAGE, "SELECT share, node, epoch FROM {k}.share";
     /// A share nobody has had.
     share_first: Conditional, ROW_PAGE, "INSERT INTO {k}.share (share, node, epoch) VALUES (?, ?, ?) IF NOT EXISTS";
     /// A share's next owner.
@@ -340,19 +349,21 @@ async fn prepare(
     let mut prepared =
         prepared.map_err(|error| ScyllaError::Request(format!("{} ({cql})", describe_prepare(&error))))?;
     prepared.set_page_size(page);
-    let profile = session.get_default_execution_profile_handle();
+    let speculate = |prepared: &mut PreparedStatement, after: Duration| {
+        let policy = SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval: after };
+        let profile = session.get_default_execution_profile_handle();
+        let profile = profile.pointee_to_builder().speculative_execution_policy(Some(Arc::new(policy))).build();
+        prepared.set_execution_profile_handle(Some(profile.into_handle()));
+        prepared.set_is_idempotent(true);
+    };
     match kind {
-        Kind::Read => {
-            let policy = SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval: SPECULATE_AFTER };
-            let profile = profile.pointee_to_builder().speculative_execution_policy(Some(Arc::new(policy))).build();
-            prepared.set_execution_profile_handle(Some(profile.into_handle()));
-            prepared.set_is_idempotent(true);
-        }
+        Kind::Read => speculate(&mut prepared, SPECULATE_AFTER),
+        Kind::BroadRead => speculate(&mut prepared, SPECULATE_LATE_AFTER),
         Kind::SerialRead => {
             prepared.set_consistency(Consistency::LocalSerial);
             prepared.set_is_idempotent(true);
         }
-        Kind::Write => prepared.set_is_idempotent(true),
+        Kind::Scan | Kind::Write => prepared.set_is_idempotent(true),
         Kind::WriteEverywhere => {
             prepared.set_consistency(Consistency::EachQuorum);
             prepared.set_is_idempotent(true);
@@ -361,6 +372,11 @@ async fn prepare(
             prepared.set_consistency(Consistency::LocalQuorum);
             prepared.set_serial_consistency(Some(SerialConsistency::LocalSerial));
             prepared.set_is_idempotent(false);
+        }
+        Kind::Lease => {
+            prepared.set_consistency(Consistency::LocalQuorum);
+            prepared.set_serial_consistency(Some(SerialConsistency::LocalSerial));
+            speculate(&mut prepared, SPECULATE_LATE_AFTER);
         }
     }
     prepared.set_request_timeout(Some(options.request_timeout));

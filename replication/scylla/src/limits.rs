@@ -6,7 +6,8 @@ use std::time::Duration;
 /// The write is stored three times over on its way (proposal, commit, commit log), and a server refuses mutations
 /// of half a segment of its commit log, 16 MiB by default. A batch of 256 small messages is far below it.
 pub const PENDING_BYTES: usize = 256 * 1024;
-/// Conversations whose appends are under way at once. Each has one request out most of the time.
+/// Conversations whose appends are under way at once. Each has one request out most of the time. One whose coordinator is slow, or has
+/// just died, holds up no other.
 pub const APPENDS_AT_ONCE: usize = 128;
 /// Requests that one store has out at once: below the 2,048 that wait on one connection, and enough to keep three
 /// nodes busy.
@@ -49,10 +50,16 @@ pub const ROW_PAGE: i32 = 1_000;
 pub const DAMAGED_LOGS: usize = 10_000;
 /// What a request may take; the options can say otherwise.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// A read that has not been answered for so long is asked of another node as well.
-pub const SPECULATE_AFTER: Duration = Duration::from_millis(150);
-/// A node that is silent for twice this is taken for dead: a paused one accepts connections and says nothing.
-pub const KEEPALIVE: Duration = Duration::from_secs(1);
+/// A read that has not been answered for so long is asked of another node as well. What a busy database takes is shorter: reads
+/// that are asked twice make it busier.
+pub const SPECULATE_AFTER: Duration = Duration::from_millis(300);
+/// A read of many partitions, as of what is left to do in a share, is asked of another node later than that; and so is what a core node
+/// says of its lease, so that it keeps it though the one that it asked stands still.
+pub const SPECULATE_LATE_AFTER: Duration = Duration::from_millis(500);
+/// A node is asked so often whether it is there, and its connections are given up when it does not answer for so long: a paused one
+/// accepts connections and says nothing. Longer than a collection of garbage takes, or a moment without a free processor: of each
+/// conditional write that was under way on a connection that is given up, what it did must be read.
+pub const KEEPALIVE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1_500));
 /// Conversations that a pass of tiering looks at together.
 pub const TIER_PAGE: usize = 1_000;
 /// Reads of a pass of tiering that are under way at once: a few of those that the region may have out.

@@ -49,6 +49,11 @@ const REGION_TABLES: &[&str] =
     &["tail", "owner", "conversations", "buckets", "user_rows", "todo", "checkpoint", "meta", "core_node", "share"];
 const TIMELINE_TABLES: &[&str] = &["timeline", "archived", "erased"];
 
+/// A replica that does not answer a read for so long is not waited for: its coordinator asks another one. The usual setting, a
+/// percentile of what reads took lately, is of no use when a replica has just died and all reads wait for it, each on one of the
+/// few threads that its coordinator has.
+const SPECULATE: &str = "speculative_retry = '100ms'";
+
 /// The schema version that this version of tern reads and writes, of the region's keyspace and of the entries'.
 pub const VERSIONS: (i32, i32) = (1, 2);
 
@@ -95,6 +100,9 @@ pub async fn init(options: &Options, replication: &Replication) -> Result<Change
     }
     steps(&session, &options.timeline_keyspace, TIMELINE_STEPS, true, &mut changes).await?;
     steps(&session, &options.keyspace, REGION_STEPS, true, &mut changes).await?;
+    for keyspace in [&options.timeline_keyspace, &options.keyspace] {
+        speculate(&session, keyspace, &mut changes).await?;
+    }
     Ok(changes)
 }
 
@@ -106,8 +114,44 @@ pub async fn migrate(options: &Options) -> Result<Changes, ScyllaError> {
     for (keyspace, all) in [(&options.timeline_keyspace, TIMELINE_STEPS), (&options.keyspace, REGION_STEPS)] {
         replicated(&session, keyspace, &options.datacenter)?;
         steps(&session, keyspace, all, false, &mut changes).await?;
+        speculate(&session, keyspace, &mut changes).await?;
     }
     Ok(changes)
+}
+
+/// Tables that an earlier version has made with the usual setting get [`SPECULATE`]; one with a time of its own is left as an
+/// operator wants it.
+async fn speculate(session: &Session, keyspace: &str, changes: &mut Changes) -> Result<(), ScyllaError> {
+    let cql =
+        format!("SELECT table_name, speculative_retry FROM system_schema.tables WHERE keyspace_name = '{keyspace}'");
+    let found = rows(session, &cql).await?;
+    let odd = |error: String| ScyllaError::Request(error);
+    let mut changed = 0;
+    for row in found.rows::<(String, Option<String>)>().map_err(|error| odd(error.to_string()))? {
+        let (table, setting) = row.map_err(|error| odd(error.to_string()))?;
+        let is_ours = REGION_TABLES.iter().chain(TIMELINE_TABLES).any(|ours| *ours == table);
+        if is_ours && setting.is_none_or(|setting| is_usual(&setting)) {
+            ddl(session, &format!("ALTER TABLE {keyspace}.{table} WITH {SPECULATE}")).await?;
+            changed += 1;
+        }
+    }
+    if changed > 0 {
+        changes.done.push(format!("keyspace {keyspace}: {changed} tables have {SPECULATE} now"));
+    }
+    Ok(())
+}
+
+/// Whether a table has the setting that the database gives where none is said: a percentile, written in various ways.
+fn is_usual(speculative_retry: &str) -> bool {
+    let setting = speculative_retry.to_ascii_lowercase();
+    let number = setting.strip_suffix("percentile").or_else(|| setting.strip_suffix('p'));
+    number.is_some_and(|number| number.trim().parse::<f64>().is_ok_and(|percentile| (percentile - 99.0).abs() < 0.01))
+}
+
+/// A statement that makes a table, with [`SPECULATE`].
+fn with_speculation(cql: &str) -> String {
+    let joint = if cql.contains(" WITH ") { " AND " } else { " WITH " };
+    format!("{cql}{joint}{SPECULATE}")
 }
 
 /// Empties all tables, for tests.
@@ -185,7 +229,7 @@ async fn steps(
     }
     for (to, statements) in (1..).zip(steps).skip(usize::try_from(from).unwrap_or(0)) {
         for statement in *statements {
-            ddl(session, &statement.replace("{k}", keyspace)).await?;
+            ddl(session, &with_speculation(&statement.replace("{k}", keyspace))).await?;
         }
         let written = format!("INSERT INTO {keyspace}.tern_schema (what, version) VALUES ('schema', {to})");
         session.query_unpaged(written, &[]).await?;
@@ -278,6 +322,22 @@ mod tests {
         };
         assert!(REGION_TABLES.iter().all(|table| made(REGION_STEPS, table)));
         assert!(TIMELINE_TABLES.iter().all(|table| made(TIMELINE_STEPS, table)));
+    }
+
+    #[test]
+    fn every_table_is_made_with_a_time_after_which_another_replica_is_asked() {
+        for cql in REGION_STEPS.iter().chain(TIMELINE_STEPS).flat_map(|step| step.iter()) {
+            assert!(cql.starts_with("CREATE TABLE"), "other statements take no properties: {cql}");
+            let made = with_speculation(cql);
+            assert_eq!(made.matches(" WITH ").count(), 1, "{made}");
+            assert!(made.ends_with("= '100ms'"), "{made}");
+        }
+        for usual in ["99p", "99PERCENTILE", "99.0PERCENTILE", "99.00percentile"] {
+            assert!(is_usual(usual), "{usual}");
+        }
+        for own in ["50ms", "50.00ms", "NONE", "ALWAYS", "95p", "MIN(99p,50ms)"] {
+            assert!(!is_usual(own), "{own}");
+        }
     }
 
     #[test]

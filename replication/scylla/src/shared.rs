@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
+use scylla::statement::prepared::PreparedStatement;
 use tern_core::clock::{Clock, Entropy};
 use tern_core::entry::Entry;
 use tern_core::ids::{ConvId, UserId};
@@ -33,7 +34,7 @@ use tern_core::store::{
 use tern_replication::store::Archive;
 
 use crate::cluster::Cluster;
-use crate::limits::{CONTENTION_TRIES, RESOLVE_PAUSE};
+use crate::limits::{APPENDS_AT_ONCE, CONTENTION_TRIES, RESOLVE_PAUSE};
 use crate::requests::{Cas, Requests};
 use crate::store::ScyllaStore;
 use crate::tails::TakeError;
@@ -238,8 +239,12 @@ impl SharedScylla {
     }
 
     async fn core_node(&self, name: &str) -> Result<Option<NodeLease>, StoreError> {
+        self.core_node_by(&self.requests.statements().core_node, name).await
+    }
+
+    async fn core_node_by(&self, how: &PreparedStatement, name: &str) -> Result<Option<NodeLease>, StoreError> {
         type Row = (Option<i64>, Option<i64>, Option<String>);
-        let row: Option<Row> = self.requests.row(&self.requests.statements().core_node, (name,)).await?;
+        let row: Option<Row> = self.requests.row(how, (name,)).await?;
         Ok(row.and_then(|(generation, beat, state)| lease(name.to_owned(), generation, beat, state)))
     }
 
@@ -367,6 +372,14 @@ impl Leases for SharedScylla {
         })
     }
 
+    fn nodes_of(&self, names: Vec<String>) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>> {
+        Box::pin(async move {
+            let how = &self.requests.statements().core_beat;
+            let found = try_join_all(names.iter().map(|name| self.core_node_by(how, name))).await?;
+            Ok(found.into_iter().flatten().collect())
+        })
+    }
+
     fn shares(&self) -> BoxFut<'_, Result<Vec<ShareLease>, StoreError>> {
         Box::pin(async move {
             type Row = (i32, Option<String>, Option<i64>);
@@ -422,6 +435,10 @@ impl SharedStore for SharedScylla {
 impl Store for SharedScylla {
     fn append(&self, batches: Vec<Append>) -> BoxFut<'_, Vec<Appended>> {
         self.store.append(batches)
+    }
+
+    fn appends_at_once(&self) -> usize {
+        APPENDS_AT_ONCE
     }
 
     fn put(&self, puts: Vec<Put>, durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {

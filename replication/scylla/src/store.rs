@@ -321,6 +321,10 @@ impl Store for ScyllaStore {
         })
     }
 
+    fn appends_at_once(&self) -> usize {
+        APPENDS_AT_ONCE
+    }
+
     fn put(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
         if let Err(refused) = acceptable(&puts).and_then(|()| storable(&puts)) {
             return Box::pin(std::future::ready(Err(refused)));

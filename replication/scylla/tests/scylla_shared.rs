@@ -81,6 +81,9 @@ async fn a_node_that_starts_again_or_is_ended_can_not_renew_and_its_beat_shows()
     a.renew(first.clone()).await.unwrap();
     let seen = b.nodes().await.unwrap();
     assert_eq!(seen, std::slice::from_ref(&first));
+    let of = |names: &[&str]| b.nodes_of(names.iter().map(|name| (*name).to_owned()).collect());
+    assert_eq!(of(&["nobody", "a"]).await.unwrap(), seen);
+    assert_eq!(of(&[]).await.unwrap(), []);
     // It renews between the look and the end: it lives.
     first.beat = 2;
     a.renew(first.clone()).await.unwrap();
@@ -88,6 +91,7 @@ async fn a_node_that_starts_again_or_is_ended_can_not_renew_and_its_beat_shows()
     b.fence(first.clone()).await.unwrap();
     assert_eq!(a.renew(first.clone()).await, Err(LeaseError::Lost));
     assert!(b.nodes().await.unwrap()[0].ended);
+    assert!(of(&["a"]).await.unwrap()[0].ended);
     assert_eq!(a.claim(first.clone()).await.unwrap(), 3, "above the one that was ended");
     assert!(!b.nodes().await.unwrap()[0].ended);
 }
@@ -109,6 +113,28 @@ async fn of_many_that_take_a_share_one_gets_it_and_its_epoch_never_repeats() {
     let settled: Vec<Bytes> =
         futures_util::future::join_all(settled).await.into_iter().collect::<Result<_, _>>().unwrap();
     assert!(settled.iter().all(|value| *value == settled[0]), "{settled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_of_appends_go_side_by_side() {
+    let Some(place) = Place::new().await else { return };
+    let store = node(&place, 0);
+    assert!(store.appends_at_once() > 1);
+    let ids: Vec<ConvId> = (1..=24).map(conv).collect();
+    for id in &ids {
+        assert!(todo(&store, *id, 1).await.is_empty());
+        assert!(store.fence_log(*id, 1).await.unwrap());
+    }
+    for round in 0..3 {
+        let groups = ids
+            .chunks(3)
+            .map(|group| store.append(group.iter().map(|id| batch(*id, 1, 1 + 2 * round, 2 + 2 * round)).collect()));
+        let answers = futures_util::future::join_all(groups).await;
+        assert!(answers.iter().flatten().all(|answer| *answer == Appended::Decided), "{answers:?}");
+    }
+    for id in ids {
+        assert_eq!(bodies(&store, id).await.len(), 6);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

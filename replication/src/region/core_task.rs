@@ -2,7 +2,9 @@
 //!
 //! It takes whatever waits, hands it over, and does what the machine says. With the store it keeps one group
 //! of appends and one of puts under way: the next group starts when the previous one ended, so a slow disk
-//! makes groups larger, not queues longer.
+//! makes groups larger, not queues longer. To a store that decides each batch by itself every conversation is a group
+//! ([`Store::appends_at_once`]), so that one that takes long holds up no other; it is under way once at most, so that what it
+//! writes stays in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -128,7 +130,13 @@ impl SharedStats {
     }
 }
 
-type Appending = Task<Vec<(ConvId, Appended)>>;
+/// A group of appends that is under way.
+struct Appending {
+    since: Duration,
+    conversations: BTreeSet<ConvId>,
+    task: Task<Vec<(ConvId, Appended)>>,
+}
+
 type Putting = Task<Result<(), StoreError>>;
 
 struct Core {
@@ -144,9 +152,7 @@ struct Core {
     names: BTreeMap<String, CoreId>,
     leaving: Vec<(BTreeSet<Slot>, Duration, oneshot::Sender<bool>)>,
     appends: Vec<Append>,
-    appending: Option<Appending>,
-    /// When that began.
-    appending_since: Duration,
+    appending: Vec<Appending>,
     puts: PutQueue,
     putting: Option<Putting>,
     stop: Option<(Duration, oneshot::Sender<(bool, Puts)>)>,
@@ -168,8 +174,7 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         names: BTreeMap::new(),
         leaving: Vec::new(),
         appends: Vec::new(),
-        appending: None,
-        appending_since: Duration::ZERO,
+        appending: Vec::new(),
         puts: PutQueue::default(),
         putting: None,
         stop: None,
@@ -182,10 +187,13 @@ pub(crate) async fn run(shared: Arc<Shared>, store: Arc<dyn Store>, node: Node) 
         let wait = core.wait();
         tokio::select! {
             biased;
-            done = poll_fn(|cx| match core.appending.as_mut() {
-                Some(f) => f.as_mut().poll(cx),
-                None => Poll::Pending,
-            }) => core.appended(done),
+            (at, answers) = poll_fn(|cx| {
+                let ended = |(at, group): (usize, &mut Appending)| match group.task.as_mut().poll(cx) {
+                    Poll::Ready(answers) => Some((at, answers)),
+                    Poll::Pending => None,
+                };
+                core.appending.iter_mut().enumerate().find_map(ended).map_or(Poll::Pending, Poll::Ready)
+            }) => core.appended(at, answers),
             done = poll_fn(|cx| match core.putting.as_mut() {
                 Some(f) => f.as_mut().poll(cx),
                 None => Poll::Pending,
@@ -431,6 +439,10 @@ impl Core {
         everyone: Vec<Body>,
     ) {
         let mut own = Vec::new();
+        if !owners.is_empty() {
+            let mut active = self.shared.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.extend(owners.keys().map(|slot| (slot.share(), now.mono)));
+        }
         for (slot, frames) in owners {
             let name = self.owners().of_slot(slot).cloned();
             let Some(name) = name else { continue };
@@ -455,10 +467,10 @@ impl Core {
         }
     }
 
-    fn appended(&mut self, answers: Vec<(ConvId, Appended)>) {
-        self.appending = None;
+    fn appended(&mut self, at: usize, answers: Vec<(ConvId, Appended)>) {
+        let group = self.appending.remove(at);
         let now = self.shared.env.clock.now();
-        let took = now.saturating_sub(self.appending_since);
+        let took = now.saturating_sub(group.since);
         self.shared.commit_time.lock().unwrap_or_else(PoisonError::into_inner).add(now, took);
         self.store_ok = !answers.iter().any(|(_, a)| matches!(a, Appended::Unknown(_) | Appended::Fenced));
         self.node.appended(self.shared.now(), answers);
@@ -497,7 +509,7 @@ impl Core {
         }
         let Some(until) = self.stop.as_ref().map(|(until, _)| *until) else { return false };
         let settled =
-            self.node.is_settled() && self.appends.is_empty() && self.appending.is_none() && self.puts.is_empty();
+            self.node.is_settled() && self.appends.is_empty() && self.appending.is_empty() && self.puts.is_empty();
         if !settled && now.mono < until {
             return false;
         }
@@ -566,20 +578,41 @@ impl Core {
     }
 
     fn begin_append(&mut self) {
-        if self.appending.is_some() || self.appends.is_empty() {
+        let room = self.store.appends_at_once().saturating_sub(self.appending.len());
+        if self.appends.is_empty() || room == 0 {
             return;
         }
-        let batches = self.puts.admit(&mut self.appends);
-        if batches.is_empty() {
-            return;
+        let alone = self.store.appends_at_once() > 1;
+        let under_way: BTreeSet<ConvId> =
+            self.appending.iter().flat_map(|group| &group.conversations).copied().collect();
+        let (mut begun, mut free, mut held) = (BTreeSet::new(), Vec::new(), Vec::new());
+        for append in std::mem::take(&mut self.appends) {
+            let id = append.conversation;
+            let fits = !alone || begun.len() < room || begun.contains(&id);
+            if fits && !under_way.contains(&id) {
+                begun.insert(id);
+                free.push(append);
+            } else {
+                held.push(append);
+            }
         }
-        self.groups = (self.groups.0 + 1, self.groups.1 + batches.len() as u64);
-        self.appending_since = self.shared.env.clock.now();
-        let store = self.store.clone();
-        self.appending = Some(Box::pin(async move {
+        let admitted = self.puts.admit(&mut free);
+        held.append(&mut free);
+        self.appends = held;
+        let mut groups = BTreeMap::<Option<ConvId>, Vec<Append>>::new();
+        for append in admitted {
+            groups.entry(alone.then_some(append.conversation)).or_default().push(append);
+        }
+        for batches in groups.into_values() {
+            self.groups = (self.groups.0 + 1, self.groups.1 + batches.len() as u64);
             let ids: Vec<ConvId> = batches.iter().map(|b| b.conversation).collect();
-            ids.into_iter().zip(store.append(batches).await).collect()
-        }));
+            let store = self.store.clone();
+            self.appending.push(Appending {
+                since: self.shared.env.clock.now(),
+                conversations: ids.iter().copied().collect(),
+                task: Box::pin(async move { ids.into_iter().zip(store.append(batches).await).collect() }),
+            });
+        }
     }
 
     fn begin_put(&mut self) {

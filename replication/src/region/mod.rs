@@ -4,13 +4,15 @@
 //! asked), `core_task` (the one task that
 //! owns the machine), `reads` (what the machine wants read), `listen` (nodes that connect: edges of this
 //! region, and peers), `dial` (peers that this region connects to), `link` (frames of one connection),
-//! `metrics`.
+//! `metrics`. Where several nodes share the region: `shares` (leases, and who owns what), `cores` (links between them),
+//! `alive` (whether a process is gone).
 //!
-//! Invariants: one task owns the machine, everything else hands it inputs; one group of appends is with the
-//! store at a time, and what arrives meanwhile is the next group; a task per connection reads, another
-//! writes, and neither knows what a frame does.
+//! Invariants: one task owns the machine, everything else hands it inputs; one group of appends is with the store at a
+//! time, or one of each conversation, as the store wants it, and what arrives meanwhile is the next group; a task per
+//! connection reads, another writes, and neither knows what a frame does.
 
 mod agreement;
+mod alive;
 mod confirm;
 mod core_task;
 mod cores;
@@ -21,6 +23,7 @@ mod metrics;
 mod put_queue;
 mod reads;
 pub mod shares;
+mod sharing;
 pub mod start;
 mod table;
 
@@ -55,7 +58,7 @@ use confirm::Eras;
 use core_task::{Input, SharedStats};
 use link::LinkSender;
 use shares::Keeper;
-pub use shares::{Sharing, SharingError};
+pub use sharing::{Sharing, SharingError};
 use start::StartError;
 
 /// A peer region.
@@ -185,10 +188,14 @@ pub(crate) struct Shared {
     pub owners: Mutex<Owners>,
     /// The epochs under which other nodes have said of shares that they have taken them up.
     pub taken: Mutex<BTreeMap<Share, u64>>,
+    /// When something was last said to the owner of a share.
+    pub active: Mutex<BTreeMap<Share, Duration>>,
     /// Links to the others, by name.
     pub cores: Mutex<BTreeMap<String, (CoreId, Arc<LinkSender>)>>,
     /// Those that are being dialled or linked.
     pub dialled: Mutex<BTreeSet<String>>,
+    /// Those whose processes are watched, and which generation of each is known to be gone: see `alive`.
+    pub watched: Mutex<BTreeMap<String, Option<u64>>>,
     /// Core nodes of peer regions.
     pub peer_nodes: dial::PeerNodes,
     /// What this node's beats say of its shares, where several nodes share the region.
@@ -196,6 +203,8 @@ pub(crate) struct Shared {
     pub tls: NodeTls,
     /// Wakes the keeper of the lease: something may be this node's.
     pub look: Notify,
+    /// There may be a core node that this one has not heard of.
+    pub newcomer: AtomicBool,
     /// This node is to give up all it owns; and whether it has.
     pub draining: watch::Sender<bool>,
     pub emptied: watch::Sender<bool>,
@@ -414,12 +423,15 @@ impl Region {
             over: watch::Sender::new(false),
             owners: Mutex::default(),
             taken: Mutex::default(),
+            active: Mutex::default(),
             cores: Mutex::default(),
             dialled: Mutex::default(),
+            watched: Mutex::default(),
             peer_nodes: dial::PeerNodes::default(),
             said_of_shares: Mutex::default(),
             tls: tls.clone(),
             look: Notify::new(),
+            newcomer: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             emptied: watch::Sender::new(false),
             drained: watch::Sender::new(sharing.as_ref().is_some_and(|sharing| sharing.drained)),
@@ -430,6 +442,9 @@ impl Region {
         });
         // Peers that ask are answered from here on: regions that start together wait for each other.
         let node_addr = listen::start(&shared, listen_at, tls.server)?;
+        if sharing.is_some() {
+            alive::listen(&shared, node_addr).await;
+        }
         let keep = match opened.claim {
             Some(_) if peers.is_empty() || store.outlives_its_machine() => true,
             Some(commit) => confirm::confirm(&shared, &tls.client, (opened.start, commit)).await,

@@ -1,9 +1,14 @@
 //! Keeping a node's lease, and with it its shares of the region.
 //!
-//! One task per node. A few times a second it renews the lease, reads who else lives and who owns what, draws the plan of
+//! One task per node. A few times a second it renews the lease, reads the beats of the others, draws the plan of
 //! [`tern_core::placement`], and carries out its own part: it takes what has no living owner and is to be its own, and
 //! gives away what is to be another's, after all that was begun in it is over. What changed is told to the other nodes and
-//! to the edges at once; the store is the truth.
+//! to the edges at once.
+//!
+//! **The store is the truth**, and reading all of it is dear: it is scanned over all replicas, and where one of these has
+//! just died, a scan waits for it longer than a lease holds. So beats are read by name, and all nodes and all shares now and
+//! then only, beside everything else: after a start, when somebody new may be there, and when a conditional write shows that
+//! what was known is old.
 //!
 //! **A share that is given away** is nobody's until its new owner has read what is to be done in it. So what is given waits
 //! for nothing else that the new owner does, and no more is given than it takes up: it says so to the former owner. Were
@@ -12,7 +17,8 @@
 //! **Who is dead.** A node whose beat stood still for [`DEAD_AFTER`] by this node's clock, while this node itself read and
 //! renewed without a failure in all that time: so a store that does not answer kills nobody. Its generation is ended
 //! first. A node counts its own lease from before it asked for it, and for [`LEASE`], which is shorter; so what it says on
-//! the strength of it is said before another can have taken over.
+//! the strength of it is said before another can have taken over. Where its process is known to be gone, nobody is left
+//! to say anything, and that wait is shorter: see [`alive`].
 //!
 //! **A node that starts drained** says so with its first lease, so that nobody gives it anything; and what an earlier life
 //! of it has left it gives on as it is, without a word to its core: whoever gets it takes it over as from the dead.
@@ -22,11 +28,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tern_core::ids::Region as RegionId;
-use tern_core::leases::{LeaseError, NodeLease, SharedStore};
+use tern_core::leases::{LeaseError, NodeLease, ShareLease};
 use tern_core::owners::CoreNode;
 use tern_core::placement::{self, Candidate, Plan};
 use tern_core::slots::{Share, Slot};
@@ -36,7 +43,7 @@ use tokio::sync::oneshot;
 
 use super::agreement::Agreement;
 use super::core_task::Input;
-use super::{Peer, Shared, cores, start};
+use super::{Peer, Shared, Sharing, SharingError, Task, alive, cores, start};
 
 /// Between two renewals.
 pub const RENEW_EVERY: Duration = Duration::from_millis(300);
@@ -58,25 +65,15 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// meanwhile.
 const GIVE_FOR: Duration = Duration::from_millis(200);
 const _: () = assert!(2 * GIVE_FOR.as_millis() + 2 * RENEW_EVERY.as_millis() < LEASE.as_millis());
+/// All nodes and shares are read so often, and not more often than that.
+const READ_ALL_EVERY: Duration = Duration::from_secs(5);
+const READ_ALL_MIN: Duration = Duration::from_secs(1);
+/// What was not answered is waited for in the database for a while yet, and is not to be asked too often meanwhile.
+const READ_AGAIN: Duration = Duration::from_secs(15);
 /// Conditional writes under way at once.
 const WRITES_AT_ONCE: usize = 16;
 /// What the store says is left to do is looked at so often (R6).
 const TODO_EVERY: Duration = Duration::from_secs(30);
-
-/// How a node shares its region with others.
-#[derive(Clone, Debug)]
-pub struct Sharing {
-    /// What they share.
-    pub store: Arc<dyn SharedStore>,
-    /// Its part beside the others', at least 1.
-    pub weight: u32,
-    /// Where the others reach this node, if not where it listens.
-    pub advertise: Option<SocketAddr>,
-    /// It begins as one that is to have nothing, until [`Region::set_drained`] says otherwise.
-    ///
-    /// [`Region::set_drained`]: super::Region::set_drained
-    pub drained: bool,
-}
 
 /// A beat, and since when it has stood still while everything else went well.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +83,9 @@ struct Heard {
     since: Duration,
 }
 
+/// All nodes and all shares.
+type Whole = (Vec<NodeLease>, Vec<ShareLease>);
+
 /// See the module.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
@@ -93,7 +93,16 @@ pub(super) struct Keeper {
     lease: NodeLease,
     /// When the last renewal was asked for that this node got.
     renewed: Duration,
+    /// Under which word of whether it is drained.
+    said_drained: bool,
+    /// All nodes as they were read last, and when the others' beats were.
+    nodes: BTreeMap<String, NodeLease>,
+    looked: Option<Duration>,
     heard: BTreeMap<String, Heard>,
+    /// All that stands in the store, while it is being read; when that began last, and when it is to begin next.
+    reading: Option<Task<Result<Whole, StoreError>>>,
+    read_began: Option<Duration>,
+    read_at: Duration,
     /// What the core task holds, with its epochs.
     held: BTreeMap<Share, u64>,
     /// The last epoch of each share that this node had, in this life or an earlier one: it is not gone on with.
@@ -107,41 +116,6 @@ pub(super) struct Keeper {
     todo_at: Duration,
 }
 
-/// Why a node may not begin to share a region.
-#[derive(Debug, thiserror::Error)]
-pub enum SharingError {
-    /// Its name is another's.
-    #[error(
-        "another process serves this region under the name \"{0}\": its lease is being renewed. Stop it, or give each \
-         core node a name of its own (node.name)"
-    )]
-    Twice(String),
-    /// It was told of fewer regions than another node.
-    #[error(
-        "core node \"{node}\" of this region is linked with region {region}, and \"peers\" of this node lacks it: what this node \
-         took in would not be sent there. List it here, too; or, where it is to be removed, take it off the running nodes \
-         first and let them read their configuration again (SIGHUP)"
-    )]
-    Behind {
-        /// The other node.
-        node: String,
-        /// The region's number.
-        region: RegionId,
-    },
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<LeaseError> for SharingError {
-    fn from(error: LeaseError) -> Self {
-        match error {
-            LeaseError::Lost => Self::Store(StoreError::Backend("another process was quicker".to_owned())),
-            LeaseError::Store(error) => Self::Store(error),
-        }
-    }
-}
-
 impl Keeper {
     /// Begins the node's generation.
     pub async fn begin(
@@ -151,11 +125,12 @@ impl Keeper {
         marked: BTreeSet<RegionId>,
     ) -> Result<Self, SharingError> {
         let name = shared.config.node.clone();
-        let alive = |nodes: Vec<NodeLease>| nodes.into_iter().find(|n| n.name == name).map(|n| (n.generation, n.beat));
-        let before = alive(sharing.store.nodes().await?);
-        if before.is_some() {
+        let alive = |nodes: Vec<NodeLease>| nodes.into_iter().find(|n| n.name == name && !n.ended);
+        let beat = |node: NodeLease| (node.generation, node.beat);
+        if let Some(before) = alive(sharing.store.nodes().await?) {
             tokio::time::sleep(RENEW_EVERY * 3).await;
-            if alive(sharing.store.nodes().await?) != before {
+            // That the others end an earlier life of this node meanwhile is no sign of another process.
+            if alive(sharing.store.nodes().await?).is_some_and(|now| beat(now) != beat(before)) {
                 return Err(SharingError::Twice(name));
             }
         }
@@ -184,9 +159,26 @@ impl Keeper {
         }
         shared.push(Input::Comparing { marks: BTreeMap::new(), held: agreement.pending().clone() });
         let todo_at = shared.env.clock.now() + TODO_EVERY;
-        let (heard, held, given) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let renewed = shared.env.clock.now();
-        Ok(Self { shared, sharing, lease, renewed, heard, held, lived: None, given, marked, agreement, todo_at })
+        let now = shared.env.clock.now();
+        Ok(Self {
+            shared,
+            said_drained: lease.drained,
+            sharing,
+            lease,
+            renewed: now,
+            nodes: BTreeMap::new(),
+            looked: None,
+            heard: BTreeMap::new(),
+            reading: None,
+            read_began: None,
+            read_at: now,
+            held: BTreeMap::new(),
+            lived: None,
+            given: BTreeMap::new(),
+            marked,
+            agreement,
+            todo_at,
+        })
     }
 
     async fn not_behind(agreement: &Agreement, sharing: &Sharing) -> Result<(), SharingError> {
@@ -208,11 +200,7 @@ impl Keeper {
             if let Err(error) = self.turn().await {
                 match error {
                     LeaseError::Lost => self.lost().await,
-                    LeaseError::Store(error) => {
-                        tracing::warn!(%error, "this node's lease could not be renewed, or its region not be read; trying on");
-                        // What was heard before is no sign of death any more.
-                        self.heard.clear();
-                    }
+                    LeaseError::Store(error) => self.not_renewed(&error),
                 }
             }
             if stop && self.held.is_empty() && !*self.shared.emptied.borrow() {
@@ -225,8 +213,25 @@ impl Keeper {
                 self.shared.emptied.send_replace(true);
                 return;
             }
+            let pause = self.pause();
+            let read = async {
+                match &mut self.reading {
+                    Some(reading) => reading.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(self.pause()) => {}
+                read = read => {
+                    self.reading = None;
+                    match read {
+                        Ok(whole) => self.take_whole(whole),
+                        Err(error) => {
+                            tracing::warn!(%error, "who shares this region could not be read as a whole; trying on");
+                            self.read_at = self.shared.env.clock.now() + READ_AGAIN;
+                        }
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
                 () = self.shared.look.notified() => {}
                 _ = stopping.changed() => {}
                 _ = drained.changed() => {}
@@ -235,11 +240,19 @@ impl Keeper {
         }
     }
 
-    /// How long to wait for the next turn: not longer than until a node whose beat stands still may be taken for dead.
+    /// How long to wait for the next turn: not longer than until the lease is to be renewed, or a node whose beat stands still
+    /// may be taken for dead.
     fn pause(&self) -> Duration {
         let now = self.shared.env.clock.now();
-        let dead = self.heard.values().map(|heard| (heard.since + DEAD_AFTER).saturating_sub(now)).min();
-        dead.map_or(RENEW_EVERY, |dead| dead.clamp(TURN_MIN, RENEW_EVERY))
+        let renew = (self.renewed + RENEW_EVERY).saturating_sub(now).clamp(TURN_MIN, RENEW_EVERY);
+        let each = self.heard.iter().map(|(name, heard)| heard.since + self.dead_after(name, heard.generation));
+        let dead = each.min().map(|dead| dead.saturating_sub(now));
+        dead.map_or(renew, |dead| dead.clamp(TURN_MIN, renew))
+    }
+
+    /// How long a node's beat stands still until it is dead.
+    fn dead_after(&self, name: &str, generation: u64) -> Duration {
+        if alive::is_gone(&self.shared, name, generation) { alive::GONE_AFTER } else { DEAD_AFTER }
     }
 
     /// The lease was ended by another: all that was owned is lost, and a new generation begins with nothing.
@@ -257,42 +270,34 @@ impl Keeper {
 
     async fn turn(&mut self) -> Result<(), LeaseError> {
         self.take_given().await?;
-        let asked = self.shared.env.clock.now();
-        self.renew().await?;
+        let now = self.shared.env.clock.now();
+        if now + TURN_MIN >= self.renewed + RENEW_EVERY || self.said_drained != self.lease.drained {
+            self.renew().await?;
+        }
         self.know_peers().await?;
         self.take_given().await?;
-        let nodes = self.sharing.store.nodes().await?;
-        let shares = self.sharing.store.shares().await?;
-        let alive = self.look(&nodes).await;
-        let mut changed = {
+        self.read_all().await?;
+        self.read_beats().await?;
+        let alive = self.look().await?;
+        {
             let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut changed = Vec::new();
-            for lease in &shares {
-                if owners.set(lease.share, Some(lease.node.as_str().into()), lease.epoch) {
-                    changed.push(lease.share);
-                }
-            }
             for node in &alive {
                 owners.node(&node.name, CoreNode { addr: node.addr, generation: node.generation });
             }
             let known: Vec<Arc<str>> = owners.nodes().keys().cloned().collect();
-            for gone in known.iter().filter(|name| !nodes.iter().any(|n| n.name == ***name && !n.ended)) {
+            for gone in known.iter().filter(|name| self.nodes.get(&***name).is_none_or(|node| node.ended)) {
                 owners.forget(gone);
             }
-            changed
-        };
-        if self.lived.is_none() {
-            let mine = shares.iter().filter(|lease| lease.node == self.lease.name);
-            self.lived = Some(mine.map(|lease| (lease.share, lease.epoch)).collect());
         }
+        let owners: BTreeSet<String> = {
+            let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            Share::all().filter_map(|share| owners.of(share).0.map(ToString::to_string)).collect()
+        };
         let living = alive.iter().map(|node| node.name.clone());
-        let owners = shares.iter().map(|lease| lease.node.clone());
         self.agree(living.chain(owners).collect()).await?;
         cores::keep(&self.shared, &alive);
+        alive::keep(&self.shared, &alive);
         self.drop_lost();
-        // What is this node's own is told once it is taken up.
-        changed.retain(|share| !self.is_own(*share));
-        self.moved(changed);
         self.take_given().await?;
         let candidates: Vec<Candidate> = alive
             .iter()
@@ -305,12 +310,113 @@ impl Keeper {
         self.pass_on(&plan).await?;
         self.take(self.wanted(&plan)).await?;
         self.give(&plan).await?;
-        if asked >= self.todo_at && !self.held.is_empty() {
-            self.todo_at = asked + TODO_EVERY;
-            let todo = self.sharing.store.todo_in(self.held.iter().map(|(s, e)| (*s, *e)).collect()).await?;
+        if now >= self.todo_at && !self.held.is_empty() {
+            self.todo_at = now + TODO_EVERY;
+            let (store, held) = (self.sharing.store.clone(), self.held.iter().map(|(s, e)| (*s, *e)).collect());
+            let todo = self.renewing(store.todo_in(held)).await??;
             self.shared.push(Input::TodoFound(todo));
         }
         Ok(())
+    }
+
+    /// Begins to read all nodes and shares if it is time for it; in the first turn nothing can be done without.
+    async fn read_all(&mut self) -> Result<(), LeaseError> {
+        let now = self.shared.env.clock.now();
+        if self.shared.newcomer.swap(false, Ordering::Relaxed) {
+            self.read_at = now;
+        }
+        let is_early = now < self.read_at || self.read_began.is_some_and(|began| now < began + READ_ALL_MIN);
+        if self.lived.is_some() && (self.reading.is_some() || is_early) {
+            return Ok(());
+        }
+        self.read_at = now + READ_ALL_EVERY;
+        self.read_began = Some(now);
+        let store = self.sharing.store.clone();
+        let reading = Box::pin(async move { Ok((store.nodes().await?, store.shares().await?)) });
+        if self.lived.is_none() {
+            let whole = self.renewing(reading).await??;
+            self.take_whole(whole);
+        } else {
+            self.reading = Some(reading);
+        }
+        Ok(())
+    }
+
+    /// All nodes and shares as they stood a moment ago.
+    fn take_whole(&mut self, (nodes, shares): Whole) {
+        for node in nodes {
+            // What was read by name since is newer.
+            let known = self.nodes.get(&node.name).map(|known| (known.generation, known.beat));
+            if known.is_none_or(|known| known < (node.generation, node.beat)) {
+                self.nodes.insert(node.name.clone(), node);
+            }
+        }
+        if self.lived.is_none() {
+            let mine = shares.iter().filter(|lease| lease.node == self.lease.name);
+            self.lived = Some(mine.map(|lease| (lease.share, lease.epoch)).collect());
+        }
+        let changed = {
+            let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut changed = Vec::new();
+            for lease in shares {
+                // What is this node's own is told once it is taken up.
+                let own = lease.node == self.lease.name;
+                if owners.set(lease.share, Some(lease.node.into()), lease.epoch) && !own {
+                    changed.push(lease.share);
+                }
+            }
+            changed
+        };
+        self.moved(changed);
+    }
+
+    /// Reads the beats of the others, if it is time for it, or if one of them would be taken for dead by what is known.
+    async fn read_beats(&mut self) -> Result<(), LeaseError> {
+        let now = self.shared.env.clock.now();
+        let dead = |(name, heard): (&String, &Heard)| now >= heard.since + self.dead_after(name, heard.generation);
+        let due = self.looked.is_none_or(|looked| now + TURN_MIN >= looked + RENEW_EVERY);
+        if !due && !self.heard.iter().any(dead) {
+            return Ok(());
+        }
+        // One that has ended begins anew as somebody who was not known, if it was not taken for dead though it lives.
+        let linked: BTreeSet<String> = {
+            let cores = self.shared.cores.lock().unwrap_or_else(PoisonError::into_inner);
+            cores.keys().cloned().collect()
+        };
+        let others = self.nodes.values().filter(|node| node.name != self.lease.name);
+        let others = others.filter(|node| !node.ended || linked.contains(&node.name));
+        let names: Vec<String> = others.map(|node| node.name.clone()).collect();
+        if !names.is_empty() {
+            let store = self.sharing.store.clone();
+            let read = self.renewing(store.nodes_of(names)).await??;
+            self.nodes.extend(read.into_iter().map(|node| (node.name.clone(), node)));
+        }
+        self.looked = Some(now);
+        Ok(())
+    }
+
+    /// Does something with the store that may take long, and renews the lease meanwhile, so that this node is not taken for
+    /// dead. It is given up only when the lease is lost.
+    async fn renewing<T>(&mut self, what: impl Future<Output = T> + Send) -> Result<T, LeaseError> {
+        let mut what = std::pin::pin!(what);
+        loop {
+            let next = (self.renewed + RENEW_EVERY).saturating_sub(self.shared.env.clock.now());
+            tokio::select! {
+                biased;
+                done = &mut what => return Ok(done),
+                () = tokio::time::sleep(next.max(TURN_MIN)) => match self.renew().await {
+                    Ok(()) => {}
+                    Err(LeaseError::Lost) => return Err(LeaseError::Lost),
+                    Err(LeaseError::Store(error)) => self.not_renewed(&error),
+                },
+            }
+        }
+    }
+
+    fn not_renewed(&mut self, error: &StoreError) {
+        tracing::warn!(%error, "this node's lease could not be renewed, or its region not be read; trying on");
+        // What was heard before is no sign of death any more.
+        self.heard.clear();
     }
 
     async fn renew(&mut self) -> Result<(), LeaseError> {
@@ -318,6 +424,7 @@ impl Keeper {
         self.lease.beat += 1;
         self.sharing.store.renew(self.lease.clone()).await?;
         self.renewed = asked;
+        self.said_drained = self.lease.drained;
         self.shared.push(Input::Lease(asked + LEASE));
         Ok(())
     }
@@ -354,11 +461,13 @@ impl Keeper {
     }
 
     /// Who lives: those that are not known to be dead. Whoever is, is fenced.
-    async fn look(&mut self, nodes: &[NodeLease]) -> Vec<NodeLease> {
+    async fn look(&mut self) -> Result<Vec<NodeLease>, LeaseError> {
         let now = self.shared.env.clock.now();
-        self.heard.retain(|name, _| nodes.iter().any(|n| n.name == *name));
         let mut alive = Vec::new();
-        for node in nodes {
+        // It may have been claimed after all nodes were read.
+        self.nodes.insert(self.lease.name.clone(), self.lease.clone());
+        let nodes: Vec<NodeLease> = self.nodes.values().cloned().collect();
+        for node in &nodes {
             if node.name == self.lease.name {
                 alive.push(self.lease.clone());
                 continue;
@@ -375,11 +484,15 @@ impl Keeper {
             if (heard.generation, heard.beat) != (node.generation, node.beat) {
                 *heard = Heard { generation: node.generation, beat: node.beat, since: now };
             }
-            if now.saturating_sub(heard.since) < DEAD_AFTER {
+            let since = heard.since;
+            if now.saturating_sub(since) < self.dead_after(&node.name, node.generation) {
                 alive.push(node.clone());
             } else {
-                match self.sharing.store.fence(node.clone()).await {
+                let store = self.sharing.store.clone();
+                match self.renewing(store.fence(node.clone())).await? {
                     Ok(()) => {
+                        let ended = NodeLease { generation: node.generation + 1, ended: true, ..node.clone() };
+                        self.nodes.insert(node.name.clone(), ended);
                         self.heard.remove(&node.name);
                         tracing::warn!(node = %node.name, "a core node of this region has died: its shares are taken over");
                     }
@@ -395,7 +508,7 @@ impl Keeper {
                 }
             }
         }
-        alive
+        Ok(alive)
     }
 
     /// What another has taken since is not this node's, whatever it believed.
@@ -424,12 +537,6 @@ impl Keeper {
         });
         let lived = |share| self.lived.as_ref().and_then(|lived| lived.get(&share)).copied().unwrap_or(0);
         own.map(|(share, epoch)| (share, epoch, epoch > lived(share))).collect()
-    }
-
-    /// By the last word of it.
-    fn is_own(&self, share: Share) -> bool {
-        let owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.of(share).0.is_some_and(|owner| **owner == *self.lease.name)
     }
 
     /// Takes up what another has just given, which is nobody's meanwhile. In the first turn it can't be told from what an
@@ -463,9 +570,9 @@ impl Keeper {
                 self.shared.look.notify_one(); // the rest after the lease
                 break;
             }
-            let store = &self.sharing.store;
-            let written =
-                futures_join(part.iter().map(|(share, epoch, to)| store.give(*share, *epoch, to.clone()))).await;
+            let store = self.sharing.store.clone();
+            let writes = part.iter().map(|(share, epoch, to)| store.give(*share, *epoch, to.clone()));
+            let written = self.renewing(futures_join(writes)).await?;
             self.note_given(part.iter().map(|(share, _, to)| (*share, to.clone())).zip(written))?;
         }
         Ok(())
@@ -487,8 +594,8 @@ impl Keeper {
                     self.given.insert(share, (to, next, wait_until));
                     given.push(share);
                 }
-                // Whoever has it then: the next turn reads it, and takes it again if it is this node's.
-                Err(LeaseError::Lost) => {}
+                // Whoever has it then: that is read, and it is taken again if it is this node's.
+                Err(LeaseError::Lost) => self.read_at = self.shared.env.clock.now(),
                 Err(error) => failed = Err(error),
             }
         }
@@ -501,14 +608,17 @@ impl Keeper {
     }
 
     /// Takes shares: (which, its epoch, whether another has given it under that). Those of a node that died are many, and a
-    /// database that is busy answers late: the lease is renewed meanwhile.
-    async fn take(&mut self, wanted: Vec<(Share, u64, bool)>) -> Result<(), LeaseError> {
+    /// database that is busy answers late: the lease is renewed meanwhile, and those in which something went on lately, as far
+    /// as this node has to do with it, come first.
+    async fn take(&mut self, mut wanted: Vec<(Share, u64, bool)>) -> Result<(), LeaseError> {
+        {
+            let active = self.shared.active.lock().unwrap_or_else(PoisonError::into_inner);
+            wanted.sort_by_key(|(share, ..)| std::cmp::Reverse(active.get(share).copied()));
+        }
         for part in wanted.chunks(WRITES_AT_ONCE) {
-            if self.shared.env.clock.now() >= self.renewed + 2 * RENEW_EVERY {
-                self.renew().await?;
-            }
             let mut gained = BTreeMap::new();
-            let (store, name) = (&self.sharing.store, &self.lease.name);
+            let (store, name) = (self.sharing.store.clone(), self.lease.name.clone());
+            let (store, name) = (&store, &name);
             let writes = part.iter().map(|(share, epoch, given)| async move {
                 if *given {
                     return Ok((*share, *epoch));
@@ -516,12 +626,13 @@ impl Keeper {
                 let next = store.give(*share, *epoch, name.clone()).await;
                 next.map(|next| (*share, next))
             });
-            for done in futures_join(writes).await {
+            for done in self.renewing(futures_join(writes)).await? {
                 match done {
                     Ok((share, epoch)) => {
                         gained.insert(share, epoch);
                     }
-                    Err(LeaseError::Lost) => {} // another was quicker: the next turn reads who
+                    // Another was quicker: who is read.
+                    Err(LeaseError::Lost) => self.read_at = self.shared.env.clock.now(),
                     Err(error) => {
                         self.gain(gained).await?;
                         return Err(error);
@@ -538,7 +649,8 @@ impl Keeper {
             return Ok(());
         }
         // What the store says is left to do is read under the new epochs.
-        let todo = self.sharing.store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect()).await?;
+        let store = self.sharing.store.clone();
+        let todo = self.renewing(store.todo_in(gained.iter().map(|(s, e)| (*s, *e)).collect())).await??;
         let shares: Vec<Share> = gained.keys().copied().collect();
         self.agreement.mark(&*self.sharing.store, &shares).await?;
         let mut marks = BTreeMap::new();
@@ -624,9 +736,9 @@ impl Keeper {
         }
         let held: Vec<(Share, String, u64)> =
             mine.into_iter().filter_map(|(share, to)| Some((share, to, self.held.remove(&share)?))).collect();
-        let store = &self.sharing.store;
+        let store = self.sharing.store.clone();
         let writes = held.iter().map(|(share, to, epoch)| store.give(*share, *epoch, to.clone()));
-        let written = futures_join(writes).await;
+        let written = self.renewing(futures_join(writes)).await?;
         let given = self.note_given(held.into_iter().map(|(share, to, _)| (share, to)).zip(written))?;
         Ok(given > 0)
     }

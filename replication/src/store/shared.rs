@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tern_core::ids::ConvId;
@@ -17,12 +18,20 @@ use tern_core::store::{Append, Appended, BoxFut, Durability, Put, Store, StoreEr
 
 use super::MemoryStore;
 
+/// What is not answered by then has failed, as with the Scylla store.
+const SCAN_WITHIN: Duration = Duration::from_secs(3);
+/// As a database that decides each batch by itself.
+const APPENDS_AT_ONCE: usize = 16;
+
 #[derive(Debug, Default)]
 struct Tables {
     nodes: BTreeMap<String, NodeLease>,
     shares: BTreeMap<Share, ShareLease>,
     fences: BTreeMap<ConvId, u64>,
     settled: BTreeMap<String, Bytes>,
+    slow: BTreeMap<ConvId, Duration>,
+    scans_hang: bool,
+    gives_take: Duration,
 }
 
 /// See the module. Clones are the same store.
@@ -45,6 +54,30 @@ impl SharedMemory {
         Self { store: MemoryStore::new(), tables: Arc::default(), salt: salt.into() }
     }
 
+    /// From now on what is appended to a conversation takes so long, as if its replicas were slow.
+    pub fn set_slow(&self, conversation: ConvId, takes: Duration) {
+        self.tables().slow.insert(conversation, takes);
+    }
+
+    /// From now on a share changes hands after so long, as if its replicas were busy.
+    pub fn set_gives_take(&self, time: Duration) {
+        self.tables().gives_take = time;
+    }
+
+    /// Whether reads of whole tables get no answer, as while a replica has died and the others don't know it yet.
+    pub fn set_scans_hang(&self, hang: bool) {
+        self.tables().scans_hang = hang;
+    }
+
+    /// A read of a whole table.
+    async fn scan<T>(&self, read: impl FnOnce(&Tables) -> T) -> Result<T, StoreError> {
+        if self.tables().scans_hang {
+            tokio::time::sleep(SCAN_WITHIN).await;
+            return Err(StoreError::Backend("no answer".to_owned()));
+        }
+        Ok(read(&self.tables()))
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,6 +94,10 @@ impl StoreLayer for SharedMemory {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(batches.len());
             for batch in batches {
+                let slow = self.tables().slow.get(&batch.conversation).copied();
+                if let Some(takes) = slow {
+                    tokio::time::sleep(takes).await;
+                }
                 let fence = self.tables().fences.get(&batch.conversation).copied().unwrap_or(0);
                 if batch.epoch < fence && !on(Mutant::FencedOwnerWrites) {
                     answers.push(Appended::Fenced);
@@ -71,6 +108,10 @@ impl StoreLayer for SharedMemory {
             }
             answers
         })
+    }
+
+    fn appends_at_once_through(&self) -> usize {
+        APPENDS_AT_ONCE
     }
 
     fn put_through(&self, puts: Vec<Put>, _durability: Durability) -> BoxFut<'_, Result<(), StoreError>> {
@@ -114,15 +155,26 @@ impl Leases for SharedMemory {
     }
 
     fn nodes(&self) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>> {
-        Box::pin(async move { Ok(self.tables().nodes.values().cloned().collect()) })
+        Box::pin(self.scan(|tables| tables.nodes.values().cloned().collect()))
+    }
+
+    fn nodes_of(&self, names: Vec<String>) -> BoxFut<'_, Result<Vec<NodeLease>, StoreError>> {
+        Box::pin(async move {
+            let tables = self.tables();
+            Ok(names.iter().filter_map(|name| tables.nodes.get(name).cloned()).collect())
+        })
     }
 
     fn shares(&self) -> BoxFut<'_, Result<Vec<ShareLease>, StoreError>> {
-        Box::pin(async move { Ok(self.tables().shares.values().cloned().collect()) })
+        Box::pin(self.scan(|tables| tables.shares.values().cloned().collect()))
     }
 
     fn give(&self, share: Share, epoch: u64, node: String) -> BoxFut<'_, Result<u64, LeaseError>> {
         Box::pin(async move {
+            let takes = self.tables().gives_take;
+            if !takes.is_zero() {
+                tokio::time::sleep(takes).await;
+            }
             let mut tables = self.tables();
             if tables.shares.get(&share).map_or(0, |known| known.epoch) != epoch {
                 return Err(LeaseError::Lost);
