@@ -151,7 +151,8 @@ settings! {
     listen_client: Option<u16> = "listen.client", "", Restart, NODES;
     /// Port for dispatch (HTTPS). Unset: the client port + 1.
     listen_dispatch: Option<u16> = "listen.dispatch", "", Restart, DISPATCH;
-    /// Port for other nodes (QUIC, UDP). Unset: the client port + 2.
+    /// Port for other nodes (QUIC, UDP). Where several processes share the region they listen on it over TCP, too, so that the
+    /// others hear at once that one has ended. Unset: the client port + 2.
     listen_node: Option<u16> = "listen.node", "", Restart, REGION;
     /// Address and port of /metrics, /livez, /readyz, /startupz, /config and /reload: plain HTTP without a login, so
     /// keep it private. The last two answer on the machine itself only.

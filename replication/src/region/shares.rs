@@ -18,7 +18,7 @@
 //! renewed without a failure in all that time: so a store that does not answer kills nobody. Its generation is ended
 //! first. A node counts its own lease from before it asked for it, and for [`LEASE`], which is shorter; so what it says on
 //! the strength of it is said before another can have taken over. Where its process is known to be gone, nobody is left
-//! to say anything, and that wait is shorter: see [`alive`].
+//! to say anything, and that wait is shorter: see `alive`.
 //!
 //! **A node that starts drained** says so with its first lease, so that nobody gives it anything; and what an earlier life
 //! of it has left it gives on as it is, without a word to its core: whoever gets it takes it over as from the dead.
